@@ -1,0 +1,201 @@
+"""Training and evaluation of the sentence encoder: deep structured joint embedding (chapter: zero-shot learning)."""
+import os
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from char_cnn_rnn import torch7
+from char_cnn_rnn.encoder import CharCnnRnn, init_weights, one_hot, sje_loss
+from char_cnn_rnn.image_encoder import image_side
+from common import checkpoint
+from common.errors import UserError
+from common.loop import new_progress, train_loop
+
+DECAY = 0.98  # of the learning rate, every epoch
+TOP = 50      # pictures that a class's description retrieves
+
+
+class ClassBatches:
+    """Batches in which every class is as frequent as any other; iterating draws an epoch from PyTorch's generator.
+
+    Of every item, first the class is drawn, then one of its photographs, then one of that photograph's captions. Classes
+    come in shuffled rounds, so no class is twice in a batch where there are enough of them, as in the authors' code.
+    """
+
+    def __init__(self, index, photographs, batch_size):
+        self.index, self.photographs, self.batch_size = index, photographs, batch_size
+        classes = sorted(set(index.classes))
+        self.photos_of = [[i for i, name in enumerate(index.classes) if name == one] for one in classes]
+        self.captions_of = [[] for _ in index.names]
+        for caption, photo in enumerate(index.photo_of):
+            self.captions_of[photo].append(caption)
+
+    def __len__(self):
+        return max(1, len(self.index.names) // self.batch_size) if self.index.names else 0
+
+    def __iter__(self):
+        for _ in range(len(self)):
+            rounds = -(-self.batch_size // len(self.photos_of))
+            classes = torch.cat([torch.randperm(len(self.photos_of)) for _ in range(rounds)])[:self.batch_size]
+            photos = [_any(self.photos_of[one]) for one in classes.tolist()]
+            captions = [_any(self.captions_of[photo]) for photo in photos]
+            yield {'right_images': self.photographs[photos], 'class': classes,
+                   'txt': [self.index.captions[caption] for caption in captions]}
+
+
+def _any(items):
+    return items[int(torch.randint(len(items), ()))]
+
+
+class Model:
+    """The two sides of the joint embedding and their optimiser.
+
+    `data_loader` yields dicts with `right_images` (what the image side of `image_encoder` reads: features or pictures),
+    `txt` (as many sentences) and, where a class can be in a batch twice, `class` (integers).
+    """
+
+    def __init__(self, name, device, data_loader, variant='birds_icml', image_encoder='efficientnet_lite0'):
+        self.name, self.device, self.data_loader = name, torch.device(device), data_loader
+        self.image_encoder = image_encoder
+        self.encoder = CharCnnRnn(variant).to(self.device)
+        self.image_side = image_side(image_encoder).to(self.device)
+        init_weights(self.encoder)
+        if image_encoder != 'scratch':
+            init_weights(self.image_side)
+        self.optim = None
+        self.progress = new_progress()
+        self.options = {}
+
+    def create_optim(self, lr):
+        """RMSprop for both sides; the learning rate falls to 0.98 of itself every epoch."""
+        self.lr = lr
+        self.optim = torch.optim.RMSprop([*self.encoder.parameters(), *self.image_side.parameters()], lr=lr)
+
+    def train_step(self, batch):
+        """One step of both sides. Returns `loss` and the share of pictures that rank their sentence first, `accuracy`."""
+        images, letters = batch['right_images'].to(self.device), one_hot(batch['txt']).to(self.device)
+        classes = batch['class'].to(self.device) if 'class' in batch else None
+        text_features, image_features = self.encoder(letters), self.image_side(images)
+
+        # Symmetric: a picture should score highest with its own sentence, and a sentence with its own picture.
+        loss = (sje_loss(text_features, image_features, classes)
+                + sje_loss(image_features, text_features, classes))
+        self.optim.zero_grad()
+        loss.backward()
+        self.optim.step()
+
+        best = (image_features.detach() @ text_features.detach().T).argmax(dim=1)
+        accuracy = (best == torch.arange(len(best), device=self.device)).float().mean()
+        return {'loss': loss.detach(), 'accuracy': accuracy}
+
+    def train(self, epochs, log_interval=100, out_dir='', verbose=True):
+        """Train until `epochs` epochs are done, those of a loaded checkpoint included. See `common.loop.train_loop`."""
+        if self.optim is None:
+            raise UserError('call create_optim(lr) before train()')
+        self.encoder.train()
+        self.image_side.train()
+        train_loop(self, epochs, log_interval, out_dir, verbose, after_epoch=self._decay_lr)
+
+    def _decay_lr(self):
+        self.optim.param_groups[0]['lr'] = self.lr * DECAY ** self.progress['epoch']
+
+    @torch.no_grad()
+    def embed_photographs(self, photographs, batch_size=256):
+        """What `image_encoder.load_photographs` gives, N rows -> float32 tensor [N, 1024] on the CPU."""
+        self.image_side.eval()
+        rows = [self.image_side(rows.to(self.device)).float().cpu() for rows in photographs.split(batch_size)]
+        return torch.cat(rows)
+
+    def eval(self, index, photographs, verbose=True):
+        """Zero-shot classification and retrieval on the classes of a split (paper, section 5.2 and 5.3).
+
+        A class is described by the mean embedding of its captions. `top1`: the share of photographs that score highest
+        with their own class, averaged over classes; `ap50`: the share of its own class among the 50 best photographs of
+        a class, averaged over classes. `chance_*` is what guessing would reach. Returns a dict of floats.
+        """
+        names = sorted(set(index.classes))
+        label = torch.tensor([names.index(name) for name in index.classes])
+        embeddings = torch.from_numpy(embed_captions(self.encoder, index.captions, verbose=verbose))
+        class_of_caption = label[torch.tensor(index.photo_of)]
+        described = torch.stack([embeddings[class_of_caption == i].mean(0) for i in range(len(names))])
+        scores = described @ self.embed_photographs(photographs).T            # [classes, photographs]
+        right = scores.argmax(0) == label
+        nearest = scores.argsort(dim=1, descending=True)[:, :TOP]
+        own = torch.arange(len(names))[:, None] == label
+        return {
+            'top1': torch.stack([right[row].float().mean() for row in own]).mean().item(),
+            'chance_top1': 1 / len(names),
+            'ap50': own.gather(1, nearest).float().mean().item(),
+            'chance_ap50': 1 / len(names),
+        }
+
+    def save_to(self, path='', name=None, verbose=True):
+        """Write both sides, optimiser, progress and options to `path/NAME.pt`, whole or not at all. Returns the file."""
+        file = os.path.join(path, f'{name or self.name}.pt')
+        contents = {'variant': self.encoder.variant, 'encoder': self.encoder.state_dict(),
+                    'image_encoder': self.image_encoder, 'image_side': self.image_side.state_dict(),
+                    'progress': self.progress, 'options': self.options}
+        if self.optim is not None:
+            contents['optim'] = self.optim.state_dict()
+        checkpoint.save(file, contents)
+        if verbose:
+            print(f'saved {file}')
+        return file
+
+    def load_from(self, path='', name=None, verbose=True):
+        """Read what `save_to` wrote; `path` is the file or its folder.
+
+        With an optimiser already made (`create_optim`), its state and the progress are read too. Raises UserError where
+        the file is missing, damaged, refused, or of another variant or image encoder.
+        """
+        file = path if os.path.isfile(path) else os.path.join(path, f'{name or self.name}.pt')
+        contents = checkpoint.load(file)
+        if 'image_side' not in contents:
+            raise UserError(f'{file}: has no image side, so it is no checkpoint of this training')
+        for what, ours in (('variant', self.encoder.variant), ('image_encoder', self.image_encoder)):
+            if contents[what] != ours:
+                raise UserError(f'{file}: was trained with --{what} {contents[what]}, not {ours}')
+        checkpoint.load_weights(self.encoder, contents['encoder'], file)
+        checkpoint.load_weights(self.image_side, contents['image_side'], file)
+        self.options = contents['options']
+        if self.optim is not None and 'optim' in contents:
+            self.optim.load_state_dict(contents['optim'])
+            self.progress = contents['progress']
+        if verbose:
+            print(f'loaded {file}')
+
+
+def load_encoder(path, device='cpu'):
+    """A `CharCnnRnn` in evaluation mode from a checkpoint of ours, a plain state dict, or the authors' Torch7 file (.t7).
+
+    Raises UserError where the file is missing, damaged, refused or holds no sentence encoder.
+    """
+    contents = torch7.read_encoder(path) if path.endswith('.t7') else checkpoint.load(path)
+    state_dict = contents.get('encoder', contents)
+    encoder = CharCnnRnn(contents.get('variant') or _variant_of(state_dict, path))
+    checkpoint.load_weights(encoder, state_dict, path)
+    return encoder.to(device).eval()
+
+
+def _variant_of(state_dict, path):
+    """The variant that has weights of these names and shapes."""
+    shapes = {key.removeprefix('module.'): tuple(value.shape) for key, value in state_dict.items() if torch.is_tensor(value)}
+    if 'conv3.weight' not in shapes:
+        raise UserError(f'{path}: holds no sentence encoder (no weights named conv3.weight)')
+    if 'rnn.i2h_update.weight' in shapes:
+        return 'birds_icml'
+    return 'birds_cvpr' if shapes['conv3.weight'][0] == 256 else 'flowers_icml'
+
+
+@torch.no_grad()
+def embed_captions(encoder, captions, batch_size=256, verbose=True):
+    """Sentences (a list of N strings) to float32 numpy [N, 1024]; a sentence that comes often is read once."""
+    device = next(encoder.parameters()).device
+    distinct = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
+    todo, rows = list(distinct), []
+    encoder.eval()
+    for start in tqdm(range(0, len(todo), batch_size), desc='captions', unit=' batches', leave=False,
+                      disable=None if verbose else True):
+        rows.append(encoder(one_hot(todo[start:start + batch_size]).to(device)).float().cpu().numpy())
+    return np.concatenate(rows)[[distinct[caption] for caption in captions]] if rows else np.empty((0, 1024), np.float32)

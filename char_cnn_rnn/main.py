@@ -1,0 +1,151 @@
+"""Sentence encoder: train, measure how well it knows birds it has never seen, search, and write embeddings.
+
+    python main.py --train                                      train on data/birds/birds.hdf5
+    python main.py --train --resume                             go on with the newest run
+    python main.py --train False                                classify and retrieve birds of held-out classes
+    python main.py --train False --query "a small red bird"     the held-out pictures that match a sentence best
+    python main.py --embed                                      write every caption's embedding into the HDF5 file
+"""
+import argparse
+import io
+import os
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(HERE))
+
+import torch
+from PIL import Image
+
+from char_cnn_rnn import image_encoder
+from char_cnn_rnn.build_encoder import ClassBatches, Model, embed_captions, load_encoder
+from char_cnn_rnn.encoder import VARIANTS
+from common import checkpoint, flags, run
+from common.errors import UserError, run_command
+from common.pictures import caption_sheet
+from data import layout
+from data.cache import load_split
+
+FOUND = 8  # pictures shown for a query
+
+
+def parse_flags():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_run_flags(parser, model='char_cnn_rnn', epochs=100, batch_size=40, lr=0.0007, chapter_dir=HERE)
+    parser.add_argument('--variant', choices=VARIANTS, default='birds_icml',
+                        help='of the network (default: birds_icml, what StackGAN and the chapter use)')
+    parser.add_argument('--image_encoder', choices=image_encoder.CHOICES, default='efficientnet_lite0',
+                        help='features of photographs; scratch: a small network trained along (default: efficientnet_lite0)')
+    parser.add_argument('--image_weights', metavar='FILE', help='ImageNet weights of googlenet (default: download them)')
+    flags.add_boolean(parser, '--embed', False, 'write the embeddings of all captions into the HDF5 file')
+    parser.add_argument('--encoder', metavar='FILE',
+                        help='evaluate or embed with this .pt or .t7 file (default: with the newest run)')
+    parser.add_argument('--query', action='append', metavar='SENTENCE',
+                        help='with --train False: show the pictures that match this sentence best; can be repeated')
+    return run.parse_options(parser)
+
+
+def main():
+    options, resumed = parse_flags()
+    flags.print_options(options)
+    device = flags.choose_device(options.cuda)
+    flags.seed_everything(options.seed)
+    if options.embed:
+        embed(options, device)
+    elif options.train:
+        train(options, device, resumed)
+    else:
+        evaluate(options, device)
+
+
+def train(options, device, resumed):
+    path = flags.dataset_file(options)
+    index = load_split(path, 'train').index
+    photographs = load_photographs(options, path, 'train', device)
+    model = Model(options.model, device, ClassBatches(index, photographs, options.batch_size),
+                  options.variant, options.image_encoder)
+    model.create_optim(options.lr)
+    if resumed:
+        model.load_from(resumed)
+    run_dir = resumed or run.new_run(options.out_dir, options.dataset, vars(options))
+    model.options = vars(options)
+    print(f'Training on {len(index.captions)} captions of {len(index.names)} pictures of {len(set(index.classes))} classes; '
+          f'everything goes to {run_dir}', flush=True)
+    model.train(options.epochs, options.log_interval, run_dir)
+    print(f'done: {run_dir} holds log.txt, TensorBoard curves and {options.model}.pt')
+
+
+def load_photographs(options, path, split, device):
+    return image_encoder.load_photographs(options.image_encoder, path, split, options.image_weights, device)
+
+
+def evaluate(options, device):
+    """How well descriptions find birds of classes that were not trained on, and what the `--query` sentences find."""
+    path = flags.dataset_file(options)
+    model, source = load_model(options, device)
+    split = next((split for split in ('test', 'valid') if load_split(path, split).index.names), None)
+    if not split:
+        raise UserError(f'{path}: has no photograph in /test or /valid to evaluate with')
+    index = load_split(path, split).index
+    photographs = image_encoder.load_photographs(model.image_encoder, path, split, options.image_weights, device)
+    print(f'{source} on {len(index.names)} pictures of {len(set(index.classes))} classes of /{split}:', flush=True)
+    found = model.eval(index, photographs)
+    print(f'  top-1 accuracy {found["top1"]:.1%}   (chance {found["chance_top1"]:.1%})\n'
+          f'  mAP@50         {found["ap50"]:.1%}   (chance {found["chance_ap50"]:.1%})')
+    if options.query:
+        queries = flags.read_sentences(options.query, None)
+        folder = run.new_run(options.out_dir, 'query', vars(options))
+        sheet = os.path.join(folder, 'sheet.png')
+        best_pictures(model, path, split, index, photographs, queries).save(sheet)
+        print(f'the {FOUND} pictures that match each sentence best: {sheet}')
+
+
+def load_model(options, device):
+    """The model of `--encoder` or of the newest run, and the file it came from."""
+    source = options.encoder or newest_checkpoint(options)
+    contents = {} if source.endswith('.t7') else checkpoint.load(source)
+    name = contents.get('image_encoder', options.image_encoder)
+    encoder = load_encoder(source, device)
+    model = Model(options.model, device, None, encoder.variant, name)
+    if 'image_side' in contents:
+        model.load_from(source, verbose=False)
+    elif name == 'googlenet':
+        model.encoder = encoder
+    else:
+        raise UserError(f'{source}: an encoder without its image side can be evaluated only against the features it was '
+                        'trained with: add --image_encoder googlenet where those were GoogLeNet\'s')
+    return model, source
+
+
+def best_pictures(model, path, split, index, photographs, queries):
+    """One PIL image: each query, then the pictures of the split that score highest with it, best first."""
+    embeddings = torch.from_numpy(embed_captions(model.encoder, queries, verbose=False))
+    best = (embeddings @ model.embed_photographs(photographs).T).topk(min(FOUND, len(index.names))).indices.tolist()
+    pictures, captions = [], []
+    with layout.open_file(path) as file:
+        for query, photos in zip(queries, best):
+            print(f'  {query}: {", ".join(index.names[photo] for photo in photos)}')
+            pictures += [Image.open(io.BytesIO(layout.read_jpeg(file, split, index.img_keys[photo]))) for photo in photos]
+            captions += [query] + [''] * (len(photos) - 1)
+    return caption_sheet(pictures, captions, columns=len(best[0]))
+
+
+def embed(options, device):
+    """Give every caption of the file its embedding, and put the encoder beside the file."""
+    path = flags.dataset_file(options)
+    source = options.encoder or newest_checkpoint(options)
+    encoder = load_encoder(source, device)
+    print(f'{source} reads the captions of {path}', flush=True)
+    embeddings = {split: embed_captions(encoder, load_split(path, split).index.captions) for split in layout.SPLITS}
+    layout.write_embeddings(path, embeddings, f'{encoder.variant}, {os.path.basename(source)}')
+    beside = f'{os.path.splitext(path)[0]}.encoder.pt'
+    checkpoint.save(beside, {'variant': encoder.variant, 'encoder': encoder.cpu().state_dict()})
+    print(f'done: {sum(map(len, embeddings.values()))} embeddings in {path}, their encoder in {beside}')
+
+
+def newest_checkpoint(options):
+    return os.path.join(run.find_run(options.out_dir, f'{options.model}.pt'), f'{options.model}.pt')
+
+
+if __name__ == '__main__':
+    run_command(main)

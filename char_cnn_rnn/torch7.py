@@ -1,0 +1,140 @@
+"""The authors' sentence encoder, a Torch7 file, as a state dict of `CharCnnRnn`.
+
+The file is read with the `torchfile` package, which builds numbers, tables and arrays and runs none of the Lua in it.
+What is in it (github.com/reedscot/cvpr2016, modules/HybridCNN.lua and FixedGRU.lua): `protos.enc_doc` is a Sequential of
+convolutions, an nngraph module that unrolls the recurrent net over its steps, and a Linear to 1,024. Convolutions and
+that Linear can be told apart by their shapes. The recurrent net's Linears all look alike, and nngraph sorts them in an
+order of its own, so each is recognised by what it is connected to:
+
+    state[1] = Tanh(i2h(input))                                                          ReLU in the plain net
+    gate[t]  = Sigmoid(CAddTable(i2h_*(input), h2h_*(state[t-1])))                       update and reset
+    cand[t]  = Tanh(CAddTable(i2h(input), h2h(CMulTable(reset, state[t-1]))))            ReLU, h2h(state) in the plain net
+    state[t] = CAddTable(CMulTable(update, cand), CMulTable(1 - update, state[t-1]))
+
+In the CAddTables the input comes first, as the authors wrote it. All steps share their weights, which is checked.
+"""
+import os
+import sys
+
+import numpy as np
+import torch
+
+from char_cnn_rnn.encoder import EMBED_DIM
+from common.errors import UserError
+
+CONVOLUTIONS = {70: 1, 384: 2, 512: 3}  # by the number of channels they read
+DEPTH = 100000  # a graph of 18 steps is nested deeper than Python's default of 1,000 calls
+
+
+def read_encoder(path):
+    """The state dict of the `CharCnnRnn` in a .t7 file. Raises UserError where it is missing, damaged or another network."""
+    if not os.path.isfile(path):
+        raise UserError(f'{path}: no such file')
+    stored = _read(path)
+    try:
+        return _state_dict(stored[b'protos'][b'enc_doc'])
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise UserError(f'{path}: holds no character CNN-RNN under protos.enc_doc '
+                        f'({type(error).__name__}: {error})') from error
+
+
+def _read(path):
+    """The tables and objects of the file, as `torchfile` builds them."""
+    try:
+        import torchfile
+    except ImportError as error:
+        raise UserError(f'{path}: reading Torch7 files needs the torchfile package: pip install torchfile') from error
+    depth = sys.getrecursionlimit()
+    sys.setrecursionlimit(DEPTH)
+    try:
+        return torchfile.load(path, use_list_heuristic=False)
+    except Exception as error:  # torchfile checks nothing, so a damaged file can fail in any way
+        raise UserError(f'{path}: not a Torch7 file, or damaged ({type(error).__name__}: {error})') from error
+    finally:
+        sys.setrecursionlimit(depth)
+
+
+def _state_dict(document_encoder):
+    modules, nodes = _find(document_encoder)
+    weights = {}
+    for module in modules:
+        kind, weight = _kind(module), _array(module, b'weight')
+        if kind == 'TemporalConvolution':
+            # [out, kernel x in] with all channels of a place side by side -> [out, in, kernel]
+            kernel = int(module[b'kW'])
+            weight = weight.reshape(len(weight), kernel, -1).transpose(0, 2, 1)
+            _set(weights, f'conv{CONVOLUTIONS[weight.shape[1]]}', weight, module)
+        elif kind == 'Linear' and len(weight) == EMBED_DIM:
+            _set(weights, 'emb_proj', weight, module)
+    for role, module in _recurrent_roles(nodes):
+        _set(weights, f'rnn.{role}', _array(module, b'weight'), module)
+    return weights
+
+
+def _find(root):
+    """All modules with a weight, and all nodes of graphs (tables with `module` and `mapindex`), anywhere under `root`."""
+    modules, nodes, seen, todo = [], [], set(), [root]
+    while todo:
+        item = todo.pop()
+        table = getattr(item, '_obj', item)
+        if not isinstance(table, dict) or id(table) in seen:
+            continue
+        seen.add(id(table))
+        if b'weight' in table:
+            modules.append(item)
+        if b'mapindex' in table and b'module' in table:
+            nodes.append(table)
+        todo += [*table.keys(), *table.values()]
+    return modules, nodes
+
+
+def _recurrent_roles(nodes):
+    """Yield (name, Linear) for every Linear of the unrolled recurrent net, by what it is connected to."""
+    parents = {id(node): [node[b'mapindex'][i] for i in range(1, len(node[b'mapindex']) + 1) if i in node[b'mapindex']]
+               for node in nodes}
+    children = {}
+    for node in nodes:
+        for parent in parents[id(node)]:
+            children.setdefault(id(parent), []).append(node)
+
+    def feeds(node, *kinds):
+        return [child for child in children.get(id(node), []) if _kind(child[b'module']) in kinds]
+
+    for node in nodes:
+        if _kind(node[b'module']) != 'Linear':
+            continue
+        for joined in feeds(node, 'CAddTable'):
+            side = 'i2h' if parents[id(joined)][0] is node else 'h2h'
+            for gate in feeds(joined, 'Sigmoid'):
+                # Only the update gate is also used as 1 - update.
+                yield f'{side}_update' if feeds(gate, 'MulConstant') else f'{side}_reset', node[b'module']
+            if feeds(joined, 'Tanh', 'ReLU', 'Threshold'):
+                yield side, node[b'module']
+        if feeds(node, 'Tanh', 'ReLU', 'Threshold'):
+            yield 'i2h', node[b'module']
+
+
+def _kind(module):
+    return module.torch_typename().decode().rpartition('.')[2] if hasattr(module, 'torch_typename') else ''
+
+
+def _array(module, name):
+    """A weight as an array of its own. Raises ValueError where it points outside of what the file stored for it."""
+    view = module[name]
+    stored = view
+    while isinstance(getattr(stored, 'base', None), np.ndarray) or hasattr(getattr(stored, 'base', None), 'base'):
+        stored = stored.base
+    last = sum((size - 1) * stride for size, stride in zip(view.shape, view.strides)) + view.itemsize
+    start = view.__array_interface__['data'][0] - stored.__array_interface__['data'][0]
+    if min(view.strides, default=0) < 0 or start < 0 or start + last > stored.nbytes:
+        raise ValueError('a weight is larger than its storage')
+    return np.array(view, np.float32)
+
+
+def _set(weights, name, weight, module):
+    """Note a layer's weight and bias; ValueError where another module of the same role has other weights."""
+    pair = {f'{name}.weight': torch.from_numpy(np.ascontiguousarray(weight)),
+            f'{name}.bias': torch.from_numpy(_array(module, b'bias'))}
+    for key, value in pair.items():
+        if not torch.equal(weights.setdefault(key, value), value):
+            raise ValueError(f'{key} is not the same in all steps')

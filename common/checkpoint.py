@@ -1,0 +1,60 @@
+"""Checkpoint files: written whole or not at all, and read without running any code of theirs."""
+import os
+import pickle
+
+import torch
+
+from common.errors import UserError
+
+
+def save(path, contents):
+    """Write a dict of tensors, numbers, strings and containers of them; `path` changes only once all is on the disk."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    partial = f'{path}.partial-{os.getpid()}'
+    try:
+        with open(partial, 'wb') as file:
+            torch.save(contents, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f'{path}: cannot be written ({error}); what it held before is still there') from error
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+
+
+def load(path):
+    """Read what `save` wrote, or a plain state dict, onto the CPU.
+
+    Raises UserError where the file is missing, damaged, or holds more than tensors and plain containers.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f'{path}: no such checkpoint')
+    try:
+        contents = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f'{path}: refused: not a checkpoint of tensors alone; a pickled module could run code when '
+                        f'it is loaded. Save its state_dict() instead') from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(f'{path}: damaged, or no checkpoint ({_one_line(error)})') from error
+    if not isinstance(contents, dict):
+        raise UserError(f'{path}: holds a {type(contents).__name__}, not a checkpoint or a state dict')
+    return contents
+
+
+def load_weights(module, state_dict, path):
+    """Load a state dict into a module, with or without DataParallel's `module.` in front of its keys.
+
+    Raises UserError that names the first key that is missing, unknown or of another shape.
+    """
+    weights = {key.removeprefix('module.'): value for key, value in state_dict.items()}
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f'{path}: does not fit {type(module).__name__}: {_one_line(error)}') from error
+
+
+def _one_line(error):
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return ' '.join(lines[:2])[:300] or type(error).__name__

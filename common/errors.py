@@ -1,0 +1,16 @@
+"""Errors that the person at the keyboard can mend."""
+import sys
+
+
+class UserError(Exception):
+    """One line for the user: which file or option, what is wrong with it, what to do."""
+
+
+def run_command(main):
+    """Call `main()`; turn a `UserError` into one line on stderr and exit status 1, Ctrl-C into status 130."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,108 @@
+"""Command-line flags that every chapter has, as the chapter types them, and what follows from them."""
+import argparse
+import os
+import random
+
+import numpy as np
+import torch
+
+from common.errors import UserError
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def boolean(text):
+    """'True', 'yes', '1' ... to a bool, so that `--train False` means what it says."""
+    if text.lower() in ('true', 'yes', 'y', '1', 'on'):
+        return True
+    if text.lower() in ('false', 'no', 'n', '0', 'off'):
+        return False
+    raise argparse.ArgumentTypeError(f'{text!r} is neither True nor False')
+
+
+def add_boolean(parser, name, default, help):
+    """A flag that can be written `--name`, `--name True` and `--name False`."""
+    parser.add_argument(name, type=boolean, nargs='?', const=True, default=default, metavar='BOOL',
+                        help=f'{help} (default: {default})')
+
+
+def positive(number):
+    """An argparse type: `positive(int)` or `positive(float)`, above zero."""
+    def parse(text):
+        value = number(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f'{text} is not above zero')
+        return value
+    parse.__name__ = f'positive {number.__name__}'
+    return parse
+
+
+def non_negative(text):
+    """An argparse type: a float of at least zero."""
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f'{text} is below zero')
+    return value
+
+
+def add_run_flags(parser, model, epochs, batch_size, lr, chapter_dir):
+    """The flags that every chapter's main.py shares; the arguments are the chapter's defaults."""
+    parser.add_argument('--model', default=model, help=f'name of the model: of its checkpoint file (default: {model})')
+    add_boolean(parser, '--cuda', True, 'use the GPU where there is one')
+    add_boolean(parser, '--train', True, 'train; False: evaluate')
+    parser.add_argument('--data_dir', help='folder of the HDF5 file (default: data/DATASET in the repository)')
+    parser.add_argument('--dataset', default='birds', help='name of the HDF5 file, without ending (default: birds)')
+    parser.add_argument('--out_dir', default=os.path.join(chapter_dir, 'output'),
+                        help='every run makes a folder of its own in here (default: output beside main.py)')
+    parser.add_argument('--epochs', type=positive(int), default=epochs, help=f'default: {epochs}')
+    parser.add_argument('--batch_size', type=positive(int), default=batch_size, help=f'default: {batch_size}')
+    parser.add_argument('--lr', type=positive(float), default=lr, help=f'learning rate (default: {lr})')
+    parser.add_argument('--log_interval', type=positive(int), default=20,
+                        help='steps between two lines of the log (default: 20)')
+    parser.add_argument('--seed', type=int, default=1, help='of every random number (default: 1)')
+    parser.add_argument('--resume', nargs='?', const='newest', metavar='RUN',
+                        help='go on with a run: its folder, or without a value the newest one')
+
+
+def dataset_file(options):
+    """The path of the HDF5 file that `--data_dir` and `--dataset` name."""
+    folder = options.data_dir or os.path.join(ROOT, 'data', options.dataset)
+    return os.path.join(folder, f'{options.dataset}.hdf5')
+
+
+def print_options(options):
+    """Print the options as a table, in alphabetical order."""
+    width = max(map(len, vars(options)))
+    print('\n'.join(f'  {name:<{width}}  {value}' for name, value in sorted(vars(options).items())), flush=True)
+
+
+def choose_device(cuda):
+    """The device for `--cuda`; says so where there is no GPU to use."""
+    if cuda and torch.cuda.is_available():
+        torch.backends.cudnn.benchmark = True
+        return torch.device('cuda:0')
+    if cuda:
+        print('--cuda True, but PyTorch finds no CUDA device here: using the CPU')
+    return torch.device('cpu')
+
+
+def seed_everything(seed):
+    """Seed Python's, NumPy's and PyTorch's global generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def read_sentences(texts, text_file):
+    """The sentences of `--text` (a list or None) and `--text_file` (one a line). Raises UserError where there is none."""
+    sentences = list(texts or [])
+    if text_file:
+        try:
+            with open(text_file, encoding='utf-8-sig') as lines:
+                sentences += lines.read().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f'{text_file}: cannot be read as UTF-8 text ({error}); --text_file takes a sentence a line') from error
+    sentences = [sentence.strip() for sentence in sentences if sentence.strip()]
+    if not sentences:
+        raise UserError(f'{text_file or "--text"}: no sentence in it; write one, as in --text "a small red bird"')
+    return sentences

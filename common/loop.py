@@ -1,0 +1,191 @@
+"""The loop around a Model's `train_step`: epochs, progress bar, log, curves, samples, checkpoints, interruptions."""
+import contextlib
+import math
+import os
+import signal
+import sys
+import threading
+import time
+
+import torch
+from tqdm import tqdm
+
+from common.errors import UserError
+
+SECONDS_BETWEEN_CHECKPOINTS = 60
+
+
+def new_progress():
+    """Where a run stands: whole epochs, batches of the epoch under way, steps, and the generators' states.
+
+    `rng` is their state now; `epoch_rng` what it was before the epoch under way drew its order.
+    """
+    return {'epoch': 0, 'batch': 0, 'step': 0, 'rng': None, 'epoch_rng': None}
+
+
+def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample=None, after_epoch=None):
+    """Call `model.train_step` for every batch of `model.data_loader` until `model.progress` has `epochs` epochs.
+
+    With `out_dir`, writes there: log.txt, TensorBoard curves, `sample()` (a PIL image) after every epoch, and through
+    `model.save_to(out_dir)` a checkpoint. SIGINT and SIGTERM finish the step, save, and raise KeyboardInterrupt.
+    A run that goes on from a checkpoint computes what it would have computed without the interruption.
+    """
+    progress, saved_at, warned = model.progress, time.monotonic(), False
+    with _stop_signals() as stop, _Log(out_dir, verbose, progress['step']) as log:
+        while progress['epoch'] < epochs:
+            batches = _batches_left(model.data_loader, progress)
+            with tqdm(desc=f'epoch {progress["epoch"] + 1}/{epochs}', unit=' images', leave=False,
+                      disable=None if verbose else True) as bar:
+                for batch in batches:
+                    size = _batch_size(batch)
+                    progress['batch'] += 1
+                    if size < 2:
+                        if not warned:
+                            log.line('a batch of one picture has no batch statistics: left out, now and in every epoch')
+                        warned = True
+                        continue
+                    losses = model.train_step(batch)
+                    progress['step'] += 1
+                    bar.update(size)
+                    log.count(size)
+                    if progress['step'] % log_interval == 0:
+                        log.losses(progress, epochs, _read(losses, progress['step'], out_dir), bar)
+                    if stop:
+                        _save(model, out_dir)
+                        log.line(f'stopped after step {progress["step"]}' + _how_to_go_on(out_dir))
+                        raise KeyboardInterrupt
+            if progress['batch'] == 0:
+                raise UserError('the data loader has no batch to train on: is the split empty?')
+            progress['epoch'], progress['batch'] = progress['epoch'] + 1, 0
+            if after_epoch:
+                after_epoch()
+            if out_dir and sample:
+                _write_sample(sample(), out_dir, progress['epoch'])
+            if time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS and progress['epoch'] < epochs:
+                _save(model, out_dir)
+                saved_at = time.monotonic()
+        _save(model, out_dir)
+
+
+def _batches_left(data_loader, progress):
+    """The batches of the epoch under way that have not been trained on, with the generators as they then were."""
+    if progress['batch']:
+        set_rng_state(progress['epoch_rng'])
+    elif progress['rng']:
+        set_rng_state(progress['rng'])
+    progress['epoch_rng'] = rng_state()
+    batches = iter(data_loader)
+    for _ in range(progress['batch']):
+        next(batches)
+    if progress['batch']:
+        set_rng_state(progress['rng'])
+    progress['rng'] = None
+    return batches
+
+
+def rng_state():
+    """The states of PyTorch's generators, as tensors."""
+    return {'cpu': torch.get_rng_state(), 'cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_rng_state(state):
+    """Put the generators back into a state that `rng_state` gave."""
+    torch.set_rng_state(state['cpu'])
+    if state['cuda'] and torch.cuda.device_count() == len(state['cuda']):
+        torch.cuda.set_rng_state_all(state['cuda'])
+
+
+def _batch_size(batch):
+    images = batch['right_images']
+    return len(images[-1] if isinstance(images, (list, tuple)) else images)
+
+
+def _read(losses, step, out_dir):
+    """Losses as floats, a list one by one. Raises UserError where one is not finite."""
+    numbers = {}
+    for name, value in losses.items():
+        if isinstance(value, (list, tuple)):
+            numbers.update({f'{name}_{i}': float(part) for i, part in enumerate(value)})
+        else:
+            numbers[name] = float(value)
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            raise UserError(f'{name} is {value} at step {step}: training has diverged; the last checkpoint in '
+                            f'{out_dir or "out_dir"} is from before; try a smaller --lr')
+    return numbers
+
+
+def _save(model, out_dir):
+    model.progress['rng'] = rng_state()
+    if out_dir:
+        model.save_to(out_dir, verbose=False)
+
+
+def _write_sample(image, out_dir, epoch):
+    os.makedirs(os.path.join(out_dir, 'samples'), exist_ok=True)
+    image.save(os.path.join(out_dir, 'samples', f'epoch_{epoch:04d}.png'))
+
+
+def _how_to_go_on(out_dir):
+    return f'; go on with: python {sys.argv[0]} --train --resume {out_dir}' if out_dir else ''
+
+
+@contextlib.contextmanager
+def _stop_signals():
+    """A list that is empty until SIGINT or SIGTERM comes; a second signal acts at once."""
+    stop = []
+
+    def note(number, frame):
+        stop.append(number)
+        signal.signal(number, previous[number])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Log:
+    """Lines to log.txt, to the console where no progress bar shows them, and losses to TensorBoard."""
+
+    def __init__(self, out_dir, verbose, step):
+        self.file = self.writer = None
+        self.verbose, self.images, self.since = verbose, 0, time.monotonic()
+        if out_dir:
+            from torch.utils.tensorboard import SummaryWriter  # takes seconds to import: only where it is used
+            os.makedirs(out_dir, exist_ok=True)
+            self.file = open(os.path.join(out_dir, 'log.txt'), 'a', encoding='utf-8')
+            self.writer = SummaryWriter(out_dir, purge_step=step + 1)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.file:
+            self.file.close()
+            self.writer.close()
+
+    def line(self, text, console=True):
+        if self.file:
+            print(text, file=self.file, flush=True)
+        if self.verbose and console:
+            tqdm.write(text)
+
+    def count(self, images):
+        self.images += images
+
+    def losses(self, progress, epochs, losses, bar):
+        speed = self.images / (time.monotonic() - self.since)
+        self.images, self.since = 0, time.monotonic()
+        text = '  '.join(f'{name} {value:.4f}' for name, value in losses.items())
+        bar.set_postfix_str(text)
+        self.line(f'epoch {progress["epoch"] + 1}/{epochs}  step {progress["step"]}  {text}  {speed:.0f} images/s',
+                  console=bar.disable)
+        if self.writer:
+            for name, value in {**losses, 'images_per_second': speed}.items():
+                self.writer.add_scalar(name, value, progress['step'])

@@ -1,0 +1,36 @@
+"""Pictures for people: grids of tensors, and sheets with the sentence under each picture."""
+import textwrap
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torchvision.utils import make_grid
+
+
+def to_pil(image):
+    """A float tensor [C, H, W] in [-1, 1] as a PIL image."""
+    pixels = ((image.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    pixels = pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def real_over_generated(real, fake):
+    """One PIL image: every row of real pictures [B, C, H, W] in [-1, 1] with a row of generated ones below it."""
+    columns = min(8, len(real))
+    rows = [torch.cat(pair) for pair in zip(real.cpu().split(columns), fake.cpu().split(columns))]
+    return to_pil(make_grid(torch.cat(rows), nrow=columns, padding=2, pad_value=1.0))
+
+
+def caption_sheet(images, captions, columns=8, size=128):
+    """One PIL image: every PIL image of `images` at `size` x `size` with its caption below it."""
+    font = ImageFont.load_default(11)
+    wrapped = [textwrap.wrap(caption, width=size // 6) for caption in captions]
+    text_height = 14 * max(map(len, wrapped)) + 8
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    sheet = Image.new('RGB', (columns * (size + 8) + 8, rows * (size + text_height + 8) + 8), 'white')
+    draw = ImageDraw.Draw(sheet)
+    for i, (image, lines) in enumerate(zip(images, wrapped)):
+        x, y = 8 + i % columns * (size + 8), 8 + i // columns * (size + text_height + 8)
+        sheet.paste(image.convert('RGB').resize((size, size), Image.Resampling.BICUBIC), (x, y))
+        draw.multiline_text((x, y + size + 4), '\n'.join(lines), fill='black', font=font, spacing=2)
+    return sheet

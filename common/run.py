@@ -1,0 +1,73 @@
+"""Run folders: one per run, never cleared, never overwritten, and each says with what options it was made."""
+import json
+import os
+import shutil
+import time
+
+from common.errors import UserError
+
+ENCODER = 'encoder.pt'  # the sentence encoder's name in a run folder
+
+
+def new_run(out_dir, name, options):
+    """Make the folder `out_dir/NAME_DATE_TIME`, write `options` (a dict) into it, return its path."""
+    stamp = time.strftime('%Y%m%d_%H%M%S')
+    for attempt in range(1000):
+        run_dir = os.path.join(out_dir, f'{name}_{stamp}' + (f'_{attempt}' if attempt else ''))
+        try:
+            os.makedirs(run_dir)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f'{run_dir}: cannot be made ({error}); give a folder that can be written with --out_dir') from error
+    with open(os.path.join(run_dir, 'options.json'), 'w', encoding='utf-8') as file:
+        json.dump(options, file, indent=1, sort_keys=True)
+    return run_dir
+
+
+def find_run(out_dir, checkpoint, run='newest', prefix=''):
+    """The folder of a run that holds the file `checkpoint`: `run`, or the newest in `out_dir` named `prefix...`."""
+    if run != 'newest':
+        if not os.path.isfile(os.path.join(run, checkpoint)):
+            raise UserError(f'{run}: no run with a {checkpoint} in it')
+        return run
+    found = []
+    if os.path.isdir(out_dir):
+        found = [os.path.join(out_dir, name, checkpoint) for name in os.listdir(out_dir)
+                 if name.startswith(prefix)]
+    found = [path for path in found if os.path.isfile(path)]
+    if not found:
+        raise UserError(f'{out_dir}: no run with a {checkpoint} in it yet; train one first (--train)')
+    return os.path.dirname(max(found, key=os.path.getmtime))
+
+
+def read_options(run_dir):
+    """The options with which the run was started. Raises UserError where they cannot be read."""
+    path = os.path.join(run_dir, 'options.json')
+    try:
+        with open(path, encoding='utf-8') as file:
+            return json.load(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path}: cannot be read ({error}), so the run cannot go on') from error
+
+
+def parse_options(parser):
+    """Parse the command line; with `--resume`, options that it does not name keep the values of that run.
+
+    Returns (options, the folder of the run to go on with or None).
+    """
+    options = parser.parse_args()
+    if not options.resume:
+        return options, None
+    run_dir = find_run(options.out_dir, f'{options.model}.pt', options.resume)
+    parser.set_defaults(**{name: value for name, value in read_options(run_dir).items() if name in vars(options)})
+    options = parser.parse_args()
+    return options, run_dir
+
+
+def keep_encoder(path, run_dir):
+    """Copy the sentence encoder into the run, so that its checkpoint can draw sentences without the data set."""
+    kept = os.path.join(run_dir, ENCODER)
+    if os.path.isfile(path) and not os.path.exists(kept):
+        shutil.copyfile(path, kept)

@@ -1,0 +1,151 @@
+"""The files of CUB-200-2011 and its captions, as they are published: class lists, photographs, boxes, sentences.
+
+One photograph that cannot be used is no reason to stop: `read_photograph` raises ValueError with the reason. What makes
+a whole folder unusable is a UserError.
+"""
+import io
+import json
+import math
+import os
+import re
+from collections import Counter, namedtuple
+
+from PIL import Image, UnidentifiedImageError
+
+from common.errors import UserError
+from data import layout
+
+DEFAULT_SPLIT = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'split_150_50.json')
+
+# A line of images.txt; `key` is CLASS/NAME, `box` the text behind the photograph's number in bounding_boxes.txt.
+Entry = namedtuple('Entry', 'split class_name name key jpeg_path text_path box')
+
+
+def read_lines(path, advice):
+    """The lines of a UTF-8 text file, whatever its line ends, without blank ones."""
+    try:
+        with open(path, encoding='utf-8-sig') as file:
+            return [line.strip() for line in file if line.strip()]
+    except OSError as error:
+        raise UserError(f'{path}: cannot be read ({error.strerror}); {advice}') from error
+    except UnicodeDecodeError as error:
+        raise UserError(f'{path}: is not a UTF-8 text file; {advice}') from error
+
+
+def read_split(list_paths):
+    """Which split every class belongs to. `list_paths` maps splits to class lists; none at all is the 150/50 split."""
+    if any(list_paths.values()):
+        lists = {split: read_lines(path, f'--{split}_classes takes a file with a class name a line')
+                 for split, path in list_paths.items() if path}
+    else:
+        with open(DEFAULT_SPLIT, encoding='utf-8') as file:
+            lists = json.load(file)
+    split_of = {}
+    for split, class_names in lists.items():
+        for class_name in class_names:
+            if split_of.setdefault(class_name, split) != split:
+                raise UserError(f'{class_name}: is in the class lists of both {split_of[class_name]} and {split}; '
+                                'a zero-shot split has every class in one list only')
+    return split_of
+
+
+def read_numbered(path, advice):
+    """A file of CUB's whose lines are an image number and something about that image: (number, something) pairs."""
+    pairs = [line.split(None, 1) for line in read_lines(path, advice)]
+    for pair in pairs:
+        if len(pair) != 2:
+            raise UserError(f'{path}: the line {pair[0][:60]!r} is not a number and a value; {advice}')
+    return pairs
+
+
+def list_photographs(cub, text, split_of):
+    """The `Entry` of every line of images.txt that is CLASS/NAME.jpg, its split None where no list has the class.
+
+    Also returns the lines that are not, so that nothing outside the folder is read.
+    """
+    advice = 'give --cub the folder CUB_200_2011 as published, with images.txt, bounding_boxes.txt and images/'
+    pairs = read_numbered(os.path.join(cub, 'images.txt'), advice)
+    boxes_path = os.path.join(cub, 'bounding_boxes.txt')
+    boxes = dict(read_numbered(boxes_path, advice)) if os.path.exists(boxes_path) else {}
+    if not os.path.isdir(os.path.join(cub, 'images')):
+        raise UserError(f'{os.path.join(cub, "images")}: no such folder; {advice}')
+    entries, strange = [], []
+    for number, path in pairs:
+        key = os.path.splitext(path)[0]
+        parts = re.split(r'[/\\]', key)
+        if len(parts) != 2 or set(parts) & {'', '.', '..'}:
+            strange.append(path)
+            continue
+        class_name, name = parts
+        entries.append(Entry(split_of.get(class_name), class_name, name, key, os.path.join(cub, 'images', path),
+                             os.path.join(text, f'{key}.txt'), boxes.get(number)))
+    classes = {entry.class_name for entry in entries}
+    if classes and not any(os.path.isdir(os.path.join(text, class_name)) for class_name in classes):
+        raise UserError(f'{text}: holds none of the class folders of {cub}; '
+                        'give --text the folder text_c10, which holds CLASS/NAME.txt')
+    return entries, strange
+
+
+def check_names(entries):
+    """The groups in the file bear the photographs' names: raise UserError where one occurs twice."""
+    for name, count in Counter(entry.name for entry in entries).items():
+        if count > 1:
+            paths = [entry.jpeg_path for entry in entries if entry.name == name]
+            raise UserError(f'{name}: {count} photographs have this name ({paths[0]} and {paths[1]}); leave one out')
+
+
+def read_jpeg(path):
+    """The bytes of a JPEG that decodes from its first line to its last. Raises ValueError where it does not."""
+    try:
+        with open(path, 'rb') as file:
+            jpeg = file.read()
+        with Image.open(io.BytesIO(jpeg), formats=['JPEG']) as image:
+            image.load()
+    except FileNotFoundError as error:
+        raise ValueError('its photograph is missing') from error
+    except UnidentifiedImageError as error:
+        raise ValueError('its photograph is not a JPEG') from error
+    except Exception as error:      # a damaged picture makes Pillow raise nearly anything
+        raise ValueError(f'its photograph is unreadable ({" ".join(str(error).split())})') from error
+    return jpeg
+
+
+def read_captions(path):
+    """The captions of a photograph, one a line. Raises ValueError where there are none."""
+    try:
+        with open(path, encoding='utf-8-sig') as file:
+            captions = [line.strip() for line in file if line.strip()]
+    except FileNotFoundError as error:
+        raise ValueError('its captions are missing') from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f'its captions are unreadable ({error})') from error
+    if not captions:
+        raise ValueError('it has no captions')
+    if '\0' in ''.join(captions):
+        raise ValueError('its captions hold a NUL character')
+    return captions
+
+
+def read_box(text):
+    """(x, y, width, height) in pixels, None without a box. Raises ValueError where it is not four sensible numbers."""
+    if text is None:
+        return None
+    try:
+        box = tuple(map(float, text.split()))
+    except ValueError:
+        box = ()
+    if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) <= 0:
+        raise ValueError(f'its bounding box {text!r} is not x, y, width and height')
+    return box
+
+
+def read_photograph(entry, look_up=None):
+    """The `layout.Photograph` of an entry. Raises ValueError with the reason where it cannot be used."""
+    captions = read_captions(entry.text_path)
+    photograph = layout.Photograph(entry.name, entry.class_name, read_jpeg(entry.jpeg_path), captions,
+                                   bbox=read_box(entry.box))
+    if look_up:
+        photograph.embeddings = look_up(entry.key)
+        if len(photograph.embeddings) != len(captions):
+            raise ValueError(f'it has {len(captions)} captions but {len(photograph.embeddings)} embeddings')
+    return photograph

@@ -1,0 +1,133 @@
+"""What an epoch reads, kept beside the HDF5 file in the form in which it is read: arrays.
+
+`birds.hdf5` gets a folder `birds.cache` with, for each split, index.json (names, classes, captions), embeddings.npy and
+pictures_64.npy: every photograph decoded and resized once. It is made at first use, checked against the size and date of
+the HDF5 file, and made again when they have changed.
+"""
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from common.errors import UserError
+from data import layout
+
+FORMAT = 1  # a cache of another format is made again
+CHUNK = 512  # photographs decoded between two writes: bounds the memory
+
+
+@dataclass
+class Split:
+    """A split, ready to be indexed.
+
+    `pictures` is uint8 [photographs, 3, size, size] or None, `embeddings` float32 [captions, 1024] or None.
+    """
+    index: layout.Index
+    pictures: torch.Tensor = None
+    embeddings: torch.Tensor = None
+
+
+def load_split(path, split, size=None):
+    """Read a split ('train', 'valid' or 'test') of the HDF5 file `path`, through its cache.
+
+    With `size`, `pictures` holds every photograph squashed to `size` x `size` pixels, as the chapter prepares them.
+    Raises UserError where the file is missing, damaged or not in the layout.
+    """
+    with layout.open_file(path) as file:
+        folder = os.path.join(cache_folder(path), split)
+        index = _read_index(folder, _stamp(path))
+        if index is None:
+            index = _write_index(folder, file, split, _stamp(path))
+        pictures_file = os.path.join(folder, f'pictures_{size}.npy')
+        if size and not os.path.exists(pictures_file):
+            _write_pictures(pictures_file, file, split, index, size)
+    embeddings_file = os.path.join(folder, 'embeddings.npy')
+    return Split(index, pictures=_map(pictures_file) if size else None,
+                 embeddings=_map(embeddings_file) if os.path.exists(embeddings_file) else None)
+
+
+def squash(jpeg, size):
+    """The bytes of a picture file to uint8 [size, size, 3]: Pillow's default filter, grayscale repeated (chapter 10)."""
+    with Image.open(io.BytesIO(jpeg)) as image:
+        return np.asarray(image.convert('RGB').resize((size, size)))
+
+
+def cache_folder(path):
+    """Beside the file; where that folder cannot be written, one in the temporary folder."""
+    folder = f'{os.path.splitext(os.path.abspath(path))[0]}.cache'
+    if os.access(folder if os.path.isdir(folder) else os.path.dirname(folder), os.W_OK):
+        return folder
+    unique = hashlib.sha256(folder.encode()).hexdigest()[:16]
+    return os.path.join(tempfile.gettempdir(), f'{os.path.basename(folder)}-{unique}')
+
+
+def _stamp(path):
+    status = os.stat(path)
+    return {'format': FORMAT, 'bytes': status.st_size, 'modified_ns': status.st_mtime_ns}
+
+
+def _read_index(folder, stamp):
+    """The cached index, or None where there is none or the HDF5 file has changed since."""
+    try:
+        with open(os.path.join(folder, 'index.json'), encoding='utf-8') as file:
+            stored = json.load(file)
+        return layout.Index(**stored['index']) if stored['stamp'] == stamp else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_index(folder, file, split, stamp):
+    """Replace the split's cache by a new one that holds index and embeddings; it takes its name only when complete."""
+    index = layout.read_index(file, split)
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    partial = tempfile.mkdtemp(prefix=f'{split}.partial-', dir=os.path.dirname(folder))
+    try:
+        if layout.has_embeddings(file, split):
+            np.save(os.path.join(partial, 'embeddings.npy'), layout.read_embeddings(file, split, index.keys))
+        with open(os.path.join(partial, 'index.json'), 'w', encoding='utf-8') as stored:
+            json.dump({'stamp': stamp, 'index': asdict(index)}, stored)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return index
+
+
+def _write_pictures(path, file, split, index, size):
+    """Decode every photograph of the split, in threads (Pillow decodes without Python's lock)."""
+    def decode(jpeg):
+        return squash(jpeg, size).transpose(2, 0, 1)
+
+    partial = f'{path}.partial-{os.getpid()}'
+    shape = (len(index.names), 3, size, size)
+    # A file of no rows cannot be mapped, so an empty split is kept as a file of one row that nothing points to.
+    pictures = np.lib.format.open_memmap(partial, 'w+', np.uint8, (max(1, shape[0]),) + shape[1:])
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as threads, \
+                tqdm(total=shape[0], desc=f'{split}: pictures at {size} px', unit='', leave=False, disable=None) as bar:
+            for start in range(0, shape[0], CHUNK):
+                jpegs = [layout.read_jpeg(file, split, key) for key in index.img_keys[start:start + CHUNK]]
+                for i, picture in enumerate(threads.map(decode, jpegs), start):
+                    pictures[i] = picture
+                    bar.update()
+        pictures.flush()
+        os.replace(partial, path)
+    except OSError as error:  # Pillow's errors about a damaged picture are OSErrors too
+        raise UserError(f'{file.filename}: a photograph of /{split} or the cache {path} cannot be used ({error})') from error
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+
+
+def _map(path):
+    """A tensor over the file's pages: read when touched, shared between processes, and never written back."""
+    return torch.from_numpy(np.load(path, mmap_mode='c', allow_pickle=False))

@@ -1,0 +1,216 @@
+"""The HDF5 layout of captioned pictures: the only place that knows the paths inside the file.
+
+    /train /valid /test          a group each
+        NAME_0 .. NAME_9         a group per caption of the photograph NAME
+            name                 str, the photograph's name, without directory and ending
+            img                  void, the bytes of the JPEG
+            embeddings           float32 [1024], the sentence embedding (absent until an encoder has been run)
+            class                str
+            txt                  str, UTF-8
+            bbox                 float32 [4]: x, y, width, height in pixels (absent in the public file)
+
+It is the layout of the file that the chapter downloads, which holds five captions a photograph and the bytes of each
+photograph five times. Here `img`, `name`, `class` and `bbox` exist once per photograph and are hard-linked from the
+groups of all its captions: readers of either file notice no difference.
+"""
+import contextlib
+import os
+import shutil
+from dataclasses import dataclass, field
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from common.errors import UserError
+
+SPLITS = ('train', 'valid', 'test')
+EMBED_DIM = 1024
+TEXT = h5py.string_dtype('utf-8')
+# Groups as compact link messages instead of B-trees and heaps: at ten groups a photograph that halves the overhead.
+LIBRARY_VERSIONS = ('v108', 'v110')
+
+
+@dataclass
+class Photograph:
+    """A picture with everything the file holds about it.
+
+    `embeddings` is [number of captions, 1024] float32 or None, `bbox` (x, y, width, height) in pixels or None.
+    """
+    name: str
+    class_name: str
+    jpeg: bytes
+    captions: list
+    embeddings: np.ndarray = None
+    bbox: tuple = None
+
+
+@dataclass
+class Index:
+    """What a split holds, without pictures and embeddings: captions in the order of the file, photographs as they appear."""
+    keys: list = field(default_factory=list)          # of every caption, its group's name
+    captions: list = field(default_factory=list)      # of every caption, its text
+    photo_of: list = field(default_factory=list)      # of every caption, the number of its photograph
+    names: list = field(default_factory=list)         # of every photograph
+    classes: list = field(default_factory=list)       # of every photograph
+    boxes: list = field(default_factory=list)         # of every photograph: [x, y, width, height] or None
+    img_keys: list = field(default_factory=list)      # of every photograph, the first group that links to its JPEG
+
+
+def how_to_prepare(path):
+    """The command that makes the HDF5 file `path`."""
+    name = os.path.splitext(os.path.basename(path))[0]
+    if name == 'toy_birds':
+        return 'python data/toy_birds/prepare.py'
+    return f'python data/birds/prepare.py --cub CUB_200_2011 --text text_c10 --out {path}'
+
+
+def how_to_embed(path):
+    """The commands that train a sentence encoder on `path` and write its embeddings there."""
+    folder, name = os.path.split(os.path.abspath(path))
+    where = f'--data_dir {folder} --dataset {os.path.splitext(name)[0]}'
+    return f'python char_cnn_rnn/main.py --train {where} && python char_cnn_rnn/main.py --embed {where}'
+
+
+def open_file(path):
+    """Open `path` for reading. Raises UserError where it is missing or not in this layout."""
+    if not os.path.isfile(path):
+        raise UserError(f'{path}: no such file; make it with: {how_to_prepare(path)}')
+    try:
+        file = h5py.File(path, 'r')
+    except OSError as error:
+        raise UserError(f'{path}: not a readable HDF5 file ({error}); make it again with: {how_to_prepare(path)}') from error
+    missing = [split for split in SPLITS if split not in file]
+    if missing:
+        file.close()
+        raise UserError(f'{path}: has no group /{missing[0]}, so it is not a file of captioned pictures; '
+                        f'make one with: {how_to_prepare(path)}')
+    return file
+
+
+@contextlib.contextmanager
+def replace_file(path, copy=False):
+    """Yield an HDF5 file open for writing that takes the name `path` only when the block ends without an error.
+
+    With `copy` it starts as a copy of what `path` holds. A reader, or a run killed halfway, finds the old file or the
+    new one, never half of one.
+    """
+    partial = f'{path}.partial-{os.getpid()}'
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    try:
+        if copy:
+            shutil.copyfile(path, partial)
+        with h5py.File(partial, 'r+' if copy else 'w', libver=LIBRARY_VERSIONS) as file:
+            for split in SPLITS:
+                file.require_group(split)
+            yield file
+        with open(partial, 'rb') as written:
+            os.fsync(written.fileno())
+        os.replace(partial, path)
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+
+
+def write_photograph(file, split, photograph):
+    """Add a photograph and its captions to `split`. Raises UserError where that split has one of the same name."""
+    once = {}
+    for k, caption in enumerate(photograph.captions):
+        try:
+            group = file[split].create_group(f'{photograph.name}_{k}')
+        except ValueError as error:
+            raise UserError(f'{photograph.name}: two photographs of this name in /{split}') from error
+        if not once:
+            group.create_dataset('name', data=photograph.name, dtype=TEXT)
+            group.create_dataset('img', data=np.void(photograph.jpeg))
+            group.create_dataset('class', data=photograph.class_name, dtype=TEXT)
+            if photograph.bbox is not None:
+                group.create_dataset('bbox', data=np.asarray(photograph.bbox, np.float32))
+            once = dict(group.items())
+        else:
+            for field_name, dataset in once.items():
+                group[field_name] = dataset
+        group.create_dataset('txt', data=caption, dtype=TEXT)
+        if photograph.embeddings is not None:
+            _write_embedding(group, photograph.embeddings[k])
+
+
+def write_embeddings(path, embeddings, source):
+    """Set every caption's embedding, atomically.
+
+    `embeddings` maps a split to float32 [captions, 1024] in the order of `read_index`; `source` says what made them
+    and is kept as an attribute of the file.
+    """
+    with open_file(path) as file:
+        for split, rows in embeddings.items():
+            if len(rows) != len(file[split]):
+                raise UserError(f'{path}: /{split} has {len(file[split])} captions, but there are {len(rows)} embeddings')
+    with replace_file(path, copy=True) as file:
+        for split, rows in embeddings.items():
+            for key, row in zip(file[split], rows):
+                _write_embedding(file[split][key], row)
+        file.attrs['embeddings'] = source
+
+
+def _write_embedding(group, embedding):
+    embedding = np.asarray(embedding, np.float32)
+    if embedding.shape != (EMBED_DIM,):
+        raise UserError(f'{group.name}: an embedding has {EMBED_DIM} numbers, this one has shape {embedding.shape}')
+    if 'embeddings' in group:
+        del group['embeddings']
+    group.create_dataset('embeddings', data=embedding)
+
+
+def read_index(file, split):
+    """Read the `Index` of a split of an open file, with a progress bar. Raises UserError where a group is incomplete."""
+    index, photo_by_name = Index(), {}
+    for key, group in tqdm(file[split].items(), desc=f'{split}: captions', unit='', leave=False, disable=None):
+        name = key.rpartition('_')[0]
+        try:
+            caption = _text(group['txt'])
+            if name not in photo_by_name:
+                photo_by_name[name] = len(index.names)
+                index.names.append(_text(group['name']))
+                index.classes.append(_text(group['class']))
+                index.boxes.append([float(x) for x in group['bbox'][()]] if 'bbox' in group else None)
+                index.img_keys.append(key)
+        except KeyError as error:
+            raise UserError(f'{file.filename}: /{split}/{key} is incomplete ({error}); '
+                            f'make the file again with: {how_to_prepare(file.filename)}') from error
+        index.keys.append(key)
+        index.captions.append(caption.strip())
+        index.photo_of.append(photo_by_name[name])
+    return index
+
+
+def read_jpeg(file, split, key):
+    """The bytes of the JPEG that the caption group `key` shows."""
+    return file[split][key]['img'][()].tobytes()
+
+
+def jpeg_size(file, split, key):
+    """The number of bytes of that JPEG, without reading it."""
+    return file[split][key]['img'].dtype.itemsize
+
+
+def has_embeddings(file, split):
+    """True where the split's captions have embeddings (they are written for all or for none)."""
+    return any('embeddings' in file[split][key] for key in list(file[split])[:1])
+
+
+def read_embeddings(file, split, keys):
+    """float32 [len(keys), 1024]. Raises UserError where one is missing."""
+    embeddings = np.empty((len(keys), EMBED_DIM), np.float32)
+    for row, key in zip(embeddings, keys):
+        try:
+            row[:] = file[split][key]['embeddings'][()]
+        except (KeyError, ValueError) as error:
+            raise UserError(f'{file.filename}: /{split}/{key} has no embedding of {EMBED_DIM} numbers ({error}); '
+                            f'write them with: {how_to_embed(file.filename)}') from error
+    return embeddings
+
+
+def _text(dataset):
+    """A stored string, whichever way its writer stored it: scalar or one-element array, bytes or str."""
+    value = np.ravel(dataset[()])[0]
+    return value.decode('utf-8', 'replace') if isinstance(value, bytes) else str(value)

@@ -1,0 +1,417 @@
+"""Draw birds and describe each in ten sentences: a data set that needs no download and says how well a model listens.
+
+    python data/toy_birds/prepare.py [--out FILE] [--count 2000] [--seed 1]
+
+A bird's class is its body colour and its wing colour (`red_body_blue_wings`). The two differ: a wing of the body's
+colour is neither seen nor measured apart from the body. Of the 56 classes 11 are only in /test, though each of their
+colours is in /train with other partners, so /test asks for birds that no model has seen. /valid holds a tenth of the
+pictures of the training classes. `color_accuracy` says how often a picture shows the colours that were asked for.
+"""
+import argparse
+import functools
+import io
+import math
+import multiprocessing
+import os
+import random
+import signal
+import sys
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+from tqdm import tqdm
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, '..', '..'))
+
+from common.errors import UserError, run_command
+from data import layout
+
+SIZE = 256
+CAPTIONS = 10
+CAPTION_LENGTH = 201    # of the longest sentence the encoder reads
+PALETTE = {
+    'red': (208, 28, 40), 'orange': (240, 128, 16), 'yellow': (250, 220, 40), 'green': (36, 148, 60),
+    'blue': (36, 88, 208), 'purple': (124, 44, 164), 'black': (32, 32, 38), 'white': (248, 248, 248),
+}
+BEAKS = {'yellow': (238, 190, 40), 'orange': (226, 116, 30), 'black': (44, 42, 46), 'grey': (112, 114, 122)}
+# Muted and of middling lightness: far from every colour in the palette, black and white included.
+SCENES = {
+    'sky': ((160, 186, 206), (192, 206, 212)), 'grass': ((178, 194, 200), (150, 170, 132)),
+    'water': ((190, 196, 196), (136, 166, 178)), 'branch': ((172, 186, 168), (190, 194, 174)),
+    'sand': ((184, 194, 200), (202, 186, 160)), 'plain': ((190, 174, 180), (178, 174, 192)),
+}
+BARK = (132, 114, 100)
+PLACES = {
+    'sky': ('flying in the sky', 'in flight', 'flying with spread wings'),
+    'grass': ('standing in the grass', 'in a meadow'), 'water': ('wading in the water', 'standing in a pond'),
+    'branch': ('perched on a branch', 'sitting on a thin branch'), 'sand': ('standing on the sand', 'on a beach'),
+    'plain': (),
+}
+SENTENCES = (
+    'this {size}bird has {all}.', 'a {size}bird{place} with {all}.', 'the {size}bird{place} has {all}.',
+    'a {size}{body} bird{place} with {rest}.', 'this {size}bird is {mostly}{body} with {rest}.',
+    'this is a {size}bird{place}, {mostly}{body}, with {rest}.', 'with {rest}, this {size}bird is {mostly}{body}.',
+    'the wings of this {size}{body} bird are {wings}{more}.', 'its body is {body}, its wings are {wings}{more}.',
+    'a {wings} winged bird{place} whose body is {body}{more}.', 'the {size}bird has {wings} wings, its body is {body}.',
+)
+BODIES = ('a {0} body', 'a {0} breast and back', '{0} plumage', 'a coat of {0} feathers', '{0} feathers on its body')
+WINGS = ('{0} wings', '{0} wings', '{0} wings and tail', 'a pair of {0} wings', '{0} feathers on its wings')
+TINTS = {'black': ('jet ', 'deep '), 'white': ('snow ', 'pure ')}    # of the others: bright, vivid, deep
+CLASSES = [f'{body}_body_{wings}_wings' for body in PALETTE for wings in PALETTE if body != wings]
+# Every fifth cell along the knight's moves of the table of colours: one or two in each row and each column.
+UNSEEN = {f'{body}_body_{wings}_wings' for i, body in enumerate(PALETTE) for j, wings in enumerate(PALETTE)
+          if body != wings and (i + 2 * j) % 5 == 0}
+MIN_COUNT = 2 * len(CLASSES)
+
+# Outlines in the bird's own frame: it looks to the right, y points down, its body is about 2 wide and 1.4 high.
+BODY = [(.99, -.58), (.86, -.90), (.56, -.99), (.26, -.80), (-.08, -.52), (-.55, -.26), (-1.0, .08), (-.78, .42),
+        (-.28, .70), (.28, .70), (.72, .40), (.92, -.08)]
+CROWN = [(.98, -.66), (.86, -.90), (.56, -.99), (.29, -.82), (.5, -.76), (.76, -.72)]
+BELLY = [(.62, .22), (.64, .42), (.30, .64), (-.18, .65), (-.30, .54), (.1, .42)]
+TAIL = [(-.70, -.12), (-1.15, -.06), (-1.62, .02), (-1.70, .22), (-1.20, .40), (-.72, .36)]
+FOLDED = [(.42, -.18), (.10, -.42), (-.50, -.32), (-1.02, .0), (-1.34, .30), (-.90, .40), (-.30, .44), (.25, .28)]
+RAISED = [(.36, -.06), (.22, -.60), (-.02, -1.06), (-.42, -1.42), (-.70, -1.32), (-.88, -1.02), (-.88, -.60),
+          (-.62, -.10), (-.14, .20)]
+
+
+@dataclass
+class Bird:
+    """What is seen: colours by name, lengths as a share of the picture."""
+    body: str
+    wings: str
+    crown: str
+    belly: str
+    beak: str               # its colour
+    beak_length: str        # short or long
+    beak_shape: str         # pointed or curved
+    raised: bool            # wings up, or folded on the back
+    scene: str
+    facing: int             # 1 to the right, -1 to the left
+    scale: float            # of one unit of the outlines
+    tilt: float             # in radians
+    center: tuple
+    plump: float            # height of the outlines over their width
+
+
+def colors_of(class_name):
+    """`red_body_blue_wings` -> ('red', 'blue')."""
+    body, _, wings, _ = class_name.split('_')
+    return body, wings
+
+
+def imagine(rng, body, wings, **given):
+    """A random `Bird` of these colours; `given` fixes some of its other fields. `rng` is a `random.Random`."""
+    others = [color for color in PALETTE if color not in (body, wings)]
+    given = {'scene': rng.choice(list(SCENES)), 'facing': rng.choice([1, -1]), **given}
+    bird = {
+        'crown': rng.choice(others) if rng.random() < .35 else body,
+        'belly': rng.choice(others) if rng.random() < .3 else body,
+        'beak': rng.choice(list(BEAKS)), 'beak_length': rng.choice(['short', 'long']),
+        'beak_shape': rng.choice(['pointed', 'curved']), 'raised': given['scene'] == 'sky' or rng.random() < .35,
+        'scale': rng.uniform(.235, .295), 'tilt': rng.uniform(-.2, .3), 'plump': rng.uniform(.92, 1.1),
+        # The tail is longer than the beak: room for it behind.
+        'center': (.5 + .05 * given['facing'] + rng.uniform(-.02, .02), rng.uniform(.53, .57)),
+    }
+    return Bird(body, wings, **{**bird, **given})
+
+
+def curve(points, steps=6):
+    """The closed Catmull-Rom curve through `points` [n, 2] -> [steps * n, 2]."""
+    a, b, c, d = (np.roll(np.asarray(points, float), shift, 0)[:, None] for shift in (1, 0, -1, -2))
+    t = np.linspace(0, 1, steps, endpoint=False)[:, None]
+    return (b + .5 * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))).reshape(-1, 2)
+
+
+def shapes(bird):
+    """Part -> its outline, float [n, 2] in shares of the picture."""
+    bend = .12 if bird.beak_shape == 'curved' else 0
+    reach = 1.36 if bird.beak_length == 'long' else 1.2
+    wing = np.array(RAISED if bird.raised else FOLDED)
+    middle = (.95 + reach) / 2
+    parts = {
+        'tail': curve(TAIL), 'body': curve(BODY), 'crown': curve(CROWN), 'belly': curve(BELLY), 'wing': curve(wing),
+        'coverts': curve((wing - wing[0]) * .62 + wing[0] - (.03, -.02)),
+        'beak': [(.9, -.7), (middle, -.63 - bend / 2), (reach, -.52 + bend), (middle, -.50), (.9, -.44)],
+    }
+    if bird.raised:
+        parts['far wing'] = curve(wing * (.9, .96) + (.36, .02))
+    return {part: place(bird, points) for part, points in parts.items()}
+
+
+def place(bird, points):
+    """From the bird's frame to the picture's, [n, 2] -> [n, 2]."""
+    x, y = np.asarray(points, float).T * [[1], [bird.plump]]
+    cos, sin = math.cos(bird.tilt), math.sin(bird.tilt)
+    return np.stack([bird.facing * (x * cos + y * sin), y * cos - x * sin], 1) * bird.scale + bird.center
+
+
+def draw(bird, rng):
+    """-> (RGB picture of 256 x 256, its bird's (x, y, width, height) in pixels)."""
+    # Drawn at twice the size: Pillow's polygons have no smooth edges.
+    layer = Image.new('RGBA', (2 * SIZE, 2 * SIZE))
+    feet = draw_bird(ImageDraw.Draw(layer), bird, rng)
+    layer = layer.reduce(2)
+    picture = draw_scene(bird.scene, feet, rng)
+    picture.paste(layer, mask=layer)
+    left, top, right, bottom = layer.getchannel('A').point(lambda alpha: 255 * (alpha > 100)).getbbox()
+    return picture, (left, top, right - left, bottom - top)
+
+
+def draw_bird(pen, bird, rng):
+    """Draw it with an `ImageDraw` of 512 x 512; returns the height of its feet as a share of the picture."""
+    parts = {part: 2 * SIZE * points for part, points in shapes(bird).items()}
+    body, wings = jitter(PALETTE[bird.body], rng), jitter(PALETTE[bird.wings], rng)
+
+    def fill(part, color, edge=True):
+        points = [tuple(point) for point in parts[part]]
+        pen.polygon(points, fill=color)
+        if edge:
+            pen.line(points + points[:2], fill=shade(color, .8), width=3, joint='curve')
+
+    if bird.raised:
+        fill('far wing', shade(wings, .9))
+    feet = bird.center[1] + bird.scale * bird.plump
+    if bird.scene != 'sky':
+        draw_legs(pen, bird, feet)
+    fill('tail', shade(wings, .92))
+    fill('beak', BEAKS[bird.beak])
+    fill('body', body)
+    if bird.belly != bird.body:
+        fill('belly', jitter(PALETTE[bird.belly], rng), edge=False)
+    if bird.crown != bird.body:
+        fill('crown', jitter(PALETTE[bird.crown], rng), edge=False)
+    fill('wing', wings)
+    root, edge = parts['wing'][0], parts['wing'][18:-9:4]
+    for tip in edge:
+        pen.line([*root + .5 * (tip - root), *root + .94 * (tip - root)], fill=shade(wings, .8), width=3)
+    fill('coverts', shade(wings, 1.12))
+    draw_eye(pen, *2 * SIZE * place(bird, [(.68, -.64)])[0], 2 * SIZE * bird.scale * .1)
+    return feet
+
+
+def draw_legs(pen, bird, feet):
+    """Two thin legs with toes, upright however the bird tilts."""
+    toe = .09 * bird.scale * bird.facing
+    for x in (-.12, .2):
+        x, y = bird.center[0] + bird.facing * x * bird.scale, bird.center[1] + .4 * bird.scale
+        lines = [(x, y, x, feet)] + [(x, feet, x + toe * reach, feet + .03 * bird.scale) for reach in (-1, .6, 1.6)]
+        for line in lines:
+            pen.line([2 * SIZE * end for end in line], fill=(96, 84, 80), width=6)
+
+
+def draw_eye(pen, x, y, radius):
+    """A ring, a pupil and the light in it."""
+    for color, size, shift in (((236, 232, 224), 1, 0), ((26, 22, 24), .76, 0), ((255, 255, 255), .28, -.25)):
+        box = [x + (shift - size) * radius, y + (shift - size) * radius]
+        pen.ellipse(box + [x + (shift + size) * radius, y + (shift + size) * radius], fill=color)
+
+
+def draw_scene(scene, feet, rng):
+    """A picture of 256 x 256 without a bird; `feet` is the height of the ground or branch under it."""
+    top, bottom = (jitter(tone, rng, 8) for tone in SCENES[scene])
+    picture = Image.composite(Image.new('RGB', (SIZE, SIZE), bottom), Image.new('RGB', (SIZE, SIZE), top),
+                              Image.linear_gradient('L'))
+    pen = ImageDraw.Draw(picture)
+    if scene in ('grass', 'water', 'sand'):
+        draw_ground(pen, scene, SIZE * (feet - rng.uniform(.05, .25)), top, bottom, rng)
+    else:
+        for _ in range(7):
+            draw_blob(pen, scene, shade(bottom, rng.uniform(1, 1.2)), rng)
+    picture = picture.filter(ImageFilter.BoxBlur(3))
+    if scene == 'branch':
+        y, slope = SIZE * (feet + .012), rng.uniform(-12, 12)
+        ImageDraw.Draw(picture).line([0, y - slope, SIZE, y + slope], fill=jitter(BARK, rng), width=rng.randint(7, 11))
+    return picture
+
+
+def draw_ground(pen, scene, horizon, top, bottom, rng):
+    """Sky down to a horizon; below it grass, ripples or pebbles."""
+    pen.rectangle([0, 0, SIZE, horizon], fill=top)
+    pen.rectangle([0, horizon, SIZE, SIZE], fill=bottom)
+    for _ in range(60):
+        x, y, tone = rng.uniform(0, SIZE), rng.uniform(horizon, SIZE), shade(bottom, rng.uniform(.88, 1.12))
+        if scene == 'grass':
+            pen.line([x, y, x + rng.uniform(-6, 6), y - rng.uniform(8, 24)], fill=tone, width=4)
+        elif scene == 'water':
+            pen.line([x - rng.uniform(10, 40), y, x, y], fill=tone, width=4)
+        else:
+            pen.ellipse([x, y, x + 9, y + 5], fill=tone)
+
+
+def draw_blob(pen, scene, color, rng):
+    """A cloud, or a leaf far out of focus."""
+    x, y, width = (SIZE * rng.uniform(low, high) for low, high in ((0, 1), (0, 1), (.06, .17)))
+    height = width * (.4 if scene == 'sky' else 1)
+    pen.ellipse([x - width, y - height, x + width, y + height], fill=color)
+
+
+def shade(color, factor):
+    """A colour made darker (below 1) or lighter (above 1)."""
+    return tuple(round(c * factor if factor < 1 else c + (255 - c) * (factor - 1)) for c in color)
+
+
+def jitter(color, rng, by=10):
+    return tuple(min(255, max(0, c + rng.randint(-by, by))) for c in color)
+
+
+def describe(bird, rng):
+    """-> ten different sentences, each with the colours of body and wings and some of what else is seen."""
+    sentences = {}
+    while len(sentences) < CAPTIONS:
+        sentence = say(bird, rng)
+        if len(sentence) <= CAPTION_LENGTH:
+            sentences[sentence] = None
+    return list(sentences)
+
+
+def say(bird, rng):
+    """One sentence about the bird."""
+    body, wings = (tint(color, rng) for color in (bird.body, bird.wings))
+    extras = rng.sample(details(bird, rng), rng.choice([0, 1, 1, 2]))
+    wing_part = rng.choice(WINGS).format(wings)
+    parts = [rng.choice(BODIES).format(body), wing_part, *extras]
+    places = PLACES[bird.scene] + (('lifting its wings',) if bird.raised and bird.scene != 'sky' else ())
+    sentence = rng.choice(SENTENCES).format(
+        size=rng.choice(size_words(bird)), body=body, wings=wings, mostly=rng.choice(['', 'mostly ', 'mainly ']),
+        all=enumerate_parts(rng.sample(parts, len(parts))), rest=enumerate_parts([wing_part, *extras]),
+        more=f', and it has {enumerate_parts(extras)}' if extras else '',
+        place=f' {rng.choice(places)}' if places and rng.random() < .5 else '')
+    return sentence.replace('a orange', 'an orange')
+
+
+def details(bird, rng):
+    """Noun phrases for what is seen besides the colours of body and wings."""
+    adjectives = [bird.beak_length, bird.beak_shape, bird.beak]
+    said = [word for word in adjectives if rng.random() < .6] or adjectives[-1:]
+    found = [f'a {" ".join(said)} {rng.choice(["beak", "bill"])}', rng.choice(['a round black eye', 'dark eyes'])]
+    if bird.crown != bird.body:
+        found.append(f'a {bird.crown} {rng.choice(["crown", "cap", "patch on its head"])}')
+    if bird.belly != bird.body:
+        found.append(f'a {bird.belly} {rng.choice(["belly", "underside", "patch on its belly"])}')
+    return found
+
+
+def tint(color, rng):
+    """`red` -> `red` or, at times, `bright red`."""
+    return (rng.choice(TINTS.get(color, ('bright ', 'vivid ', 'deep '))) if rng.random() < .3 else '') + color
+
+
+def size_words(bird):
+    if bird.scale < .255:
+        return '', 'small ', 'tiny ', 'little '
+    return ('', 'large ', 'big ') if bird.scale > .275 else ('',)
+
+
+def enumerate_parts(parts):
+    """['a', 'b', 'c'] -> 'a, b and c'."""
+    return ' and '.join([', '.join(parts[:-1]), parts[-1]] if parts[1:] else parts)
+
+
+def color_accuracy(images, body_colors, wing_colors):
+    """The shares of pictures whose body and whose wings have the colour asked for: (0..1, 0..1).
+
+    `images` is float [B, 3, 64, 64] in [-1, 1] (or any side that 32 divides), the colours are B names each (see
+    `colors_of`). Pictures that ignore the colours asked for score about 1/8.
+    """
+    guesses = [guess_colors(image) for image in images.detach().cpu().float().numpy()]
+    hits = [(body == asked_body, wings == asked_wings)
+            for (body, wings), asked_body, asked_wings in zip(guesses, body_colors, wing_colors, strict=True)]
+    return tuple(float(share) for share in np.mean(hits, 0))
+
+
+def guess_colors(image):
+    """The likeliest (body, wings) of a picture, float [3, 64, 64] in [-1, 1].
+
+    A pixel shows background, body or wing, as often as the drawings of a pose do at its place, in one of that part's
+    colours, blurred and a bit off. So every pose and pair of colours has a likelihood, the product over the pixels.
+    """
+    pixels = image.reshape(3, 32, image.shape[1] // 32, 32, -1).mean((2, 4)).reshape(3, -1).T * 127.5 + 127.5
+    rest, body, wings = pose_masks()
+    colors = likelihood(pixels, list(PALETTE.values()))
+    scene = likelihood(pixels, [tone for tones in SCENES.values() for tone in tones]).max(0)
+    body, wings = body[:, None] * colors, wings[:, None] * colors
+    # The constant pays for what is neither: beak, eye, crown, belly.
+    pixel = (rest * scene + .02)[:, None, None] + body[:, :, None] + wings[:, None]
+    score = np.log(pixel).sum(-1).max(0)
+    np.fill_diagonal(score, -np.inf)
+    names = list(PALETTE)
+    best = np.unravel_index(score.argmax(), score.shape)
+    return names[best[0]], names[best[1]]
+
+
+def likelihood(pixels, colors, spread=40):
+    """[N, 3] and C colours, both 0..255 -> [C, N]: 1 where they are equal, falling with the distance."""
+    distance = ((pixels - np.array(colors, np.float32)[:, None]) ** 2).sum(-1)
+    return np.exp(-distance / (2 * spread ** 2))
+
+
+@functools.lru_cache(maxsize=1)
+def pose_masks(samples=40):
+    """How often background, body and wing are at a place: float32 [3, 4 poses, 32 * 32]."""
+    rng, poses = random.Random(0), []
+    for facing in (1, -1):
+        for raised in (True, False):
+            labels = [label_map(imagine(rng, 'red', 'blue', facing=facing, raised=raised)) for _ in range(samples)]
+            poses.append([np.mean(np.equal(labels, part), 0) for part in range(3)])
+    return np.array(poses, np.float32).swapaxes(0, 1)
+
+
+def label_map(bird):
+    """[32 * 32]: 0 background, 1 body, 2 wing or tail."""
+    mask = Image.new('L', (32, 32))
+    parts = shapes(bird)
+    for part in ('far wing', 'tail', 'body', 'wing'):
+        if part in parts:
+            ImageDraw.Draw(mask).polygon([tuple(point) for point in 32 * parts[part]], fill=1 if part == 'body' else 2)
+    return np.asarray(mask).ravel()
+
+
+def make(number, seed):
+    """Picture `number` of the set -> (its split, its `layout.Photograph`), whatever process makes it."""
+    rng = random.Random(f'{seed}/{number}')
+    round_, kind = divmod(number, len(CLASSES))
+    class_name = CLASSES[kind]
+    bird = imagine(rng, *colors_of(class_name))
+    picture, box = draw(bird, rng)
+    jpeg = io.BytesIO()
+    picture.save(jpeg, 'JPEG', quality=90)
+    split = 'test' if class_name in UNSEEN else 'valid' if round_ and (round_ + kind) % 10 == 0 else 'train'
+    name = f'{class_name}_{round_ + 1:04}'
+    return split, layout.Photograph(name, class_name, jpeg.getvalue(), describe(bird, rng), bbox=box)
+
+
+def prepare(out, count, seed):
+    """Write `count` birds to the HDF5 file `out`; returns how many are in each split."""
+    if count < MIN_COUNT:
+        raise UserError(f'--count {count}: give {MIN_COUNT} or more, so that every class and every split has a bird')
+    if os.path.isdir(out):
+        raise UserError(f'--out {out}: is a folder; name a file in it, such as {os.path.join(out, "toy_birds.hdf5")}')
+    counts = Counter()
+    # Ctrl-C is for the parent, which ends the pool; else every worker would print its own traceback.
+    pool = multiprocessing.Pool(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    try:
+        with pool, layout.replace_file(out) as file:
+            birds = pool.imap(functools.partial(make, seed=seed), range(count), chunksize=16)
+            for split, photograph in tqdm(birds, total=count, desc='birds', unit='', disable=None):
+                layout.write_photograph(file, split, photograph)
+                counts[split] += 1
+    except OSError as error:
+        raise UserError(f'--out {out}: cannot be written ({error})') from error
+    return counts
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--out', default=os.path.join(HERE, 'toy_birds.hdf5'), help='HDF5 file (beside this script)')
+    parser.add_argument('--count', type=int, default=2000, help=f'birds to draw, at least {MIN_COUNT} (%(default)s)')
+    parser.add_argument('--seed', type=int, default=1, help='the same seed gives the same birds (%(default)s)')
+    args = parser.parse_args()
+    counts = prepare(args.out, args.count, args.seed)
+    print(', '.join(f'{counts[split]} {split}' for split in layout.SPLITS), f'birds in {os.path.abspath(args.out)}')
+
+
+if __name__ == '__main__':
+    run_command(main)

@@ -1,0 +1,53 @@
+"""Reading tests/golden, and making the tensors it was recorded with (see tests/golden/README.md)."""
+import json
+import os
+import zlib
+
+import numpy as np
+import torch
+
+GOLDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'golden')
+
+
+def golden(name):
+    """(arrays, facts) of a golden file."""
+    with open(os.path.join(GOLDEN, f'{name}.json'), encoding='utf-8') as facts:
+        return dict(np.load(os.path.join(GOLDEN, f'{name}.npz'))), json.load(facts)
+
+
+def tensor_for(name, shape):
+    """The float32 standard-normal tensor that belongs to a name."""
+    numbers = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(int(np.prod(shape)))
+    return torch.from_numpy(numbers.reshape(shape).astype(np.float32))
+
+
+def fill(module):
+    """Fill a module's state from the names of its keys."""
+    state = module.state_dict()
+    for key, value in state.items():
+        n = tensor_for(key, tuple(value.shape))
+        if key.endswith('num_batches_tracked'):
+            n = torch.zeros_like(value)
+        elif key.endswith('running_var'):
+            n = 1 + 0.1 * n.abs()
+        elif key.endswith('running_mean'):
+            n = 0.1 * n
+        elif key.endswith('.weight') and value.dim() == 1:
+            n = 1 + 0.1 * n
+        elif key.endswith('.weight'):
+            n = n / value[0].numel() ** 0.5
+        else:
+            n = 0.1 * n
+        state[key] = n
+    module.load_state_dict(state)
+    return module
+
+
+def assert_after(state, expected):
+    """[sum, norm] of every entry of a state dict after training, to a relative 5e-3 of the norm."""
+    assert set(state) == set(expected)
+    for key, (total, norm) in expected.items():
+        value = state[key].double()
+        assert abs(value.norm().item() - norm) <= 5e-3 * norm + 1e-6, key
+        # A sum of n numbers that nearly cancel is known to the error of its terms, not to a share of itself.
+        assert abs(value.sum().item() - total) <= 5e-3 * max(abs(total), norm * value.numel() ** 0.5) + 1e-6, key

@@ -1,0 +1,174 @@
+import functools
+import io
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from data import layout
+from data.toy_birds import prepare
+
+COUNT = prepare.MIN_COUNT
+SCRIPT = os.path.abspath(prepare.__file__)
+
+
+@pytest.fixture(scope='module')
+def path(tmp_path_factory):
+    """A file made by one worker."""
+    path, pool = str(tmp_path_factory.mktemp('toy') / 'toy_birds.hdf5'), multiprocessing.Pool
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, 'Pool', functools.partial(pool, 1))
+        prepare.prepare(path, COUNT, seed=3)
+    return path
+
+
+@pytest.fixture(scope='module')
+def indices(path):
+    with layout.open_file(path) as file:
+        return {split: layout.read_index(file, split) for split in layout.SPLITS}
+
+
+@pytest.fixture(scope='module')
+def birds():
+    """Two of every class: (what it is, its picture, its box)."""
+    made = []
+    for i in range(2 * len(prepare.CLASSES)):
+        rng = random.Random(f'a seed of no other test/{i}')
+        bird = prepare.imagine(rng, *prepare.colors_of(prepare.CLASSES[i // 2]))
+        made.append((bird, *prepare.draw(bird, rng)))
+    return made
+
+
+def to_tensor(pictures, blur=0):
+    small = [np.array(picture.resize((64, 64)).filter(ImageFilter.GaussianBlur(blur))) for picture in pictures]
+    return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def accuracy(birds, blur=0, turn=0):
+    """`color_accuracy` where each picture is said to show the bird `turn` further on."""
+    asked = [bird for bird, _, _ in birds[turn:] + birds[:turn]]
+    pictures = to_tensor([picture for _, picture, _ in birds], blur)
+    return prepare.color_accuracy(pictures, [bird.body for bird in asked], [bird.wings for bird in asked])
+
+
+def test_every_split_has_birds_and_every_bird_ten_captions(indices):
+    assert sum(len(index.names) for index in indices.values()) == COUNT
+    for index in indices.values():
+        assert index.names
+        assert np.array_equal(np.bincount(index.photo_of), [10] * len(index.names))
+
+
+def test_classes_of_test_are_in_no_other_split(indices):
+    test = set(indices['test'].classes)
+    seen = set(indices['train'].classes)
+    assert not test & (seen | set(indices['valid'].classes))
+    assert test | seen == set(prepare.CLASSES)
+    assert .15 < len(test) / len(prepare.CLASSES) < .25
+
+
+def test_every_color_is_in_train(indices):
+    bodies, wings = zip(*(prepare.colors_of(name) for name in indices['train'].classes))
+    assert set(bodies) == set(wings) == set(prepare.PALETTE)
+
+
+def test_captions_name_both_colors(indices):
+    for index in indices.values():
+        for caption, photo in zip(index.captions, index.photo_of):
+            words = caption.strip('.').replace(',', '').split()
+            assert set(prepare.colors_of(index.classes[photo])) <= set(words), caption
+            assert caption.isascii() and caption == caption.lower() and len(caption) <= 201
+            assert 'a orange' not in caption and '  ' not in caption and '{' not in caption
+
+
+def test_captions_of_a_bird_differ(indices):
+    index = indices['train']
+    assert len(set(zip(index.photo_of, index.captions))) == len(index.captions)
+
+
+def test_captions_say_what_is_seen():
+    rng = random.Random(0)
+    bird = prepare.imagine(rng, 'red', 'blue', crown='green', belly='red', beak='grey', beak_length='long',
+                           scene='sand')
+    said = ' '.join(prepare.describe(bird, rng) + prepare.describe(bird, rng))
+    words = set(said.replace('.', '').replace(',', '').split())
+    assert {'grey', 'long', 'green'} <= words
+    assert not {'short', 'yellow', 'belly', 'branch', 'sky'} & words
+
+
+def test_boxes_are_inside_the_pictures(indices):
+    for index in indices.values():
+        for x, y, width, height in index.boxes:
+            assert 0 < x < x + width < prepare.SIZE and 0 < y < y + height < prepare.SIZE
+            assert width > 80 and height > 60
+
+
+def test_boxes_are_tight(monkeypatch):
+    """On a scene of one colour, everything else is the bird, but for the faint rim of its smooth edge."""
+    monkeypatch.setattr(prepare, 'draw_scene', lambda *_: Image.new('RGB', (prepare.SIZE, prepare.SIZE), (255, 0, 255)))
+    for i in range(12):
+        rng = random.Random(i)
+        picture, (x, y, width, height) = prepare.draw(prepare.imagine(rng, 'green', 'yellow'), rng)
+        far = np.abs(np.array(picture, int) - (255, 0, 255)).sum(2) > 20
+        ys, xs = np.nonzero(far)
+        box = np.array([x, y, x + width - 1, y + height - 1])
+        assert np.abs(box - [xs.min(), ys.min(), xs.max(), ys.max()]).max() <= 2
+
+
+def test_pictures_are_jpegs_of_256(path, indices):
+    with layout.open_file(path) as file:
+        for key in indices['test'].img_keys[:3]:
+            picture = Image.open(io.BytesIO(layout.read_jpeg(file, 'test', key)))
+            assert (picture.format, picture.size, picture.mode) == ('JPEG', (256, 256), 'RGB')
+
+
+def test_another_seed_gives_other_birds():
+    first, again, other = (prepare.make(60, seed)[1] for seed in (1, 1, 2))
+    assert (first.jpeg, first.captions) == (again.jpeg, again.captions)
+    assert first.jpeg != other.jpeg and first.captions != other.captions
+
+
+@pytest.mark.parametrize('blur, least', [(0, .97), (1.5, .95)])
+def test_color_accuracy_recognises_drawings(birds, blur, least):
+    body, wings = accuracy(birds, blur)
+    assert body >= least and wings >= least
+
+
+def test_color_accuracy_is_near_chance_where_pictures_ignore_the_colors():
+    """A generator that draws the same birds whatever it is asked for."""
+    rng = random.Random(0)
+    picture, _ = prepare.draw(prepare.imagine(rng, 'red', 'blue'), rng)
+    asked = [prepare.colors_of(name) for name in prepare.CLASSES]
+    accuracies = prepare.color_accuracy(to_tensor([picture] * len(asked)), *zip(*asked))
+    assert accuracies == (.125, .125)
+
+
+def test_color_accuracy_is_low_with_wrong_colors(birds):
+    assert max(accuracy(birds, turn=37)) < .3
+
+
+def test_color_accuracy_tells_body_from_wings(birds):
+    bodies, wings = [bird.body for bird, _, _ in birds], [bird.wings for bird, _, _ in birds]
+    assert prepare.color_accuracy(to_tensor([picture for _, picture, _ in birds]), wings, bodies) == (0, 0)
+
+
+@pytest.mark.parametrize('arguments, word', [(['--count', '111'], '--count'), (['--out', '.'], '--out')])
+def test_bad_arguments_give_one_line(arguments, word, tmp_path):
+    done = subprocess.run([sys.executable, SCRIPT, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0 and done.stdout == ''
+    assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1 and word in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_command_makes_the_same_file_from_any_folder_with_all_workers(path, tmp_path):
+    done = subprocess.run([sys.executable, SCRIPT, '--out', 'birds.hdf5', '--count', str(COUNT), '--seed', '3'],
+                          cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert str(tmp_path / 'birds.hdf5') in done.stdout.splitlines()[-1] and 'train' in done.stdout
+    assert os.listdir(tmp_path) == ['birds.hdf5']
+    with open(path, 'rb') as expected:
+        assert (tmp_path / 'birds.hdf5').read_bytes() == expected.read()

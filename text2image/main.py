@@ -1,0 +1,145 @@
+"""Text-to-image GAN: train, evaluate, or draw your own sentence.
+
+    python main.py --train                                                  train on data/birds/birds.hdf5
+    python main.py --train --resume                                         go on with the newest run
+    python main.py --train False                                            64 pictures for held-out captions
+    python main.py --train False --text "a small red bird with black wings"
+"""
+import argparse
+import os
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(HERE))
+
+import torch
+from torch.utils.data import DataLoader
+
+from common import flags, run
+from common.errors import UserError, run_command
+from common.pictures import caption_sheet, to_pil
+from data.layout import SPLITS
+from data.txt2image_dataset import Text2ImageDataset
+from text2image.build_gan import Model
+
+EVAL_SIZE = 64
+
+
+def parse_flags():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_run_flags(parser, model='text2image', epochs=200, batch_size=256, lr=0.0002, chapter_dir=HERE)
+    parser.add_argument('--channels', type=int, choices=[3], default=3, help='of the pictures (default: 3)')
+    for name, default, what in [('l1_coef', 50, 'feature matching'), ('l2_coef', 100, 'the pixel loss'),
+                                ('cls_coef', 0, 'real pictures with wrong sentences (GAN-CLS)'),
+                                ('int_coef', 0, 'interpolated sentences (GAN-INT)')]:
+        parser.add_argument(f'--{name}', type=flags.non_negative, default=default, metavar='W',
+                            help=f'weight of {what} (default: {default})')
+    parser.add_argument('--text', action='append', metavar='SENTENCE', help='draw this sentence; can be repeated')
+    parser.add_argument('--text_file', metavar='FILE', help='draw the sentences of this file, one a line')
+    parser.add_argument('--checkpoint', metavar='FILE', help='draw with this checkpoint (default: of the newest run)')
+    parser.add_argument('--encoder', metavar='FILE',
+                        help='sentence encoder for --text (default: the one beside the checkpoint, or beside the data)')
+    return run.parse_options(parser)
+
+
+def main():
+    options, resumed = parse_flags()
+    if options.train and (options.text or options.text_file):
+        raise UserError('--text draws with a trained model: add --train False')
+    flags.print_options(options)
+    device = flags.choose_device(options.cuda)
+    flags.seed_everything(options.seed)
+    if options.train:
+        train(options, device, resumed)
+    elif options.text or options.text_file:
+        draw(options, device)
+    else:
+        evaluate(options, device)
+
+
+def train(options, device, resumed):
+    print('Loading data...', flush=True)
+    dataset = Text2ImageDataset(flags.dataset_file(options), split=0).require_embeddings()
+    loader = DataLoader(dataset, options.batch_size, shuffle=True, collate_fn=dataset.collate)
+    model = make_model(options, device, loader)
+    model.create_optim(options.lr)
+    if resumed:
+        model.load_from(resumed)
+    run_dir = resumed or run.new_run(options.out_dir, options.dataset, vars(options))
+    run.keep_encoder(encoder_beside(dataset.file), run_dir)
+    model.options = vars(options)
+    print(f'Training on {len(dataset)} captions of {len(dataset.pictures)} pictures; everything goes to {run_dir}', flush=True)
+    model.train(options.epochs, options.log_interval, run_dir)
+    print(f'done: {run_dir} holds samples/, log.txt, TensorBoard curves and {options.model}.pt')
+
+
+def evaluate(options, device):
+    """A sheet of pictures for captions of classes that were not trained on."""
+    for split in (2, 1):
+        dataset = Text2ImageDataset(flags.dataset_file(options), split=split)
+        if len(dataset):
+            break
+    dataset.require_embeddings()
+    loader = DataLoader(dataset, EVAL_SIZE, shuffle=True, collate_fn=dataset.collate)
+    model, file = load_model(options, device, loader)
+    images, captions = model.eval()
+    print(f'{file} draws captions of /{SPLITS[split]}:')
+    write_pictures(options, 'eval', images, captions)
+
+
+def draw(options, device):
+    """A picture for each sentence that the user typed."""
+    sentences = flags.read_sentences(options.text, options.text_file)
+    model, file = load_model(options, device, data_loader=None)
+    encoder = find_encoder(options, file)
+    from char_cnn_rnn.build_encoder import embed_captions, load_encoder
+    embeddings = torch.from_numpy(embed_captions(load_encoder(encoder, device), sentences, verbose=False))
+    print(f'{file} draws, with the sentences read by {encoder}:')
+    write_pictures(options, 'text', model.generate(embeddings, options.seed), sentences)
+
+
+def make_model(options, device, data_loader):
+    return Model(options.model, device, data_loader, options.channels, options.l1_coef, options.l2_coef,
+                 options.cls_coef, options.int_coef)
+
+
+def load_model(options, device, data_loader):
+    """The model of `--checkpoint` or of the newest run, and the file it came from."""
+    file = options.checkpoint
+    if not file:
+        file = os.path.join(run.find_run(options.out_dir, f'{options.model}.pt'), f'{options.model}.pt')
+    model = make_model(options, device, data_loader)
+    model.load_from(file, verbose=False)
+    return model, file
+
+
+def encoder_beside(hdf5_file):
+    return f'{os.path.splitext(hdf5_file)[0]}.encoder.pt'
+
+
+def find_encoder(options, checkpoint):
+    """`--encoder`, or the encoder kept with the run, or the one beside the data."""
+    places = [options.encoder] if options.encoder else [
+        os.path.join(os.path.dirname(checkpoint), run.ENCODER), encoder_beside(flags.dataset_file(options))]
+    for place in places:
+        if os.path.isfile(place):
+            return place
+    raise UserError(f'{places[-1]}: no sentence encoder; train one with: python char_cnn_rnn/main.py --train, then '
+                    'python char_cnn_rnn/main.py --embed; or give the published one with --encoder FILE.t7')
+
+
+def write_pictures(options, kind, images, captions):
+    """Every picture as a PNG and all of them on one sheet, in a new folder; the captions are printed beside the names."""
+    folder = run.new_run(options.out_dir, kind, vars(options))
+    pictures = [to_pil(image) for image in images]
+    for number, (picture, caption) in enumerate(zip(pictures, captions), 1):
+        picture.save(os.path.join(folder, f'{number:03d}.png'))
+        print(f'  {number:03d}.png  {caption}')
+    with open(os.path.join(folder, 'captions.txt'), 'w', encoding='utf-8') as file:
+        file.write(''.join(f'{number:03d}.png\t{caption}\n' for number, caption in enumerate(captions, 1)))
+    caption_sheet(pictures, captions).save(os.path.join(folder, 'sheet.png'))
+    print(f'all on one sheet: {os.path.join(folder, "sheet.png")}')
+
+
+if __name__ == '__main__':
+    run_command(main)
