@@ -6,7 +6,7 @@ import torch
 from tqdm import tqdm
 
 from char_cnn_rnn import torch7
-from char_cnn_rnn.encoder import CharCnnRnn, init_weights, one_hot, sje_loss
+from char_cnn_rnn.encoder import EMBED_DIM, VARIANTS, CharCnnRnn, init_weights, one_hot, sje_loss
 from char_cnn_rnn.image_encoder import image_side
 from common import checkpoint
 from common.errors import UserError
@@ -19,8 +19,9 @@ TOP = 50      # pictures that a class's description retrieves
 class ClassBatches:
     """Batches in which every class is as frequent as any other; iterating draws an epoch from PyTorch's generator.
 
-    Of every item, first the class is drawn, then one of its photographs, then one of that photograph's captions. Classes
-    come in shuffled rounds, so no class is twice in a batch where there are enough of them, as in the authors' code.
+    Of every item, first the class is drawn, then one of its photographs, then one of that photograph's captions.
+    Classes come in shuffled rounds, so no class is twice in a batch where there are enough of them, as in the authors'
+    code.
     """
 
     def __init__(self, index, photographs, batch_size):
@@ -73,7 +74,7 @@ class Model:
         self.optim = torch.optim.RMSprop([*self.encoder.parameters(), *self.image_side.parameters()], lr=lr)
 
     def train_step(self, batch):
-        """One step of both sides. Returns `loss` and the share of pictures that rank their sentence first, `accuracy`."""
+        """One step of both sides. Returns `loss` and `accuracy`, the share of pictures that find their sentence."""
         images, letters = batch['right_images'].to(self.device), one_hot(batch['txt']).to(self.device)
         classes = batch['class'].to(self.device) if 'class' in batch else None
         text_features, image_features = self.encoder(letters), self.image_side(images)
@@ -111,8 +112,8 @@ class Model:
         """Zero-shot classification and retrieval on the classes of a split (paper, section 5.2 and 5.3).
 
         A class is described by the mean embedding of its captions. `top1`: the share of photographs that score highest
-        with their own class, averaged over classes; `ap50`: the share of its own class among the 50 best photographs of
-        a class, averaged over classes. `chance_*` is what guessing would reach. Returns a dict of floats.
+        with their own class, averaged over classes; `ap50`: the share of its own class among the 50 best photographs
+        of a class, averaged over classes. `chance_*` is what guessing would reach. Returns a dict of floats.
         """
         names = sorted(set(index.classes))
         label = torch.tensor([names.index(name) for name in index.classes])
@@ -131,7 +132,7 @@ class Model:
         }
 
     def save_to(self, path='', name=None, verbose=True):
-        """Write both sides, optimiser, progress and options to `path/NAME.pt`, whole or not at all. Returns the file."""
+        """Write both sides, optimiser, progress, options to `path/NAME.pt`, whole or not at all. Returns the file."""
         file = os.path.join(path, f'{name or self.name}.pt')
         contents = {'variant': self.encoder.variant, 'encoder': self.encoder.state_dict(),
                     'image_encoder': self.image_encoder, 'image_side': self.image_side.state_dict(),
@@ -167,20 +168,24 @@ class Model:
 
 
 def load_encoder(path, device='cpu'):
-    """A `CharCnnRnn` in evaluation mode from a checkpoint of ours, a plain state dict, or the authors' Torch7 file (.t7).
+    """A `CharCnnRnn` in evaluation mode from a checkpoint of ours, a plain state dict, or the authors' Torch7 file.
 
     Raises UserError where the file is missing, damaged, refused or holds no sentence encoder.
     """
     contents = torch7.read_encoder(path) if path.endswith('.t7') else checkpoint.load(path)
     state_dict = contents.get('encoder', contents)
-    encoder = CharCnnRnn(contents.get('variant') or _variant_of(state_dict, path))
+    variant = contents.get('variant') or _variant_of(state_dict, path)
+    if variant not in VARIANTS:
+        raise UserError(f'{path}: its encoder is of an unknown variant, {variant!r}')
+    encoder = CharCnnRnn(variant)
     checkpoint.load_weights(encoder, state_dict, path)
     return encoder.to(device).eval()
 
 
 def _variant_of(state_dict, path):
     """The variant that has weights of these names and shapes."""
-    shapes = {key.removeprefix('module.'): tuple(value.shape) for key, value in state_dict.items() if torch.is_tensor(value)}
+    shapes = {key.removeprefix('module.'): tuple(value.shape)
+              for key, value in state_dict.items() if torch.is_tensor(value)}
     if 'conv3.weight' not in shapes:
         raise UserError(f'{path}: holds no sentence encoder (no weights named conv3.weight)')
     if 'rnn.i2h_update.weight' in shapes:
@@ -198,4 +203,6 @@ def embed_captions(encoder, captions, batch_size=256, verbose=True):
     for start in tqdm(range(0, len(todo), batch_size), desc='captions', unit=' batches', leave=False,
                       disable=None if verbose else True):
         rows.append(encoder(one_hot(todo[start:start + batch_size]).to(device)).float().cpu().numpy())
-    return np.concatenate(rows)[[distinct[caption] for caption in captions]] if rows else np.empty((0, 1024), np.float32)
+    if not rows:
+        return np.empty((0, EMBED_DIM), np.float32)
+    return np.concatenate(rows)[[distinct[caption] for caption in captions]]

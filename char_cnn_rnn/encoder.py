@@ -45,7 +45,7 @@ class AverageGRU(nn.Module):
         self.i2h, self.h2h = nn.Linear(dim, dim), nn.Linear(dim, dim)
 
     def forward(self, inputs):
-        # The inputs of all steps, and the two gates of a step, go through one matrix product each: same sums, less time.
+        # All steps' inputs go through one matrix product, and so do the two gates of a step: same sums, less time.
         from_inputs = F.linear(inputs, *_stacked(self.i2h_update, self.i2h_reset, self.i2h))
         to_gates, to_candidate = from_inputs.split([2 * self.dim, self.dim], dim=-1)
         gate_weight, gate_bias = _stacked(self.h2h_update, self.h2h_reset)

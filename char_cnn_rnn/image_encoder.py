@@ -5,9 +5,9 @@ every photograph goes through the network once and its features are kept in a fi
 """
 import io
 import os
+import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from char_cnn_rnn.encoder import EMBED_DIM
 from common import checkpoint
 from common.errors import UserError
 from data import layout
-from data.cache import load_split
+from data.cache import cache_folder, load_split
 
 FEATURES = {'googlenet': 1024, 'efficientnet_lite0': 1280}
 CHOICES = (*FEATURES, 'scratch')
@@ -33,7 +33,8 @@ class ScratchCNN(nn.Module):
     def __init__(self):
         super().__init__()
         widths = (3, 32, 64, 128, 256)
-        layers = [nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), nn.BatchNorm2d(b), nn.ReLU()) for a, b in zip(widths, widths[1:])]
+        layers = [nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), nn.BatchNorm2d(b), nn.ReLU())
+                  for a, b in zip(widths, widths[1:])]
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(256 * 4 * 4, EMBED_DIM))
 
     def forward(self, pictures):
@@ -43,7 +44,8 @@ class ScratchCNN(nn.Module):
 def image_side(name):
     """The module from what `load_photographs` gives to [B, 1024], for one of `CHOICES`.
 
-    The paper compares sentences with GoogLeNet's features as they are; those of another width need a learned linear map.
+    The paper compares sentences with GoogLeNet's features as they are; those of another width need a linear map that
+    is learned.
     """
     if name == 'scratch':
         return ScratchCNN()
@@ -53,12 +55,13 @@ def image_side(name):
 def load_photographs(name, path, split, weights=None, device='cpu'):
     """What the image side reads, a row per photograph of a split of the HDF5 file `path`, in the order of its index.
 
-    uint8 [N, 3, 64, 64] for 'scratch', else float32 features [N, 1024 or 1280], from a file beside `path` where that has
-    those of the same photographs. `weights` is a state dict for GoogLeNet. Raises UserError where the network is missing.
+    uint8 [N, 3, 64, 64] for 'scratch', else float32 features [N, 1024 or 1280], from the cache of `path` where that has
+    those of the same photographs. `weights` is a state dict for GoogLeNet. Raises UserError where the network is
+    missing.
     """
     if name == 'scratch':
         return load_split(path, split, size=SCRATCH_SIZE).pictures
-    kept = f'{os.path.splitext(path)[0]}.cache/{name}_{split}.npz'
+    kept = os.path.join(cache_folder(path), f'{name}_{split}.npz')
     with layout.open_file(path) as file:
         keys = load_split(path, split).index.img_keys
         photographs = _fingerprint(file, split, keys, weights)
@@ -73,8 +76,12 @@ def _fingerprint(file, split, keys, weights):
     """A checksum of every photograph's bytes: other captions or embeddings leave the features as they are."""
     start = 0
     if weights:
-        with open(weights, 'rb') as stored:
-            start = zlib.crc32(stored.read())
+        try:
+            with open(weights, 'rb') as stored:
+                start = zlib.crc32(stored.read())
+        except OSError as error:
+            raise UserError(f'{weights}: cannot be read ({error.strerror}); --image_weights takes a state dict of '
+                            'googlenet') from error
     return np.array([zlib.crc32(layout.read_jpeg(file, split, key), start) for key in keys], np.uint32)
 
 
@@ -82,7 +89,7 @@ def _read_kept(kept, photographs):
     try:
         with np.load(kept, allow_pickle=False) as stored:
             return stored['features'] if np.array_equal(stored['photographs'], photographs) else None
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
@@ -137,7 +144,7 @@ def _googlenet(weights):
             network = googlenet(weights=None, init_weights=False, transform_input=True,
                                 aux_logits=any('aux1' in key for key in state_dict))
             checkpoint.load_weights(network, state_dict, weights)
-    except (URLError, OSError) as error:
+    except (OSError, RuntimeError) as error:  # no connection (URLError is an OSError), or a download that is cut off
         raise UserError(f'the ImageNet weights of googlenet cannot be downloaded ({error}); give a file of them with '
                         '--image_weights FILE, or use --image_encoder efficientnet_lite0') from error
     network.fc = nn.Identity()

@@ -22,7 +22,6 @@ from char_cnn_rnn.build_encoder import ClassBatches, Model, embed_captions, load
 from char_cnn_rnn.encoder import VARIANTS
 from common import checkpoint, flags, run
 from common.errors import UserError, run_command
-from common.pictures import caption_sheet
 from data import layout
 from data.cache import load_split
 
@@ -35,11 +34,13 @@ def parse_flags():
     parser.add_argument('--variant', choices=VARIANTS, default='birds_icml',
                         help='of the network (default: birds_icml, what StackGAN and the chapter use)')
     parser.add_argument('--image_encoder', choices=image_encoder.CHOICES, default='efficientnet_lite0',
-                        help='features of photographs; scratch: a small network trained along (default: efficientnet_lite0)')
-    parser.add_argument('--image_weights', metavar='FILE', help='ImageNet weights of googlenet (default: download them)')
+                        help='features of photographs; scratch: a small network trained along '
+                             '(default: efficientnet_lite0)')
+    parser.add_argument('--image_weights', metavar='FILE',
+                        help='ImageNet weights of googlenet (default: download them)')
     flags.add_boolean(parser, '--embed', False, 'write the embeddings of all captions into the HDF5 file')
     parser.add_argument('--encoder', metavar='FILE',
-                        help='evaluate or embed with this .pt or .t7 file (default: with the newest run)')
+                        help='evaluate or embed with this .pt or .t7 file (default: with the newest run on DATASET)')
     parser.add_argument('--query', action='append', metavar='SENTENCE',
                         help='with --train False: show the pictures that match this sentence best; can be repeated')
     return run.parse_options(parser)
@@ -47,6 +48,8 @@ def parse_flags():
 
 def main():
     options, resumed = parse_flags()
+    if options.query and options.train:
+        raise UserError('--query searches with a trained model: add --train False')
     flags.print_options(options)
     device = flags.choose_device(options.cuda)
     flags.seed_everything(options.seed)
@@ -67,10 +70,11 @@ def train(options, device, resumed):
     model.create_optim(options.lr)
     if resumed:
         model.load_from(resumed)
+        run.write_options(resumed, vars(options))
     run_dir = resumed or run.new_run(options.out_dir, options.dataset, vars(options))
     model.options = vars(options)
-    print(f'Training on {len(index.captions)} captions of {len(index.names)} pictures of {len(set(index.classes))} classes; '
-          f'everything goes to {run_dir}', flush=True)
+    print(f'Training on {len(index.captions)} captions of {len(index.names)} pictures of {len(set(index.classes))} '
+          f'classes; everything goes to {run_dir}', flush=True)
     model.train(options.epochs, options.log_interval, run_dir)
     print(f'done: {run_dir} holds log.txt, TensorBoard curves and {options.model}.pt')
 
@@ -101,7 +105,7 @@ def evaluate(options, device):
 
 
 def load_model(options, device):
-    """The model of `--encoder` or of the newest run, and the file it came from."""
+    """The model of `--encoder` or of the newest run on the data set, and the file it came from."""
     source = options.encoder or newest_checkpoint(options)
     contents = {} if source.endswith('.t7') else checkpoint.load(source)
     name = contents.get('image_encoder', options.image_encoder)
@@ -112,21 +116,24 @@ def load_model(options, device):
     elif name == 'googlenet':
         model.encoder = encoder
     else:
-        raise UserError(f'{source}: an encoder without its image side can be evaluated only against the features it was '
-                        'trained with: add --image_encoder googlenet where those were GoogLeNet\'s')
+        raise UserError(f'{source}: an encoder without its image side can be evaluated only against the features it '
+                        'was trained with: add --image_encoder googlenet where those were GoogLeNet\'s')
     return model, source
 
 
 def best_pictures(model, path, split, index, photographs, queries):
-    """One PIL image: each query, then the pictures of the split that score highest with it, best first."""
+    """One PIL image: a row per query, the pictures that score highest with it, best first, each with its class."""
+    from common.pictures import caption_sheet  # takes seconds to import, for torchvision: only where it is used
     embeddings = torch.from_numpy(embed_captions(model.encoder, queries, verbose=False))
     best = (embeddings @ model.embed_photographs(photographs).T).topk(min(FOUND, len(index.names))).indices.tolist()
     pictures, captions = [], []
     with layout.open_file(path) as file:
         for query, photos in zip(queries, best):
             print(f'  {query}: {", ".join(index.names[photo] for photo in photos)}')
-            pictures += [Image.open(io.BytesIO(layout.read_jpeg(file, split, index.img_keys[photo]))) for photo in photos]
-            captions += [query] + [''] * (len(photos) - 1)
+            for photo in photos:
+                pictures.append(Image.open(io.BytesIO(layout.read_jpeg(file, split, index.img_keys[photo]))))
+                captions.append(index.classes[photo].replace('_', ' '))
+            captions[-len(photos)] = f'"{query}": {captions[-len(photos)]}'
     return caption_sheet(pictures, captions, columns=len(best[0]))
 
 
@@ -144,7 +151,8 @@ def embed(options, device):
 
 
 def newest_checkpoint(options):
-    return os.path.join(run.find_run(options.out_dir, f'{options.model}.pt'), f'{options.model}.pt')
+    name = f'{options.model}.pt'
+    return os.path.join(run.find_run(options.out_dir, name, prefix=options.dataset), name)
 
 
 if __name__ == '__main__':

@@ -1,17 +1,20 @@
 """The authors' sentence encoder, a Torch7 file, as a state dict of `CharCnnRnn`.
 
 The file is read with the `torchfile` package, which builds numbers, tables and arrays and runs none of the Lua in it.
-What is in it (github.com/reedscot/cvpr2016, modules/HybridCNN.lua and FixedGRU.lua): `protos.enc_doc` is a Sequential of
-convolutions, an nngraph module that unrolls the recurrent net over its steps, and a Linear to 1,024. Convolutions and
-that Linear can be told apart by their shapes. The recurrent net's Linears all look alike, and nngraph sorts them in an
-order of its own, so each is recognised by what it is connected to:
+What is in it (github.com/reedscot/cvpr2016, modules/HybridCNN.lua and FixedGRU.lua): `protos.enc_doc` holds, in
+Sequentials or nngraph modules, convolutions, an nngraph module that unrolls the recurrent net over its steps, and a
+Linear to 1,024. Convolutions and that Linear can be told apart by their shapes. The recurrent net's Linears all look
+alike, and nngraph sorts them in an order of its own, so each is recognised by what it is connected to:
 
     state[1] = Tanh(i2h(input))                                                          ReLU in the plain net
     gate[t]  = Sigmoid(CAddTable(i2h_*(input), h2h_*(state[t-1])))                       update and reset
-    cand[t]  = Tanh(CAddTable(i2h(input), h2h(CMulTable(reset, state[t-1]))))            ReLU, h2h(state) in the plain net
+    cand[t]  = Tanh(CAddTable(i2h(input), h2h(CMulTable(reset, state[t-1]))))            plain net: ReLU, h2h(state)
     state[t] = CAddTable(CMulTable(update, cand), CMulTable(1 - update, state[t-1]))
 
 In the CAddTables the input comes first, as the authors wrote it. All steps share their weights, which is checked.
+
+A file that keeps no connections, only lists of modules, is taken to list the Linears in the order in which the authors
+construct them, `GRU_ROLES` or `RNN_ROLES`; nothing in such a file could tell whether that is so.
 """
 import os
 import sys
@@ -23,17 +26,19 @@ from char_cnn_rnn.encoder import EMBED_DIM
 from common.errors import UserError
 
 CONVOLUTIONS = {70: 1, 384: 2, 512: 3}  # by the number of channels they read
+RNN_ROLES = ('i2h', 'h2h')
+GRU_ROLES = ('i2h_update', 'h2h_update', 'i2h_reset', 'h2h_reset', *RNN_ROLES)
 DEPTH = 100000  # a graph of 18 steps is nested deeper than Python's default of 1,000 calls
 
 
 def read_encoder(path):
-    """The state dict of the `CharCnnRnn` in a .t7 file. Raises UserError where it is missing, damaged or another network."""
+    """The state dict of the `CharCnnRnn` in a .t7 file. Raises UserError if missing, damaged or another network."""
     if not os.path.isfile(path):
         raise UserError(f'{path}: no such file')
     stored = _read(path)
     try:
-        return _state_dict(stored[b'protos'][b'enc_doc'])
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        return _state_dict(_table(_table(stored)[b'protos'])[b'enc_doc'])
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
         raise UserError(f'{path}: holds no character CNN-RNN under protos.enc_doc '
                         f'({type(error).__name__}: {error})') from error
 
@@ -61,23 +66,23 @@ def _state_dict(document_encoder):
         kind, weight = _kind(module), _array(module, b'weight')
         if kind == 'TemporalConvolution':
             # [out, kernel x in] with all channels of a place side by side -> [out, in, kernel]
-            kernel = int(module[b'kW'])
+            kernel = int(_table(module)[b'kW'])
             weight = weight.reshape(len(weight), kernel, -1).transpose(0, 2, 1)
             _set(weights, f'conv{CONVOLUTIONS[weight.shape[1]]}', weight, module)
         elif kind == 'Linear' and len(weight) == EMBED_DIM:
             _set(weights, 'emb_proj', weight, module)
-    for role, module in _recurrent_roles(nodes):
+    for role, module in list(_roles_by_connection(nodes)) or _roles_by_order(document_encoder):
         _set(weights, f'rnn.{role}', _array(module, b'weight'), module)
     return weights
 
 
 def _find(root):
-    """All modules with a weight, and all nodes of graphs (tables with `module` and `mapindex`), anywhere under `root`."""
+    """All modules with a weight and all nodes of graphs (tables with `module` and `mapindex`) under `root`."""
     modules, nodes, seen, todo = [], [], set(), [root]
     while todo:
         item = todo.pop()
-        table = getattr(item, '_obj', item)
-        if not isinstance(table, dict) or id(table) in seen:
+        table = _table(item)
+        if id(table) in seen:
             continue
         seen.add(id(table))
         if b'weight' in table:
@@ -88,10 +93,9 @@ def _find(root):
     return modules, nodes
 
 
-def _recurrent_roles(nodes):
+def _roles_by_connection(nodes):
     """Yield (name, Linear) for every Linear of the unrolled recurrent net, by what it is connected to."""
-    parents = {id(node): [node[b'mapindex'][i] for i in range(1, len(node[b'mapindex']) + 1) if i in node[b'mapindex']]
-               for node in nodes}
+    parents = {id(node): _numbered(node[b'mapindex']) for node in nodes}
     children = {}
     for node in nodes:
         for parent in parents[id(node)]:
@@ -114,19 +118,47 @@ def _recurrent_roles(nodes):
             yield 'i2h', node[b'module']
 
 
+def _roles_by_order(document_encoder):
+    """Pairs (name, Linear) of the recurrent net's distinct Linears, named in the order in which they are listed."""
+    distinct, seen, todo = {}, set(), [document_encoder]
+    while todo:
+        module = todo.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        if _kind(module) == 'Linear' and len(_table(module)[b'weight']) != EMBED_DIM:
+            distinct.setdefault(_array(module, b'weight').tobytes(), module)
+        todo += reversed(_numbered(_table(module).get(b'modules', {})))
+    for roles in (RNN_ROLES, GRU_ROLES):
+        if len(roles) == len(distinct):
+            return zip(roles, distinct.values())
+    raise ValueError(f'its recurrent net has {len(distinct)} linear maps, not {len(RNN_ROLES)} or {len(GRU_ROLES)}')
+
+
+def _table(item):
+    """The fields of a table or of an object; an empty dict for anything else."""
+    table = item if isinstance(item, dict) else getattr(item, '_obj', None)
+    return table if isinstance(table, dict) else {}
+
+
+def _numbered(table):
+    """The values at 1, 2, 3 ... of a Lua table, which may have other keys as well."""
+    return [table[i] for i in range(1, len(table) + 1) if i in table]
+
+
 def _kind(module):
-    return module.torch_typename().decode().rpartition('.')[2] if hasattr(module, 'torch_typename') else ''
+    return '' if isinstance(module, dict) else getattr(module, '_typename', b'').decode().rpartition('.')[2]
 
 
 def _array(module, name):
     """A weight as an array of its own. Raises ValueError where it points outside of what the file stored for it."""
-    view = module[name]
+    view = _table(module)[name]
     stored = view
     while isinstance(getattr(stored, 'base', None), np.ndarray) or hasattr(getattr(stored, 'base', None), 'base'):
         stored = stored.base
     last = sum((size - 1) * stride for size, stride in zip(view.shape, view.strides)) + view.itemsize
     start = view.__array_interface__['data'][0] - stored.__array_interface__['data'][0]
-    if min(view.strides, default=0) < 0 or start < 0 or start + last > stored.nbytes:
+    if min(view.strides, default=0) < 0 or start < 0 or start + last > stored.nbytes or view.size > stored.size:
         raise ValueError('a weight is larger than its storage')
     return np.array(view, np.float32)
 

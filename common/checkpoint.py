@@ -9,16 +9,17 @@ from common.errors import UserError
 
 def save(path, contents):
     """Write a dict of tensors, numbers, strings and containers of them; `path` changes only once all is on the disk."""
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     partial = f'{path}.partial-{os.getpid()}'
     try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         with open(partial, 'wb') as file:
             torch.save(contents, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f'{path}: cannot be written ({error}); what it held before is still there') from error
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
+        raise UserError(f'{path}: cannot be written ({_one_line(error)}); '
+                        'what it held before is still there') from error
     finally:
         if os.path.exists(partial):
             os.remove(partial)
@@ -36,7 +37,7 @@ def load(path):
     except pickle.UnpicklingError as error:
         raise UserError(f'{path}: refused: not a checkpoint of tensors alone; a pickled module could run code when '
                         f'it is loaded. Save its state_dict() instead') from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # bytes that are no checkpoint lead the reader into errors of any kind
         raise UserError(f'{path}: damaged, or no checkpoint ({_one_line(error)})') from error
     if not isinstance(contents, dict):
         raise UserError(f'{path}: holds a {type(contents).__name__}, not a checkpoint or a state dict')

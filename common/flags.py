@@ -94,14 +94,15 @@ def seed_everything(seed):
 
 
 def read_sentences(texts, text_file):
-    """The sentences of `--text` (a list or None) and `--text_file` (one a line). Raises UserError where there is none."""
+    """The sentences of `--text` (a list or None) and `--text_file` (one a line). Raises UserError if there is none."""
     sentences = list(texts or [])
     if text_file:
         try:
             with open(text_file, encoding='utf-8-sig') as lines:
                 sentences += lines.read().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f'{text_file}: cannot be read as UTF-8 text ({error}); --text_file takes a sentence a line') from error
+            raise UserError(f'{text_file}: cannot be read as UTF-8 text ({error}); '
+                            '--text_file takes a sentence a line') from error
     sentences = [sentence.strip() for sentence in sentences if sentence.strip()]
     if not sentences:
         raise UserError(f'{text_file or "--text"}: no sentence in it; write one, as in --text "a small red bird"')

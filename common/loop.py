@@ -30,7 +30,7 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
     `model.save_to(out_dir)` a checkpoint. SIGINT and SIGTERM finish the step, save, and raise KeyboardInterrupt.
     A run that goes on from a checkpoint computes what it would have computed without the interruption.
     """
-    progress, saved_at, warned = model.progress, time.monotonic(), False
+    progress, losses, saved_at, warned = model.progress, {}, time.monotonic(), False
     with _stop_signals() as stop, _Log(out_dir, verbose, progress['step']) as log:
         while progress['epoch'] < epochs:
             batches = _batches_left(model.data_loader, progress)
@@ -51,34 +51,31 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
                     if progress['step'] % log_interval == 0:
                         log.losses(progress, epochs, _read(losses, progress['step'], out_dir), bar)
                     if stop:
-                        _save(model, out_dir)
+                        _save(model, losses, out_dir)
                         log.line(f'stopped after step {progress["step"]}' + _how_to_go_on(out_dir))
                         raise KeyboardInterrupt
-            if progress['batch'] == 0:
-                raise UserError('the data loader has no batch to train on: is the split empty?')
+            if progress['step'] == 0:
+                raise UserError('no batch of two or more pictures to train on: is the split empty, or --batch_size 1?')
             progress['epoch'], progress['batch'] = progress['epoch'] + 1, 0
             if after_epoch:
                 after_epoch()
             if out_dir and sample:
                 _write_sample(sample(), out_dir, progress['epoch'])
-            if time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS and progress['epoch'] < epochs:
-                _save(model, out_dir)
+            if progress['epoch'] == epochs or time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+                _save(model, losses, out_dir)
                 saved_at = time.monotonic()
-        _save(model, out_dir)
 
 
 def _batches_left(data_loader, progress):
     """The batches of the epoch under way that have not been trained on, with the generators as they then were."""
-    if progress['batch']:
-        set_rng_state(progress['epoch_rng'])
-    elif progress['rng']:
-        set_rng_state(progress['rng'])
+    now = progress['rng'] or rng_state()
+    set_rng_state(progress['epoch_rng'] if progress['batch'] else now)
     progress['epoch_rng'] = rng_state()
     batches = iter(data_loader)
     for _ in range(progress['batch']):
         next(batches)
     if progress['batch']:
-        set_rng_state(progress['rng'])
+        set_rng_state(now)
     progress['rng'] = None
     return batches
 
@@ -115,7 +112,8 @@ def _read(losses, step, out_dir):
     return numbers
 
 
-def _save(model, out_dir):
+def _save(model, losses, out_dir):
+    _read(losses, model.progress['step'], out_dir)  # weights that have diverged must not replace good ones
     model.progress['rng'] = rng_state()
     if out_dir:
         model.save_to(out_dir, verbose=False)

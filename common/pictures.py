@@ -14,9 +14,13 @@ def to_pil(image):
 
 
 def real_over_generated(real, fake):
-    """One PIL image: every row of real pictures [B, C, H, W] in [-1, 1] with a row of generated ones below it."""
+    """One PIL image: every row of real pictures [B, C, H, W] in [-1, 1] with a row of generated ones below it.
+
+    A row has up to eight; pictures that do not fill the last one are left out.
+    """
     columns = min(8, len(real))
-    rows = [torch.cat(pair) for pair in zip(real.cpu().split(columns), fake.cpu().split(columns))]
+    rows = [torch.cat(pair) for pair in zip(real.cpu().split(columns), fake.cpu().split(columns))
+            if len(pair[0]) == columns]
     return to_pil(make_grid(torch.cat(rows), nrow=columns, padding=2, pad_value=1.0))
 
 

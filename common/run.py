@@ -1,11 +1,13 @@
 """Run folders: one per run, never cleared, never overwritten, and each says with what options it was made."""
 import json
 import os
+import re
 import shutil
 import time
 
 from common.errors import UserError
 
+STAMP = r'_\d{8}_\d{6}(_\d+)?'  # what `new_run` puts after the name
 ENCODER = 'encoder.pt'  # the sentence encoder's name in a run folder
 
 
@@ -20,25 +22,31 @@ def new_run(out_dir, name, options):
         except FileExistsError:
             continue
         except OSError as error:
-            raise UserError(f'{run_dir}: cannot be made ({error}); give a folder that can be written with --out_dir') from error
-    with open(os.path.join(run_dir, 'options.json'), 'w', encoding='utf-8') as file:
-        json.dump(options, file, indent=1, sort_keys=True)
+            raise UserError(f'{run_dir}: cannot be made ({error}); '
+                            'give a folder that can be written with --out_dir') from error
+    write_options(run_dir, options)
     return run_dir
 
 
-def find_run(out_dir, checkpoint, run='newest', prefix=''):
-    """The folder of a run that holds the file `checkpoint`: `run`, or the newest in `out_dir` named `prefix...`."""
-    if run != 'newest':
-        if not os.path.isfile(os.path.join(run, checkpoint)):
-            raise UserError(f'{run}: no run with a {checkpoint} in it')
-        return run
+def write_options(run_dir, options):
+    """Note the options with which a run is made, or goes on: those that a later `--resume` takes over."""
+    with open(os.path.join(run_dir, 'options.json'), 'w', encoding='utf-8') as file:
+        json.dump(options, file, indent=1, sort_keys=True)
+
+
+def find_run(out_dir, checkpoint, prefix=''):
+    """The newest folder in `out_dir` (with `prefix`: of the runs of that name) that holds the file `checkpoint`.
+
+    Raises UserError where there is none.
+    """
     found = []
     if os.path.isdir(out_dir):
         found = [os.path.join(out_dir, name, checkpoint) for name in os.listdir(out_dir)
-                 if name.startswith(prefix)]
+                 if not prefix or re.fullmatch(re.escape(prefix) + STAMP, name)]
     found = [path for path in found if os.path.isfile(path)]
     if not found:
-        raise UserError(f'{out_dir}: no run with a {checkpoint} in it yet; train one first (--train)')
+        runs = f'run on {prefix}' if prefix else 'run'
+        raise UserError(f'{out_dir}: no {runs} with a {checkpoint} in it yet; train one first (--train)')
     return os.path.dirname(max(found, key=os.path.getmtime))
 
 
@@ -60,7 +68,7 @@ def parse_options(parser):
     options = parser.parse_args()
     if not options.resume:
         return options, None
-    run_dir = find_run(options.out_dir, f'{options.model}.pt', options.resume)
+    run_dir = options.resume if options.resume != 'newest' else find_run(options.out_dir, f'{options.model}.pt')
     parser.set_defaults(**{name: value for name, value in read_options(run_dir).items() if name in vars(options)})
     options = parser.parse_args()
     return options, run_dir

@@ -1,8 +1,8 @@
 """What an epoch reads, kept beside the HDF5 file in the form in which it is read: arrays.
 
 `birds.hdf5` gets a folder `birds.cache` with, for each split, index.json (names, classes, captions), embeddings.npy and
-pictures_64.npy: every photograph decoded and resized once. It is made at first use, checked against the size and date of
-the HDF5 file, and made again when they have changed.
+pictures_64.npy: every photograph decoded and resized once. It is made at first use, checked against the size and date
+of the HDF5 file, and made again when they have changed.
 """
 import hashlib
 import io
@@ -56,7 +56,7 @@ def load_split(path, split, size=None):
 
 
 def squash(jpeg, size):
-    """The bytes of a picture file to uint8 [size, size, 3]: Pillow's default filter, grayscale repeated (chapter 10)."""
+    """A picture file's bytes to uint8 [size, size, 3]: Pillow's default filter, grayscale repeated (chapter 10)."""
     with Image.open(io.BytesIO(jpeg)) as image:
         return np.asarray(image.convert('RGB').resize((size, size)))
 
@@ -122,7 +122,8 @@ def _write_pictures(path, file, split, index, size):
         pictures.flush()
         os.replace(partial, path)
     except OSError as error:  # Pillow's errors about a damaged picture are OSErrors too
-        raise UserError(f'{file.filename}: a photograph of /{split} or the cache {path} cannot be used ({error})') from error
+        raise UserError(f'{file.filename}: a photograph of /{split} or the cache {path} cannot be used '
+                        f'({error})') from error
     finally:
         if os.path.exists(partial):
             os.remove(partial)

@@ -47,7 +47,7 @@ class Photograph:
 
 @dataclass
 class Index:
-    """What a split holds, without pictures and embeddings: captions in the order of the file, photographs as they appear."""
+    """A split without pictures and embeddings: captions in the order of the file, photographs as they appear."""
     keys: list = field(default_factory=list)          # of every caption, its group's name
     captions: list = field(default_factory=list)      # of every caption, its text
     photo_of: list = field(default_factory=list)      # of every caption, the number of its photograph
@@ -79,7 +79,8 @@ def open_file(path):
     try:
         file = h5py.File(path, 'r')
     except OSError as error:
-        raise UserError(f'{path}: not a readable HDF5 file ({error}); make it again with: {how_to_prepare(path)}') from error
+        raise UserError(f'{path}: not a readable HDF5 file ({error}); '
+                        f'make it again with: {how_to_prepare(path)}') from error
     missing = [split for split in SPLITS if split not in file]
     if missing:
         file.close()
@@ -144,7 +145,8 @@ def write_embeddings(path, embeddings, source):
     with open_file(path) as file:
         for split, rows in embeddings.items():
             if len(rows) != len(file[split]):
-                raise UserError(f'{path}: /{split} has {len(file[split])} captions, but there are {len(rows)} embeddings')
+                raise UserError(f'{path}: /{split} has {len(file[split])} captions, '
+                                f'but there are {len(rows)} embeddings')
     with replace_file(path, copy=True) as file:
         for split, rows in embeddings.items():
             for key, row in zip(file[split], rows):
@@ -162,7 +164,7 @@ def _write_embedding(group, embedding):
 
 
 def read_index(file, split):
-    """Read the `Index` of a split of an open file, with a progress bar. Raises UserError where a group is incomplete."""
+    """Read the `Index` of a split of an open file, with a progress bar. Raises UserError if a group is incomplete."""
     index, photo_by_name = Index(), {}
     for key, group in tqdm(file[split].items(), desc=f'{split}: captions', unit='', leave=False, disable=None):
         name = key.rpartition('_')[0]

@@ -47,7 +47,7 @@ class Text2ImageDataset(Dataset):
         block_start = block_size.cumsum(0) - block_size
         if len(block_size) == 1:
             warnings.warn(f'{self.file}: all photographs of /{self.split} are of the class {self.classes[0]!r}: '
-                          'wrong_images are other photographs of it')
+                          'wrong_images are other photographs of it', stacklevel=3)
             block_size, block_start = torch.ones_like(class_of), torch.argsort(self.by_class)
             self.block_size, self.block_start = block_size, block_start
         else:
@@ -58,7 +58,8 @@ class Text2ImageDataset(Dataset):
         if len(self) == 0:
             raise UserError(f'{self.file}: /{self.split} holds no captions')
         if self.embeddings is None:
-            raise UserError(f'{self.file}: holds no sentence embeddings yet; write them with: {layout.how_to_embed(self.file)}')
+            raise UserError(f'{self.file}: holds no sentence embeddings yet; '
+                            f'write them with: {layout.how_to_embed(self.file)}')
         return self
 
     def __len__(self):
@@ -102,7 +103,7 @@ class Text2ImageDataset(Dataset):
 
 
 class GatheredItems(list):
-    """The items of a batch, as views of it, for any `collate_fn`; `batch` is the whole for the one that needs no copy."""
+    """The items of a batch, as views of it, for any `collate_fn`; `batch` is the whole, for one that needs no copy."""
 
     def __init__(self, batch):
         super().__init__(dict(zip(batch, values)) for values in zip(*batch.values()))

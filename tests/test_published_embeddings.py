@@ -8,6 +8,7 @@ import pytest
 
 from common.errors import UserError
 from data.birds.published_embeddings import load_pickle, open_icml, open_pickles
+from tests.torch7_writer import Tensor, dumps
 
 ROWS = np.arange(2 * 1024, dtype=np.float32).reshape(2, 1024) / 100
 
@@ -199,28 +200,9 @@ def test_rows_that_are_no_embedding(tmp_path, rows, reason):
 
 # --- Torch7 files -----------------------------------------------------------------------------------------------------
 
-def t7_string(text):
-    return struct.pack('<ii', 2, len(text)) + text
-
-
-def t7_tensor(array, index, kind, size=None, stride=None, offset=1):
-    """torch.save of a tensor: type 4, index, version, class, dimensions, sizes, strides, offset, then its storage."""
-    size = size or array.shape
-    stride = stride or [n // array.itemsize for n in array.strides]
-
-    def name(text):
-        return struct.pack('<i', len(text)) + text
-    return (struct.pack('<ii', 4, index) + name(b'V 1') + name(b'torch.%sTensor' % kind) +
-            struct.pack(f'<i{len(size)}q{len(size)}qq', len(size), *size, *stride, offset) +
-            struct.pack('<ii', 4, index + 1) + name(b'V 1') + name(b'torch.%sStorage' % kind) +
-            struct.pack('<q', array.size) + array.tobytes())
-
-
 def t7_file(path, txt, **layout):
-    fields = [(b'img', t7_string(b'001.A/one.jpg')), (b'char', t7_tensor(np.ones((201, 2), np.uint8), 2, b'Byte')),
-              (b'txt', t7_tensor(txt, 4, b'Float' if txt.dtype == np.float32 else b'Double', **layout))]
-    table = struct.pack('<iii', 3, 1, len(fields)) + b''.join(t7_string(key) + value for key, value in fields)
-    return save(path, table)
+    return save(path, dumps({'img': '001.A/one.jpg', 'char': Tensor(np.ones((201, 2), np.uint8)),
+                             'txt': Tensor(txt, **layout)}))
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])

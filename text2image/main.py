@@ -65,10 +65,12 @@ def train(options, device, resumed):
     model.create_optim(options.lr)
     if resumed:
         model.load_from(resumed)
+        run.write_options(resumed, vars(options))
     run_dir = resumed or run.new_run(options.out_dir, options.dataset, vars(options))
     run.keep_encoder(encoder_beside(dataset.file), run_dir)
     model.options = vars(options)
-    print(f'Training on {len(dataset)} captions of {len(dataset.pictures)} pictures; everything goes to {run_dir}', flush=True)
+    print(f'Training on {len(dataset)} captions of {len(dataset.pictures)} pictures; everything goes to {run_dir}',
+          flush=True)
     model.train(options.epochs, options.log_interval, run_dir)
     print(f'done: {run_dir} holds samples/, log.txt, TensorBoard curves and {options.model}.pt')
 
@@ -129,7 +131,7 @@ def find_encoder(options, checkpoint):
 
 
 def write_pictures(options, kind, images, captions):
-    """Every picture as a PNG and all of them on one sheet, in a new folder; the captions are printed beside the names."""
+    """Every picture as a PNG and all on one sheet, in a new folder; the captions are printed beside the names."""
     folder = run.new_run(options.out_dir, kind, vars(options))
     pictures = [to_pil(image) for image in images]
     for number, (picture, caption) in enumerate(zip(pictures, captions), 1):

@@ -1,0 +1,32 @@
+# make demo   draws its own birds, trains on them, and shows what unseen sentences give (about ten minutes on two cores)
+# make test   the tests
+# Both make .venv first and need nothing but Python 3.11+ and the package index.
+PYTHON ?= python3
+PY := .venv/bin/python
+OUT := text2image/output
+
+.PHONY: demo test lint clean
+
+.venv/ready: requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+demo: .venv/ready
+	$(PY) data/toy_birds/prepare.py --count 1200
+	$(PY) char_cnn_rnn/main.py --train --dataset toy_birds --image_encoder scratch --epochs 15
+	$(PY) char_cnn_rnn/main.py --embed --dataset toy_birds
+	$(PY) text2image/main.py --train --dataset toy_birds --epochs 1 --batch_size 32
+	$(PY) text2image/main.py --train False --dataset toy_birds
+	$(PY) benchmarks/color_accuracy.py
+
+test: .venv/ready
+	$(PY) -m pytest
+
+lint: .venv/ready
+	$(PY) -m ruff check .
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache

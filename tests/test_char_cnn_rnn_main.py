@@ -1,0 +1,124 @@
+"""char_cnn_rnn/main.py as people run it: from another folder, on squares whose captions name their colour."""
+import glob
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from char_cnn_rnn import main
+from char_cnn_rnn.build_encoder import embed_captions, load_encoder
+from common import pictures, run
+from common.errors import UserError, run_command
+from data import layout
+from data.cache import load_split
+from tests.test_char_cnn_rnn import write_squares
+
+SMALL = ['--variant', 'birds_cvpr', '--image_encoder', 'scratch', '--batch_size', '3', '--log_interval', '1']
+
+
+def arguments(folder, flags):
+    return ['--data_dir', str(folder), '--dataset', 'squares', '--out_dir', str(folder / 'output'), '--cuda', 'False',
+            *flags]
+
+
+def command(folder, *flags):
+    """Run main.py as a process from `folder`; the finished process."""
+    return subprocess.run([sys.executable, main.__file__, *arguments(folder, flags)], cwd=folder, capture_output=True,
+                          text=True, timeout=120, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+
+
+def test_train_resume_evaluate_query_and_embed(tmp_path, monkeypatch, capsys):
+    def here(*flags):
+        """The same in this process, which has imported everything; what it prints."""
+        monkeypatch.setattr(sys, 'argv', [main.__file__, *arguments(tmp_path, flags)])
+        main.main()
+        return capsys.readouterr().out
+
+    path = write_squares(tmp_path / 'squares.hdf5', captions=1, photos=1)
+
+    trained = command(tmp_path, '--epochs', '1', *SMALL)
+    assert trained.returncode == 0, trained.stderr
+    assert 'Training on 6 captions of 6 pictures of 6 classes' in trained.stdout
+    folder, = glob.glob(str(tmp_path / 'output' / 'squares_*'))
+    assert {'char_cnn_rnn.pt', 'log.txt', 'options.json'} <= set(os.listdir(folder))
+
+    assert folder in here('--train', '--resume', '--epochs', '2')
+    with open(os.path.join(folder, 'log.txt')) as log:
+        assert [line.split('  ')[1] for line in log] == ['step 1', 'step 2', 'step 3', 'step 4']
+
+    printed = here('--train', 'False', '--query', 'a small orange bird')
+    assert 'on 2 pictures of 2 classes of /test' in printed
+    assert printed.count('(chance 50.0%)') == 2 and 'top-1 accuracy' in printed
+    sheet, = glob.glob(str(tmp_path / 'output' / 'query_*' / 'sheet.png'))
+    assert Image.open(sheet).size == (2 * 136 + 8, Image.open(sheet).height)
+
+    embedded = command(tmp_path, '--embed')
+    assert f'done: 10 embeddings in {path}' in embedded.stdout, embedded.stderr
+    encoder = load_encoder(str(tmp_path / 'squares.encoder.pt'))
+    assert encoder.variant == 'birds_cvpr'
+    for split, size in zip(layout.SPLITS, (6, 2, 2)):
+        cached = load_split(path, split)
+        assert cached.embeddings.shape == (size, 1024)
+        again = embed_captions(encoder, cached.index.captions)
+        np.testing.assert_allclose(cached.embeddings, again, rtol=1e-5, atol=1e-6)
+
+    process = command(tmp_path, '--dataset', 'absent')
+    assert process.returncode == 1 and process.stderr.count('\n') == 1
+    assert process.stderr.startswith(f'error: {tmp_path}/absent.hdf5: no such file') and 'prepare.py' in process.stderr
+
+
+def error(monkeypatch, folder, *flags):
+    """What main.py writes to stderr, in this process; `sys.exit` with a text means status 1."""
+    monkeypatch.setattr(sys, 'argv', [main.__file__, *arguments(folder, flags)])
+    with pytest.raises(SystemExit) as caught:
+        run_command(main.main)
+    assert isinstance(caught.value.code, str) and '\n' not in caught.value.code
+    return caught.value.code
+
+
+def test_errors_are_one_line(tmp_path, monkeypatch):
+    write_squares(tmp_path / 'squares.hdf5', photos=1)
+    for flags in (['--train', 'False'], ['--embed']):
+        assert 'no run on squares with a char_cnn_rnn.pt' in error(monkeypatch, tmp_path, *flags)
+    assert '--query' in error(monkeypatch, tmp_path, '--query', 'a red bird')
+    assert '--train False' in error(monkeypatch, tmp_path, '--query', 'a red bird', '--train')
+    assert 'absent.t7: no such file' in error(monkeypatch, tmp_path, '--embed', '--encoder', 'absent.t7')
+    os.remove(tmp_path / 'squares.hdf5')
+    for flags in ([], ['--train', 'False', '--encoder', 'absent.pt']):
+        assert 'no such' in error(monkeypatch, tmp_path, *flags)
+    assert not os.path.exists(tmp_path / 'output')
+
+
+def test_the_newest_run_of_the_data_set(tmp_path):
+    runs = ['birds_20260101_000000', 'birds_20260101_000000_1', 'birds_small_20260102_000000', 'query_20260103_000000']
+    for age, name in enumerate(runs):
+        os.makedirs(tmp_path / name)
+        if name != 'query_20260103_000000':
+            (tmp_path / name / 'model.pt').write_bytes(b'')
+            os.utime(tmp_path / name / 'model.pt', (age, age))
+    for prefix, name in [('', runs[2]), ('birds', runs[1]), ('birds_small', runs[2])]:
+        assert run.find_run(str(tmp_path), 'model.pt', prefix=prefix) == str(tmp_path / name)
+        assert main.newest_checkpoint(SimpleNamespace(out_dir=str(tmp_path), model='model', dataset=prefix)) == str(
+            tmp_path / name / 'model.pt')
+    for prefix in ('bird', 'small', 'birds.*', 'query'):
+        with pytest.raises(UserError, match='no run on'):
+            run.find_run(str(tmp_path), 'model.pt', prefix=prefix)
+
+
+def test_the_sheet_names_every_class_and_the_sentence_once_a_row(tmp_path, monkeypatch):
+    path = write_squares(tmp_path / 'squares.hdf5', photos=1)
+    index = load_split(path, 'train').index
+    order = torch.eye(len(index.names))
+    monkeypatch.setattr(main, 'embed_captions', lambda encoder, queries, verbose: torch.arange(12.).view(2, 6).numpy())
+    monkeypatch.setattr(main, 'FOUND', 2)
+    sheets = []
+    monkeypatch.setattr(pictures, 'caption_sheet', lambda images, captions, columns: sheets.append((captions, columns)))
+    main.best_pictures(SimpleNamespace(encoder=None, embed_photographs=lambda photographs: photographs), path, 'train',
+                       index, order, ['one', 'two'])
+    best, second = (index.classes[i].replace('_', ' ') for i in (5, 4))
+    assert sheets == [([f'"one": {best}', second, f'"two": {best}', second], 2)]

@@ -1,0 +1,208 @@
+"""text2image/main.py as a person runs it: from another folder, on a tiny file."""
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from char_cnn_rnn.encoder import CharCnnRnn
+from common import checkpoint
+from common.errors import run_command
+from tests import tiny
+from text2image import main
+
+SCRIPT = os.path.abspath(main.__file__)
+DATA = ['--data_dir', 'data', '--dataset', 'tiny']
+EPOCHS, STEPS = 5, 2
+TRAINING = ['--epochs', str(EPOCHS), '--batch_size', '4', '--log_interval', '1', '--seed', '3']
+SENTENCE = 'un petit oiseau coloré'
+
+
+def start(folder, *args):
+    """Start main.py in `folder`, without a GPU and on one thread."""
+    environment = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONIOENCODING': 'utf-8'}
+    return subprocess.Popen([sys.executable, *(args if args[0] == SCRIPT else (SCRIPT, *args))], cwd=folder, text=True,
+                            env=environment, encoding='utf-8', stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=120)
+    return SimpleNamespace(out=out, err=err, status=process.returncode)
+
+
+def runs_in(folder, prefix):
+    return sorted(str(path) for path in folder.iterdir() if path.name.startswith(prefix))
+
+
+def wait_for_step(folder, process):
+    """Return once the first step stands in the log of the run in `folder`."""
+    for _ in range(1200):
+        assert process.poll() is None, process.communicate()
+        if folder.is_dir() and any(log.read_text() for log in folder.glob('*/log.txt')):
+            return
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """data/tiny.hdf5 with its encoder, in a folder that commands are run from."""
+    folder = tmp_path_factory.mktemp('elsewhere')
+    tiny.make(folder / 'data' / 'tiny.hdf5',
+              {'train': {'001.Auk': 1, '002.Jay': 2}, 'test': {'004.Wren': 1, '005.Lark': 1}})
+    torch.manual_seed(0)
+    checkpoint.save(str(folder / 'data' / 'tiny.encoder.pt'),
+                    {'variant': 'birds_cvpr', 'encoder': CharCnnRnn('birds_cvpr').state_dict()})
+    return folder
+
+
+@pytest.fixture(scope='module')
+def straight(folder):
+    """A run without interruption."""
+    done = finish(start(folder, *DATA, '--train', 'True', '--cuda', 'False', '--out_dir', 'straight', *TRAINING))
+    assert (done.status, done.err) == (0, '')
+    done.run, = runs_in(folder / 'straight', 'tiny_')
+    return done
+
+
+def test_training_prints_its_options_and_fills_its_folder(straight):
+    table = dict(re.findall(r'^  (\w+) +(.*)$', straight.out, re.MULTILINE))
+    assert list(table) == sorted(table)
+    for name, value in {'model': 'text2image', 'cuda': 'False', 'train': 'True', 'data_dir': 'data', 'dataset': 'tiny',
+                        'epochs': str(EPOCHS), 'batch_size': '4', 'lr': '0.0002', 'channels': '3', 'l1_coef': '50',
+                        'l2_coef': '100', 'cls_coef': '0', 'int_coef': '0', 'log_interval': '1', 'seed': '3'}.items():
+        assert table[name] == value
+    assert 'Training on 6 captions of 3 pictures' in straight.out and 'CUDA' not in straight.out
+    assert f'step {EPOCHS * STEPS}  loss_D' in straight.out and os.path.basename(straight.run) in straight.out
+    files = set(os.listdir(straight.run))
+    assert {'options.json', 'log.txt', 'samples', 'text2image.pt', 'encoder.pt'} <= files
+    assert any('tfevents' in name for name in files) and not any('partial' in name for name in files)
+    with open(os.path.join(straight.run, 'options.json'), encoding='utf-8') as file:
+        kept = json.load(file)
+    assert (kept['epochs'], kept['batch_size'], kept['cuda'], kept['text']) == (EPOCHS, 4, False, None)
+    contents = torch.load(os.path.join(straight.run, 'text2image.pt'), weights_only=True)
+    assert contents['options'] == kept and contents['progress']['step'] == EPOCHS * STEPS
+
+
+def test_a_killed_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(folder, straight):
+    process = start(folder, *DATA, '--train', '--out_dir', 'killed', *TRAINING)
+    wait_for_step(folder / 'killed', process)
+    process.send_signal(signal.SIGTERM)
+    killed = finish(process)
+    assert killed.status == 130 and killed.err == ''
+    assert '--cuda True, but PyTorch finds no CUDA device here: using the CPU' in killed.out
+    step, command = re.search(r'^stopped after step (\d+); go on with: python (.*)$', killed.out, re.MULTILINE).groups()
+    assert int(step) < EPOCHS * STEPS
+    run, = runs_in(folder / 'killed', 'tiny_')
+
+    resumed = finish(start(folder, *shlex.split(command)))  # as the message says
+    assert (resumed.status, resumed.err) == (0, '') and runs_in(folder / 'killed', 'tiny_') == [run]
+    ours, theirs = (torch.load(os.path.join(one, 'text2image.pt'), weights_only=True) for one in (run, straight.run))
+    for net in ('netG', 'netD'):
+        assert all(torch.equal(value, ours[net][key]) for key, value in theirs[net].items())
+    assert torch.equal(ours['progress']['rng']['cpu'], theirs['progress']['rng']['cpu'])
+
+    more = finish(start(folder, '--resume', '--out_dir', 'killed', '--epochs', str(EPOCHS + 1)))  # the newest run
+    assert (more.status, more.err) == (0, '') and runs_in(folder / 'killed', 'tiny_') == [run]
+    assert re.search(r'^  batch_size +4\n(.*\n)*  dataset +tiny$', more.out, re.MULTILINE)
+    with open(os.path.join(run, 'log.txt'), encoding='utf-8') as log:
+        steps = [int(found) for found in re.findall(r'^epoch .*  step (\d+)', log.read(), re.MULTILINE)]
+    assert steps == list(range(1, (EPOCHS + 1) * STEPS + 1))
+
+
+def assert_drawn(done, folder, captions):
+    """Pictures, captions.txt and sheet.png in `folder`, and what was said about them."""
+    names = [f'{k:03d}.png' for k in range(1, len(captions) + 1)]
+    assert sorted(os.listdir(folder)) == sorted([*names, 'captions.txt', 'options.json', 'sheet.png'])
+    with open(os.path.join(folder, 'captions.txt'), encoding='utf-8') as file:
+        assert file.read() == ''.join(f'{name}\t{caption}\n' for name, caption in zip(names, captions))
+    for name, caption in zip(names, captions):
+        assert f'  {name}  {caption}\n' in done.out
+        with Image.open(os.path.join(folder, name)) as picture:
+            assert picture.size == (64, 64) and picture.mode == 'RGB'
+    with Image.open(os.path.join(folder, 'sheet.png')) as sheet:
+        assert sheet.width == len(captions) * 136 + 8
+    assert done.out.rstrip().endswith(os.path.join(os.path.basename(folder), 'sheet.png'))
+
+
+def test_evaluation_draws_held_out_captions(folder, straight):
+    done = finish(start(folder, *DATA, '--train', 'False', '--out_dir', 'straight'))
+    assert (done.status, done.err) == (0, '') and 'draws captions of /test' in done.out
+    drawn, = runs_in(folder / 'straight', 'eval_')
+    captions = re.findall(r'^  \d{3}\.png  (.*)$', done.out, re.MULTILINE)
+    assert sorted(captions) == sorted(f'{caption}, {name}_0' for name in ('Wren', 'Lark') for caption in tiny.CAPTIONS)
+    assert_drawn(done, drawn, captions)
+
+
+def test_sentences_are_drawn(folder, straight):
+    (folder / 'sentences.txt').write_text(f'{SENTENCE}\n\n', encoding='utf-8')
+    done = finish(start(folder, '--train', 'False', '--out_dir', 'straight', '--text', 'a red bird', '--text', 'a crow',
+                        '--text_file', 'sentences.txt'))  # with the encoder that the run kept, so without the data
+    assert (done.status, done.err) == (0, '')
+    drawn, = runs_in(folder / 'straight', 'text_')
+    assert_drawn(done, drawn, ['a red bird', 'a crow', SENTENCE])
+    with open(os.path.join(drawn, '001.png'), 'rb') as one, open(os.path.join(drawn, '002.png'), 'rb') as other:
+        assert one.read() != other.read()
+
+
+def test_errors_of_the_command(folder):
+    for args, status, message in [(['--data_dir', 'nowhere'], 1, 'python data/birds/prepare.py'),
+                                  (['--train', 'perhaps'], 2, "'perhaps' is neither True nor False")]:
+        done = finish(start(folder, *args, '--out_dir', 'none'))
+        assert done.status == status and message in done.err and 'Traceback' not in done.err
+        assert status == 2 or (done.err.count('\n') == 1 and done.err.startswith('error: '))
+    assert not (folder / 'none').exists()
+
+
+# --- the same in this process, which saves the seconds of its start ---------------------------------------------------
+
+@pytest.fixture
+def error(folder, monkeypatch, capsys):
+    """A function that runs main.py with arguments that are wrong and returns its one line on stderr."""
+    def call(*args):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, 'argv', [SCRIPT, *map(str, args)])
+        with pytest.raises(SystemExit) as caught:
+            run_command(main.main)
+        assert isinstance(caught.value.code, str) and '\n' not in caught.value.code
+        return caught.value.code
+
+    return call
+
+
+def test_errors_say_what_to_do(folder, error, tmp_path):
+    assert 'add --train False' in error('--text', 'a red bird')
+    assert 'add --train False' in error('--train', '--text_file', 'sentences.txt')
+    tiny.make(tmp_path / 'tiny.hdf5', {'train': {'001.Auk': 1, '002.Jay': 2}, 'test': {}}, embeddings=False)
+    message = error('--data_dir', tmp_path, '--dataset', 'tiny', '--out_dir', tmp_path / 'out')
+    assert 'holds no sentence embeddings yet' in message and 'python char_cnn_rnn/main.py --embed' in message
+    assert not (tmp_path / 'out').exists()
+    evaluate = ['--train', 'False', '--out_dir', 'empty']
+    assert 'holds no captions' in error(*evaluate, '--data_dir', tmp_path, '--dataset', 'tiny')
+    assert 'empty: no run with a text2image.pt in it yet; train one first (--train)' in error(*evaluate, *DATA)
+    assert 'empty: no run with a text2image.pt' in error(*evaluate, '--text', 'a red bird')
+    assert 'empty: no run with a text2image.pt' in error(*DATA, '--out_dir', 'empty', '--resume')
+    assert 'nowhere/options.json: cannot be read' in error(*DATA, '--resume', 'nowhere')
+    for more in ([], ['--text', 'a red bird']):
+        assert error(*evaluate, *DATA, *more, '--checkpoint', 'no.pt') == 'error: no.pt: no such checkpoint'
+    assert 'no.txt: cannot be read' in error(*evaluate, '--text_file', 'no.txt')
+    assert '--text: no sentence in it' in error(*evaluate, '--text', ' ')
+    assert not (folder / 'empty').exists()
+
+
+def test_a_missing_or_wrong_encoder(folder, error, tmp_path):
+    model = main.Model('text2image', 'cpu', None, 3, 50, 100)
+    draw = ['--train', 'False', '--text', 'a red bird', '--checkpoint', model.save_to(str(tmp_path), verbose=False)]
+    message = error(*draw, '--data_dir', tmp_path, '--dataset', 'tiny')
+    assert f'{tmp_path}/tiny.encoder.pt: no sentence encoder' in message
+    assert 'python char_cnn_rnn/main.py --train' in message and '--encoder FILE.t7' in message
+    assert 'no.t7: no sentence encoder' in error(*draw, *DATA, '--encoder', 'no.t7')
+    assert 'holds no sentence encoder' in error(*draw, *DATA, '--encoder', draw[-1])

@@ -1,0 +1,41 @@
+"""Tiny HDF5 files of captioned pictures: coloured noise with a square on it, made in a blink."""
+import io
+
+import numpy as np
+from PIL import Image
+
+from data import layout
+
+SPLITS = {'train': {'001.Auk': 3, '002.Jay': 2, '003.Owl': 2}, 'valid': {}, 'test': {'004.Wren': 2, '005.Lark': 2}}
+CAPTIONS = ('a small red bird', 'un oiseau coloré – très petit “ébène”')
+
+
+def jpeg(seed=0, size=(50, 40), mode='RGB'):
+    """The bytes of a JPEG of noise around a colour, with a square of another colour on it."""
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 180, 3) + random.integers(0, 60, (size[1], size[0], 3))
+    pixels[8:24, 10:30] = random.integers(0, 255, 3)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).convert(mode).save(buffer, 'JPEG')
+    return buffer.getvalue()
+
+
+def photographs(split, classes, captions=CAPTIONS, embeddings=True):
+    """`layout.Photograph`s, `classes[name]` of each class, all different; the second of a class is gray."""
+    for class_name, count in classes.items():
+        for k in range(count):
+            name = f'{class_name[4:]}_{k}'
+            seed = sum(f'{split}/{name}'.encode())
+            vectors = np.random.default_rng(seed).standard_normal((len(captions), layout.EMBED_DIM)).astype(np.float32)
+            yield layout.Photograph(name, class_name, jpeg(seed, (50 + k, 40), 'L' if k == 1 else 'RGB'),
+                                    [f'{caption}, {name}' for caption in captions],
+                                    vectors if embeddings else None, (1, 2, 30.5, 20))
+
+
+def make(path, splits=SPLITS, captions=CAPTIONS, embeddings=True):
+    """Write a file in this project's layout: `splits[split][class]` photographs of each class. Returns the path."""
+    with layout.replace_file(str(path)) as file:
+        for split, classes in splits.items():
+            for photograph in photographs(split, classes, captions, embeddings):
+                layout.write_photograph(file, split, photograph)
+    return str(path)
