@@ -3,7 +3,7 @@
     python benchmarks/color_accuracy.py [--checkpoint FILE] [--count 500]
 
 Draws sentences of /test, whose body and wing colours occur in /train only with other partners, with text2image's newest
-run on toy_birds, and measures the colours of the pictures. The last two lines are for shuffled colours, that is, chance.
+run on toy_birds, and measures the colours of the pictures. The last two lines are for shuffled colours: chance.
 """
 import argparse
 import os

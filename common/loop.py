@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 
-SECONDS_BETWEEN_CHECKPOINTS = 60
+SECONDS_BETWEEN_CHECKPOINTS = 300  # what a run that is killed outright loses at most
 
 
 def new_progress():
@@ -54,6 +54,9 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
                         _save(model, losses, out_dir)
                         log.line(f'stopped after step {progress["step"]}' + _how_to_go_on(out_dir))
                         raise KeyboardInterrupt
+                    if time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+                        _save(model, losses, out_dir)
+                        progress['rng'], saved_at = None, time.monotonic()  # the generators go on from here
             if progress['step'] == 0:
                 raise UserError('no batch of two or more pictures to train on: is the split empty, or --batch_size 1?')
             progress['epoch'], progress['batch'] = progress['epoch'] + 1, 0
@@ -61,9 +64,8 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
                 after_epoch()
             if out_dir and sample:
                 _write_sample(sample(), out_dir, progress['epoch'])
-            if progress['epoch'] == epochs or time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+            if progress['epoch'] == epochs:
                 _save(model, losses, out_dir)
-                saved_at = time.monotonic()
 
 
 def _batches_left(data_loader, progress):

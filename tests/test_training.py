@@ -128,6 +128,26 @@ def test_more_epochs_after_the_last_one(dataset, straight, tmp_path):
     assert_same(everything(again), straight[1])
 
 
+def test_a_run_that_is_killed_goes_on_from_the_last_checkpoint(dataset, straight, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, 'SECONDS_BETWEEN_CHECKPOINTS', -1)  # after every step
+    model = new_model(dataset)
+
+    def fail(step):
+        if step == 2:
+            raise RuntimeError('the power fails')
+
+    watch(model, fail)
+    with pytest.raises(RuntimeError):
+        model.train(EPOCHS, 100, str(tmp_path), verbose=False)
+    again = new_model(dataset, seed=97)
+    again.load_from(str(tmp_path), verbose=False)
+    assert again.progress['step'] == 1
+    losses = watch(again)
+    again.train(EPOCHS, 100, str(tmp_path), verbose=False)
+    assert losses == straight[0][1:]
+    assert_same(everything(again), straight[1])
+
+
 def test_samples_and_files_leave_the_results_alone(dataset, straight):
     model = new_model(dataset)
     assert watch(model) == [] and model.train(EPOCHS, verbose=False) is None
