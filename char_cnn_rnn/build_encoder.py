@@ -11,6 +11,7 @@ from char_cnn_rnn.image_encoder import image_side
 from common import checkpoint
 from common.errors import UserError
 from common.loop import new_progress, train_loop
+from data import layout
 
 DECAY = 0.98  # of the learning rate, every epoch
 TOP = 50      # pictures that a class's description retrieves
@@ -180,6 +181,13 @@ def load_encoder(path, device='cpu'):
     encoder = CharCnnRnn(variant)
     checkpoint.load_weights(encoder, state_dict, path)
     return encoder.to(device).eval()
+
+
+def save_encoder(encoder, hdf5_file):
+    """Put the encoder beside the HDF5 file that holds its embeddings, where `--text` looks for it. Returns its file."""
+    beside = layout.encoder_beside(hdf5_file)
+    checkpoint.save(beside, {'variant': encoder.variant, 'encoder': encoder.state_dict()})
+    return beside
 
 
 def _variant_of(state_dict, path):

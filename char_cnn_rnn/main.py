@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from char_cnn_rnn import image_encoder
-from char_cnn_rnn.build_encoder import ClassBatches, Model, embed_captions, load_encoder
+from char_cnn_rnn.build_encoder import ClassBatches, Model, embed_captions, load_encoder, save_encoder
 from char_cnn_rnn.encoder import VARIANTS
 from common import checkpoint, flags, run
 from common.errors import UserError, run_command
@@ -145,8 +145,7 @@ def embed(options, device):
     print(f'{source} reads the captions of {path}', flush=True)
     embeddings = {split: embed_captions(encoder, load_split(path, split).index.captions) for split in layout.SPLITS}
     layout.write_embeddings(path, embeddings, f'{encoder.variant}, {os.path.basename(source)}')
-    beside = f'{os.path.splitext(path)[0]}.encoder.pt'
-    checkpoint.save(beside, {'variant': encoder.variant, 'encoder': encoder.cpu().state_dict()})
+    beside = save_encoder(encoder, path)
     print(f'done: {sum(map(len, embeddings.values()))} embeddings in {path}, their encoder in {beside}')
 
 

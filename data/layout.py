@@ -72,6 +72,11 @@ def how_to_embed(path):
     return f'python char_cnn_rnn/main.py --train {where} && python char_cnn_rnn/main.py --embed {where}'
 
 
+def encoder_beside(path):
+    """Where the sentence encoder that wrote the embeddings of the HDF5 file `path` is kept."""
+    return f'{os.path.splitext(path)[0]}.encoder.pt'
+
+
 def open_file(path):
     """Open `path` for reading. Raises UserError where it is missing or not in this layout."""
     if not os.path.isfile(path):

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from common import flags, run
 from common.errors import UserError, run_command
 from common.pictures import caption_sheet, to_pil
-from data.layout import SPLITS
+from data import layout
 from data.txt2image_dataset import Text2ImageDataset
 from text2image.build_gan import Model
 
@@ -67,7 +67,7 @@ def train(options, device, resumed):
         model.load_from(resumed)
         run.write_options(resumed, vars(options))
     run_dir = resumed or run.new_run(options.out_dir, options.dataset, vars(options))
-    run.keep_encoder(encoder_beside(dataset.file), run_dir)
+    run.keep_encoder(layout.encoder_beside(dataset.file), run_dir)
     model.options = vars(options)
     print(f'Training on {len(dataset)} captions of {len(dataset.pictures)} pictures; everything goes to {run_dir}',
           flush=True)
@@ -85,7 +85,7 @@ def evaluate(options, device):
     loader = DataLoader(dataset, EVAL_SIZE, shuffle=True, collate_fn=dataset.collate)
     model, file = load_model(options, device, loader)
     images, captions = model.eval()
-    print(f'{file} draws captions of /{SPLITS[split]}:')
+    print(f'{file} draws captions of /{layout.SPLITS[split]}:')
     write_pictures(options, 'eval', images, captions)
 
 
@@ -115,14 +115,10 @@ def load_model(options, device, data_loader):
     return model, file
 
 
-def encoder_beside(hdf5_file):
-    return f'{os.path.splitext(hdf5_file)[0]}.encoder.pt'
-
-
 def find_encoder(options, checkpoint):
     """`--encoder`, or the encoder kept with the run, or the one beside the data."""
     places = [options.encoder] if options.encoder else [
-        os.path.join(os.path.dirname(checkpoint), run.ENCODER), encoder_beside(flags.dataset_file(options))]
+        os.path.join(os.path.dirname(checkpoint), run.ENCODER), layout.encoder_beside(flags.dataset_file(options))]
     for place in places:
         if os.path.isfile(place):
             return place

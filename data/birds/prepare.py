@@ -168,6 +168,9 @@ def main():
         source, count = convert([entry for entry in entries if entry.split], skipped, args)
     except OSError as error:
         raise UserError(f'{args.out}: cannot be written ({" ".join(str(error).split())})') from error
+    if args.encoder and not args.dry_run:
+        from char_cnn_rnn.build_encoder import load_encoder, save_encoder
+        save_encoder(load_encoder(args.encoder), args.out)
     report(count, source, args.out)
     say_unlisted(entries, split_of if any(lists.values()) else {})
     done = 'would write' if args.dry_run else f'wrote {os.path.getsize(args.out) / 1e6:.1f} MB to'
