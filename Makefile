@@ -3,7 +3,6 @@
 # Both make .venv first and need nothing but Python 3.11+ and the package index.
 PYTHON ?= python3
 PY := .venv/bin/python
-OUT := text2image/output
 
 .PHONY: demo test lint clean
 
@@ -19,7 +18,6 @@ demo: .venv/ready
 	$(PY) char_cnn_rnn/main.py --train --dataset toy_birds --image_encoder scratch --epochs 15
 	$(PY) char_cnn_rnn/main.py --embed --dataset toy_birds
 	$(PY) text2image/main.py --train --dataset toy_birds --epochs 1 --batch_size 32
-	$(PY) text2image/main.py --train False --dataset toy_birds
 	$(PY) benchmarks/color_accuracy.py
 
 test: .venv/ready

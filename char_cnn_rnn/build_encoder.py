@@ -97,9 +97,10 @@ class Model:
             raise UserError('call create_optim(lr) before train()')
         self.encoder.train()
         self.image_side.train()
-        train_loop(self, epochs, log_interval, out_dir, verbose, after_epoch=self._decay_lr)
+        train_loop(self, epochs, log_interval, out_dir, verbose, after_epoch=self.decay_lr)
 
-    def _decay_lr(self):
+    def decay_lr(self):
+        """The learning rate of the epoch under way: 0.98 of itself for every epoch that is done."""
         self.optim.param_groups[0]['lr'] = self.lr * DECAY ** self.progress['epoch']
 
     @torch.no_grad()

@@ -29,6 +29,7 @@ FOUND = 8  # pictures shown for a query
 
 
 def parse_flags():
+    """(options, the folder of the run to go on with or None)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_run_flags(parser, model='char_cnn_rnn', epochs=100, batch_size=40, lr=0.0007, chapter_dir=HERE)
     parser.add_argument('--variant', choices=VARIANTS, default='birds_icml',
@@ -62,6 +63,7 @@ def main():
 
 
 def train(options, device, resumed):
+    """Train in a new run folder, or go on with the run in the folder `resumed`."""
     path = flags.dataset_file(options)
     index = load_split(path, 'train').index
     photographs = load_photographs(options, path, 'train', device)
@@ -69,9 +71,12 @@ def train(options, device, resumed):
                   options.variant, options.image_encoder)
     model.create_optim(options.lr)
     if resumed:
+        run.lock(resumed)
         model.load_from(resumed)
+        model.decay_lr()  # from the --lr that counts now
         run.write_options(resumed, vars(options))
     run_dir = resumed or run.new_run(options.out_dir, options.dataset, vars(options))
+    run.lock(run_dir)
     model.options = vars(options)
     print(f'Training on {len(index.captions)} captions of {len(index.names)} pictures of {len(set(index.classes))} '
           f'classes; everything goes to {run_dir}', flush=True)
@@ -80,6 +85,7 @@ def train(options, device, resumed):
 
 
 def load_photographs(options, path, split, device):
+    """What the image side that `--image_encoder` names reads, a row per photograph of the split."""
     return image_encoder.load_photographs(options.image_encoder, path, split, options.image_weights, device)
 
 
@@ -106,7 +112,7 @@ def evaluate(options, device):
 
 def load_model(options, device):
     """The model of `--encoder` or of the newest run on the data set, and the file it came from."""
-    source = options.encoder or newest_checkpoint(options)
+    source = options.encoder or run.newest_checkpoint(options)
     contents = {} if source.endswith('.t7') else checkpoint.load(source)
     name = contents.get('image_encoder', options.image_encoder)
     encoder = load_encoder(source, device)
@@ -140,18 +146,13 @@ def best_pictures(model, path, split, index, photographs, queries):
 def embed(options, device):
     """Give every caption of the file its embedding, and put the encoder beside the file."""
     path = flags.dataset_file(options)
-    source = options.encoder or newest_checkpoint(options)
+    source = options.encoder or run.newest_checkpoint(options)
     encoder = load_encoder(source, device)
     print(f'{source} reads the captions of {path}', flush=True)
     embeddings = {split: embed_captions(encoder, load_split(path, split).index.captions) for split in layout.SPLITS}
     layout.write_embeddings(path, embeddings, f'{encoder.variant}, {os.path.basename(source)}')
     beside = save_encoder(encoder, path)
     print(f'done: {sum(map(len, embeddings.values()))} embeddings in {path}, their encoder in {beside}')
-
-
-def newest_checkpoint(options):
-    name = f'{options.model}.pt'
-    return os.path.join(run.find_run(options.out_dir, name, prefix=options.dataset), name)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
 """Errors that the person at the keyboard can mend."""
+import signal
 import sys
 
 
@@ -7,7 +8,11 @@ class UserError(Exception):
 
 
 def run_command(main):
-    """Call `main()`; turn a `UserError` into one line on stderr and exit status 1, Ctrl-C into status 130."""
+    """Call `main()`; turn a `UserError` into one line on stderr and exit status 1, Ctrl-C into status 130.
+
+    SIGTERM ends the process as an exception would, so that what is half written is removed.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         main()
     except UserError as error:

@@ -50,9 +50,10 @@ def add_run_flags(parser, model, epochs, batch_size, lr, chapter_dir):
     parser.add_argument('--model', default=model, help=f'name of the model: of its checkpoint file (default: {model})')
     add_boolean(parser, '--cuda', True, 'use the GPU where there is one')
     add_boolean(parser, '--train', True, 'train; False: evaluate')
-    parser.add_argument('--data_dir', help='folder of the HDF5 file (default: data/DATASET in the repository)')
+    parser.add_argument('--data_dir', type=os.path.abspath, metavar='DIR',
+                        help='folder of the HDF5 file (default: data/DATASET in the repository)')
     parser.add_argument('--dataset', default='birds', help='name of the HDF5 file, without ending (default: birds)')
-    parser.add_argument('--out_dir', default=os.path.join(chapter_dir, 'output'),
+    parser.add_argument('--out_dir', type=os.path.abspath, default=os.path.join(chapter_dir, 'output'), metavar='DIR',
                         help='every run makes a folder of its own in here (default: output beside main.py)')
     parser.add_argument('--epochs', type=positive(int), default=epochs, help=f'default: {epochs}')
     parser.add_argument('--batch_size', type=positive(int), default=batch_size, help=f'default: {batch_size}')

@@ -2,6 +2,7 @@
 import contextlib
 import math
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -32,10 +33,11 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
     """
     progress, losses, saved_at, warned = model.progress, {}, time.monotonic(), False
     with _stop_signals() as stop, _Log(out_dir, verbose, progress['step']) as log:
+        if progress['epoch'] >= epochs:
+            log.line(f'nothing to do: {progress["epoch"]} epochs are done; give more with --epochs')
         while progress['epoch'] < epochs:
             batches = _batches_left(model.data_loader, progress)
-            with tqdm(desc=f'epoch {progress["epoch"] + 1}/{epochs}', unit=' images', leave=False,
-                      disable=None if verbose else True) as bar:
+            with _progress_bar(model.data_loader, progress, epochs, verbose) as bar:
                 for batch in batches:
                     size = _batch_size(batch)
                     progress['batch'] += 1
@@ -75,11 +77,20 @@ def _batches_left(data_loader, progress):
     progress['epoch_rng'] = rng_state()
     batches = iter(data_loader)
     for _ in range(progress['batch']):
-        next(batches)
+        if next(batches, None) is None:
+            raise UserError(f'the run had done {progress["batch"]} batches of its epoch, but now there are fewer: '
+                            'go on with the same data and the same --batch_size')
     if progress['batch']:
         set_rng_state(now)
     progress['rng'] = None
     return batches
+
+
+def _progress_bar(data_loader, progress, epochs, verbose):
+    """A bar of pictures per second, where there is a terminal to show it."""
+    images, batch_size = len(getattr(data_loader, 'dataset', ())), getattr(data_loader, 'batch_size', None) or 0
+    return tqdm(desc=f'epoch {progress["epoch"] + 1}/{epochs}', total=images or None, unit=' images', leave=False,
+                initial=progress['batch'] * batch_size, disable=None if verbose else True)
 
 
 def rng_state():
@@ -127,7 +138,7 @@ def _write_sample(image, out_dir, epoch):
 
 
 def _how_to_go_on(out_dir):
-    return f'; go on with: python {sys.argv[0]} --train --resume {out_dir}' if out_dir else ''
+    return f'; go on with: python {shlex.quote(sys.argv[0])} --train --resume {shlex.quote(out_dir)}' if out_dir else ''
 
 
 @contextlib.contextmanager

@@ -2,11 +2,11 @@
 import json
 import os
 import re
-import shutil
 import time
 
 from common.errors import UserError
 
+LOCKS = []  # open files: a lock lasts as long as its file is open
 STAMP = r'_\d{8}_\d{6}(_\d+)?'  # what `new_run` puts after the name
 ENCODER = 'encoder.pt'  # the sentence encoder's name in a run folder
 
@@ -60,6 +60,25 @@ def read_options(run_dir):
         raise UserError(f'{path}: cannot be read ({error}), so the run cannot go on') from error
 
 
+def lock(run_dir):
+    """Keep a run to this process until it ends. Raises UserError where another one is training in it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks
+        return
+    LOCKS.append(open(os.path.join(run_dir, 'lock'), 'w'))
+    try:
+        fcntl.lockf(LOCKS[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise UserError(f'{run_dir}: another process is training in it') from error
+
+
+def newest_checkpoint(options, of_dataset=True):
+    """The checkpoint of the newest run in `--out_dir`: of runs on `--dataset`, or of all."""
+    name = f'{options.model}.pt'
+    return os.path.join(find_run(options.out_dir, name, prefix=options.dataset if of_dataset else ''), name)
+
+
 def parse_options(parser):
     """Parse the command line; with `--resume`, options that it does not name keep the values of that run.
 
@@ -68,14 +87,10 @@ def parse_options(parser):
     options = parser.parse_args()
     if not options.resume:
         return options, None
-    run_dir = options.resume if options.resume != 'newest' else find_run(options.out_dir, f'{options.model}.pt')
+    run_dir = options.resume
+    if run_dir == 'newest':
+        is_named = options.dataset != parser.get_default('dataset')
+        run_dir = os.path.dirname(newest_checkpoint(options, of_dataset=is_named))
     parser.set_defaults(**{name: value for name, value in read_options(run_dir).items() if name in vars(options)})
     options = parser.parse_args()
     return options, run_dir
-
-
-def keep_encoder(path, run_dir):
-    """Copy the sentence encoder into the run, so that its checkpoint can draw sentences without the data set."""
-    kept = os.path.join(run_dir, ENCODER)
-    if os.path.isfile(path) and not os.path.exists(kept):
-        shutil.copyfile(path, kept)

@@ -15,6 +15,7 @@ groups of all its captions: readers of either file notice no difference.
 """
 import contextlib
 import os
+import shlex
 import shutil
 from dataclasses import dataclass, field
 
@@ -59,17 +60,28 @@ class Index:
 
 def how_to_prepare(path):
     """The command that makes the HDF5 file `path`."""
-    name = os.path.splitext(os.path.basename(path))[0]
-    if name == 'toy_birds':
-        return 'python data/toy_birds/prepare.py'
-    return f'python data/birds/prepare.py --cub CUB_200_2011 --text text_c10 --out {path}'
+    out = f'--out {shlex.quote(path)}'
+    if _stem(path) == 'toy_birds':
+        return f'python {_script("data", "toy_birds", "prepare.py")} {out}'
+    return f'python {_script("data", "birds", "prepare.py")} --cub CUB_200_2011 --text text_c10 {out}'
 
 
 def how_to_embed(path):
     """The commands that train a sentence encoder on `path` and write its embeddings there."""
-    folder, name = os.path.split(os.path.abspath(path))
-    where = f'--data_dir {folder} --dataset {os.path.splitext(name)[0]}'
-    return f'python char_cnn_rnn/main.py --train {where} && python char_cnn_rnn/main.py --embed {where}'
+    where = f'--data_dir {shlex.quote(os.path.dirname(os.path.abspath(path)))} --dataset {shlex.quote(_stem(path))}'
+    image_encoder = ' --image_encoder scratch' if _stem(path) == 'toy_birds' else ''
+    script = _script('char_cnn_rnn', 'main.py')
+    return f'python {script} --train {where}{image_encoder} && python {script} --embed {where}'
+
+
+def _stem(path):
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def _script(*parts):
+    """The path of a script of this repository, as it can be typed in the current folder."""
+    path = os.path.abspath(os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', *parts))
+    return shlex.quote(min(os.path.relpath(path), path, key=len))
 
 
 def encoder_beside(path):
@@ -99,11 +111,11 @@ def replace_file(path, copy=False):
     """Yield an HDF5 file open for writing that takes the name `path` only when the block ends without an error.
 
     With `copy` it starts as a copy of what `path` holds. A reader, or a run killed halfway, finds the old file or the
-    new one, never half of one.
+    new one, never half of one. Raises UserError where it cannot be written.
     """
     partial = f'{path}.partial-{os.getpid()}'
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         if copy:
             shutil.copyfile(path, partial)
         with h5py.File(partial, 'r+' if copy else 'w', libver=LIBRARY_VERSIONS) as file:
@@ -113,6 +125,8 @@ def replace_file(path, copy=False):
         with open(partial, 'rb') as written:
             os.fsync(written.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f'{path}: cannot be written ({" ".join(str(error).split())})') from error
     finally:
         if os.path.exists(partial):
             os.remove(partial)

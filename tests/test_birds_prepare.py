@@ -228,6 +228,7 @@ def test_a_full_disk_is_foreseen(tmp_path, monkeypatch, out):
 PAUSE = '''
 import sys, time
 sys.path.insert(0, {root!r})
+from common.errors import run_command
 from data import layout
 from data.birds import prepare
 write_photograph, written = layout.write_photograph, []
@@ -238,7 +239,7 @@ def pause_halfway(*args):
         print('halfway', flush=True)
         time.sleep(60)
 layout.write_photograph = pause_halfway
-prepare.main()
+run_command(prepare.main)
 '''
 
 

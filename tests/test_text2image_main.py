@@ -73,12 +73,13 @@ def straight(folder):
     return done
 
 
-def test_training_prints_its_options_and_fills_its_folder(straight):
+def test_training_prints_its_options_and_fills_its_folder(folder, straight):
     table = dict(re.findall(r'^  (\w+) +(.*)$', straight.out, re.MULTILINE))
     assert list(table) == sorted(table)
-    for name, value in {'model': 'text2image', 'cuda': 'False', 'train': 'True', 'data_dir': 'data', 'dataset': 'tiny',
-                        'epochs': str(EPOCHS), 'batch_size': '4', 'lr': '0.0002', 'channels': '3', 'l1_coef': '50',
-                        'l2_coef': '100', 'cls_coef': '0', 'int_coef': '0', 'log_interval': '1', 'seed': '3'}.items():
+    expected = {'model': 'text2image', 'cuda': 'False', 'train': 'True', 'data_dir': str(folder / 'data'),
+                'dataset': 'tiny', 'epochs': str(EPOCHS), 'batch_size': '4', 'lr': '0.0002', 'channels': '3',
+                'l1_coef': '50', 'l2_coef': '100', 'cls_coef': '0', 'int_coef': '0', 'log_interval': '1', 'seed': '3'}
+    for name, value in expected.items():
         assert table[name] == value
     assert 'Training on 6 captions of 3 pictures' in straight.out and 'CUDA' not in straight.out
     assert f'step {EPOCHS * STEPS}  loss_D' in straight.out and os.path.basename(straight.run) in straight.out
@@ -154,7 +155,7 @@ def test_sentences_are_drawn(folder, straight):
 
 
 def test_errors_of_the_command(folder):
-    for args, status, message in [(['--data_dir', 'nowhere'], 1, 'python data/birds/prepare.py'),
+    for args, status, message in [(['--data_dir', 'nowhere'], 1, 'data/birds/prepare.py --cub'),
                                   (['--train', 'perhaps'], 2, "'perhaps' is neither True nor False")]:
         done = finish(start(folder, *args, '--out_dir', 'none'))
         assert done.status == status and message in done.err and 'Traceback' not in done.err
@@ -183,7 +184,7 @@ def test_errors_say_what_to_do(folder, error, tmp_path):
     assert 'add --train False' in error('--train', '--text_file', 'sentences.txt')
     tiny.make(tmp_path / 'tiny.hdf5', {'train': {'001.Auk': 1, '002.Jay': 2}, 'test': {}}, embeddings=False)
     message = error('--data_dir', tmp_path, '--dataset', 'tiny', '--out_dir', tmp_path / 'out')
-    assert 'holds no sentence embeddings yet' in message and 'python char_cnn_rnn/main.py --embed' in message
+    assert 'holds no sentence embeddings yet' in message and 'char_cnn_rnn/main.py --embed' in message
     assert not (tmp_path / 'out').exists()
     evaluate = ['--train', 'False', '--out_dir', 'empty']
     assert 'holds no captions' in error(*evaluate, '--data_dir', tmp_path, '--dataset', 'tiny')

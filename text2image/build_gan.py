@@ -32,9 +32,8 @@ class Model:
     def __init__(self, name, device, data_loader, channels, l1_coef, l2_coef, cls_coef=0.0, int_coef=0.0):
         self.name, self.device, self.data_loader, self.channels = name, torch.device(device), data_loader, channels
         self.l1_coef, self.l2_coef, self.cls_coef, self.int_coef = l1_coef, l2_coef, cls_coef, int_coef
-        # channels_last: the same numbers in the order that convolutions read fastest, on CPUs too.
-        self.netG = Generator(channels).apply(init_weights).to(self.device, memory_format=torch.channels_last)
-        self.netD = Discriminator(channels).apply(init_weights).to(self.device, memory_format=torch.channels_last)
+        self.netG = Generator(channels).apply(init_weights).to(self.device)
+        self.netD = Discriminator(channels).apply(init_weights).to(self.device)
         self.loss_adv, self.loss_l1, self.loss_l2 = nn.BCELoss(), nn.L1Loss(), nn.MSELoss()
         self.optim_G = self.optim_D = None
         self.progress = new_progress()
@@ -44,6 +43,11 @@ class Model:
         """Adam for both networks, with betas (`alpha`, `beta`)."""
         self.optim_G = torch.optim.Adam(self.netG.parameters(), lr=lr, betas=(alpha, beta))
         self.optim_D = torch.optim.Adam(self.netD.parameters(), lr=lr, betas=(alpha, beta))
+
+    def set_lr(self, lr):
+        """Go on with another learning rate than that of a loaded checkpoint."""
+        for group in (*self.optim_G.param_groups, *self.optim_D.param_groups):
+            group['lr'] = lr
 
     def train_step(self, batch):
         """One step of the discriminator, then one of the generator. Returns `loss_D` and `loss_G`, scalar tensors."""

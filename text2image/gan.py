@@ -11,11 +11,13 @@ class TextProjection(nn.Sequential):
 
 
 def upsample(size_in, size_out, stride=2, padding=1):
+    """Layers [B, size_in, H, W] -> [B, size_out, 2H, 2W]; with stride 1 and no padding, 1 x 1 becomes 4 x 4."""
     return [nn.ConvTranspose2d(size_in, size_out, 4, stride, padding, bias=False),
             nn.BatchNorm2d(size_out), nn.ReLU(inplace=True)]
 
 
 def downsample(size_in, size_out):
+    """Layers [B, size_in, H, W] -> [B, size_out, H/2, W/2]."""
     return [nn.Conv2d(size_in, size_out, 4, stride=2, padding=1),
             nn.BatchNorm2d(size_out), nn.LeakyReLU(0.2, inplace=True)]
 

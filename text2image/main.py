@@ -7,6 +7,7 @@
 """
 import argparse
 import os
+import shutil
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -26,6 +27,7 @@ EVAL_SIZE = 64
 
 
 def parse_flags():
+    """(options, the folder of the run to go on with or None)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_run_flags(parser, model='text2image', epochs=200, batch_size=256, lr=0.0002, chapter_dir=HERE)
     parser.add_argument('--channels', type=int, choices=[3], default=3, help='of the pictures (default: 3)')
@@ -52,22 +54,26 @@ def main():
     if options.train:
         train(options, device, resumed)
     elif options.text or options.text_file:
-        draw(options, device)
+        draw(options, device, resumed)
     else:
-        evaluate(options, device)
+        evaluate(options, device, resumed)
 
 
 def train(options, device, resumed):
+    """Train in a new run folder, or go on with the run in the folder `resumed`."""
     print('Loading data...', flush=True)
     dataset = Text2ImageDataset(flags.dataset_file(options), split=0).require_embeddings()
     loader = DataLoader(dataset, options.batch_size, shuffle=True, collate_fn=dataset.collate)
     model = make_model(options, device, loader)
     model.create_optim(options.lr)
     if resumed:
+        run.lock(resumed)
         model.load_from(resumed)
+        model.set_lr(options.lr)
         run.write_options(resumed, vars(options))
     run_dir = resumed or run.new_run(options.out_dir, options.dataset, vars(options))
-    run.keep_encoder(layout.encoder_beside(dataset.file), run_dir)
+    run.lock(run_dir)
+    keep_encoder(dataset, run_dir)
     model.options = vars(options)
     print(f'Training on {len(dataset)} captions of {len(dataset.pictures)} pictures; everything goes to {run_dir}',
           flush=True)
@@ -75,7 +81,7 @@ def train(options, device, resumed):
     print(f'done: {run_dir} holds samples/, log.txt, TensorBoard curves and {options.model}.pt')
 
 
-def evaluate(options, device):
+def evaluate(options, device, resumed):
     """A sheet of pictures for captions of classes that were not trained on."""
     for split in (2, 1):
         dataset = Text2ImageDataset(flags.dataset_file(options), split=split)
@@ -83,16 +89,18 @@ def evaluate(options, device):
             break
     dataset.require_embeddings()
     loader = DataLoader(dataset, EVAL_SIZE, shuffle=True, collate_fn=dataset.collate)
-    model, file = load_model(options, device, loader)
+    file = options.checkpoint or checkpoint_in(resumed, options) or run.newest_checkpoint(options)
+    model = load_model(file, options, device, loader)
     images, captions = model.eval()
     print(f'{file} draws captions of /{layout.SPLITS[split]}:')
     write_pictures(options, 'eval', images, captions)
 
 
-def draw(options, device):
+def draw(options, device, resumed):
     """A picture for each sentence that the user typed."""
     sentences = flags.read_sentences(options.text, options.text_file)
-    model, file = load_model(options, device, data_loader=None)
+    file = options.checkpoint or checkpoint_in(resumed, options) or run.newest_checkpoint(options, of_dataset=False)
+    model = load_model(file, options, device)
     encoder = find_encoder(options, file)
     from char_cnn_rnn.build_encoder import embed_captions, load_encoder
     embeddings = torch.from_numpy(embed_captions(load_encoder(encoder, device), sentences, verbose=False))
@@ -100,19 +108,42 @@ def draw(options, device):
     write_pictures(options, 'text', model.generate(embeddings, options.seed), sentences)
 
 
-def make_model(options, device, data_loader):
-    return Model(options.model, device, data_loader, options.channels, options.l1_coef, options.l2_coef,
-                 options.cls_coef, options.int_coef)
+def make_model(options, device, data_loader=None):
+    """The Model of the options, in the memory order in which convolutions are fastest, on CPUs too."""
+    model = Model(options.model, device, data_loader, options.channels, options.l1_coef, options.l2_coef,
+                  options.cls_coef, options.int_coef)
+    model.netG.to(memory_format=torch.channels_last)
+    model.netD.to(memory_format=torch.channels_last)
+    return model
 
 
-def load_model(options, device, data_loader):
-    """The model of `--checkpoint` or of the newest run, and the file it came from."""
-    file = options.checkpoint
-    if not file:
-        file = os.path.join(run.find_run(options.out_dir, f'{options.model}.pt'), f'{options.model}.pt')
+def load_model(file, options, device, data_loader=None):
+    """The model of a checkpoint."""
     model = make_model(options, device, data_loader)
     model.load_from(file, verbose=False)
-    return model, file
+    return model
+
+
+def checkpoint_in(run_dir, options):
+    """The checkpoint of the run that `--resume` names, or None without one."""
+    return run_dir and os.path.join(run_dir, f'{options.model}.pt')
+
+
+def keep_encoder(dataset, run_dir):
+    """Copy the sentence encoder beside the data into the run, so that the run can draw sentences without the data.
+
+    One that did not write the embeddings (they have been replaced by published ones, say) would misread every sentence.
+    """
+    beside = layout.encoder_beside(dataset.file)
+    if not os.path.isfile(beside):
+        return
+    from char_cnn_rnn.build_encoder import embed_captions, load_encoder
+    embedding = torch.from_numpy(embed_captions(load_encoder(beside), dataset.captions[:1], verbose=False))
+    if torch.allclose(embedding, dataset.embeddings[:1], atol=1e-3):
+        shutil.copyfile(beside, os.path.join(run_dir, run.ENCODER))
+    else:
+        print(f'{beside}: is not what wrote the embeddings of {dataset.file}, so this run keeps no encoder; '
+              'to draw sentences give the right one with --encoder')
 
 
 def find_encoder(options, checkpoint):

@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import os
 import shutil
-import signal
 import sys
 import time
 from collections import Counter
@@ -154,7 +153,6 @@ def main():
         raise UserError(f'--cub has {len(args.cub)} folders but --text {len(args.text)}; give a --text for every --cub')
     if os.path.isdir(args.out):
         raise UserError(f'{args.out}: is a folder; --out takes the name of a file')
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # so that replace_file can remove what is half written
     lists = {split: getattr(args, f'{split}_classes') for split in layout.SPLITS}
     split_of, entries, skipped = cub.read_split(lists), [], []
     for folder, text in zip(args.cub, args.text):

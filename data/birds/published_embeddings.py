@@ -27,6 +27,9 @@ def open_pickles(folder):
         names_path = os.path.join(part, 'filenames.pickle')
         rows_path = os.path.join(part, 'char-CNN-RNN-embeddings.pickle')
         names, embeddings = load_pickle(names_path), load_pickle(rows_path)
+        classes_path = os.path.join(part, 'class_info.pickle')
+        if os.path.exists(classes_path):
+            load_pickle(classes_path)  # not needed, but damage to it says that the others may be damaged too
         if not all(isinstance(each, (list, tuple)) or np.ndim(each) for each in (names, embeddings)):
             raise UserError(f'{part}: filenames.pickle and char-CNN-RNN-embeddings.pickle must each hold a list')
         if len(names) != len(embeddings):

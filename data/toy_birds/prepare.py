@@ -383,6 +383,12 @@ def make(number, seed):
     return split, layout.Photograph(name, class_name, jpeg.getvalue(), describe(bird, rng), bbox=box)
 
 
+def leave_signals_to_the_parent():
+    """Ctrl-C is for the parent, which ends the pool; else every worker would print its own traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def prepare(out, count, seed):
     """Write `count` birds to the HDF5 file `out`; returns how many are in each split."""
     if count < MIN_COUNT:
@@ -390,8 +396,7 @@ def prepare(out, count, seed):
     if os.path.isdir(out):
         raise UserError(f'--out {out}: is a folder; name a file in it, such as {os.path.join(out, "toy_birds.hdf5")}')
     counts = Counter()
-    # Ctrl-C is for the parent, which ends the pool; else every worker would print its own traceback.
-    pool = multiprocessing.Pool(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    pool = multiprocessing.Pool(initializer=leave_signals_to_the_parent)
     try:
         with pool, layout.replace_file(out) as file:
             birds = pool.imap(functools.partial(make, seed=seed), range(count), chunksize=16)
