@@ -13,9 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from char_cnn_rnn.build_encoder import embed_captions, save_encoder
 from char_cnn_rnn.encoder import CharCnnRnn
-from common import checkpoint
 from common.errors import run_command
+from data import layout
+from data.cache import load_split
 from tests import tiny
 from text2image import main
 
@@ -59,8 +61,10 @@ def folder(tmp_path_factory):
     tiny.make(folder / 'data' / 'tiny.hdf5',
               {'train': {'001.Auk': 1, '002.Jay': 2}, 'test': {'004.Wren': 1, '005.Lark': 1}})
     torch.manual_seed(0)
-    checkpoint.save(str(folder / 'data' / 'tiny.encoder.pt'),
-                    {'variant': 'birds_cvpr', 'encoder': CharCnnRnn('birds_cvpr').state_dict()})
+    encoder, path = CharCnnRnn('birds_cvpr'), str(folder / 'data' / 'tiny.hdf5')
+    save_encoder(encoder, path)
+    layout.write_embeddings(path, {split: embed_captions(encoder, load_split(path, split).index.captions, verbose=False)
+                                   for split in ('train', 'test')}, 'random weights')
     return folder
 
 
@@ -188,9 +192,9 @@ def test_errors_say_what_to_do(folder, error, tmp_path):
     assert not (tmp_path / 'out').exists()
     evaluate = ['--train', 'False', '--out_dir', 'empty']
     assert 'holds no captions' in error(*evaluate, '--data_dir', tmp_path, '--dataset', 'tiny')
-    assert 'empty: no run with a text2image.pt in it yet; train one first (--train)' in error(*evaluate, *DATA)
+    assert 'empty: no run on tiny with a text2image.pt in it yet; train one first (--train)' in error(*evaluate, *DATA)
     assert 'empty: no run with a text2image.pt' in error(*evaluate, '--text', 'a red bird')
-    assert 'empty: no run with a text2image.pt' in error(*DATA, '--out_dir', 'empty', '--resume')
+    assert 'empty: no run on tiny with a text2image.pt' in error(*DATA, '--out_dir', 'empty', '--resume')
     assert 'nowhere/options.json: cannot be read' in error(*DATA, '--resume', 'nowhere')
     for more in ([], ['--text', 'a red bird']):
         assert error(*evaluate, *DATA, *more, '--checkpoint', 'no.pt') == 'error: no.pt: no such checkpoint'
