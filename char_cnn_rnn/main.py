@@ -48,6 +48,7 @@ def parse_flags():
 
 
 def main():
+    """Flags, then what they ask for: write embeddings, train, or evaluate."""
     options, resumed = parse_flags()
     if options.query and options.train:
         raise UserError('--query searches with a trained model: add --train False')

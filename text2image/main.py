@@ -45,6 +45,7 @@ def parse_flags():
 
 
 def main():
+    """Flags, then what they ask for: train, draw sentences, or evaluate."""
     options, resumed = parse_flags()
     if options.train and (options.text or options.text_file):
         raise UserError('--text draws with a trained model: add --train False')
