@@ -1,4 +1,4 @@
-# make demo   draws its own birds, trains on them, and shows what unseen sentences give (about ten minutes on two cores)
+# make demo   draws its own birds, trains on them, and measures what unseen sentences give
 # make test   the tests
 # Both make .venv first and need nothing but Python 3.11+ and the package index.
 PYTHON ?= python3
