@@ -179,7 +179,8 @@ def load_encoder(path, device='cpu'):
     variant = contents.get('variant') or _variant_of(state_dict, path)
     if variant not in VARIANTS:
         raise UserError(f'{path}: its encoder is of an unknown variant, {variant!r}')
-    encoder = CharCnnRnn(variant)
+    with torch.random.fork_rng(devices=[]):  # first weights are drawn, only to be replaced: no run should notice
+        encoder = CharCnnRnn(variant)
     checkpoint.load_weights(encoder, state_dict, path)
     return encoder.to(device).eval()
 

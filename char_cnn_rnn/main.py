@@ -71,13 +71,12 @@ def train(options, device, resumed):
     model = Model(options.model, device, ClassBatches(index, photographs, options.batch_size),
                   options.variant, options.image_encoder)
     model.create_optim(options.lr)
+    run_dir = resumed or run.new_run(options.out_dir, options.dataset, vars(options))
+    run.lock(run_dir)
     if resumed:
-        run.lock(resumed)
         model.load_from(resumed)
         model.decay_lr()  # from the --lr that counts now
         run.write_options(resumed, vars(options))
-    run_dir = resumed or run.new_run(options.out_dir, options.dataset, vars(options))
-    run.lock(run_dir)
     model.options = vars(options)
     print(f'Training on {len(index.captions)} captions of {len(index.names)} pictures of {len(set(index.classes))} '
           f'classes; everything goes to {run_dir}', flush=True)

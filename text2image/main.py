@@ -67,13 +67,12 @@ def train(options, device, resumed):
     loader = DataLoader(dataset, options.batch_size, shuffle=True, collate_fn=dataset.collate)
     model = make_model(options, device, loader)
     model.create_optim(options.lr)
+    run_dir = resumed or run.new_run(options.out_dir, options.dataset, vars(options))
+    run.lock(run_dir)
     if resumed:
-        run.lock(resumed)
         model.load_from(resumed)
         model.set_lr(options.lr)
         run.write_options(resumed, vars(options))
-    run_dir = resumed or run.new_run(options.out_dir, options.dataset, vars(options))
-    run.lock(run_dir)
     keep_encoder(dataset, run_dir)
     model.options = vars(options)
     print(f'Training on {len(dataset)} captions of {len(dataset.pictures)} pictures; everything goes to {run_dir}',

@@ -28,6 +28,7 @@ CAPTION_BYTES, EMBEDDING_BYTES = 800, 4400      # what a caption's group takes i
 
 
 def parse_args():
+    """The command line; at most one source of embeddings."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--cub', nargs='+', required=True, metavar='DIR', help='folders that hold images.txt')
     parser.add_argument('--text', nargs='+', required=True, metavar='DIR',
@@ -147,6 +148,7 @@ def say_unlisted(entries, split_of):
 
 
 def main():
+    """List the photographs, convert those that can be used, and say what came of it."""
     start, args = time.time(), parse_args()
     args.out = os.path.abspath(args.out)
     if len(args.cub) != len(args.text):
