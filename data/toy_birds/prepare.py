@@ -51,14 +51,14 @@ PLACES = {
     'plain': (),
 }
 SENTENCES = (
-    'this {size}bird has {all}.', 'a {size}bird{place} with {all}.', 'the {size}bird{place} has {all}.',
-    'a {size}{body} bird{place} with {rest}.', 'this {size}bird is {mostly}{body} with {rest}.',
-    'this is a {size}bird{place}, {mostly}{body}, with {rest}.', 'with {rest}, this {size}bird is {mostly}{body}.',
-    'the wings of this {size}{body} bird are {wings}{more}.', 'its body is {body}, its wings are {wings}{more}.',
-    'a {wings} winged bird{place} whose body is {body}{more}.', 'the {size}bird has {wings} wings, its body is {body}.',
+    'this {size}bird has {all}.', 'a {size}bird{place} with {all}.', 'a {size}{body} bird{place} with {rest}.',
+    'this {size}{body} bird has {rest}.', 'this {size}bird is {mostly}{body} with {rest}.',
+    'the {size}bird{place} is {mostly}{body}, and it has {rest}.', 'with {rest}, this {size}bird is {mostly}{body}.',
+    'its body is {body}, its wings are {wings}{more}.', 'a {wings} winged bird{place} whose body is {body}{more}.',
+    'the body of this {size}bird is {body}, its wings are {wings}{more}.',
 )
-BODIES = ('a {0} body', 'a {0} breast and back', '{0} plumage', 'a coat of {0} feathers', '{0} feathers on its body')
-WINGS = ('{0} wings', '{0} wings', '{0} wings and tail', 'a pair of {0} wings', '{0} feathers on its wings')
+BODIES = ('a {0} body', 'a {0} breast', '{0} plumage')
+WINGS = ('{0} wings', '{0} wings', '{0} wings and tail', 'a pair of {0} wings')
 TINTS = {'black': ('jet ', 'deep '), 'white': ('snow ', 'pure ')}    # of the others: bright, vivid, deep
 CLASSES = [f'{body}_body_{wings}_wings' for body in PALETTE for wings in PALETTE if body != wings]
 # Every fifth cell along the knight's moves of the table of colours: one or two in each row and each column.
@@ -66,15 +66,16 @@ UNSEEN = {f'{body}_body_{wings}_wings' for i, body in enumerate(PALETTE) for j, 
           if body != wings and (i + 2 * j) % 5 == 0}
 MIN_COUNT = 2 * len(CLASSES)
 
-# Outlines in the bird's own frame: it looks to the right, y points down, its body is about 2 wide and 1.4 high.
-BODY = [(.99, -.58), (.86, -.90), (.56, -.99), (.26, -.80), (-.08, -.52), (-.55, -.26), (-1.0, .08), (-.78, .42),
-        (-.28, .70), (.28, .70), (.72, .40), (.92, -.08)]
-CROWN = [(.98, -.66), (.86, -.90), (.56, -.99), (.29, -.82), (.5, -.76), (.76, -.72)]
-BELLY = [(.62, .22), (.64, .42), (.30, .64), (-.18, .65), (-.30, .54), (.1, .42)]
-TAIL = [(-.70, -.12), (-1.15, -.06), (-1.62, .02), (-1.70, .22), (-1.20, .40), (-.72, .36)]
-FOLDED = [(.42, -.18), (.10, -.42), (-.50, -.32), (-1.02, .0), (-1.34, .30), (-.90, .40), (-.30, .44), (.25, .28)]
-RAISED = [(.36, -.06), (.22, -.60), (-.02, -1.06), (-.42, -1.42), (-.70, -1.32), (-.88, -1.02), (-.88, -.60),
-          (-.62, -.10), (-.14, .20)]
+# Outlines in the bird's own frame: it looks to the right, y points down, its body is about 2 wide and 1.5 high. Wings
+# leave the breast and the flanks to be seen, so that every pose shows much of both colours.
+BODY = [(.99, -.58), (.86, -.90), (.56, -.99), (.26, -.84), (-.08, -.60), (-.55, -.34), (-.98, .06), (-.80, .46),
+        (-.30, .76), (.28, .76), (.74, .44), (.94, -.06)]
+CROWN = [(.98, -.66), (.86, -.90), (.56, -.99), (.29, -.85), (.5, -.78), (.76, -.73)]
+BELLY = [(.50, .38), (.48, .52), (.22, .69), (-.18, .70), (-.32, .60), (.06, .50)]
+TAIL = [(-.72, -.08), (-1.05, -.04), (-1.40, .0), (-1.46, .18), (-1.10, .34), (-.74, .32)]
+FOLDED = [(.16, -.14), (-.10, -.40), (-.50, -.34), (-.92, -.08), (-1.20, .20), (-.84, .26), (-.40, .24), (.02, .12)]
+RAISED = [(.14, -.30), (.10, -.64), (-.10, -1.02), (-.44, -1.32), (-.70, -1.24), (-.88, -.98), (-.88, -.60),
+          (-.66, -.20), (-.24, -.04)]
 
 
 @dataclass
@@ -110,10 +111,10 @@ def imagine(rng, body, wings, **given):
         'crown': rng.choice(others) if rng.random() < .35 else body,
         'belly': rng.choice(others) if rng.random() < .3 else body,
         'beak': rng.choice(list(BEAKS)), 'beak_length': rng.choice(['short', 'long']),
-        'beak_shape': rng.choice(['pointed', 'curved']), 'raised': given['scene'] == 'sky' or rng.random() < .35,
-        'scale': rng.uniform(.235, .295), 'tilt': rng.uniform(-.2, .3), 'plump': rng.uniform(.92, 1.1),
+        'beak_shape': rng.choice(['pointed', 'curved']), 'raised': given['scene'] == 'sky' or rng.random() < .2,
+        'scale': rng.uniform(.26, .32), 'tilt': rng.uniform(-.15, .2), 'plump': rng.uniform(.92, 1.1),
         # The tail is longer than the beak: room for it behind.
-        'center': (.5 + .05 * given['facing'] + rng.uniform(-.02, .02), rng.uniform(.53, .57)),
+        'center': (.5 + .015 * given['facing'] + rng.uniform(-.02, .02), rng.uniform(.53, .57)),
     }
     return Bird(body, wings, **{**bird, **given})
 
@@ -270,7 +271,7 @@ def describe(bird, rng):
 def say(bird, rng):
     """One sentence about the bird."""
     body, wings = (tint(color, rng) for color in (bird.body, bird.wings))
-    extras = rng.sample(details(bird, rng), rng.choice([0, 1, 1, 2]))
+    extras = rng.sample(details(bird, rng), rng.choice([0, 0, 1, 1, 2]))
     wing_part = rng.choice(WINGS).format(wings)
     parts = [rng.choice(BODIES).format(body), wing_part, *extras]
     places = PLACES[bird.scene] + (('lifting its wings',) if bird.raised and bird.scene != 'sky' else ())
@@ -296,13 +297,13 @@ def details(bird, rng):
 
 def tint(color, rng):
     """`red` -> `red` or, at times, `bright red`."""
-    return (rng.choice(TINTS.get(color, ('bright ', 'vivid ', 'deep '))) if rng.random() < .3 else '') + color
+    return (rng.choice(TINTS.get(color, ('bright ', 'vivid ', 'deep '))) if rng.random() < .2 else '') + color
 
 
 def size_words(bird):
-    if bird.scale < .255:
+    if bird.scale < .28:
         return '', 'small ', 'tiny ', 'little '
-    return ('', 'large ', 'big ') if bird.scale > .275 else ('',)
+    return ('', 'large ', 'big ') if bird.scale > .30 else ('',)
 
 
 def enumerate_parts(parts):
