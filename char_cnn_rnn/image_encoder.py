@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
@@ -28,17 +29,24 @@ BATCH = 32
 
 
 class ScratchCNN(nn.Module):
-    """A small network that is trained together with the sentences: uint8 [B, 3, 64, 64] -> [B, 1024]."""
+    """A small network that is trained together with the sentences: uint8 [B, 3, 64, 64] -> [B, 1024] of length 10.
+
+    Of that length all features take part and sentences have to learn: with longer ones the loss is small while what
+    is random in a sentence's embedding still outweighs what it says, with shorter ones few directions are ever used.
+    """
+
+    LENGTH = 10
 
     def __init__(self):
         super().__init__()
         widths = (3, 32, 64, 128, 256)
         layers = [nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), nn.BatchNorm2d(b), nn.ReLU())
                   for a, b in zip(widths, widths[1:])]
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(256 * 4 * 4, EMBED_DIM))
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(256 * 4 * 4, EMBED_DIM),
+                                    nn.BatchNorm1d(EMBED_DIM, affine=False))
 
     def forward(self, pictures):
-        return self.layers(pictures.float() / 127.5 - 1)
+        return self.LENGTH * F.normalize(self.layers(pictures.float() / 127.5 - 1))
 
 
 def image_side(name):

@@ -72,6 +72,11 @@ def test_classes_of_test_are_in_no_other_split(indices):
     assert .15 < len(test) / len(prepare.CLASSES) < .25
 
 
+def test_colors_of_test_never_come_together_in_train(indices):
+    together = {frozenset(prepare.colors_of(name)) for name in indices['train'].classes}
+    assert not any(frozenset(prepare.colors_of(name)) in together for name in indices['test'].classes)
+
+
 def test_every_color_is_in_train(indices):
     bodies, wings = zip(*(prepare.colors_of(name) for name in indices['train'].classes))
     assert set(bodies) == set(wings) == set(prepare.PALETTE)
@@ -145,7 +150,7 @@ def test_color_accuracy_is_near_chance_where_pictures_ignore_the_colors():
     picture, _ = prepare.draw(prepare.imagine(rng, 'red', 'blue'), rng)
     asked = [prepare.colors_of(name) for name in prepare.CLASSES]
     accuracies = prepare.color_accuracy(to_tensor([picture] * len(asked)), *zip(*asked))
-    assert accuracies == (.125, .125)
+    assert accuracies == pytest.approx((1 / 6, 1 / 6))
 
 
 def test_color_accuracy_is_low_with_wrong_colors(birds):

@@ -3,7 +3,7 @@
     python data/toy_birds/prepare.py [--out FILE] [--count 2000] [--seed 1]
 
 A bird's class is its body colour and its wing colour (`red_body_blue_wings`). The two differ: a wing of the body's
-colour is neither seen nor measured apart from the body. Of the 56 classes 11 are only in /test, though each of their
+colour is neither seen nor measured apart from the body. Of the 30 classes 6 are only in /test, though each of their
 colours is in /train with other partners, so /test asks for birds that no model has seen. /valid holds a tenth of the
 pictures of the training classes. `color_accuracy` says how often a picture shows the colours that were asked for.
 """
@@ -33,8 +33,8 @@ SIZE = 256
 CAPTIONS = 10
 CAPTION_LENGTH = 201    # of the longest sentence the encoder reads
 PALETTE = {
-    'red': (208, 28, 40), 'orange': (240, 128, 16), 'yellow': (250, 220, 40), 'green': (36, 148, 60),
-    'blue': (36, 88, 208), 'purple': (124, 44, 164), 'black': (32, 32, 38), 'white': (248, 248, 248),
+    'red': (208, 28, 40), 'yellow': (250, 220, 40), 'green': (36, 148, 60), 'blue': (36, 88, 208),
+    'black': (32, 32, 38), 'white': (248, 248, 248),
 }
 BEAKS = {'yellow': (238, 190, 40), 'orange': (226, 116, 30), 'black': (44, 42, 46), 'grey': (112, 114, 122)}
 # Muted and of middling lightness: far from every colour in the palette, black and white included.
@@ -57,13 +57,14 @@ SENTENCES = (
     'its body is {body}, its wings are {wings}{more}.', 'a {wings} winged bird{place} whose body is {body}{more}.',
     'the body of this {size}bird is {body}, its wings are {wings}{more}.',
 )
-BODIES = ('a {0} body', 'a {0} breast', '{0} plumage')
+BODIES = ('a {0} body', 'a {0} body', 'a {0} breast', '{0} plumage')
 WINGS = ('{0} wings', '{0} wings', '{0} wings and tail', 'a pair of {0} wings')
 TINTS = {'black': ('jet ', 'deep '), 'white': ('snow ', 'pure ')}    # of the others: bright, vivid, deep
 CLASSES = [f'{body}_body_{wings}_wings' for body in PALETTE for wings in PALETTE if body != wings]
-# Every fifth cell along the knight's moves of the table of colours: one or two in each row and each column.
+# Three pairs of colours that never come together in training, whichever has the body: red and blue, yellow and black,
+# green and white.
 UNSEEN = {f'{body}_body_{wings}_wings' for i, body in enumerate(PALETTE) for j, wings in enumerate(PALETTE)
-          if body != wings and (i + 2 * j) % 5 == 0}
+          if abs(i - j) == len(PALETTE) // 2}
 MIN_COUNT = 2 * len(CLASSES)
 
 # Outlines in the bird's own frame: it looks to the right, y points down, its body is about 2 wide and 1.5 high. Wings
@@ -271,7 +272,7 @@ def describe(bird, rng):
 def say(bird, rng):
     """One sentence about the bird."""
     body, wings = (tint(color, rng) for color in (bird.body, bird.wings))
-    extras = rng.sample(details(bird, rng), rng.choice([0, 0, 1, 1, 2]))
+    extras = rng.sample(details(bird, rng), rng.choice([0, 0, 0, 1]))
     wing_part = rng.choice(WINGS).format(wings)
     parts = [rng.choice(BODIES).format(body), wing_part, *extras]
     places = PLACES[bird.scene] + (('lifting its wings',) if bird.raised and bird.scene != 'sky' else ())
@@ -279,15 +280,15 @@ def say(bird, rng):
         size=rng.choice(size_words(bird)), body=body, wings=wings, mostly=rng.choice(['', 'mostly ', 'mainly ']),
         all=enumerate_parts(rng.sample(parts, len(parts))), rest=enumerate_parts([wing_part, *extras]),
         more=f', and it has {enumerate_parts(extras)}' if extras else '',
-        place=f' {rng.choice(places)}' if places and rng.random() < .5 else '')
+        place=f' {rng.choice(places)}' if places and rng.random() < .3 else '')
     return sentence.replace('a orange', 'an orange')
 
 
 def details(bird, rng):
     """Noun phrases for what is seen besides the colours of body and wings."""
     adjectives = [bird.beak_length, bird.beak_shape, bird.beak]
-    said = [word for word in adjectives if rng.random() < .6] or adjectives[-1:]
-    found = [f'a {" ".join(said)} {rng.choice(["beak", "bill"])}', rng.choice(['a round black eye', 'dark eyes'])]
+    said = [word for word in adjectives if rng.random() < .4] or adjectives[-1:]
+    found = [f'a {" ".join(said)} {rng.choice(["beak", "bill"])}']
     if bird.crown != bird.body:
         found.append(f'a {bird.crown} {rng.choice(["crown", "cap", "patch on its head"])}')
     if bird.belly != bird.body:
@@ -315,7 +316,7 @@ def color_accuracy(images, body_colors, wing_colors):
     """The shares of pictures whose body and whose wings have the colour asked for: (0..1, 0..1).
 
     `images` is float [B, 3, 64, 64] in [-1, 1] (or any side that 32 divides), the colours are B names each (see
-    `colors_of`). Pictures that ignore the colours asked for score about 1/8.
+    `colors_of`). Pictures that ignore the colours asked for score about 1/6.
     """
     guesses = [guess_colors(image) for image in images.detach().cpu().float().numpy()]
     hits = [(body == asked_body, wings == asked_wings)
