@@ -99,6 +99,8 @@ def test_the_frame_is_the_boxs_part_with_its_shorter_side_at_76_64ths():
     framed = frame(picture, 64, (20, 10, 10, 6))
     assert framed.size == (76, 76) and framed.getcolors() == [(76 * 76, (0, 0, 250))]
     assert frame(picture, 64).size == (95, 76) and len(frame(picture, 64).getcolors(9999)) > 1
+    reduced = frame(slope((601, 400)), 64)  # 76 x 601 / 400 = 114.19
+    assert np.array_equal(reduced, slope((601, 400)).resize((114, 76), Image.BILINEAR))
 
 
 @pytest.mark.parametrize('size', [(50, 40), (40, 50), (300, 2), (1, 90), (5, 5)])
