@@ -42,6 +42,12 @@ class CaptionedPhotographs(Dataset):
         else:
             self.block_size, self.block_start = block_size[class_of], block_start[class_of]
 
+    @classmethod
+    def held_out(cls, datasetFile, **arguments):
+        """What to evaluate on: /test, or where that is empty /valid. Raises UserError as `require_embeddings` does."""
+        test = cls(datasetFile, split=2, **arguments)
+        return (test if len(test) else cls(datasetFile, split=1, **arguments)).require_embeddings()
+
     def require_embeddings(self):
         """Return the dataset. Raises UserError, with what to run, where the file holds no sentence embeddings."""
         if len(self) == 0:

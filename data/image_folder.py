@@ -1,17 +1,21 @@
 """Pictures without sentences, at several sizes, for training without text: plain folders, and LSUN."""
+import contextlib
+import io
 import os
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
-from torchvision.datasets import LSUN, ImageFolder
-from torchvision.datasets.folder import default_loader
+from torchvision.datasets import ImageFolder
+from tqdm import tqdm
 
 from common.errors import UserError
 from data.multiscale_dataset import DRAWS, frame, in_threads, sizes_of, views
 
 
 class PlainPictures(Dataset):
-    """An item per picture of `source`, a data set of torchvision's whose items are (PIL image, class).
+    """An item per picture of `source`, whose `files(indices)` gives for each (name, file): an open one or its path.
 
     An item is a dict with one entry, `right_images`: a list of float32 [3, S, S] in [-1, 1], small to large,
     S = base_size * 2 ** i for i < branches, prepared as `data.multiscale_dataset` does without a bounding box.
@@ -30,11 +34,16 @@ class PlainPictures(Dataset):
     def __getitems__(self, indices):
         """The items of a whole batch, decoded in threads."""
         draws = torch.rand(len(indices), DRAWS, dtype=torch.float64).tolist()
-        return in_threads(self._item, indices, draws)
+        return in_threads(self._item, self.source.files(indices), draws)
 
-    def _item(self, index, draws):
-        photograph, _ = self.source[index]
-        return {'right_images': views(frame(photograph, self.sizes[-1]), self.sizes, *draws)}
+    def _item(self, name_and_file, draws):
+        name, file = name_and_file
+        try:
+            with Image.open(file) as photograph:
+                framed = frame(photograph, self.sizes[-1])
+        except OSError as error:
+            raise UserError(f'{name}: cannot be decoded ({error}); remove or replace it') from error
+        return {'right_images': views(framed, self.sizes, *draws)}
 
 
 def image_folder(folder, classes=None, branches=3, base_size=64):
@@ -59,17 +68,13 @@ class KeptClasses(ImageFolder):
 
     def __init__(self, folder, keep):
         self.keep = sorted(keep)
-        super().__init__(folder, loader=_read_picture, allow_empty=True)
+        super().__init__(folder, allow_empty=True)
 
     def find_classes(self, directory):
         return self.keep, {name: number for number, name in enumerate(self.keep)}
 
-
-def _read_picture(path):
-    try:
-        return default_loader(path)
-    except OSError as error:
-        raise UserError(f'{path}: cannot be decoded ({error}); remove or replace it') from error
+    def files(self, indices):
+        return [(self.samples[i][0], self.samples[i][0]) for i in indices]
 
 
 def _class_folders(folder):
@@ -90,7 +95,6 @@ def _some(names):
 def lsun(folder, classes, branches=3, base_size=64):
     """`PlainPictures` of LSUN (Yu et al. 2015), folder/NAME_lmdb for each NAME in `classes`: ['church_outdoor_train'].
 
-    torchvision keeps the keys of each in a pickle `_cache_...` in the current folder, and trusts the one it finds.
     Raises UserError without the package lmdb, and where a class is missing, empty or damaged.
     """
     try:
@@ -102,9 +106,47 @@ def lsun(folder, classes, branches=3, base_size=64):
             raise UserError(f'{os.path.join(folder, name)}_lmdb: no such folder; unpack {name}_lmdb.zip there, '
                             'or correct the class (they are named as church_outdoor_train and bedroom_val)')
     try:
-        source = LSUN(folder, list(classes))
-    except (ValueError, lmdb.Error) as error:
+        source = Lsun([os.path.join(folder, f'{name}_lmdb') for name in classes])
+    except lmdb.Error as error:
         raise UserError(f'{folder}: LSUN {_some(classes)} cannot be read ({error}); download it again') from error
     if len(source) == 0:
         raise UserError(f'{folder}: LSUN {_some(classes)} holds no pictures; download it again')
     return PlainPictures(source, branches, base_size)
+
+
+class Lsun:
+    """The JPEGs of LMDB databases, in the order of their keys.
+
+    torchvision's LSUN keeps the keys in a pickle in the current folder, and would run what it finds there. Here they
+    are read from the database, which is opened for each batch, as an open one survives no fork.
+    """
+
+    def __init__(self, paths):
+        self.paths, self.keys = paths, [self._read_keys(path) for path in paths]
+        self.ends = np.cumsum([len(keys) for keys in self.keys])
+
+    def __len__(self):
+        return int(self.ends[-1])
+
+    @staticmethod
+    def _read_keys(path):
+        """As one numpy array: a list of three million bytes objects would be copied page by page in every worker."""
+        with _open_lmdb(path) as database, database.begin(write=False) as transaction:
+            keys = transaction.cursor().iternext(keys=True, values=False)
+            return np.array(list(tqdm(keys, os.path.basename(path), unit=' keys', leave=False, disable=None)), bytes)
+
+    def files(self, indices):
+        with contextlib.ExitStack() as stack:
+            databases = [stack.enter_context(_open_lmdb(path)) for path in self.paths]
+            transactions = [stack.enter_context(database.begin(write=False)) for database in databases]
+            return [self._file(transactions, index) for index in indices]
+
+    def _file(self, transactions, index):
+        number = int(np.searchsorted(self.ends, index, side='right'))
+        key = bytes(self.keys[number][index - self.ends[number]])  # counted from the end of its database
+        return f'{self.paths[number]}: {key.decode("ascii", "replace")}', io.BytesIO(transactions[number].get(key))
+
+
+def _open_lmdb(path):
+    import lmdb
+    return lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
