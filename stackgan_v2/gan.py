@@ -13,7 +13,7 @@ def conv3x3(size_in, size_out):
 
 
 def gated_conv(size_in, size_out):
-    """Layers [B, size_in, H, W] -> [B, size_out, H, W]: half of the channels say how much of the others gets through."""
+    """Layers [B, size_in, H, W] -> [B, size_out, H, W]: half of the channels say how much of the rest gets through."""
     return [conv3x3(size_in, 2 * size_out), nn.BatchNorm2d(2 * size_out), nn.GLU(dim=1)]
 
 
@@ -153,10 +153,11 @@ def probability(size_in):
 
 
 class Discriminator(nn.Module):
-    """Images [B, 3, image_size, image_size] in [-1, 1] and conditions [B, embedding_dim] to a list of probabilities [B]:
+    """Images [B, 3, image_size, image_size] in [-1, 1] and conditions [B, embedding_dim] to a list of probabilities.
 
-    that the image is real and shows what the condition says, and that it is real, whatever it shows. Both read the same
-    code of the image (joint conditional and unconditional, JCU). Where it is not `conditional`, only that it is real.
+    Two of [B]: that the image is real and shows what the condition says, and that it is real, whatever it shows. Both
+    read the same code of the image (joint conditional and unconditional, JCU). Where it is not `conditional`, only that
+    it is real.
     """
 
     def __init__(self, image_size, df_dim=64, embedding_dim=128, conditional=True):
