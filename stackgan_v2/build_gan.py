@@ -15,6 +15,7 @@ from stackgan_v2.gan import BASE_SIZE, Discriminator, Generator
 AVERAGE_DECAY = 0.999     # of the running average of the generator's parameters, every step
 COVARIANCE_WEIGHT = 5     # of colour covariances against colour means (paper, equation 12)
 SNAPSHOT_INTERVAL = 2000  # steps between two generators in Model/
+COUNT = re.compile(r'_(\d+)\.pth$')  # steps, in the name of a generator in Model/
 SAMPLES = 8               # rows of a sample grid
 SAMPLE_SIZE = 256         # pixels of its largest pictures
 
@@ -332,11 +333,11 @@ def find_checkpoint(path, name):
         return path
     ours = os.path.join(path, f'{name}.pt')
     snapshots = [file for place in ('', 'Model')
-                 for file in glob.glob(os.path.join(glob.escape(path), place, 'netG_*.pth')) if count_of(file)]
+                 for file in glob.glob(os.path.join(glob.escape(path), place, 'netG_*.pth')) if COUNT.search(file)]
     return ours if os.path.isfile(ours) or not snapshots else max(snapshots, key=count_of)
 
 
 def count_of(file):
     """The number of steps in the name of a file netG_COUNT.pth, or 0."""
-    counted = re.search(r'_(\d+)\.pth$', file)
+    counted = COUNT.search(file)
     return int(counted[1]) if counted else 0
