@@ -7,13 +7,16 @@ import torch
 from common.errors import UserError
 
 
-def save(path, contents):
-    """Write a dict of tensors, numbers, strings and containers of them; `path` changes only once all is on the disk."""
+def save(path, contents, old_format=False):
+    """Write a dict of tensors, numbers, strings and containers of them; `path` changes only once all is on the disk.
+
+    `old_format` is what PyTorch reads that is older than 1.6.
+    """
     partial = f'{path}.partial-{os.getpid()}'
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         with open(partial, 'wb') as file:
-            torch.save(contents, file)
+            torch.save(contents, file, _use_new_zipfile_serialization=not old_format)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -37,12 +37,17 @@ def positive(number):
     return parse
 
 
-def non_negative(text):
+def non_negative(text, number=float):
     """An argparse type: a float of at least zero."""
-    value = float(text)
+    value = number(text)
     if not value >= 0:
         raise argparse.ArgumentTypeError(f'{text} is below zero')
     return value
+
+
+def non_negative_int(text):
+    """An argparse type: an int of at least zero."""
+    return non_negative(text, int)
 
 
 def add_run_flags(parser, model, epochs, batch_size, lr, chapter_dir):
@@ -77,14 +82,21 @@ def print_options(options):
     print('\n'.join(f'  {name:<{width}}  {value}' for name, value in sorted(vars(options).items())), flush=True)
 
 
-def choose_device(cuda):
-    """The device for `--cuda`; says so where there is no GPU to use."""
-    if cuda and torch.cuda.is_available():
-        torch.backends.cudnn.benchmark = True
-        return torch.device('cuda:0')
-    if cuda:
+def choose_device(cuda, gpu=0):
+    """The device for `--cuda` and `--gpu` (a number, or -1 for the CPU); says so where there is no GPU to use.
+
+    Raises UserError where there are GPUs, but not one of that number.
+    """
+    if not cuda or gpu < 0:
+        return torch.device('cpu')
+    if not torch.cuda.is_available():
         print('--cuda True, but PyTorch finds no CUDA device here: using the CPU')
-    return torch.device('cpu')
+        return torch.device('cpu')
+    if gpu >= torch.cuda.device_count():
+        raise UserError(f'--gpu {gpu}: this machine has {torch.cuda.device_count()}, and they count from 0')
+    torch.backends.cudnn.benchmark = True
+    torch.cuda.set_device(gpu)
+    return torch.device('cuda', gpu)
 
 
 def seed_everything(seed):

@@ -24,11 +24,13 @@ def new_progress():
     return {'epoch': 0, 'batch': 0, 'step': 0, 'rng': None, 'epoch_rng': None}
 
 
-def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample=None, after_epoch=None):
+def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample=None, after_epoch=None,
+               after_step=None):
     """Call `model.train_step` for every batch of `model.data_loader` until `model.progress` has `epochs` epochs.
 
     With `out_dir`, writes there: log.txt, TensorBoard curves, `sample()` (a PIL image) after every epoch, and through
     `model.save_to(out_dir)` a checkpoint. SIGINT and SIGTERM finish the step, save, and raise KeyboardInterrupt.
+    `after_step()` and `after_epoch()` are called where they are given.
     A run that goes on from a checkpoint computes what it would have computed without the interruption.
     """
     progress, losses, saved_at, warned = model.progress, {}, time.monotonic(), False
@@ -52,6 +54,8 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
                     log.count(size)
                     if progress['step'] % log_interval == 0:
                         log.losses(progress, epochs, _read(losses, progress['step'], out_dir), bar)
+                    if after_step:
+                        after_step()
                     if stop:
                         _save(model, losses, out_dir)
                         log.line(f'stopped after step {progress["step"]}' + _how_to_go_on(out_dir))

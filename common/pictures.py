@@ -3,6 +3,7 @@ import textwrap
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch.nn.functional import interpolate
 from torchvision.utils import make_grid
 
 
@@ -38,3 +39,9 @@ def caption_sheet(images, captions, columns=8, size=128):
         sheet.paste(image.convert('RGB').resize((size, size), Image.Resampling.BICUBIC), (x, y))
         draw.multiline_text((x, y + size + 4), '\n'.join(lines), fill='black', font=font, spacing=2)
     return sheet
+
+
+def side_by_side(columns, size):
+    """One PIL image, a row for each item: `columns` are batches [B, 3, S, S] in [-1, 1], shown at `size` x `size`."""
+    shown = [interpolate(column.float().cpu(), size=(size, size), mode='area') for column in columns]
+    return to_pil(make_grid(torch.stack(shown, 1).flatten(0, 1), nrow=len(columns), padding=2, pad_value=1.0))

@@ -35,19 +35,27 @@ def write_options(run_dir, options):
 
 
 def find_run(out_dir, checkpoint, prefix=''):
-    """The newest folder in `out_dir` (with `prefix`: of the runs of that name) that holds the file `checkpoint`.
+    """The newest folder in `out_dir` (with `prefix`: of the runs on that data set) that holds the file `checkpoint`.
 
     Raises UserError where there is none.
     """
     found = []
     if os.path.isdir(out_dir):
         found = [os.path.join(out_dir, name, checkpoint) for name in os.listdir(out_dir)
-                 if not prefix or re.fullmatch(re.escape(prefix) + STAMP, name)]
+                 if not prefix or _dataset_of(os.path.join(out_dir, name)) == prefix]
     found = [path for path in found if os.path.isfile(path)]
     if not found:
         runs = f'run on {prefix}' if prefix else 'run'
         raise UserError(f'{out_dir}: no {runs} with a {checkpoint} in it yet; train one first (--train)')
     return os.path.dirname(max(found, key=os.path.getmtime))
+
+
+def _dataset_of(run_dir):
+    """What the run was on: as its options say, or, where they are gone, its name."""
+    try:
+        return read_options(run_dir)['dataset']
+    except (UserError, KeyError):
+        return re.sub(f'{STAMP}$', '', os.path.basename(run_dir))
 
 
 def read_options(run_dir):
@@ -73,18 +81,24 @@ def lock(run_dir):
         raise UserError(f'{run_dir}: another process is training in it') from error
 
 
+def checkpoint_in(run_dir, options):
+    """The checkpoint of the run that `--resume` names, or None without one."""
+    return run_dir and os.path.join(run_dir, f'{options.model}.pt')
+
+
 def newest_checkpoint(options, of_dataset=True):
     """The checkpoint of the newest run in `--out_dir`: of runs on `--dataset`, or of all."""
     name = f'{options.model}.pt'
     return os.path.join(find_run(options.out_dir, name, prefix=options.dataset if of_dataset else ''), name)
 
 
-def parse_options(parser):
+def parse_options(parser, arguments=None):
     """Parse the command line; with `--resume`, options that it does not name keep the values of that run.
 
-    Returns (options, the folder of the run to go on with or None).
+    `arguments` (a list of strings) takes the command line's place. Returns (options, the folder of the run to go on
+    with or None).
     """
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if not options.resume:
         return options, None
     run_dir = options.resume
@@ -92,5 +106,5 @@ def parse_options(parser):
         is_named = options.dataset != parser.get_default('dataset')
         run_dir = os.path.dirname(newest_checkpoint(options, of_dataset=is_named))
     parser.set_defaults(**{name: value for name, value in read_options(run_dir).items() if name in vars(options)})
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     return options, run_dir

@@ -57,6 +57,11 @@ class Index:
     boxes: list = field(default_factory=list)         # of every photograph: [x, y, width, height] or None
     img_keys: list = field(default_factory=list)      # of every photograph, the first group that links to its JPEG
 
+    def sentence(self, caption):
+        """(class, name, K): the caption with this number is sentence K, as the file counts them, of a photograph."""
+        photo = self.photo_of[caption]
+        return self.classes[photo], self.names[photo], self.keys[caption].rpartition('_')[2]
+
 
 def how_to_prepare(path):
     """The command that makes the HDF5 file `path`."""

@@ -1,18 +1,12 @@
 """Captioned pictures at 64 x 64, as the chapter's text-to-image section prepares them."""
-import warnings
-
-import numpy as np
 import torch
-from torch.utils.data import Dataset
 
-from common.errors import UserError
-from data import layout
-from data.cache import load_split
+from data.captioned_photographs import CaptionedPhotographs
 
 SIZE = 64
 
 
-class Text2ImageDataset(Dataset):
+class Text2ImageDataset(CaptionedPhotographs):
     """An item per caption of a split (0: train, 1: valid, 2: test) of an HDF5 file in `data.layout`'s layout.
 
     An item is a dict:
@@ -31,36 +25,8 @@ class Text2ImageDataset(Dataset):
     """
 
     def __init__(self, datasetFile, transform=None, split=0):
-        self.file, self.split, self.transform = datasetFile, layout.SPLITS[split], transform
-        cached = load_split(datasetFile, self.split, SIZE)
-        self.captions, self.pictures, self.embeddings = cached.index.captions, cached.pictures, cached.embeddings
-        self.classes = cached.index.classes
-        self.photo_of = torch.tensor(cached.index.photo_of, dtype=torch.long)
-        self._group_by_class()
-
-    def _group_by_class(self):
-        """Sort the photographs by class, so that those of all other classes are what lies outside one block."""
-        _, number = np.unique(self.classes, return_inverse=True)
-        class_of = torch.from_numpy(number).long()
-        self.by_class = torch.argsort(class_of, stable=True)
-        block_size = torch.bincount(class_of)
-        block_start = block_size.cumsum(0) - block_size
-        if len(block_size) == 1:
-            warnings.warn(f'{self.file}: all photographs of /{self.split} are of the class {self.classes[0]!r}: '
-                          'wrong_images are other photographs of it', stacklevel=3)
-            block_size, block_start = torch.ones_like(class_of), torch.argsort(self.by_class)
-            self.block_size, self.block_start = block_size, block_start
-        else:
-            self.block_size, self.block_start = block_size[class_of], block_start[class_of]
-
-    def require_embeddings(self):
-        """Return the dataset. Raises UserError, with what to run, where the file holds no sentence embeddings."""
-        if len(self) == 0:
-            raise UserError(f'{self.file}: /{self.split} holds no captions')
-        if self.embeddings is None:
-            raise UserError(f'{self.file}: holds no sentence embeddings yet; '
-                            f'write them with: {layout.how_to_embed(self.file)}')
-        return self
+        super().__init__(datasetFile, split, SIZE)
+        self.transform = transform
 
     def __len__(self):
         return len(self.captions)
@@ -76,7 +42,7 @@ class Text2ImageDataset(Dataset):
         """A batch: a dict as an item's, with a dimension for the batch in front, and `txt` a list."""
         captions = torch.as_tensor(indices, dtype=torch.long)
         photos = self.photo_of[captions]
-        batch = {'right_images': self._images(photos), 'wrong_images': self._images(self._other_class(photos)),
+        batch = {'right_images': self._images(photos), 'wrong_images': self._images(self.draw_other_class(photos)),
                  'txt': [self.captions[i] for i in captions.tolist()]}
         if self.embeddings is not None:
             batch['right_embed'] = self.embeddings.index_select(0, captions)
@@ -87,14 +53,6 @@ class Text2ImageDataset(Dataset):
         # index_select copies whole pictures; pictures[photos] would go byte by byte and take 25 times as long.
         images = self.pictures.index_select(0, photos).float().sub_(127.5).div_(127.5)
         return images if self.transform is None else torch.stack([self.transform(image) for image in images])
-
-    def _other_class(self, photos):
-        """For each photograph, one drawn evenly from those outside its block of `by_class`."""
-        block_size, block_start = self.block_size[photos], self.block_start[photos]
-        others = (len(self.by_class) - block_size).clamp(min=1)
-        place = (torch.rand(photos.shape, dtype=torch.float64) * others).long()
-        place += block_size * (place >= block_start)
-        return self.by_class[place.clamp(max=len(self.by_class) - 1)]
 
     @staticmethod
     def collate(items):

@@ -388,7 +388,7 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch, error, raised):
     path = str(tmp_path / 'a.pt')
     checkpoint.save(path, {'a': torch.ones(3)})
 
-    def half(contents, file):
+    def half(contents, file, **_):
         file.write(b'half')
         raise error
 

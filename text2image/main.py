@@ -7,7 +7,6 @@
 """
 import argparse
 import os
-import shutil
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -16,10 +15,10 @@ sys.path.insert(0, os.path.dirname(HERE))
 import torch
 from torch.utils.data import DataLoader
 
+from char_cnn_rnn import reading
 from common import flags, run
 from common.errors import UserError, run_command
-from common.pictures import caption_sheet, to_pil
-from data import layout
+from common.sampling import write_pictures
 from data.txt2image_dataset import Text2ImageDataset
 from text2image.build_gan import Model
 
@@ -73,7 +72,7 @@ def train(options, device, resumed):
         model.load_from(resumed)
         model.set_lr(options.lr)
         run.write_options(resumed, vars(options))
-    keep_encoder(dataset, run_dir)
+    reading.keep_encoder(dataset, run_dir)
     model.options = vars(options)
     print(f'Training on {len(dataset)} captions of {len(dataset.pictures)} pictures; everything goes to {run_dir}',
           flush=True)
@@ -83,27 +82,23 @@ def train(options, device, resumed):
 
 def evaluate(options, device, resumed):
     """A sheet of pictures for captions of classes that were not trained on."""
-    for split in (2, 1):
-        dataset = Text2ImageDataset(flags.dataset_file(options), split=split)
-        if len(dataset):
-            break
-    dataset.require_embeddings()
+    dataset = Text2ImageDataset.held_out(flags.dataset_file(options))
     loader = DataLoader(dataset, EVAL_SIZE, shuffle=True, collate_fn=dataset.collate)
-    file = options.checkpoint or checkpoint_in(resumed, options) or run.newest_checkpoint(options)
+    file = options.checkpoint or run.checkpoint_in(resumed, options) or run.newest_checkpoint(options)
     model = load_model(file, options, device, loader)
     images, captions = model.eval()
-    print(f'{file} draws captions of /{layout.SPLITS[split]}:')
+    print(f'{file} draws captions of /{dataset.split}:')
     write_pictures(options, 'eval', images, captions)
 
 
 def draw(options, device, resumed):
     """A picture for each sentence that the user typed."""
     sentences = flags.read_sentences(options.text, options.text_file)
-    file = options.checkpoint or checkpoint_in(resumed, options) or run.newest_checkpoint(options, of_dataset=False)
+    file = (options.checkpoint or run.checkpoint_in(resumed, options)
+            or run.newest_checkpoint(options, of_dataset=False))
     model = load_model(file, options, device)
-    encoder = find_encoder(options, file)
-    from char_cnn_rnn.build_encoder import embed_captions, load_encoder
-    embeddings = torch.from_numpy(embed_captions(load_encoder(encoder, device), sentences, verbose=False))
+    encoder = reading.find_encoder(options, file)
+    embeddings = reading.embed(encoder, sentences, device)
     print(f'{file} draws, with the sentences read by {encoder}:')
     write_pictures(options, 'text', model.generate(embeddings, options.seed), sentences)
 
@@ -122,52 +117,6 @@ def load_model(file, options, device, data_loader=None):
     model = make_model(options, device, data_loader)
     model.load_from(file, verbose=False)
     return model
-
-
-def checkpoint_in(run_dir, options):
-    """The checkpoint of the run that `--resume` names, or None without one."""
-    return run_dir and os.path.join(run_dir, f'{options.model}.pt')
-
-
-def keep_encoder(dataset, run_dir):
-    """Copy the sentence encoder beside the data into the run, so that the run can draw sentences without the data.
-
-    One that did not write the embeddings (they have been replaced by published ones, say) would misread every sentence.
-    """
-    beside = layout.encoder_beside(dataset.file)
-    if not os.path.isfile(beside):
-        return
-    from char_cnn_rnn.build_encoder import embed_captions, load_encoder
-    embedding = torch.from_numpy(embed_captions(load_encoder(beside), dataset.captions[:1], verbose=False))
-    if torch.allclose(embedding, dataset.embeddings[:1], atol=1e-3):
-        shutil.copyfile(beside, os.path.join(run_dir, run.ENCODER))
-    else:
-        print(f'{beside}: is not what wrote the embeddings of {dataset.file}, so this run keeps no encoder; '
-              'to draw sentences give the right one with --encoder')
-
-
-def find_encoder(options, checkpoint):
-    """`--encoder`, or the encoder kept with the run, or the one beside the data."""
-    places = [options.encoder] if options.encoder else [
-        os.path.join(os.path.dirname(checkpoint), run.ENCODER), layout.encoder_beside(flags.dataset_file(options))]
-    for place in places:
-        if os.path.isfile(place):
-            return place
-    raise UserError(f'{places[-1]}: no sentence encoder; train one with: python char_cnn_rnn/main.py --train, then '
-                    'python char_cnn_rnn/main.py --embed; or give the published one with --encoder FILE.t7')
-
-
-def write_pictures(options, kind, images, captions):
-    """Every picture as a PNG and all on one sheet, in a new folder; the captions are printed beside the names."""
-    folder = run.new_run(options.out_dir, kind, vars(options))
-    pictures = [to_pil(image) for image in images]
-    for number, (picture, caption) in enumerate(zip(pictures, captions), 1):
-        picture.save(os.path.join(folder, f'{number:03d}.png'))
-        print(f'  {number:03d}.png  {caption}')
-    with open(os.path.join(folder, 'captions.txt'), 'w', encoding='utf-8') as file:
-        file.write(''.join(f'{number:03d}.png\t{caption}\n' for number, caption in enumerate(captions, 1)))
-    caption_sheet(pictures, captions).save(os.path.join(folder, 'sheet.png'))
-    print(f'all on one sheet: {os.path.join(folder, "sheet.png")}')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,122 @@
+"""What a trained model draws, as files."""
+import os
+import re
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+
+import torch
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+from common import run
+from common.errors import UserError
+from common.pictures import caption_sheet, to_pil
+
+SHOWN = 64           # pictures on the sheet of a run that draws without sentences
+AHEAD = 128          # pictures that wait to be written before drawing waits too
+EXAMPLE_COLUMNS = 5  # captions in a row of a photograph's grid
+
+
+def write_pictures(options, kind, images, captions):
+    """Every picture as a PNG and all on one sheet, in a new folder; the captions are printed beside the names."""
+    folder = run.new_run(options.out_dir, kind, vars(options))
+    pictures = [to_pil(image) for image in images]
+    for number, (picture, caption) in enumerate(zip(pictures, captions), 1):
+        picture.save(os.path.join(folder, f'{number:03d}.png'))
+        print(f'  {number:03d}.png  {caption}')
+    with open(os.path.join(folder, 'captions.txt'), 'w', encoding='utf-8') as file:
+        file.write(''.join(f'{number:03d}.png\t{caption}\n' for number, caption in enumerate(captions, 1)))
+    caption_sheet(pictures, captions).save(os.path.join(folder, 'sheet.png'))
+    print(f'all on one sheet: {os.path.join(folder, "sheet.png")}')
+
+
+def write_samples(options, count, draw):
+    """`count` pictures without sentences, as numbered PNGs and the first on one sheet, in a new folder.
+
+    `draw(size, seed)` gives a batch of pictures [size, 3, S, S] in [-1, 1].
+    """
+    folder, shown = run.new_run(options.out_dir, 'sample', vars(options)), []
+
+    def pictures():
+        number = 0
+        for seed, start in enumerate(range(0, count, options.batch_size), options.seed):
+            for image in draw(min(options.batch_size, count - start), seed).cpu():
+                number += 1
+                if number <= SHOWN:
+                    shown.append(image)
+                yield os.path.join(folder, f'{number:05d}.png'), image
+
+    save_pictures(pictures(), count)
+    to_pil(make_grid(torch.stack(shown), padding=2, pad_value=1.0)).save(os.path.join(folder, 'sheet.png'))
+    print(f'{count} pictures in {folder}, the first {len(shown)} on one sheet: '
+          f'{os.path.join(folder, "sheet.png")}')
+
+
+def write_strip(options, images, captions):
+    """Pictures [N, 3, S, S] in [-1, 1] side by side, from the first caption's to the last one's, in a new folder."""
+    strip = os.path.join(run.new_run(options.out_dir, 'interpolate', vars(options)), 'strip.png')
+    to_pil(make_grid(images.cpu(), nrow=len(images), padding=2, pad_value=1.0)).save(strip)
+    print(f'from "{captions[0]}" to "{captions[-1]}": {strip}')
+
+
+def write_evaluation(dataset, draw, folder, batch_size, seed, example=False):
+    """A picture for every caption of `dataset` (`data.captioned_photographs`), as the authors' evaluation names them.
+
+    Without `example`, folder/single_samples/valid/CLASS/NAME_S_sentenceK.png; with it, the pictures of a photograph's
+    captions on one grid, folder/super/valid/CLASS/NAME_S.png. S is their size in pixels. `draw(embeddings, seed)` gives
+    a batch of pictures [B, 3, S, S] in [-1, 1]. Returns the folder that the pictures are in.
+    """
+    folder = os.path.join(folder, 'super' if example else 'single_samples', 'valid')
+    drawn = _drawn(dataset, draw, batch_size, seed)
+    if example:
+        save_pictures(_grids(dataset, drawn, folder), len(dataset.index.names))
+    else:
+        save_pictures(_singles(dataset, drawn, folder), len(dataset.captions))
+    return folder
+
+
+def _drawn(dataset, draw, batch_size, seed):
+    """(number of the caption, picture) for all captions, those of a photograph one after the other."""
+    order = torch.argsort(dataset.photo_of, stable=True)
+    for number, captions in enumerate(order.split(batch_size), seed):
+        yield from zip(captions.tolist(), draw(dataset.embeddings.index_select(0, captions), number).cpu())
+
+
+def _singles(dataset, drawn, folder):
+    for caption, image in drawn:
+        class_name, name, sentence = map(_file_name, dataset.index.sentence(caption))
+        yield os.path.join(folder, class_name, f'{name}_{image.shape[-1]}_sentence{sentence}.png'), image
+
+
+def _grids(dataset, drawn, folder):
+    for _, group in groupby(drawn, lambda pair: dataset.index.photo_of[pair[0]]):
+        captions, images = zip(*group)
+        class_name, name, _ = map(_file_name, dataset.index.sentence(captions[0]))
+        grid = make_grid(torch.stack(images), nrow=EXAMPLE_COLUMNS, padding=2, pad_value=1.0)
+        yield os.path.join(folder, class_name, f'{name}_{images[0].shape[-1]}.png'), grid
+
+
+def _file_name(text):
+    """A name out of a data file, with nothing in it that leads to another folder."""
+    return re.sub(r'[\\/:*?"<>|\x00-\x1f]', '_', text).lstrip('.') or '_'
+
+
+def save_pictures(pictures, total):
+    """Write PNGs in threads while the next are drawn: `pictures` yields (path, image [3, H, W] in [-1, 1])."""
+    waiting = deque()
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for path, image in tqdm(pictures, 'drawing', total, unit=' pictures', disable=None):
+            waiting.append(threads.submit(_save_picture, path, image))
+            if len(waiting) > AHEAD:
+                waiting.popleft().result()
+        for written in waiting:
+            written.result()
+
+
+def _save_picture(path, image):
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        to_pil(image).save(path)
+    except OSError as error:
+        raise UserError(f'{path}: cannot be written ({error})') from error

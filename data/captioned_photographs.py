@@ -1,0 +1,66 @@
+"""What every data set of captioned photographs is made of, whatever it does to the pictures."""
+import warnings
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from common.errors import UserError
+from data import layout
+from data.cache import load_split
+
+
+class CaptionedPhotographs(Dataset):
+    """A split (0: train, 1: valid, 2: test) of an HDF5 file in `data.layout`'s layout.
+
+    Has its `index` (`layout.Index`), `captions`, `classes`, the number of the photograph of each caption `photo_of`,
+    `embeddings` (float32 [captions, 1024] or None), and with `size` the photographs squashed to that, `pictures`.
+
+    Raises UserError where the file is missing or not in the layout.
+    """
+
+    def __init__(self, datasetFile, split, size=None):
+        self.file, self.split = datasetFile, layout.SPLITS[split]
+        cached = load_split(datasetFile, self.split, size)
+        self.index, self.pictures, self.embeddings = cached.index, cached.pictures, cached.embeddings
+        self.captions, self.classes = cached.index.captions, cached.index.classes
+        self.photo_of = torch.tensor(cached.index.photo_of, dtype=torch.long)
+        self._group_by_class()
+
+    def _group_by_class(self):
+        """Sort the photographs by class, so that those of all other classes are what lies outside one block."""
+        _, number = np.unique(self.classes, return_inverse=True)
+        class_of = torch.from_numpy(number).long()
+        self.by_class = torch.argsort(class_of, stable=True)
+        block_size = torch.bincount(class_of)
+        block_start = block_size.cumsum(0) - block_size
+        if len(block_size) == 1:
+            warnings.warn(f'{self.file}: all photographs of /{self.split} are of the class {self.classes[0]!r}: '
+                          'wrong_images are other photographs of it', stacklevel=4)
+            block_size, block_start = torch.ones_like(class_of), torch.argsort(self.by_class)
+            self.block_size, self.block_start = block_size, block_start
+        else:
+            self.block_size, self.block_start = block_size[class_of], block_start[class_of]
+
+    @classmethod
+    def held_out(cls, datasetFile, **arguments):
+        """What to evaluate on: /test, or where that is empty /valid. Raises UserError as `require_embeddings` does."""
+        test = cls(datasetFile, split=2, **arguments)
+        return (test if len(test) else cls(datasetFile, split=1, **arguments)).require_embeddings()
+
+    def require_embeddings(self):
+        """Return the dataset. Raises UserError, with what to run, where the file holds no sentence embeddings."""
+        if len(self) == 0:
+            raise UserError(f'{self.file}: /{self.split} holds no captions')
+        if self.embeddings is None:
+            raise UserError(f'{self.file}: holds no sentence embeddings yet; '
+                            f'write them with: {layout.how_to_embed(self.file)}')
+        return self
+
+    def draw_other_class(self, photos):
+        """For each photograph (long [B]), one drawn evenly from those of other classes."""
+        block_size, block_start = self.block_size[photos], self.block_start[photos]
+        others = (len(self.by_class) - block_size).clamp(min=1)
+        place = (torch.rand(photos.shape, dtype=torch.float64) * others).long()
+        place += block_size * (place >= block_start)
+        return self.by_class[place.clamp(max=len(self.by_class) - 1)]

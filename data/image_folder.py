@@ -1,0 +1,152 @@
+"""Pictures without sentences, at several sizes, for training without text: plain folders, and LSUN."""
+import contextlib
+import io
+import os
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
+from tqdm import tqdm
+
+from common.errors import UserError
+from data.multiscale_dataset import DRAWS, frame, in_threads, sizes_of, views
+
+
+class PlainPictures(Dataset):
+    """An item per picture of `source`, whose `files(indices)` gives for each (name, file): an open one or its path.
+
+    An item is a dict with one entry, `right_images`: a list of float32 [3, S, S] in [-1, 1], small to large,
+    S = base_size * 2 ** i for i < branches, prepared as `data.multiscale_dataset` does without a bounding box.
+    What is drawn comes from torch's global generator.
+    """
+
+    def __init__(self, source, branches=3, base_size=64):
+        self.source, self.sizes = source, sizes_of(branches, base_size)
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices):
+        """The items of a whole batch, decoded in threads."""
+        draws = torch.rand(len(indices), DRAWS, dtype=torch.float64).tolist()
+        return in_threads(self._item, self.source.files(indices), draws)
+
+    def _item(self, name_and_file, draws):
+        name, file = name_and_file
+        try:
+            with Image.open(file) as photograph:
+                framed = frame(photograph, self.sizes[-1])
+        except OSError as error:
+            raise UserError(f'{name}: cannot be decoded ({error}); remove or replace it') from error
+        return {'right_images': views(framed, self.sizes, *draws)}
+
+
+def image_folder(folder, classes=None, branches=3, base_size=64):
+    """`PlainPictures` of folder/CLASS/**, all classes or those in the list `classes`.
+
+    Raises UserError where the folder, a class or every picture is missing, and for a picture that cannot be decoded.
+    """
+    found = _class_folders(folder)
+    missing = [name for name in classes or () if name not in found]
+    if missing:
+        raise UserError(f'{folder}: has no class folder {missing[0]!r} (it has {_some(found)}); '
+                        'correct the list of classes, or leave it out to take all')
+    source = KeptClasses(folder, classes or found)
+    if len(source) == 0:
+        raise UserError(f'{folder}: no pictures in its class folders ({_some(source.classes)}); '
+                        'put JPEG or PNG files in them')
+    return PlainPictures(source, branches, base_size)
+
+
+class KeptClasses(ImageFolder):
+    """`ImageFolder` with only the class folders named in `keep`."""
+
+    def __init__(self, folder, keep):
+        self.keep = sorted(keep)
+        super().__init__(folder, allow_empty=True)
+
+    def find_classes(self, directory):
+        return self.keep, {name: number for number, name in enumerate(self.keep)}
+
+    def files(self, indices):
+        return [(self.samples[i][0], self.samples[i][0]) for i in indices]
+
+
+def _class_folders(folder):
+    """The names of the folders in `folder`. Raises UserError where there is none."""
+    if not os.path.isdir(folder):
+        raise UserError(f'{folder}: no such folder; give one that holds a folder of pictures for each class')
+    found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    if not found:
+        raise UserError(f'{folder}: holds no class folders; put the pictures in one, such as '
+                        f'{os.path.join(folder, "all")}')
+    return found
+
+
+def _some(names):
+    return ', '.join(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
+
+
+def lsun(folder, classes, branches=3, base_size=64):
+    """`PlainPictures` of LSUN (Yu et al. 2015), folder/NAME_lmdb for each NAME in `classes`: ['church_outdoor_train'].
+
+    Raises UserError without the package lmdb, and where a class is missing, empty or damaged.
+    """
+    try:
+        import lmdb
+    except ImportError as error:
+        raise UserError(f'{folder}: LSUN is read with the package lmdb, which is missing: pip install lmdb') from error
+    for name in classes:
+        if not os.path.isdir(os.path.join(folder, f'{name}_lmdb')):
+            raise UserError(f'{os.path.join(folder, name)}_lmdb: no such folder; unpack {name}_lmdb.zip there, '
+                            'or correct the class (they are named as church_outdoor_train and bedroom_val)')
+    try:
+        source = Lsun([os.path.join(folder, f'{name}_lmdb') for name in classes])
+    except lmdb.Error as error:
+        raise UserError(f'{folder}: LSUN {_some(classes)} cannot be read ({error}); download it again') from error
+    if len(source) == 0:
+        raise UserError(f'{folder}: LSUN {_some(classes)} holds no pictures; download it again')
+    return PlainPictures(source, branches, base_size)
+
+
+class Lsun:
+    """The JPEGs of LMDB databases, in the order of their keys.
+
+    torchvision's LSUN keeps the keys in a pickle in the current folder, and would run what it finds there. Here they
+    are read from the database, which is opened for each batch, as an open one survives no fork.
+    """
+
+    def __init__(self, paths):
+        self.paths, self.keys = paths, [self._read_keys(path) for path in paths]
+        self.ends = np.cumsum([len(keys) for keys in self.keys])
+
+    def __len__(self):
+        return int(self.ends[-1])
+
+    @staticmethod
+    def _read_keys(path):
+        """As one numpy array: a list of three million bytes objects would be copied page by page in every worker."""
+        with _open_lmdb(path) as database, database.begin(write=False) as transaction:
+            keys = transaction.cursor().iternext(keys=True, values=False)
+            return np.array(list(tqdm(keys, os.path.basename(path), unit=' keys', leave=False, disable=None)), bytes)
+
+    def files(self, indices):
+        with contextlib.ExitStack() as stack:
+            databases = [stack.enter_context(_open_lmdb(path)) for path in self.paths]
+            transactions = [stack.enter_context(database.begin(write=False)) for database in databases]
+            return [self._file(transactions, index) for index in indices]
+
+    def _file(self, transactions, index):
+        number = int(np.searchsorted(self.ends, index, side='right'))
+        key = bytes(self.keys[number][index - self.ends[number]])  # counted from the end of its database
+        return f'{self.paths[number]}: {key.decode("ascii", "replace")}', io.BytesIO(transactions[number].get(key))
+
+
+def _open_lmdb(path):
+    import lmdb
+    return lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)

@@ -1,0 +1,61 @@
+"""The StackGAN++ authors' own configuration files, in terms of our flags."""
+import os
+
+from common.errors import UserError
+
+FLAGS = {
+    'CONFIG_NAME': 'config_name', 'DATASET_NAME': 'dataset', 'CUDA': 'cuda', 'WORKERS': 'workers',
+    'TREE.BRANCH_NUM': 'branches',
+    'TRAIN.FLAG': 'train', 'TRAIN.NET_G': 'checkpoint', 'TRAIN.BATCH_SIZE': 'batch_size', 'TRAIN.MAX_EPOCH': 'epochs',
+    'TRAIN.SNAPSHOT_INTERVAL': 'snapshot_interval', 'TRAIN.GENERATOR_LR': 'lr', 'TRAIN.DISCRIMINATOR_LR': 'lr',
+    'TRAIN.COEFF.KL': 'kl_coef', 'TRAIN.COEFF.UNCOND_LOSS': 'uncond_coef', 'TRAIN.COEFF.COLOR_LOSS': 'color_coef',
+    'GAN.EMBEDDING_DIM': 'embedding_dim', 'GAN.DF_DIM': 'df_dim', 'GAN.GF_DIM': 'gf_dim', 'GAN.Z_DIM': 'z_dim',
+    'GAN.R_NUM': 'residuals', 'GAN.B_CONDITION': 'conditional',
+    'TEST.B_EXAMPLE': 'example',
+}
+ONLY = {'TREE.BASE_SIZE': 64, 'TEXT.DIMENSION': 1024}  # the one value that there is
+SPECIAL = ('DATA_DIR', 'GPU_ID', 'TRAIN.NET_D', 'TEST.SAMPLE_NUM')
+IGNORED = ('EMBEDDING_TYPE', 'TRAIN.VIS_COUNT', 'GAN.NETWORK_TYPE')
+KEYS = (*FLAGS, *ONLY, *SPECIAL, *IGNORED)
+DEFAULTS = {'TRAIN.BATCH_SIZE': 64, 'TRAIN.COEFF.UNCOND_LOSS': 0.0}  # of the authors' code, where ours are others
+LSUN_CLASSES = {'church': 'church_outdoor_train', 'bedroom': 'bedroom_train'}
+
+
+def translate(values, path):
+    """({flag: value}, what is ignored) for the authors' keys of the file `path`, nested ones joined with dots.
+
+    Raises UserError for a value that cannot be had here.
+    """
+    for key, only in ONLY.items():
+        if values.get(key, only) != only:
+            raise UserError(f'{path}: {key} is {values[key]}, but can only be {only} here')
+    rates = [values[key] for key in ('TRAIN.GENERATOR_LR', 'TRAIN.DISCRIMINATOR_LR') if key in values]
+    if rates and rates[0] != rates[-1]:
+        raise UserError(f'{path}: GENERATOR_LR and DISCRIMINATOR_LR differ, but all networks learn at one rate here')
+    if 'DATASET_NAME' in values:  # a whole file of theirs, not one of ours with a line of theirs in it
+        values = {**DEFAULTS, **values}
+    flags = {FLAGS[key]: value for key, value in values.items() if key in FLAGS}
+    gpu, *more_gpus = str(values.get('GPU_ID', '')).split(',')
+    ignored = [key for key in IGNORED if key in values] + [f'GPU_ID {number.strip()}' for number in more_gpus]
+    if values.get('TRAIN.NET_D'):
+        ignored.append('TRAIN.NET_D (netD0.pth, ... are read where they lie beside NET_G)')
+    if values.get('GAN.B_CONDITION') is False:
+        flags['count'] = values.get('TEST.SAMPLE_NUM')
+    elif 'TEST.SAMPLE_NUM' in values:
+        ignored.append('TEST.SAMPLE_NUM')
+    return {**flags, **_data(values), 'gpu': gpu.strip()}, ignored
+
+
+def _data(values):
+    """The flags for DATA_DIR: the authors' code, too, tells by its name what is in it."""
+    folder = str(values.get('DATA_DIR') or '').rstrip('/')
+    name = values.get('DATASET_NAME', '')
+    if not folder or folder == f'../data/{name}':  # where ours is by default
+        return {}
+    if 'lsun' in folder:
+        if folder.endswith('_lmdb'):
+            return {'lsun': os.path.dirname(folder), 'classes': [os.path.basename(folder).removesuffix('_lmdb')]}
+        return {'lsun': folder, 'classes': [LSUN_CLASSES.get(name, name)]}
+    if 'imagenet' in folder or values.get('GAN.B_CONDITION') is False:
+        return {'image_folder': folder}
+    return {'data_dir': folder}

@@ -1,0 +1,222 @@
+"""StackGAN++: train, draw every held-out caption, or draw your own sentence.
+
+    python main.py --cfg cfg/birds_3stages.yml --gpu 0                      train as the chapter does
+    python main.py --train --resume                                         go on with the newest run
+    python main.py --cfg cfg/eval_birds.yml --gpu 0                         a picture for every held-out caption
+    python main.py --train False --text "a small red bird with black wings"
+    python main.py --train False --interpolate "a red bird" "a blue bird"   from one sentence to the other
+    python main.py --train --image_folder FOLDER                            train without text on FOLDER/CLASS/*.jpg
+    python main.py --train False --count 64                                 draw without text
+"""
+import argparse
+import os
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(HERE))
+
+import torch
+from torch.utils.data import DataLoader
+
+from char_cnn_rnn import reading
+from common import config, flags, run
+from common.errors import UserError, run_command
+from common.sampling import write_evaluation, write_pictures, write_samples, write_strip
+from data.image_folder import image_folder, lsun
+from data.multiscale_dataset import MultiscaleDataset
+from stackgan_v2.authors_cfg import KEYS, translate
+from stackgan_v2.build_gan import SNAPSHOT_INTERVAL, Model, find_checkpoint, load_generator, make_networks
+
+STRIP = 9   # pictures from one sentence to the other
+COUNT = 64  # pictures without sentences
+
+
+def parse_flags():
+    """(options, the folder of the run to go on with or None)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_run_flags(parser, model='stackgan_v2', epochs=600, batch_size=24, lr=0.0002, chapter_dir=HERE)
+    add_model_flags(parser)
+    config.add_cfg_flag(parser)
+    parser.add_argument('--config_name', metavar='NAME',
+                        help='run folders are DATASET_NAME_DATE (default: the branches, as in 3stages)')
+    parser.add_argument('--gpu', type=int, default=0, metavar='N', help='which GPU; -1: the CPU (default: 0)')
+    parser.add_argument('--workers', type=flags.non_negative_int, default=4,
+                        help='processes that prepare pictures; 0: none but this one (default: 4)')
+    parser.add_argument('--snapshot_interval', type=flags.positive(int), default=SNAPSHOT_INTERVAL, metavar='STEPS',
+                        help=f'steps between two Model/netG_COUNT.pth (default: {SNAPSHOT_INTERVAL})')
+    parser.add_argument('--image_folder', type=os.path.abspath, metavar='DIR',
+                        help='train without text on the pictures in DIR/CLASS/')
+    parser.add_argument('--lsun', type=os.path.abspath, metavar='DIR', help='train without text on DIR/CLASS_lmdb')
+    parser.add_argument('--classes', nargs='+', metavar='CLASS',
+                        help='of --image_folder (default: all) or --lsun, as in church_outdoor_train')
+    parser.add_argument('--checkpoint', metavar='FILE',
+                        help='draw with this checkpoint (default: of the newest run), or start a training from it: '
+                             'a run folder, its .pt, or a netG_COUNT.pth')
+    parser.add_argument('--text', action='append', metavar='SENTENCE', help='draw this sentence; can be repeated')
+    parser.add_argument('--text_file', metavar='FILE', help='draw the sentences of this file, one a line')
+    parser.add_argument('--interpolate', nargs=2, metavar='SENTENCE', help='a strip from one sentence to the other')
+    parser.add_argument('--encoder', metavar='FILE',
+                        help='sentence encoder for --text (default: the one in the run, or beside the data)')
+    flags.add_boolean(parser, '--example', False, 'evaluate with one grid per photograph, not a picture per caption')
+    parser.add_argument('--count', type=flags.positive(int),
+                        help=f'pictures to draw with a generator without text (default: {COUNT})')
+    parser.set_defaults(dataset=None)
+    options, resumed = config.parse_options(parser, KEYS, translate, HERE)
+    return complete(options), resumed
+
+
+def add_model_flags(parser):
+    """The widths of the networks and the weights of the losses."""
+    parser.add_argument('--branches', type=int, choices=range(1, 6), default=3,
+                        help='sizes of pictures: 64, 128, 256, 512, 1024 pixels (default: 3)')
+    for name, default, what in [('gf_dim', 64, 'width of the generators'), ('df_dim', 64, 'of the discriminators'),
+                                ('z_dim', 100, 'numbers of noise'), ('embedding_dim', 128, 'of the condition'),
+                                ('residuals', 2, 'residual blocks of a stage')]:
+        parser.add_argument(f'--{name}', type=flags.positive(int), default=default, metavar='N',
+                            help=f'{what} (default: {default})')
+    for name, default, what in [('kl_coef', 2.0, 'the KL divergence of conditions'),
+                                ('uncond_coef', 1.0, 'the unconditional losses'),
+                                ('color_coef', 0.0, 'colour consistency between neighbouring branches')]:
+        parser.add_argument(f'--{name}', type=flags.non_negative, default=default, metavar='W',
+                            help=f'weight of {what} (default: {default})')
+    flags.add_boolean(parser, '--conditional', None, 'read sentences')
+
+
+def complete(options):
+    """Fill in what follows from other options. Raises UserError where they contradict each other."""
+    without_text = options.image_folder or options.lsun
+    if options.image_folder and options.lsun:
+        raise UserError('--image_folder and --lsun: give one of them')
+    if options.lsun and not options.classes:
+        raise UserError(f'--lsun {options.lsun}: say which, as in --classes church_outdoor_train')
+    if options.classes and not without_text:
+        raise UserError('--classes: belongs to --image_folder or --lsun')
+    if options.conditional is None:
+        options.conditional = not without_text
+    if options.conditional and without_text:
+        raise UserError(f'{without_text}: has no sentences; leave out --conditional True')
+    if options.gf_dim >> (options.branches - 1) == 0:
+        raise UserError(f'--gf_dim {options.gf_dim}: too narrow for {options.branches} branches, each of which halves '
+                        f'it; give {2 ** (options.branches - 1)} or more')
+    if options.dataset is None:
+        options.dataset = (options.classes[0] if options.lsun else
+                           os.path.basename(options.image_folder) if options.image_folder else 'birds')
+    options.config_name = options.config_name or f'{options.branches}stages'
+    return options
+
+
+def main():
+    """Flags, then what they ask for: train, draw sentences, or evaluate."""
+    options, resumed = parse_flags()
+    draws = options.text or options.text_file or options.interpolate
+    if options.train and draws:
+        raise UserError('--text and --interpolate draw with a trained model: add --train False')
+    flags.print_options(options)
+    device = flags.choose_device(options.cuda, options.gpu)
+    flags.seed_everything(options.seed)
+    if options.train:
+        train(options, device, resumed)
+    elif draws:
+        draw(options, device, resumed)
+    else:
+        evaluate(options, device, resumed)
+
+
+def train(options, device, resumed):
+    """Train in a new run folder, or go on with the run in the folder `resumed`."""
+    print('Loading data...', flush=True)
+    dataset = load_dataset(options)
+    loader = DataLoader(dataset, options.batch_size, shuffle=True, num_workers=options.workers,
+                        pin_memory=device.type == 'cuda', drop_last=len(dataset) >= options.batch_size)
+    model = make_model(options, device, loader)
+    if options.checkpoint and not resumed:
+        model.load_from(existing(options))
+    model.create_optim(options.lr)
+    run_dir = resumed or run.new_run(options.out_dir, f'{options.dataset}_{options.config_name}', vars(options))
+    run.lock(run_dir)
+    if resumed:
+        model.load_from(resumed)
+        model.set_lr(options.lr)
+        run.write_options(resumed, vars(options))
+    if options.conditional:
+        reading.keep_encoder(dataset, run_dir)
+    model.options, model.snapshot_interval = vars(options), options.snapshot_interval
+    print(f'Training on {len(dataset)} pictures; everything goes to {run_dir}', flush=True)
+    model.train(options.epochs, options.log_interval, run_dir)
+    print(f'done: {run_dir} holds samples/, log.txt, TensorBoard curves, {options.model}.pt and Model/')
+
+
+def load_dataset(options):
+    """The pictures to train on, with their sentences unless there is none to read."""
+    if options.image_folder:
+        return image_folder(options.image_folder, options.classes, options.branches)
+    if options.lsun:
+        return lsun(options.lsun, options.classes, options.branches)
+    dataset = MultiscaleDataset(flags.dataset_file(options), split=0, branches=options.branches)
+    return dataset.require_embeddings() if options.conditional else dataset
+
+
+def make_model(options, device, data_loader):
+    netG, netsD = make_networks(options.branches, options.gf_dim, options.df_dim, options.z_dim,
+                                embedding_dim=options.embedding_dim, residuals=options.residuals,
+                                conditional=options.conditional, device=device)
+    return Model(options.model, device, data_loader, netG, netsD, options.kl_coef, options.uncond_coef,
+                 options.color_coef)
+
+
+def evaluate(options, device, resumed):
+    """A picture for every caption of classes that were not trained on; without text, `--count` pictures."""
+    of_dataset = options.count is None or options.dataset != 'birds'  # the default, which no run without text is on
+    model, file, steps = load_generator(checkpoint_file(options, resumed, of_dataset), options.model, device)
+    if not model.netG.conditional:
+        print(f'{file} draws:')
+        write_samples(options, options.count or COUNT, lambda size, seed: model.generate(seed=seed, count=size)[-1])
+        return
+    if options.count:
+        raise UserError(f'--count {options.count}: {file} reads sentences; without --count it draws all held-out ones')
+    dataset = MultiscaleDataset.held_out(flags.dataset_file(options))
+    folder = os.path.join(os.path.dirname(file), f'iteration{steps}')
+    print(f'{file} draws {len(dataset.captions)} captions of /{dataset.split}', flush=True)
+    folder = write_evaluation(dataset, lambda embed, seed: model.generate(embed, seed)[-1], folder,
+                              options.batch_size, options.seed, options.example)
+    print(f'done: {folder}')
+
+
+def draw(options, device, resumed):
+    """A picture for each sentence that the user typed, or a strip between two."""
+    sentences = options.interpolate or flags.read_sentences(options.text, options.text_file)
+    model, file, _ = load_generator(checkpoint_file(options, resumed, of_dataset=False), options.model, device)
+    if not model.netG.conditional:
+        raise UserError(f'{file}: was trained without text, so it reads no sentences; '
+                        'leave them out to draw --count pictures')
+    encoder = reading.find_encoder(options, file)
+    embeddings = reading.embed(encoder, sentences, device)
+    print(f'{file} draws, with the sentences read by {encoder}:')
+    if options.interpolate:
+        # One by one, so that all have the same noise and the same draw of the condition.
+        between = [torch.lerp(*embeddings, weight)[None] for weight in torch.linspace(0, 1, STRIP)]
+        images = [model.generate(embedding, options.seed)[-1] for embedding in between]
+        write_strip(options, torch.cat(images), sentences)
+    else:
+        write_pictures(options, 'text', model.generate(embeddings, options.seed)[-1], sentences)
+
+
+def checkpoint_file(options, resumed, of_dataset):
+    """That of the run that `--resume` names, or `--checkpoint`, or that of the newest run."""
+    if resumed:
+        return run.checkpoint_in(resumed, options)
+    return existing(options) if options.checkpoint else run.newest_checkpoint(options, of_dataset)
+
+
+def existing(options):
+    """The file of `--checkpoint`. Raises UserError where there is none."""
+    file = find_checkpoint(options.checkpoint, options.model)
+    if not os.path.exists(file):
+        beside = f', nor below the folder of {options.cfg}' if options.cfg else ''
+        raise UserError(f'{file}: no such checkpoint here{beside}; give a run folder, its {options.model}.pt '
+                        'or a netG_COUNT.pth')
+    return file
+
+
+if __name__ == '__main__':
+    run_command(main)

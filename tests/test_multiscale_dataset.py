@@ -1,0 +1,476 @@
+"""MultiscaleDataset and pictures without sentences, on tiny files, and StackGAN++'s preprocessing on real ones."""
+import io
+import os
+import pickle
+import subprocess
+import sys
+import types
+import warnings
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from common.errors import UserError
+from common.flags import ROOT
+from data import layout
+from data.image_folder import image_folder, lsun
+from data.multiscale_dataset import MultiscaleDataset, crop_box, frame, views
+from tests import tiny
+from tests.golden_numbers import golden
+
+TINY = {'branches': 3, 'base_size': 16}
+COLORS = {'001.Auk': (220, 30, 30), '002.Jay': (30, 220, 30), '003.Owl': (30, 30, 220)}
+
+
+@pytest.fixture(scope='module')
+def birds(tmp_path_factory):
+    return tiny.make(tmp_path_factory.mktemp('data') / 'birds.hdf5')
+
+
+@pytest.fixture
+def dataset(birds):
+    torch.manual_seed(0)
+    return MultiscaleDataset(birds, **TINY)
+
+
+def one_line(call, *args):
+    with pytest.raises(UserError) as caught:
+        call(*args)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+def write(path, pictures, captions=('a bird',), bbox=None):
+    """A file whose train split holds (class, PIL image) pairs. Returns the path."""
+    with layout.replace_file(str(path)) as file:
+        for number, (class_name, picture) in enumerate(pictures):
+            buffer = io.BytesIO()
+            picture.save(buffer, 'JPEG', quality=95)
+            photograph = layout.Photograph(f'{class_name[4:]}_{number}', class_name, buffer.getvalue(), captions,
+                                           np.full((len(captions), layout.EMBED_DIM), number, np.float32), bbox)
+            layout.write_photograph(file, 'train', photograph)
+    return str(path)
+
+
+def slope(size=(60, 40)):
+    """A photograph that gets redder to the right and greener downwards, so that a picture tells where it was cut."""
+    across, down = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
+    return Image.fromarray(np.stack([across, down, np.full_like(down, 128)], axis=2).astype(np.uint8))
+
+
+def pixels(image):
+    """float32 [3, S, S] in [-1, 1] to uint8 [S, S, 3]; what is no whole number of 255ths fails."""
+    image = image.double() * 127.5 + 127.5
+    assert (image - image.round()).abs().max() < 1e-4
+    return image.round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+# --- crop, frame, views -----------------------------------------------------------------------------------------------
+
+def test_the_crop_box_is_the_authors():
+    facts = golden('preprocessing')[1]
+    assert len(facts) == 4
+    for fact in facts.values():
+        assert list(crop_box(fact['size'], fact['box'])) == fact['crop']
+
+
+@pytest.mark.parametrize('bbox, expected', [
+    (None, (0, 0, 50, 40)),                     # the public file has none
+    ((20, 10, 10, 6), (18, 6, 32, 20)),         # 7 = int(0.75 x 10) to each side of (25, 13)
+    ((20.0, 10.0, 6.0, 11.0), (15, 7, 31, 23)),
+    ((1, 2, 30.5, 20), (0, 0, 38, 34)),
+    ((100, 100, 20, 20), (0, 0, 50, 40)),       # shows nothing of the photograph
+    ((20, 10, 0.5, 0.5), (0, 0, 50, 40)),
+])
+def test_crop_boxes(bbox, expected):
+    assert crop_box((50, 40), bbox) == expected
+
+
+def test_the_frame_is_the_boxs_part_with_its_shorter_side_at_76_64ths():
+    picture = Image.new('RGB', (50, 40), (250, 0, 0))
+    picture.paste((0, 0, 250), (18, 6, 32, 20))
+    framed = frame(picture, 64, (20, 10, 10, 6))
+    assert framed.size == (76, 76) and framed.getcolors() == [(76 * 76, (0, 0, 250))]
+    assert frame(picture, 64).size == (95, 76) and len(frame(picture, 64).getcolors(9999)) > 1
+    reduced = frame(slope((601, 400)), 64)  # 76 x 601 / 400 = 114.19
+    assert np.array_equal(reduced, slope((601, 400)).resize((114, 76), Image.BILINEAR))
+
+
+@pytest.mark.parametrize('size', [(50, 40), (40, 50), (300, 2), (1, 90), (5, 5)])
+def test_a_picture_can_be_cut_from_every_photograph(size):
+    framed = frame(slope(size), 64)
+    assert min(framed.size) == 76
+    for draw in (0.0, 0.5, 1 - 2 ** -53):
+        assert [view.shape for view in views(framed, [16, 32, 64], draw, draw, draw)] == [
+            (3, 16, 16), (3, 32, 32), (3, 64, 64)]
+
+
+def test_views_are_cut_where_they_are_told():
+    across, down = np.meshgrid(np.arange(95), np.arange(76))
+    framed = Image.fromarray(np.stack([across, down, across], axis=2).astype(np.uint8))
+    for x, y, left, top in ((0, 0, 0, 0), (0.99, 0, 31, 0), (0, 0.99, 0, 12), (0.5, 0.5, 16, 6)):
+        upright, flipped = (pixels(views(framed, [64], x, y, flip)[0]) for flip in (0.49, 0.5))
+        assert np.array_equal(upright[:, :, 0], np.tile(np.arange(left, left + 64), (64, 1)))
+        assert np.array_equal(upright[:, :, 1], np.tile(np.arange(top, top + 64)[:, None], (1, 64)))
+        assert np.array_equal(flipped, upright[:, ::-1])
+
+
+def centre(framed, size):
+    """The draws for `views` that cut where torchvision's CenterCrop does."""
+    room = [side - size for side in framed.size]
+    return [(round(pixels / 2) + 0.5) / (pixels + 1) for pixels in room]
+
+
+@pytest.mark.skipif('CUB_DATA' not in os.environ, reason='CUB_DATA names no folder of real photographs (cub_8)')
+def test_real_photographs_meet_the_golden_pictures(tmp_path):
+    folder, path = os.environ['CUB_DATA'], str(tmp_path / 'birds.hdf5')
+    subprocess.run([sys.executable, os.path.join(ROOT, 'data', 'birds', 'prepare.py'), '--out', path, '--cub',
+                    os.path.join(folder, 'CUB_200_2011'), '--text', os.path.join(folder, 'text_c10')], check=True)
+    (numbers, facts), met = golden('preprocessing'), 0
+    with layout.open_file(path) as file:
+        for split in layout.SPLITS:
+            index = layout.read_index(file, split)
+            for name in (os.path.splitext(name)[0] for name in facts):
+                if os.path.basename(name) not in index.names:
+                    continue
+                photo = index.names.index(os.path.basename(name))
+                photograph = Image.open(io.BytesIO(layout.read_jpeg(file, split, index.img_keys[photo])))
+                framed = frame(photograph, 256, index.boxes[photo])
+                for view in views(framed, [64, 128, 256], *centre(framed, 256), flip=0):
+                    size = view.shape[-1]
+                    expected = numbers[f'{name}|stackgan_{size}']
+                    assert np.array_equal(pixels(view)[::size // 64, ::size // 64], expected)
+                    met += 1
+    assert met == 12
+
+
+# --- items ------------------------------------------------------------------------------------------------------------
+
+def test_items(dataset):
+    assert len(dataset) == 7
+    for i in range(7):
+        item = dataset[i]
+        assert set(item) == {'right_images', 'wrong_images', 'right_embed', 'txt', 'class', 'name'}
+        for name in ('right_images', 'wrong_images'):
+            assert [image.shape for image in item[name]] == [(3, 16, 16), (3, 32, 32), (3, 64, 64)]
+            for image in item[name]:
+                assert image.dtype == torch.float32 and image.is_contiguous()
+                assert image.min() >= -1 and image.max() <= 1 and image.std() > 0.02
+        assert (item['class'], item['name']) == (dataset.classes[i], dataset.index.names[i])
+        assert item['txt'].endswith(f', {item["name"]}')
+
+
+def test_splits_branches_and_sizes(birds):
+    assert [len(MultiscaleDataset(birds, split)) for split in (0, 1, 2)] == [7, 0, 4]
+    assert [image.shape[-1] for image in MultiscaleDataset(birds)[0]['right_images']] == [64, 128, 256]
+    assert [image.shape[-1] for image in MultiscaleDataset(birds, branches=1, base_size=8)[0]['right_images']] == [8]
+    assert MultiscaleDataset(birds, branches=5).sizes == [64, 128, 256, 512, 1024]
+
+
+def test_pictures_are_of_the_items_photograph(dataset):
+    photographs = {p.name: p for p in tiny.photographs('train', tiny.SPLITS['train'])}
+    for _ in range(3):
+        for i in range(7):
+            item = dataset[i]
+            photograph = photographs[item['name']]
+            framed = frame(Image.open(io.BytesIO(photograph.jpeg)), 64, photograph.bbox)
+            corners = [(left, top) for left in range(framed.width - 63) for top in range(framed.height - 63)]
+            cuts = [np.asarray(framed)[top:top + 64, left:left + 64] for left, top in corners]
+            shown = pixels(item['right_images'][-1])
+            assert any(np.array_equal(shown, cut) or np.array_equal(shown, cut[:, ::-1]) for cut in cuts)
+
+
+def test_smaller_pictures_are_the_largest_reduced(dataset):
+    for item in dataset.__getitems__(range(7)):
+        for name in ('right_images', 'wrong_images'):
+            largest = Image.fromarray(pixels(item[name][-1]))
+            for image in item[name]:
+                size = image.shape[-1]
+                assert np.array_equal(pixels(image), np.asarray(largest.resize((size, size), Image.BILINEAR)))
+
+
+@pytest.mark.filterwarnings('ignore:.*all photographs')
+def test_cuts_and_flips_are_drawn_for_right_and_wrong_alike(tmp_path):
+    """The only photograph is its own wrong one, so the two differ by what was drawn and nothing else."""
+    dataset = MultiscaleDataset(write(tmp_path / 'birds.hdf5', [('001.Auk', slope())]), **TINY)
+    torch.manual_seed(0)
+    items = dataset.__getitems__([0] * 200)
+    drawn = [torch.tensor([measure(item[name][-1]) for item in items]).T for name in ('right_images', 'wrong_images')]
+    for flipped, across, down in drawn:
+        assert 0.4 < flipped.mean() < 0.6
+        # 76 / 64 of a photograph of 3 x 2: 50 places across and 12 down, over that share of the slope.
+        assert 0.75 * 50 / 114 < (across.max() - across.min()) / 2 <= 1.1 * 50 / 114
+        assert 0.75 * 12 / 76 < (down.max() - down.min()) / 2 <= 1.1 * 12 / 76
+    for right, wrong in zip(*drawn):
+        assert torch.corrcoef(torch.stack([right, wrong]))[0, 1].abs() < 0.25
+
+
+def measure(image):
+    """(whether flipped, where cut across, where cut down) of a picture of `slope`."""
+    red, green = image[0], image[1]
+    return float(red[:, 0].mean() > red[:, -1].mean()), red.mean().item(), green.mean().item()
+
+
+def test_wrong_pictures_are_of_every_other_class(tmp_path):
+    pictures = [(name, Image.new('RGB', (20, 30), color)) for name, color in COLORS.items() for _ in range(2)]
+    dataset = MultiscaleDataset(write(tmp_path / 'birds.hdf5', pictures), **TINY)
+    seen = {name: Counter() for name in COLORS}
+    for item in dataset.__getitems__(list(range(6)) * 30):
+        assert class_shown(item['right_images']) == item['class']
+        seen[item['class']][class_shown(item['wrong_images'])] += 1
+    for name, counts in seen.items():
+        assert set(counts) == set(COLORS) - {name} and min(counts.values()) > 15
+
+
+def class_shown(images):
+    """The class whose colour all sizes have."""
+    brightest = {image.mean((1, 2)).argmax().item() for image in images}
+    assert len(brightest) == 1
+    return list(COLORS)[brightest.pop()]
+
+
+def test_every_caption_is_drawn_with_its_embedding(dataset):
+    drawn = Counter()
+    for item in dataset.__getitems__(list(range(7)) * 60):
+        caption = dataset.captions.index(item['txt'])
+        assert torch.equal(item['right_embed'], dataset.embeddings[caption])
+        assert dataset.index.sentence(caption)[:2] == (item['class'], item['name'])
+        drawn[caption] += 1
+    assert set(drawn) == set(range(14)) and min(drawn.values()) > 15
+
+
+def test_every_held_out_caption_with_its_sentence_number(birds):
+    dataset = MultiscaleDataset(birds, split=2).require_embeddings()
+    photographs = {p.name: p for p in tiny.photographs('test', tiny.SPLITS['test'])}
+    rows = []
+    for i, caption in enumerate(dataset.captions):
+        class_name, name, k = dataset.index.sentence(i)
+        assert photographs[name].class_name == class_name and photographs[name].captions[int(k)] == caption
+        assert np.array_equal(dataset.embeddings[i], photographs[name].embeddings[int(k)])
+        rows.append((name, k))
+    assert sorted(rows) == sorted((name, str(k)) for name in photographs for k in range(2))
+
+
+def test_grayscale_photographs_become_rgb(dataset):
+    gray = dataset[dataset.index.names.index('Jay_1')]['right_images']
+    colored = dataset[dataset.index.names.index('Jay_0')]['right_images']
+    assert all(torch.equal(image[0], image[1]) and torch.equal(image[0], image[2]) for image in gray)
+    assert not any(torch.equal(image[0], image[1]) for image in colored)
+
+
+def test_without_bounding_boxes_photographs_are_whole(tmp_path):
+    picture = Image.new('RGB', (64, 64), COLORS['001.Auk'])
+    picture.paste(COLORS['003.Owl'], (20, 20, 44, 44))
+    share = {}
+    for bbox in (None, (24, 24, 16, 16)):
+        path = write(tmp_path / f'{bbox is None}.hdf5', [('001.Auk', picture), ('002.Jay', picture)], bbox=bbox)
+        images = [image for name in ('right_images', 'wrong_images')
+                  for image in MultiscaleDataset(path, **TINY)[0][name]]
+        share[bbox] = [(image[0] > image[2]).float().mean().item() for image in images]
+    assert max(share[24, 24, 16, 16]) == 0 and min(share[None]) > 0.5
+
+
+def test_one_class_gives_other_pictures_and_says_so_once(tmp_path):
+    pictures = [('001.Auk', Image.new('RGB', (20, 20), color)) for color in COLORS.values()]
+    path = write(tmp_path / 'birds.hdf5', pictures)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        dataset = MultiscaleDataset(path, **TINY)
+        items = dataset.__getitems__([0, 1, 2] * 20)
+    assert len(caught) == 1 and "of the class '001.Auk'" in str(caught[0].message) and caught[0].filename == __file__
+    pairs = {(class_shown(item['right_images']), class_shown(item['wrong_images'])) for item in items}
+    assert pairs == {(right, wrong) for right in COLORS for wrong in COLORS if right != wrong}
+
+
+def test_missing_embeddings(tmp_path, birds):
+    path = tiny.make(tmp_path / 'birds.hdf5', embeddings=False)
+    dataset = MultiscaleDataset(path, **TINY)
+    assert set(dataset[0]) == {'right_images', 'wrong_images', 'txt', 'class', 'name'}
+    message = one_line(dataset.require_embeddings)
+    assert path in message and 'python char_cnn_rnn/main.py --embed' in message
+    assert '/valid holds no captions' in one_line(MultiscaleDataset(birds, split=1).require_embeddings)
+    assert 'no such file' in one_line(MultiscaleDataset, str(tmp_path / 'absent.hdf5'))
+
+
+def test_a_damaged_photograph(tmp_path):
+    path = str(tmp_path / 'birds.hdf5')
+    with layout.replace_file(path) as file:
+        for name, jpeg in (('Auk_0', tiny.jpeg()[:-400]), ('Jay_0', tiny.jpeg())):
+            layout.write_photograph(file, 'train', layout.Photograph(name, name[:3], jpeg, ['a bird']))
+    message = one_line(MultiscaleDataset(path, **TINY).__getitem__, 0)
+    assert path in message and 'the photograph Auk_0 of /train cannot be decoded' in message
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+def epoch(dataset, seed, **options):
+    torch.manual_seed(seed)
+    return list(DataLoader(dataset, 4, shuffle=True, **options))
+
+
+def test_a_seed_gives_the_same_batches(dataset):
+    first, again, other = epoch(dataset, 1), epoch(dataset, 1), epoch(dataset, 2)
+    assert [len(batch['txt']) for batch in first] == [4, 3]
+    assert [image.shape for image in first[0]['right_images']] == [(4, 3, 16, 16), (4, 3, 32, 32), (4, 3, 64, 64)]
+    assert first[1]['right_embed'].shape == (3, 1024)
+    assert sorted(name for batch in first for name in batch['name']) == sorted(dataset.index.names)
+    for name in ('right_images', 'wrong_images', 'right_embed'):
+        assert all(same(a[name], b[name]) for a, b in zip(first, again))
+        assert not any(same(a[name], b[name]) for a, b in zip(first, other))
+    assert [batch['txt'] for batch in first] == [batch['txt'] for batch in again]
+
+
+def test_a_saved_state_goes_on_with_the_same_items(dataset):
+    epoch(dataset, 1)
+    state = torch.get_rng_state()
+    expected = dataset.__getitems__([3, 5])
+    torch.set_rng_state(state)
+    for a, b in zip(expected, dataset.__getitems__([3, 5])):
+        assert same(a['right_images'], b['right_images']) and same(a['wrong_images'], b['wrong_images'])
+        assert a['txt'] == b['txt']
+
+
+def test_worker_processes_read_the_file(dataset):
+    dataset[0]  # read here first: what is open must not be in the workers' way
+    first, again = (epoch(dataset, 1, num_workers=2) for _ in range(2))
+    for a, b in zip(first, again):
+        assert same(a['right_images'], b['right_images']) and same(a['wrong_images'], b['wrong_images'])
+
+
+# --- pictures without sentences ---------------------------------------------------------------------------------------
+
+@pytest.fixture
+def folder(tmp_path):
+    """Class folders of PNGs, a class's all of its colour."""
+    for name, color in COLORS.items():
+        (tmp_path / 'pictures' / name / 'deeper').mkdir(parents=True)
+        for place in ('a.png', 'deeper/b.png'):
+            Image.new('RGB', (30, 20), color).save(tmp_path / 'pictures' / name / place)
+    (tmp_path / 'pictures' / 'empty').mkdir()
+    (tmp_path / 'pictures' / 'notes.txt').write_text('no picture')
+    return str(tmp_path / 'pictures')
+
+
+def classes_of(dataset):
+    return Counter(class_shown(dataset[i]['right_images']) for i in range(len(dataset)))
+
+
+def test_folders_of_pictures(folder):
+    dataset = image_folder(folder, **TINY)
+    assert classes_of(dataset) == dict.fromkeys(COLORS, 2) and set(dataset[0]) == {'right_images'}
+    batch = next(iter(DataLoader(dataset, 5)))
+    assert [image.shape for image in batch['right_images']] == [(5, 3, 16, 16), (5, 3, 32, 32), (5, 3, 64, 64)]
+    assert [image.shape[-1] for image in image_folder(folder)[0]['right_images']] == [64, 128, 256]
+
+
+def test_classes_to_keep(folder):
+    dataset = image_folder(folder, ['003.Owl', '001.Auk'], **TINY)
+    assert classes_of(dataset) == {'001.Auk': 2, '003.Owl': 2}
+
+
+def test_pictures_of_folders_are_cut_and_flipped(tmp_path):
+    (tmp_path / 'all').mkdir()
+    slope().save(tmp_path / 'all' / 'slope.png')
+    dataset = image_folder(str(tmp_path), **TINY)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    items = dataset.__getitems__([0] * 20)
+    flipped, across, down = torch.tensor([measure(item['right_images'][-1]) for item in items]).T
+    assert 0.2 < flipped.mean() < 0.8 and across.std() > 0.05 and down.std() > 0.01
+    torch.set_rng_state(state)
+    assert all(same(a['right_images'], b['right_images']) for a, b in zip(items, dataset.__getitems__([0] * 20)))
+
+
+def test_folders_that_cannot_be_used(folder, tmp_path):
+    assert 'absent: no such folder' in one_line(image_folder, str(tmp_path / 'absent'))
+    assert "has no class folder '004.Emu' (it has 001.Auk, 002.Jay, 003.Owl, empty)" in one_line(
+        image_folder, folder, ['001.Auk', '004.Emu'])
+    assert 'no pictures in its class folders (empty)' in one_line(image_folder, folder, ['empty'])
+    assert 'holds no class folders' in one_line(image_folder, os.path.join(folder, 'empty'))
+    with open(os.path.join(folder, 'empty', 'broken.png'), 'wb') as file:
+        file.write(b'not a picture')
+    assert 'broken.png: cannot be decoded' in one_line(image_folder(folder, ['empty']).__getitem__, 0)
+
+
+def test_lsun_needs_lmdb(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'lmdb', None)  # as where it is not installed
+    assert 'pip install lmdb' in one_line(lsun, 'lsun', ['church_outdoor_train'])
+
+
+class FakeLmdb(types.ModuleType):
+    """As much of lmdb as is called: `pictures` for every database, and an error for the file 'damaged'."""
+    Error = type('Error', (Exception,), {})
+
+    def __init__(self, pictures):
+        super().__init__('lmdb')
+        self.pictures = pictures
+
+    def open(self, path, readonly, **_):
+        if os.path.exists(os.path.join(path, 'damaged')):
+            raise self.Error('MDB_INVALID')
+        return self
+
+    def begin(self, write):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def cursor(self):
+        return types.SimpleNamespace(iternext=lambda keys, values: iter(self.pictures))
+
+    def get(self, key):
+        return self.pictures[key]
+
+
+class Trap:
+    def __reduce__(self):
+        return open, ('sprung', 'w')
+
+
+def test_lsun(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fake = FakeLmdb({str(seed).encode(): tiny.jpeg(seed) for seed in range(3)})
+    monkeypatch.setitem(sys.modules, 'lmdb', fake)
+    for name in ('church_outdoor_train', 'tower_val'):
+        os.mkdir(f'{name}_lmdb')
+    dataset = lsun('.', ['church_outdoor_train'], **TINY)
+    batch = next(iter(DataLoader(dataset, 3)))
+    assert len(dataset) == 3 and set(batch) == {'right_images'}
+    assert [image.shape for image in batch['right_images']] == [(3, 3, 16, 16), (3, 3, 32, 32), (3, 3, 64, 64)]
+    both = lsun('.', ['tower_val', 'church_outdoor_train'], **TINY)
+    assert len(both) == 6
+    for index in range(6):
+        torch.manual_seed(0)
+        item = both[index]
+        torch.manual_seed(0)
+        assert same(item['right_images'], dataset[index % 3]['right_images'])
+    assert 'bedroom_train_lmdb: no such folder' in one_line(lsun, '.', ['church_outdoor_train', 'bedroom_train'])
+    fake.pictures = {}
+    assert 'tower_val holds no pictures' in one_line(lsun, '.', ['tower_val'])
+    open(os.path.join('tower_val_lmdb', 'damaged'), 'w').close()
+    assert 'cannot be read (MDB_INVALID)' in one_line(lsun, '.', ['tower_val'])
+
+
+def test_lsun_reads_no_pickle(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, 'lmdb', FakeLmdb({b'a': tiny.jpeg(), b'b': b'no picture'}))
+    os.mkdir('church_outdoor_train_lmdb')
+    for name in ('_cache_churchoutdoortrainlmdb', '_cache_'):  # where torchvision's LSUN would keep its keys
+        with open(name, 'wb') as file:
+            pickle.dump(Trap(), file)
+    before = sorted(os.listdir())
+    dataset = lsun('.', ['church_outdoor_train'], **TINY)
+    assert len(dataset) == 2 and len(dataset[0]['right_images']) == 3 and sorted(os.listdir()) == before
+    assert 'church_outdoor_train_lmdb: b: cannot be decoded' in one_line(dataset.__getitem__, 1)

@@ -1,0 +1,409 @@
+"""stackgan_v2/main.py as a person runs it: from another folder, on tiny files, with the chapter's commands."""
+import json
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from char_cnn_rnn.build_encoder import embed_captions, save_encoder
+from char_cnn_rnn.encoder import CharCnnRnn
+from common import run
+from common.errors import UserError, run_command
+from common.flags import choose_device
+from common.sampling import _file_name
+from data import layout
+from data.cache import load_split
+from stackgan_v2 import main
+from tests import tiny
+
+SCRIPT = os.path.abspath(main.__file__)
+DATA = ['--data_dir', 'data', '--dataset', 'tiny']
+NARROW = ['--branches', '2', '--gf_dim', '4', '--df_dim', '4', '--z_dim', '5', '--embedding_dim', '6', '--workers', '0']
+TRAINING = ['--epochs', '2', '--batch_size', '2', '--log_interval', '1', *NARROW]
+
+AUTHORS = """
+CONFIG_NAME: '3stages'
+
+DATASET_NAME: 'birds'
+EMBEDDING_TYPE: 'cnn-rnn'
+DATA_DIR: '../data/birds'
+GPU_ID: '0'
+WORKERS: 4
+
+TREE:
+    BRANCH_NUM: 3
+    BASE_SIZE: 64
+
+TRAIN:
+    FLAG: True
+    NET_G: ''
+    NET_D: ''
+    BATCH_SIZE: 24
+    MAX_EPOCH: 600
+    VIS_COUNT: 64
+    SNAPSHOT_INTERVAL: 2000
+    DISCRIMINATOR_LR: 0.0002
+    GENERATOR_LR: 0.0002
+    COEFF:
+        KL: 1.5
+        UNCOND_LOSS: 0.25
+        COLOR_LOSS: 3.0
+
+GAN:
+    EMBEDDING_DIM: 120
+    DF_DIM: 48
+    GF_DIM: 32
+    Z_DIM: 90
+    R_NUM: 3
+    NETWORK_TYPE: 'default'
+    B_CONDITION: True
+
+TEXT:
+    DIMENSION: 1024
+
+TEST:
+    B_EXAMPLE: False
+    SAMPLE_NUM: 30000
+"""
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """data/tiny.hdf5 with its encoder, in a folder that commands are run from."""
+    folder = tmp_path_factory.mktemp('elsewhere')
+    tiny.make(folder / 'data' / 'tiny.hdf5',
+              {'train': {'001.Auk': 2, '002.Jay': 2}, 'test': {'004.Wren': 1, '005.Lark': 2}})
+    torch.manual_seed(0)
+    encoder, path = CharCnnRnn('birds_cvpr'), str(folder / 'data' / 'tiny.hdf5')
+    save_encoder(encoder, path)
+    layout.write_embeddings(path, {split: embed_captions(encoder, load_split(path, split).index.captions, verbose=False)
+                                   for split in ('train', 'test')}, 'random weights')
+    return folder
+
+
+class Caller:
+    """Runs main.py in this process, which saves the seconds of its start."""
+
+    def __init__(self, folder, patch, capsys):
+        self.folder, self.patch, self.capsys = folder, patch, capsys
+
+    def __call__(self, *args):
+        """What it prints."""
+        self.patch.chdir(self.folder)
+        self.patch.setattr(sys, 'argv', [SCRIPT, *map(str, args)])
+        run_command(main.main)
+        return self.capsys.readouterr().out
+
+    def error(self, *args):
+        """Its one line on stderr."""
+        with pytest.raises(SystemExit) as caught:
+            self(*args)
+        assert isinstance(caught.value.code, str) and '\n' not in caught.value.code
+        return caught.value.code
+
+    def options(self, *args):
+        """What it would do, and what it prints about that."""
+        self.patch.chdir(self.folder)
+        self.patch.setattr(sys, 'argv', [SCRIPT, *map(str, args)])
+        options, _ = main.parse_flags()
+        options.said = self.capsys.readouterr().out
+        return options
+
+
+@pytest.fixture
+def call(folder, monkeypatch, capsys):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    return Caller(folder, monkeypatch, capsys)
+
+
+@pytest.fixture(scope='module')
+def trained(folder):
+    """A run as the chapter types it, in a process of its own."""
+    environment = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    done = subprocess.run([sys.executable, SCRIPT, '--cfg', 'cfg/birds_3stages.yml', '--gpu', '0', *DATA, *TRAINING,
+                           '--out_dir', 'out'], cwd=folder, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, '')
+    done.run, = (str(path) for path in (folder / 'out').iterdir())
+    return done
+
+
+def newest(folder, prefix):
+    return max((path for path in folder.iterdir() if path.name.startswith(prefix)), key=os.path.getmtime)
+
+
+def files_below(folder):
+    return sorted(os.path.relpath(os.path.join(place, name), folder)
+                  for place, _, names in os.walk(folder) for name in names)
+
+
+def captions_of(folder):
+    """CLASS/NAME and K of every held-out caption."""
+    index = load_split(str(folder / 'data' / 'tiny.hdf5'), 'test').index
+    return [(f'{class_name}/{name}', k) for class_name, name, k in map(index.sentence, range(len(index.captions)))]
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+def test_training_as_the_chapter_types_it(folder, trained):
+    table = dict(re.findall(r'^  (\w+) +(.*)$', trained.stdout, re.MULTILINE))
+    expected = {'config_name': '3stages', 'epochs': '2', 'batch_size': '2', 'gf_dim': '4', 'branches': '2',
+                'conditional': 'True', 'kl_coef': '2.0', 'uncond_coef': '1.0', 'snapshot_interval': '2000'}
+    assert {name: table[name] for name in expected} == expected
+    assert '--cuda True, but PyTorch finds no CUDA device here: using the CPU' in trained.stdout
+    assert re.fullmatch(r'tiny_3stages_\d{8}_\d{6}', os.path.basename(trained.run))
+    assert {'options.json', 'log.txt', 'samples', 'stackgan_v2.pt', 'encoder.pt', 'Model'} <= set(
+        os.listdir(trained.run))
+    assert sorted(os.listdir(os.path.join(trained.run, 'Model'))) == ['netD0.pth', 'netD1.pth', 'netG_4.pth']
+
+
+def test_a_run_goes_on_with_its_options(folder, trained, call, tmp_path):
+    call(*DATA, *TRAINING, '--epochs', '1', '--out_dir', tmp_path)
+    said = call('--train', '--resume', '--out_dir', tmp_path, '--epochs', '2')
+    assert 'step 4' in said and 'step 2 ' not in said
+    resumed = torch.load(newest(tmp_path, 'tiny') / 'stackgan_v2.pt', weights_only=True)
+    straight = torch.load(os.path.join(trained.run, 'stackgan_v2.pt'), weights_only=True)
+    for part in ('netG', 'average_G'):
+        assert all(torch.equal(value, straight[part][key]) for key, value in resumed[part].items())
+    assert resumed['options']['gf_dim'] == 4 and resumed['options']['dataset'] == 'tiny'
+
+
+def test_a_run_starts_from_a_checkpoint(trained, call, tmp_path):
+    said = call(*DATA, *TRAINING, '--epochs', '1', '--checkpoint', os.path.join(trained.run, 'Model'), '--lr', '1e-9',
+                '--out_dir', tmp_path)
+    assert 'loaded ' in said and 'netG_4.pth' in said
+    started = torch.load(newest(tmp_path, 'tiny') / 'stackgan_v2.pt', weights_only=True)
+    before = torch.load(os.path.join(trained.run, 'stackgan_v2.pt'), weights_only=True)
+    assert started['progress']['step'] == 2
+    torch.testing.assert_close(started['average_G'], before['average_G'], rtol=0, atol=1e-6)
+
+
+# --- drawing ----------------------------------------------------------------------------------------------------------
+
+def test_evaluation_writes_every_held_out_caption(folder, trained, call):
+    text = (folder / 'eval.yml')
+    text.write_text('train: False\nbatch_size: 4\nTRAIN:\n    NET_G: '
+                    f'"{os.path.relpath(trained.run, folder)}/Model/netG_4.pth"\n')
+    said = call('--cfg', 'eval.yml', '--gpu', '0', *DATA)
+    drawn = os.path.join(trained.run, 'Model', 'iteration4', 'single_samples', 'valid')
+    assert 'draws 6 captions of /test' in said and os.path.join('iteration4', 'single_samples', 'valid') in said
+    assert files_below(drawn) == sorted(f'{name}_128_sentence{k}.png' for name, k in captions_of(folder))
+    pictures = set()
+    for name in files_below(drawn):
+        with Image.open(os.path.join(drawn, name)) as picture:
+            assert picture.size == (128, 128) and picture.mode == 'RGB'
+            pictures.add(picture.tobytes())
+    assert len(pictures) == 6
+
+
+def test_evaluation_of_the_newest_run_with_a_grid_for_each_photograph(folder, trained, call):
+    call('--cfg', 'cfg/eval_birds.yml', *DATA, '--out_dir', 'out', '--example', 'True', '--batch_size', '4')
+    drawn = os.path.join(trained.run, 'iteration4', 'super', 'valid')
+    assert files_below(drawn) == sorted({f'{name}_128.png' for name, _ in captions_of(folder)})
+    for name in files_below(drawn):
+        with Image.open(os.path.join(drawn, name)) as grid:
+            assert grid.size == (2 * 130 + 2, 130 + 2)  # two captions
+
+
+def test_names_in_a_data_file_lead_to_no_other_folder():
+    names = {'../../etc': '_.._etc', '..': '_', 'a/b\\c': 'a_b_c', '001.Auk': '001.Auk'}
+    assert [_file_name(name) for name in names] == list(names.values())
+
+
+def test_sentences_are_drawn(folder, trained, call):
+    (folder / 'sentences.txt').write_text('un oiseau coloré\n', encoding='utf-8')
+    said = call('--train', 'False', '--out_dir', 'out', '--text', 'a red bird', '--text', 'a crow',
+                '--text_file', 'sentences.txt')
+    drawn = newest(folder / 'out', 'text_')
+    assert f'{trained.run}/stackgan_v2.pt draws, with the sentences read by {trained.run}/encoder.pt' in said
+    assert '001.png  a red bird' in said and '003.png  un oiseau coloré' in said
+    assert sorted(os.listdir(drawn)) == ['001.png', '002.png', '003.png', 'captions.txt', 'options.json', 'sheet.png']
+    with Image.open(drawn / '001.png') as one, Image.open(drawn / '002.png') as other:
+        assert one.size == (128, 128) and one.tobytes() != other.tobytes()
+
+
+def test_the_encoder_of_a_run_is_found_from_its_snapshots(trained, call):
+    snapshot = os.path.join(trained.run, 'Model', 'netG_4.pth')
+    said = call('--train', 'False', '--out_dir', 'out', '--text', 'a crow', '--checkpoint', snapshot)
+    assert f'read by {trained.run}/encoder.pt' in said
+
+
+def test_a_strip_from_one_sentence_to_the_other(folder, trained, call):
+    said = call('--train', 'False', '--out_dir', 'out', '--interpolate', 'a red bird', 'a crow')
+    strip = newest(folder / 'out', 'interpolate_') / 'strip.png'
+    assert f'from "a red bird" to "a crow": {strip}' in said
+    call('--train', 'False', '--out_dir', 'ends', '--text', 'a red bird', '--checkpoint', trained.run)
+    with Image.open(strip) as picture, Image.open(newest(folder / 'ends', 'text_') / '001.png') as end:
+        assert picture.size == (9 * 130 + 2, 132)
+        frames = [torch.tensor(list(picture.crop((2 + 130 * k, 2, 130 * k + 130, 130)).tobytes())).float()
+                  for k in range(9)]
+        assert (frames[0] - torch.tensor(list(end.tobytes())).float()).abs().max() <= 1
+    steps = [(b - a).abs().mean() for a, b in zip(frames, frames[1:])]
+    assert 0 < max(steps) < (frames[-1] - frames[0]).abs().mean()  # noise that changed would make every step a jump
+
+
+# --- without text -----------------------------------------------------------------------------------------------------
+
+def test_folders_without_text_train_and_draw(folder, call, tmp_path):
+    for name in ('cats', 'dogs', 'other'):
+        os.makedirs(tmp_path / 'pets' / name)
+        for seed in range(2):
+            (tmp_path / 'pets' / name / f'{seed}.jpg').write_bytes(tiny.jpeg(seed))
+    said = call('--image_folder', tmp_path / 'pets', '--classes', 'cats', 'dogs', *TRAINING, '--color_coef', '50',
+                '--uncond_coef', '0', '--out_dir', tmp_path / 'out')
+    trained, = os.listdir(tmp_path / 'out')
+    assert 'Training on 4 pictures' in said and 'loss_KL' not in said and trained.startswith('pets_2stages_')
+    with open(tmp_path / 'out' / trained / 'options.json', encoding='utf-8') as file:
+        options = json.load(file)
+    assert (options['conditional'], options['dataset'], options['classes']) == (False, 'pets', ['cats', 'dogs'])
+    said = call('--train', 'False', '--out_dir', tmp_path / 'out', '--count', '5', '--batch_size', '2')
+    drawn = newest(tmp_path / 'out', 'sample_')
+    assert '5 pictures in ' in said
+    assert sorted(os.listdir(drawn)) == [*(f'0000{k}.png' for k in range(1, 6)), 'options.json', 'sheet.png']
+    with Image.open(drawn / '00005.png') as last, Image.open(drawn / '00001.png') as first:
+        assert last.size == (128, 128) and first.tobytes() != last.tobytes()
+    checkpoint = ['--train', 'False', '--checkpoint', tmp_path / 'out' / trained]
+    assert 'was trained without text' in call.error(*checkpoint, '--text', 'a cat')
+
+
+def test_captioned_pictures_without_their_text(call, tmp_path):
+    said = call(*DATA, *TRAINING, '--epochs', '1', '--conditional', 'False', '--out_dir', tmp_path)
+    assert 'Training on 4 pictures' in said and 'loss_KL' not in said
+    assert 'encoder.pt' not in os.listdir(newest(tmp_path, 'tiny'))
+
+
+# --- configuration files ----------------------------------------------------------------------------------------------
+
+def test_what_is_typed_wins_over_the_file_and_the_file_over_defaults(folder, call):
+    (folder / 'mine.yml').write_text('lr: 1e-3\nepochs: 7\ncuda: no\nclasses: [a, b]\nlsun: data\nencoder:\n')
+    options = call.options('--cfg', 'mine.yml', '--epochs', '9')
+    assert (options.lr, options.epochs, options.cuda, options.batch_size) == (1e-3, 9, False, 24)
+    assert options.classes == ['a', 'b'] and options.encoder is None and options.conditional is False
+    assert call.options('--cfg', 'mine.yml', '--classes', 'c', '--epochs', '9').classes == ['c']
+    run_dir = run.new_run(str(folder / 'old'), 'x', {'epochs': 1, 'lr': 5, 'seed': 8})
+    options = call.options('--cfg', 'mine.yml', '--epochs', '9', '--resume', run_dir)
+    assert (options.epochs, options.lr, options.seed) == (9, 1e-3, 8)
+
+
+def test_errors_of_configuration_files_name_them(folder, call):
+    for text, message in [('batchsize: 3', "unknown key 'batchsize'; did you mean 'batch_size'?"),
+                          ('NET_G: x.pth', "unknown key 'NET_G'; did you mean 'TRAIN.NET_G'?"),
+                          ('TRAIN: {NETG: x}', "unknown key 'TRAIN.NETG'"), ('resume: newest', "unknown key 'resume'"),
+                          ('lr: -1', 'argument --lr: -1 is not above zero'), ('lr: [1, 2]', 'a list where one value'),
+                          ('lr: fast', 'argument --lr'), ('train: perhaps', "'perhaps' is neither True nor False"),
+                          ('TREE: {BASE_SIZE: 32}', 'TREE.BASE_SIZE is 32, but can only be 64 here'),
+                          ('TRAIN: {GENERATOR_LR: 1, DISCRIMINATOR_LR: 2}', 'learn at one rate'),
+                          ('- lr', 'holds a list'), ('lr: [', 'cannot be read as YAML'),
+                          ('lr: !!python/object/apply:os.system ["touch sprung"]', 'cannot be read as YAML')]:
+        (folder / 'wrong.yml').write_text(text)
+        error = call.error('--cfg', 'wrong.yml')
+        assert error.startswith('error: wrong.yml: ') and message in error, text
+    assert not (folder / 'sprung').exists()
+    assert 'no.yml: cannot be read' in call.error('--cfg', 'no.yml')
+
+
+def test_the_authors_file_is_accepted_as_it_is(folder, call):
+    (folder / 'authors.yml').write_text(AUTHORS)
+    options = call.options('--cfg', 'authors.yml')
+    expected = {'config_name': '3stages', 'dataset': 'birds', 'gpu': 0, 'workers': 4, 'branches': 3, 'train': True,
+                'batch_size': 24, 'epochs': 600, 'snapshot_interval': 2000, 'lr': 2e-4, 'kl_coef': 1.5,
+                'uncond_coef': 0.25, 'color_coef': 3.0, 'embedding_dim': 120, 'df_dim': 48, 'gf_dim': 32, 'z_dim': 90,
+                'residuals': 3, 'conditional': True, 'example': False, 'count': None, 'checkpoint': None,
+                'data_dir': None, 'image_folder': None}
+    assert {name: getattr(options, name) for name in expected} == expected
+    assert options.said.count('\n') == 1 and options.said.startswith('authors.yml: means nothing here and is ignored: ')
+    assert {'TRAIN.VIS_COUNT', 'EMBEDDING_TYPE', 'GAN.NETWORK_TYPE', 'TEST.SAMPLE_NUM'} <= set(
+        re.findall(r'[A-Z._]{6,}', options.said))
+    evaluating = AUTHORS.replace("GPU_ID: '0'", 'GPU_ID: -1').replace('FLAG: True', 'FLAG: False')
+    (folder / 'authors.yml').write_text(evaluating)
+    options = call.options('--cfg', 'authors.yml', '--gf_dim', '64')
+    assert (options.gpu, options.train, options.gf_dim) == (-1, False, 64)
+    short = re.sub(r'( +BATCH_SIZE| +UNCOND_LOSS| +KL).*\n', '', AUTHORS).replace("'../data/birds'", "'data'")
+    (folder / 'authors.yml').write_text(short.replace("'0'", "'2,3'"))
+    options = call.options('--cfg', 'authors.yml')
+    assert (options.batch_size, options.uncond_coef, options.kl_coef) == (64, 0, 2.0)  # their defaults
+    assert options.data_dir == str(folder / 'data') and options.gpu == 2 and 'GPU_ID 3' in options.said
+
+
+@pytest.mark.parametrize('folder_name, expected', [
+    ('../data/imagenet', {'image_folder': 'imagenet', 'lsun': None}),
+    ('../data/lsun/church_outdoor_train_lmdb', {'lsun': 'lsun', 'classes': ['church_outdoor_train']}),
+    ('../data/lsun', {'lsun': 'lsun', 'classes': ['church_outdoor_train']})])
+def test_the_authors_files_without_text(folder, call, folder_name, expected):
+    (folder / 'authors.yml').write_text(AUTHORS.replace("'../data/birds'", f"'{folder_name}'").replace(
+        "'birds'", "'church'").replace('B_CONDITION: True', 'B_CONDITION: False'))
+    options = call.options('--cfg', 'authors.yml')
+    assert (options.conditional, options.dataset, options.count, options.data_dir) == (False, 'church', 30000, None)
+    for name, value in expected.items():
+        found = getattr(options, name)
+        assert (os.path.basename(found) if isinstance(found, str) else found) == value
+
+
+def test_the_chapters_path_of_a_checkpoint_is_found_from_the_file(folder, call):
+    os.makedirs(folder / 'code' / 'cfg', exist_ok=True)
+    os.makedirs(folder / 'code' / 'output' / 'Model', exist_ok=True)
+    (folder / 'code' / 'output' / 'Model' / 'netG_220800.pth').touch()
+    net_g = "TRAIN:\n FLAG: False\n NET_G: '../output/Model/netG_{}.pth'\n"
+    (folder / 'code' / 'cfg' / 'eval.yml').write_text(net_g.format(220800))
+    options = call.options('--cfg', 'code/cfg/eval.yml')
+    assert options.checkpoint == str(folder / 'code' / 'output' / 'Model' / 'netG_220800.pth')
+    (folder / 'code' / 'cfg' / 'eval.yml').write_text(net_g.format(1))
+    error = call.error('--cfg', 'code/cfg/eval.yml', *DATA)
+    assert '../output/Model/netG_1.pth: no such checkpoint here, nor' in error and 'code/cfg/eval.yml' in error
+
+
+SHIPPED = {'birds_3stages': ('birds', 600, True, 1, 0), 'eval_birds': ('birds', 600, True, 1, 0),
+           'dog_3stages_color': ('dog', 100, False, 0, 50), 'cat_3stages_color': ('cat', 800, False, 0, 50),
+           'bedroom_3stages_color': ('bedroom', 5, False, 0, 50), 'church_3stages_color': ('church', 50, False, 0, 50)}
+
+
+def test_the_shipped_files(call):
+    assert sorted(os.listdir(os.path.join(main.HERE, 'cfg'))) == sorted(f'{name}.yml' for name in SHIPPED)
+    for name, expected in SHIPPED.items():
+        options = call.options('--cfg', f'cfg/{name}.yml')
+        assert (options.dataset, options.epochs, options.conditional, options.uncond_coef,
+                options.color_coef) == expected
+        assert (options.batch_size, options.lr, options.branches) == (24, 2e-4, 3) and options.said == ''
+        assert options.train is (name != 'eval_birds')
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+def test_errors_say_what_to_do(folder, trained, call):
+    assert 'add --train False' in call.error('--text', 'a red bird')
+    assert 'add --train False' in call.error('--interpolate', 'a', 'b')
+    assert 'too narrow for 5 branches' in call.error('--branches', '5', '--gf_dim', '8')
+    assert 'give one of them' in call.error('--image_folder', 'a', '--lsun', 'b')
+    assert '--classes church_outdoor_train' in call.error('--lsun', 'b')
+    assert 'belongs to --image_folder' in call.error('--classes', 'b')
+    assert 'has no sentences' in call.error('--image_folder', 'a', '--conditional', 'True')
+    assert 'data/birds/prepare.py --cub' in call.error('--data_dir', 'nowhere', '--out_dir', 'none')
+    evaluate = ['--train', 'False', *DATA]
+    assert 'no run on tiny' in call.error(*evaluate, '--out_dir', 'none')
+    assert 'no.pth: no such checkpoint' in call.error(*evaluate, '--checkpoint', 'no.pth')
+    assert 'reads sentences' in call.error(*evaluate, '--checkpoint', trained.run, '--count', '3')
+    assert not (folder / 'none').exists()
+
+
+def test_gpu_numbers(call, monkeypatch, capsys):
+    assert choose_device(True, -1).type == 'cpu' and capsys.readouterr().out == ''
+    assert choose_device(True, 3).type == 'cpu' and 'no CUDA device' in capsys.readouterr().out
+    chosen = []
+    monkeypatch.setattr(torch, 'cuda', SimpleNamespace(is_available=lambda: True, device_count=lambda: 2,
+                                                       set_device=chosen.append))
+    assert choose_device(True, 1) == torch.device('cuda', 1) and chosen == [1]
+    with pytest.raises(UserError, match='--gpu 2: this machine has 2'):
+        choose_device(True, 2)
