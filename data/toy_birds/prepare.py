@@ -3,9 +3,9 @@
     python data/toy_birds/prepare.py [--out FILE] [--count 2000] [--seed 1]
 
 A bird's class is its body colour and its wing colour (`red_body_blue_wings`). The two differ: a wing of the body's
-colour is neither seen nor measured apart from the body. Of the 30 classes 6 are only in /test, though each of their
-colours is in /train with other partners, so /test asks for birds that no model has seen. /valid holds a tenth of the
-pictures of the training classes. `color_accuracy` says how often a picture shows the colours that were asked for.
+colour is neither seen nor measured apart from the body. Of the 30 classes, the 6 that join opponent colours are only in
+/test: no model has seen them, though each of their colours is in /train with other partners. /valid holds a tenth of
+the pictures of the training classes. `color_accuracy` says how often a picture shows the colours that were asked for.
 """
 import argparse
 import functools
@@ -61,10 +61,9 @@ BODIES = ('a {0} body', 'a {0} body', 'a {0} breast', '{0} plumage')
 WINGS = ('{0} wings', '{0} wings', '{0} wings and tail', 'a pair of {0} wings')
 TINTS = {'black': ('jet ', 'deep '), 'white': ('snow ', 'pure ')}    # of the others: bright, vivid, deep
 CLASSES = [f'{body}_body_{wings}_wings' for body in PALETTE for wings in PALETTE if body != wings]
-# Three pairs of colours that never come together in training, whichever has the body: red and blue, yellow and black,
-# green and white.
-UNSEEN = {f'{body}_body_{wings}_wings' for i, body in enumerate(PALETTE) for j, wings in enumerate(PALETTE)
-          if abs(i - j) == len(PALETTE) // 2}
+# Opponent colours never come together in training, whichever has the body.
+OPPONENTS = {frozenset(pair) for pair in (('red', 'green'), ('yellow', 'blue'), ('black', 'white'))}
+UNSEEN = {name for name in CLASSES if frozenset(name.split('_')[::2]) in OPPONENTS}
 MIN_COUNT = 2 * len(CLASSES)
 
 # Outlines in the bird's own frame: it looks to the right, y points down, its body is about 2 wide and 1.5 high. Wings
