@@ -200,7 +200,7 @@ class _Log:
         self.images, self.since = 0, time.monotonic()
         text = '  '.join(f'{name} {value:.4f}' for name, value in losses.items())
         bar.set_postfix_str(text)
-        self.line(f'epoch {progress["epoch"] + 1}/{epochs}  step {progress["step"]}  {text}  {speed:.0f} images/s',
+        self.line(f'epoch {progress["epoch"] + 1}/{epochs}  step {progress["step"]}  {text}  {speed:.3g} images/s',
                   console=bar.disable)
         if self.writer:
             for name, value in {**losses, 'images_per_second': speed}.items():
