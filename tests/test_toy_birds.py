@@ -162,7 +162,8 @@ def test_color_accuracy_tells_body_from_wings(birds):
     assert prepare.color_accuracy(to_tensor([picture for _, picture, _ in birds]), wings, bodies) == (0, 0)
 
 
-@pytest.mark.parametrize('arguments, word', [(['--count', str(COUNT - 1), '--out', 'birds.hdf5'], '--count'), (['--out', '.'], '--out')])
+@pytest.mark.parametrize('arguments, word', [(['--count', str(COUNT - 1), '--out', 'birds.hdf5'], '--count'),
+                                             (['--out', '.'], '--out')])
 def test_bad_arguments_give_one_line(arguments, word, tmp_path):
     done = subprocess.run([sys.executable, SCRIPT, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0 and done.stdout == ''
