@@ -16,7 +16,7 @@ import torch
 
 from common import flags, run
 from common.errors import run_command
-from common.pictures import caption_sheet, to_pil
+from common.sampling import write_pictures
 from data.toy_birds.prepare import color_accuracy, colors_of
 from data.txt2image_dataset import Text2ImageDataset
 from text2image.build_gan import Model
@@ -34,7 +34,7 @@ def main():
     options = parser.parse_args()
     dataset = Text2ImageDataset(os.path.join(options.data_dir, 'toy_birds.hdf5'), split=2).require_embeddings()
     file = options.checkpoint or os.path.join(
-        run.find_run(options.out_dir, 'text2image.pt', prefix='toy_birds'), 'text2image.pt')
+        run.find_run(options.out_dir, 'text2image.pt', dataset='toy_birds'), 'text2image.pt')
     model = Model('text2image', flags.choose_device(torch.cuda.is_available()), None, 3, 0, 0)
     model.load_from(file, verbose=False)
 
@@ -43,19 +43,12 @@ def main():
     images = torch.cat([model.generate(part, seed).cpu() for seed, part in enumerate(parts)])
     colors = [colors_of(dataset.classes[photo]) for photo in dataset.photo_of[captions].tolist()]
     shuffled = [colors[i] for i in torch.randperm(len(colors), generator=torch.Generator().manual_seed(0)).tolist()]
+    some = torch.linspace(0, len(images) - 1, min(SHOWN, len(images))).long()
+    write_pictures(options, 'color_accuracy', images[some], [dataset.captions[i] for i in captions[some].tolist()])
     print(f'{file}: {len(images)} pictures for sentences with colours never trained on together')
     for what, pairs in (('asked for', colors), ('shuffled', shuffled)):
         for part, accuracy in zip(('body', 'wings'), color_accuracy(images, *map(list, zip(*pairs)))):
             print(f'  {part:5} has the colour {what}: {accuracy:.3f}')
-    write_sheet(options, images, [dataset.captions[i] for i in captions.tolist()])
-
-
-def write_sheet(options, images, captions):
-    """Some of the pictures, each with its sentence."""
-    some = torch.linspace(0, len(images) - 1, min(SHOWN, len(images))).long().tolist()
-    sheet = os.path.join(run.new_run(options.out_dir, 'color_accuracy', vars(options)), 'sheet.png')
-    caption_sheet([to_pil(images[i]) for i in some], [captions[i] for i in some]).save(sheet)
-    print(f'pictures with their sentences: {sheet}')
 
 
 if __name__ == '__main__':

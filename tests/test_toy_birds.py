@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from data import layout
-from data.toy_birds import prepare
+from data.toy_birds import drawing, prepare, sentences
 
 COUNT = prepare.MIN_COUNT
 SCRIPT = os.path.abspath(prepare.__file__)
@@ -40,8 +40,8 @@ def birds():
     made = []
     for i in range(2 * len(prepare.CLASSES)):
         rng = random.Random(f'a seed of no other test/{i}')
-        bird = prepare.imagine(rng, *prepare.colors_of(prepare.CLASSES[i // 2]))
-        made.append((bird, *prepare.draw(bird, rng)))
+        bird = drawing.imagine(rng, *prepare.colors_of(prepare.CLASSES[i // 2]))
+        made.append((bird, *drawing.draw(bird, rng)))
     return made
 
 
@@ -79,7 +79,7 @@ def test_colors_of_test_never_come_together_in_train(indices):
 
 def test_every_color_is_in_train(indices):
     bodies, wings = zip(*(prepare.colors_of(name) for name in indices['train'].classes))
-    assert set(bodies) == set(wings) == set(prepare.PALETTE)
+    assert set(bodies) == set(wings) == set(drawing.PALETTE)
 
 
 def test_captions_name_both_colors(indices):
@@ -98,9 +98,9 @@ def test_captions_of_a_bird_differ(indices):
 
 def test_captions_say_what_is_seen():
     rng = random.Random(0)
-    bird = prepare.imagine(rng, 'red', 'blue', crown='green', belly='red', beak='grey', beak_length='long',
+    bird = drawing.imagine(rng, 'red', 'blue', crown='green', belly='red', beak='grey', beak_length='long',
                            scene='sand')
-    said = ' '.join(prepare.describe(bird, rng) + prepare.describe(bird, rng))
+    said = ' '.join(sentences.describe(bird, rng) + sentences.describe(bird, rng))
     words = set(said.replace('.', '').replace(',', '').split())
     assert {'grey', 'long', 'green'} <= words
     assert not {'short', 'yellow', 'belly', 'branch', 'sky'} & words
@@ -109,16 +109,16 @@ def test_captions_say_what_is_seen():
 def test_boxes_are_inside_the_pictures(indices):
     for index in indices.values():
         for x, y, width, height in index.boxes:
-            assert 0 < x < x + width < prepare.SIZE and 0 < y < y + height < prepare.SIZE
+            assert 0 < x < x + width < drawing.SIZE and 0 < y < y + height < drawing.SIZE
             assert width > 80 and height > 60
 
 
 def test_boxes_are_tight(monkeypatch):
     """On a scene of one colour, everything else is the bird, but for the faint rim of its smooth edge."""
-    monkeypatch.setattr(prepare, 'draw_scene', lambda *_: Image.new('RGB', (prepare.SIZE, prepare.SIZE), (255, 0, 255)))
+    monkeypatch.setattr(drawing, 'draw_scene', lambda *_: Image.new('RGB', (drawing.SIZE, drawing.SIZE), (255, 0, 255)))
     for i in range(12):
         rng = random.Random(i)
-        picture, (x, y, width, height) = prepare.draw(prepare.imagine(rng, 'green', 'yellow'), rng)
+        picture, (x, y, width, height) = drawing.draw(drawing.imagine(rng, 'green', 'yellow'), rng)
         far = np.abs(np.array(picture, int) - (255, 0, 255)).sum(2) > 20
         ys, xs = np.nonzero(far)
         box = np.array([x, y, x + width - 1, y + height - 1])
@@ -147,7 +147,7 @@ def test_color_accuracy_recognises_drawings(birds, blur, least):
 def test_color_accuracy_is_near_chance_where_pictures_ignore_the_colors():
     """A generator that draws the same birds whatever it is asked for."""
     rng = random.Random(0)
-    picture, _ = prepare.draw(prepare.imagine(rng, 'red', 'blue'), rng)
+    picture, _ = drawing.draw(drawing.imagine(rng, 'red', 'blue'), rng)
     asked = [prepare.colors_of(name) for name in prepare.CLASSES]
     accuracies = prepare.color_accuracy(to_tensor([picture] * len(asked)), *zip(*asked))
     assert accuracies == pytest.approx((1 / 6, 1 / 6))

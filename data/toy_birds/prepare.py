@@ -10,17 +10,15 @@ the pictures of the training classes. `color_accuracy` says how often a picture 
 import argparse
 import functools
 import io
-import math
 import multiprocessing
 import os
 import random
 import signal
 import sys
 from collections import Counter
-from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -28,287 +26,20 @@ sys.path.insert(0, os.path.join(HERE, '..', '..'))
 
 from common.errors import UserError, run_command
 from data import layout
+from data.toy_birds.drawing import PALETTE, SCENES, draw, imagine, shapes
+from data.toy_birds.sentences import describe
 
-SIZE = 256
-CAPTIONS = 10
-CAPTION_LENGTH = 201    # of the longest sentence the encoder reads
-PALETTE = {
-    'red': (208, 28, 40), 'yellow': (250, 220, 40), 'green': (36, 148, 60), 'blue': (36, 88, 208),
-    'black': (32, 32, 38), 'white': (248, 248, 248),
-}
-BEAKS = {'yellow': (238, 190, 40), 'orange': (226, 116, 30), 'black': (44, 42, 46), 'grey': (112, 114, 122)}
-# Muted and of middling lightness: far from every colour in the palette, black and white included.
-SCENES = {
-    'sky': ((160, 186, 206), (192, 206, 212)), 'grass': ((178, 194, 200), (150, 170, 132)),
-    'water': ((190, 196, 196), (136, 166, 178)), 'branch': ((172, 186, 168), (190, 194, 174)),
-    'sand': ((184, 194, 200), (202, 186, 160)), 'plain': ((190, 174, 180), (178, 174, 192)),
-}
-BARK = (132, 114, 100)
-PLACES = {
-    'sky': ('flying in the sky', 'in flight', 'flying with spread wings'),
-    'grass': ('standing in the grass', 'in a meadow'), 'water': ('wading in the water', 'standing in a pond'),
-    'branch': ('perched on a branch', 'sitting on a thin branch'), 'sand': ('standing on the sand', 'on a beach'),
-    'plain': (),
-}
-SENTENCES = (
-    'this {size}bird has {all}.', 'a {size}bird{place} with {all}.', 'a {size}{body} bird{place} with {rest}.',
-    'this {size}{body} bird has {rest}.', 'this {size}bird is {mostly}{body} with {rest}.',
-    'the {size}bird{place} is {mostly}{body}, and it has {rest}.', 'with {rest}, this {size}bird is {mostly}{body}.',
-    'its body is {body}, its wings are {wings}{more}.', 'a {wings} winged bird{place} whose body is {body}{more}.',
-    'the body of this {size}bird is {body}, its wings are {wings}{more}.',
-)
-BODIES = ('a {0} body', 'a {0} body', 'a {0} breast', '{0} plumage')
-WINGS = ('{0} wings', '{0} wings', '{0} wings and tail', 'a pair of {0} wings')
-TINTS = {'black': ('jet ', 'deep '), 'white': ('snow ', 'pure ')}    # of the others: bright, vivid, deep
 CLASSES = [f'{body}_body_{wings}_wings' for body in PALETTE for wings in PALETTE if body != wings]
 # Opponent colours never come together in training, whichever has the body.
 OPPONENTS = {frozenset(pair) for pair in (('red', 'green'), ('yellow', 'blue'), ('black', 'white'))}
 UNSEEN = {name for name in CLASSES if frozenset(name.split('_')[::2]) in OPPONENTS}
 MIN_COUNT = 2 * len(CLASSES)
 
-# Outlines in the bird's own frame: it looks to the right, y points down, its body is about 2 wide and 1.5 high. Wings
-# leave the breast and the flanks to be seen, so that every pose shows much of both colours.
-BODY = [(.99, -.58), (.86, -.90), (.56, -.99), (.26, -.84), (-.08, -.60), (-.55, -.34), (-.98, .06), (-.80, .46),
-        (-.30, .76), (.28, .76), (.74, .44), (.94, -.06)]
-CROWN = [(.98, -.66), (.86, -.90), (.56, -.99), (.29, -.85), (.5, -.78), (.76, -.73)]
-BELLY = [(.50, .38), (.48, .52), (.22, .69), (-.18, .70), (-.32, .60), (.06, .50)]
-TAIL = [(-.72, -.08), (-1.05, -.04), (-1.40, .0), (-1.46, .18), (-1.10, .34), (-.74, .32)]
-FOLDED = [(.16, -.14), (-.10, -.40), (-.50, -.34), (-.92, -.08), (-1.20, .20), (-.84, .26), (-.40, .24), (.02, .12)]
-RAISED = [(.14, -.30), (.10, -.64), (-.10, -1.02), (-.44, -1.32), (-.70, -1.24), (-.88, -.98), (-.88, -.60),
-          (-.66, -.20), (-.24, -.04)]
-
-
-@dataclass
-class Bird:
-    """What is seen: colours by name, lengths as a share of the picture."""
-    body: str
-    wings: str
-    crown: str
-    belly: str
-    beak: str               # its colour
-    beak_length: str        # short or long
-    beak_shape: str         # pointed or curved
-    raised: bool            # wings up, or folded on the back
-    scene: str
-    facing: int             # 1 to the right, -1 to the left
-    scale: float            # of one unit of the outlines
-    tilt: float             # in radians
-    center: tuple
-    plump: float            # height of the outlines over their width
-
 
 def colors_of(class_name):
     """`red_body_blue_wings` -> ('red', 'blue')."""
     body, _, wings, _ = class_name.split('_')
     return body, wings
-
-
-def imagine(rng, body, wings, **given):
-    """A random `Bird` of these colours; `given` fixes some of its other fields. `rng` is a `random.Random`."""
-    others = [color for color in PALETTE if color not in (body, wings)]
-    given = {'scene': rng.choice(list(SCENES)), 'facing': rng.choice([1, -1]), **given}
-    bird = {
-        'crown': rng.choice(others) if rng.random() < .35 else body,
-        'belly': rng.choice(others) if rng.random() < .3 else body,
-        'beak': rng.choice(list(BEAKS)), 'beak_length': rng.choice(['short', 'long']),
-        'beak_shape': rng.choice(['pointed', 'curved']), 'raised': given['scene'] == 'sky' or rng.random() < .2,
-        'scale': rng.uniform(.26, .32), 'tilt': rng.uniform(-.15, .2), 'plump': rng.uniform(.92, 1.1),
-        # The tail is longer than the beak: room for it behind.
-        'center': (.5 + .015 * given['facing'] + rng.uniform(-.02, .02), rng.uniform(.53, .57)),
-    }
-    return Bird(body, wings, **{**bird, **given})
-
-
-def curve(points, steps=6):
-    """The closed Catmull-Rom curve through `points` [n, 2] -> [steps * n, 2]."""
-    a, b, c, d = (np.roll(np.asarray(points, float), shift, 0)[:, None] for shift in (1, 0, -1, -2))
-    t = np.linspace(0, 1, steps, endpoint=False)[:, None]
-    return (b + .5 * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))).reshape(-1, 2)
-
-
-def shapes(bird):
-    """Part -> its outline, float [n, 2] in shares of the picture."""
-    bend = .12 if bird.beak_shape == 'curved' else 0
-    reach = 1.36 if bird.beak_length == 'long' else 1.2
-    wing = np.array(RAISED if bird.raised else FOLDED)
-    middle = (.95 + reach) / 2
-    parts = {
-        'tail': curve(TAIL), 'body': curve(BODY), 'crown': curve(CROWN), 'belly': curve(BELLY), 'wing': curve(wing),
-        'coverts': curve((wing - wing[0]) * .62 + wing[0] - (.03, -.02)),
-        'beak': [(.9, -.7), (middle, -.63 - bend / 2), (reach, -.52 + bend), (middle, -.50), (.9, -.44)],
-    }
-    if bird.raised:
-        parts['far wing'] = curve(wing * (.9, .96) + (.36, .02))
-    return {part: place(bird, points) for part, points in parts.items()}
-
-
-def place(bird, points):
-    """From the bird's frame to the picture's, [n, 2] -> [n, 2]."""
-    x, y = np.asarray(points, float).T * [[1], [bird.plump]]
-    cos, sin = math.cos(bird.tilt), math.sin(bird.tilt)
-    return np.stack([bird.facing * (x * cos + y * sin), y * cos - x * sin], 1) * bird.scale + bird.center
-
-
-def draw(bird, rng):
-    """-> (RGB picture of 256 x 256, its bird's (x, y, width, height) in pixels)."""
-    # Drawn at twice the size: Pillow's polygons have no smooth edges.
-    layer = Image.new('RGBA', (2 * SIZE, 2 * SIZE))
-    feet = draw_bird(ImageDraw.Draw(layer), bird, rng)
-    layer = layer.reduce(2)
-    picture = draw_scene(bird.scene, feet, rng)
-    picture.paste(layer, mask=layer)
-    left, top, right, bottom = layer.getchannel('A').point(lambda alpha: 255 * (alpha > 100)).getbbox()
-    return picture, (left, top, right - left, bottom - top)
-
-
-def draw_bird(pen, bird, rng):
-    """Draw it with an `ImageDraw` of 512 x 512; returns the height of its feet as a share of the picture."""
-    parts = {part: 2 * SIZE * points for part, points in shapes(bird).items()}
-    body, wings = jitter(PALETTE[bird.body], rng), jitter(PALETTE[bird.wings], rng)
-
-    def fill(part, color, edge=True):
-        points = [tuple(point) for point in parts[part]]
-        pen.polygon(points, fill=color)
-        if edge:
-            pen.line(points + points[:2], fill=shade(color, .8), width=3, joint='curve')
-
-    if bird.raised:
-        fill('far wing', shade(wings, .9))
-    feet = bird.center[1] + bird.scale * bird.plump
-    if bird.scene != 'sky':
-        draw_legs(pen, bird, feet)
-    fill('tail', shade(wings, .92))
-    fill('beak', BEAKS[bird.beak])
-    fill('body', body)
-    if bird.belly != bird.body:
-        fill('belly', jitter(PALETTE[bird.belly], rng), edge=False)
-    if bird.crown != bird.body:
-        fill('crown', jitter(PALETTE[bird.crown], rng), edge=False)
-    fill('wing', wings)
-    root, edge = parts['wing'][0], parts['wing'][18:-9:4]
-    for tip in edge:
-        pen.line([*root + .5 * (tip - root), *root + .94 * (tip - root)], fill=shade(wings, .8), width=3)
-    fill('coverts', shade(wings, 1.12))
-    draw_eye(pen, *2 * SIZE * place(bird, [(.68, -.64)])[0], 2 * SIZE * bird.scale * .1)
-    return feet
-
-
-def draw_legs(pen, bird, feet):
-    """Two thin legs with toes, upright however the bird tilts."""
-    toe = .09 * bird.scale * bird.facing
-    for x in (-.12, .2):
-        x, y = bird.center[0] + bird.facing * x * bird.scale, bird.center[1] + .4 * bird.scale
-        lines = [(x, y, x, feet)] + [(x, feet, x + toe * reach, feet + .03 * bird.scale) for reach in (-1, .6, 1.6)]
-        for line in lines:
-            pen.line([2 * SIZE * end for end in line], fill=(96, 84, 80), width=6)
-
-
-def draw_eye(pen, x, y, radius):
-    """A ring, a pupil and the light in it."""
-    for color, size, shift in (((236, 232, 224), 1, 0), ((26, 22, 24), .76, 0), ((255, 255, 255), .28, -.25)):
-        box = [x + (shift - size) * radius, y + (shift - size) * radius]
-        pen.ellipse(box + [x + (shift + size) * radius, y + (shift + size) * radius], fill=color)
-
-
-def draw_scene(scene, feet, rng):
-    """A picture of 256 x 256 without a bird; `feet` is the height of the ground or branch under it."""
-    top, bottom = (jitter(tone, rng, 8) for tone in SCENES[scene])
-    picture = Image.composite(Image.new('RGB', (SIZE, SIZE), bottom), Image.new('RGB', (SIZE, SIZE), top),
-                              Image.linear_gradient('L'))
-    pen = ImageDraw.Draw(picture)
-    if scene in ('grass', 'water', 'sand'):
-        draw_ground(pen, scene, SIZE * (feet - rng.uniform(.05, .25)), top, bottom, rng)
-    else:
-        for _ in range(7):
-            draw_blob(pen, scene, shade(bottom, rng.uniform(1, 1.2)), rng)
-    picture = picture.filter(ImageFilter.BoxBlur(3))
-    if scene == 'branch':
-        y, slope = SIZE * (feet + .012), rng.uniform(-12, 12)
-        ImageDraw.Draw(picture).line([0, y - slope, SIZE, y + slope], fill=jitter(BARK, rng), width=rng.randint(7, 11))
-    return picture
-
-
-def draw_ground(pen, scene, horizon, top, bottom, rng):
-    """Sky down to a horizon; below it grass, ripples or pebbles."""
-    pen.rectangle([0, 0, SIZE, horizon], fill=top)
-    pen.rectangle([0, horizon, SIZE, SIZE], fill=bottom)
-    for _ in range(60):
-        x, y, tone = rng.uniform(0, SIZE), rng.uniform(horizon, SIZE), shade(bottom, rng.uniform(.88, 1.12))
-        if scene == 'grass':
-            pen.line([x, y, x + rng.uniform(-6, 6), y - rng.uniform(8, 24)], fill=tone, width=4)
-        elif scene == 'water':
-            pen.line([x - rng.uniform(10, 40), y, x, y], fill=tone, width=4)
-        else:
-            pen.ellipse([x, y, x + 9, y + 5], fill=tone)
-
-
-def draw_blob(pen, scene, color, rng):
-    """A cloud, or a leaf far out of focus."""
-    x, y, width = (SIZE * rng.uniform(low, high) for low, high in ((0, 1), (0, 1), (.06, .17)))
-    height = width * (.4 if scene == 'sky' else 1)
-    pen.ellipse([x - width, y - height, x + width, y + height], fill=color)
-
-
-def shade(color, factor):
-    """A colour made darker (below 1) or lighter (above 1)."""
-    return tuple(round(c * factor if factor < 1 else c + (255 - c) * (factor - 1)) for c in color)
-
-
-def jitter(color, rng, by=10):
-    return tuple(min(255, max(0, c + rng.randint(-by, by))) for c in color)
-
-
-def describe(bird, rng):
-    """-> ten different sentences, each with the colours of body and wings and some of what else is seen."""
-    sentences = {}
-    while len(sentences) < CAPTIONS:
-        sentence = say(bird, rng)
-        if len(sentence) <= CAPTION_LENGTH:
-            sentences[sentence] = None
-    return list(sentences)
-
-
-def say(bird, rng):
-    """One sentence about the bird."""
-    body, wings = (tint(color, rng) for color in (bird.body, bird.wings))
-    extras = rng.sample(details(bird, rng), rng.choice([0, 0, 0, 1]))
-    wing_part = rng.choice(WINGS).format(wings)
-    parts = [rng.choice(BODIES).format(body), wing_part, *extras]
-    places = PLACES[bird.scene] + (('lifting its wings',) if bird.raised and bird.scene != 'sky' else ())
-    sentence = rng.choice(SENTENCES).format(
-        size=rng.choice(size_words(bird)), body=body, wings=wings, mostly=rng.choice(['', 'mostly ', 'mainly ']),
-        all=enumerate_parts(rng.sample(parts, len(parts))), rest=enumerate_parts([wing_part, *extras]),
-        more=f', and it has {enumerate_parts(extras)}' if extras else '',
-        place=f' {rng.choice(places)}' if places and rng.random() < .3 else '')
-    return sentence.replace('a orange', 'an orange')
-
-
-def details(bird, rng):
-    """Noun phrases for what is seen besides the colours of body and wings."""
-    adjectives = [bird.beak_length, bird.beak_shape, bird.beak]
-    said = [word for word in adjectives if rng.random() < .4] or adjectives[-1:]
-    found = [f'a {" ".join(said)} {rng.choice(["beak", "bill"])}']
-    if bird.crown != bird.body:
-        found.append(f'a {bird.crown} {rng.choice(["crown", "cap", "patch on its head"])}')
-    if bird.belly != bird.body:
-        found.append(f'a {bird.belly} {rng.choice(["belly", "underside", "patch on its belly"])}')
-    return found
-
-
-def tint(color, rng):
-    """`red` -> `red` or, at times, `bright red`."""
-    return (rng.choice(TINTS.get(color, ('bright ', 'vivid ', 'deep '))) if rng.random() < .2 else '') + color
-
-
-def size_words(bird):
-    if bird.scale < .28:
-        return '', 'small ', 'tiny ', 'little '
-    return ('', 'large ', 'big ') if bird.scale > .30 else ('',)
-
-
-def enumerate_parts(parts):
-    """['a', 'b', 'c'] -> 'a, b and c'."""
-    return ' and '.join([', '.join(parts[:-1]), parts[-1]] if parts[1:] else parts)
 
 
 def color_accuracy(images, body_colors, wing_colors):
@@ -398,14 +129,11 @@ def prepare(out, count, seed):
         raise UserError(f'--out {out}: is a folder; name a file in it, such as {os.path.join(out, "toy_birds.hdf5")}')
     counts = Counter()
     pool = multiprocessing.Pool(initializer=leave_signals_to_the_parent)
-    try:
-        with pool, layout.replace_file(out) as file:
-            birds = pool.imap(functools.partial(make, seed=seed), range(count), chunksize=16)
-            for split, photograph in tqdm(birds, total=count, desc='birds', unit='', disable=None):
-                layout.write_photograph(file, split, photograph)
-                counts[split] += 1
-    except OSError as error:
-        raise UserError(f'--out {out}: cannot be written ({error})') from error
+    with pool, layout.replace_file(out) as file:
+        birds = pool.imap(functools.partial(make, seed=seed), range(count), chunksize=16)
+        for split, photograph in tqdm(birds, total=count, desc='birds', unit='', disable=None):
+            layout.write_photograph(file, split, photograph)
+            counts[split] += 1
     return counts
 
 

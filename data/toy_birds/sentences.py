@@ -1,0 +1,72 @@
+"""What is said of a drawn bird: sentences from a grammar with synonyms, each with the colours of body and wings."""
+CAPTIONS = 10
+CAPTION_LENGTH = 201    # of the longest sentence the encoder reads
+PLACES = {
+    'sky': ('flying in the sky', 'in flight', 'flying with spread wings'),
+    'grass': ('standing in the grass', 'in a meadow'), 'water': ('wading in the water', 'standing in a pond'),
+    'branch': ('perched on a branch', 'sitting on a thin branch'), 'sand': ('standing on the sand', 'on a beach'),
+    'plain': (),
+}
+SENTENCES = (
+    'this {size}bird has {all}.', 'a {size}bird{place} with {all}.', 'a {size}{body} bird{place} with {rest}.',
+    'this {size}{body} bird has {rest}.', 'this {size}bird is {mostly}{body} with {rest}.',
+    'the {size}bird{place} is {mostly}{body}, and it has {rest}.', 'with {rest}, this {size}bird is {mostly}{body}.',
+    'its body is {body}, its wings are {wings}{more}.', 'a {wings} winged bird{place} whose body is {body}{more}.',
+    'the body of this {size}bird is {body}, its wings are {wings}{more}.',
+)
+BODIES = ('a {0} body', 'a {0} body', 'a {0} breast', '{0} plumage')
+WINGS = ('{0} wings', '{0} wings', '{0} wings and tail', 'a pair of {0} wings')
+TINTS = {'black': ('jet ', 'deep '), 'white': ('snow ', 'pure ')}    # of the others: bright, vivid, deep
+
+
+def describe(bird, rng):
+    """-> ten different sentences, each with the colours of body and wings and some of what else is seen."""
+    sentences = {}
+    while len(sentences) < CAPTIONS:
+        sentence = say(bird, rng)
+        if len(sentence) <= CAPTION_LENGTH:
+            sentences[sentence] = None
+    return list(sentences)
+
+
+def say(bird, rng):
+    """One sentence about the bird."""
+    body, wings = (tint(color, rng) for color in (bird.body, bird.wings))
+    extras = rng.sample(details(bird, rng), rng.choice([0, 0, 0, 1]))
+    wing_part = rng.choice(WINGS).format(wings)
+    parts = [rng.choice(BODIES).format(body), wing_part, *extras]
+    places = PLACES[bird.scene] + (('lifting its wings',) if bird.raised and bird.scene != 'sky' else ())
+    sentence = rng.choice(SENTENCES).format(
+        size=rng.choice(size_words(bird)), body=body, wings=wings, mostly=rng.choice(['', 'mostly ', 'mainly ']),
+        all=enumerate_parts(rng.sample(parts, len(parts))), rest=enumerate_parts([wing_part, *extras]),
+        more=f', and it has {enumerate_parts(extras)}' if extras else '',
+        place=f' {rng.choice(places)}' if places and rng.random() < .3 else '')
+    return sentence.replace('a orange', 'an orange')
+
+
+def details(bird, rng):
+    """Noun phrases for what is seen besides the colours of body and wings."""
+    adjectives = [bird.beak_length, bird.beak_shape, bird.beak]
+    said = [word for word in adjectives if rng.random() < .4] or adjectives[-1:]
+    found = [f'a {" ".join(said)} {rng.choice(["beak", "bill"])}']
+    if bird.crown != bird.body:
+        found.append(f'a {bird.crown} {rng.choice(["crown", "cap", "patch on its head"])}')
+    if bird.belly != bird.body:
+        found.append(f'a {bird.belly} {rng.choice(["belly", "underside", "patch on its belly"])}')
+    return found
+
+
+def tint(color, rng):
+    """`red` -> `red` or, at times, `bright red`."""
+    return (rng.choice(TINTS.get(color, ('bright ', 'vivid ', 'deep '))) if rng.random() < .2 else '') + color
+
+
+def size_words(bird):
+    if bird.scale < .28:
+        return '', 'small ', 'tiny ', 'little '
+    return ('', 'large ', 'big ') if bird.scale > .30 else ('',)
+
+
+def enumerate_parts(parts):
+    """['a', 'b', 'c'] -> 'a, b and c'."""
+    return ' and '.join([', '.join(parts[:-1]), parts[-1]] if parts[1:] else parts)
