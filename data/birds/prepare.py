@@ -70,16 +70,15 @@ def read_all(entries, look_up, skipped):
 
 
 def open_embeddings(args):
-    """(source, look_up, encode): who made the embeddings, and one of two ways to get at them; all None without any."""
+    """(source, look_up, encoder): who made the embeddings, and how to get at them, or what makes them; or all None."""
     if args.pickles:
         return 'StackGAN pickles', published_embeddings.open_pickles(args.pickles), None
     if args.icml:
         return 'icml2016 t7', published_embeddings.open_icml(args.icml), None
     if args.encoder:
-        # `data` imports no chapter; only this command does, when it is asked to, and only here.
-        from char_cnn_rnn.build_encoder import embed_captions, load_encoder
-        encoder = load_encoder(args.encoder)
-        return 'char_cnn_rnn encoder', None, lambda captions: embed_captions(encoder, captions, verbose=False)
+        # `data` imports no chapter; only this command does, and only when it is asked to.
+        from char_cnn_rnn.build_encoder import load_encoder
+        return 'char_cnn_rnn encoder', None, load_encoder(args.encoder)
     return None, None, None
 
 
@@ -93,10 +92,12 @@ def check_space(entries, source, out):
                         'make room, or give --out another place')
 
 
-def write(file, usable, encode):
-    """Write a list of (split, Photograph), which `encode` gives their embeddings where there is one."""
-    if encode:
-        rows = iter(encode(list(itertools.chain.from_iterable(photograph.captions for _, photograph in usable))))
+def write(file, usable, encoder):
+    """Write a list of (split, Photograph), which `encoder` gives their embeddings where there is one."""
+    if encoder:
+        from char_cnn_rnn.build_encoder import embed_captions
+        captions = list(itertools.chain.from_iterable(photograph.captions for _, photograph in usable))
+        rows = iter(embed_captions(encoder, captions, verbose=False))
         for _, photograph in usable:
             photograph.embeddings = list(itertools.islice(rows, len(photograph.captions)))
     for split, photograph in usable:
@@ -109,7 +110,7 @@ def convert(entries, skipped, args):
     Adds those that cannot be used to `skipped`. Returns who made the embeddings (or None) and counts of what there was.
     """
     count = Counter()
-    source, look_up, encode = open_embeddings(args)
+    source, look_up, encoder = open_embeddings(args)
     with contextlib.nullcontext() if args.dry_run else layout.replace_file(args.out) as file:
         if not args.dry_run:
             check_space(entries, source, args.out)
@@ -118,12 +119,15 @@ def convert(entries, skipped, args):
                 count.update({(split, 'photographs'): 1, (split, 'captions'): len(photograph.captions),
                               'bytes': len(photograph.jpeg), 'boxless': photograph.bbox is None})
             if not args.dry_run:
-                write(file, usable, encode)
+                write(file, usable, encoder)
         if not count:
             raise UserError(f'{args.cub[0]}: no usable photograph ({len(skipped)} skipped), so nothing is written; '
                             'check --cub, --text and the class lists')
         if source and not args.dry_run:
             file.attrs['embeddings'] = source
+    if encoder and not args.dry_run:
+        from char_cnn_rnn.build_encoder import save_encoder
+        save_encoder(encoder, args.out)
     return source, count
 
 
@@ -164,13 +168,7 @@ def main():
     for path in skipped:
         print(f'skipped {path}: images.txt must name a photograph as CLASS/NAME.jpg')
     cub.check_names(entries)
-    try:
-        source, count = convert([entry for entry in entries if entry.split], skipped, args)
-    except OSError as error:
-        raise UserError(f'{args.out}: cannot be written ({" ".join(str(error).split())})') from error
-    if args.encoder and not args.dry_run:
-        from char_cnn_rnn.build_encoder import load_encoder, save_encoder
-        save_encoder(load_encoder(args.encoder), args.out)
+    source, count = convert([entry for entry in entries if entry.split], skipped, args)
     report(count, source, args.out)
     say_unlisted(entries, split_of if any(lists.values()) else {})
     done = 'would write' if args.dry_run else f'wrote {os.path.getsize(args.out) / 1e6:.1f} MB to'
