@@ -31,8 +31,8 @@ BATCH = 32
 class ScratchCNN(nn.Module):
     """A small network that is trained together with the sentences: uint8 [B, 3, 64, 64] -> [B, 1024] of length 10.
 
-    Of that length all features take part and sentences have to learn: with longer ones the loss is small while what
-    is random in a sentence's embedding still outweighs what it says, with shorter ones few directions are ever used.
+    The length decides what sentences learn on toy_birds. Against longer features the loss is small while their
+    embeddings are still mostly the noise of their first weights; against shorter ones they use only a few directions.
     """
 
     LENGTH = 10

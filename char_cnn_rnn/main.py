@@ -112,7 +112,7 @@ def evaluate(options, device):
 
 def load_model(options, device):
     """The model of `--encoder` or of the newest run on the data set, and the file it came from."""
-    source = options.encoder or run.newest_checkpoint(options)
+    source = options.encoder or run.trained_checkpoint(options)
     contents = {} if source.endswith('.t7') else checkpoint.load(source)
     name = contents.get('image_encoder', options.image_encoder)
     encoder = load_encoder(source, device)
@@ -146,7 +146,7 @@ def best_pictures(model, path, split, index, photographs, queries):
 def embed(options, device):
     """Give every caption of the file its embedding, and put the encoder beside the file."""
     path = flags.dataset_file(options)
-    source = options.encoder or run.newest_checkpoint(options)
+    source = options.encoder or run.trained_checkpoint(options)
     encoder = load_encoder(source, device)
     print(f'{source} reads the captions of {path}', flush=True)
     embeddings = {split: embed_captions(encoder, load_split(path, split).index.captions) for split in layout.SPLITS}

@@ -28,26 +28,22 @@ def add_boolean(parser, name, default, help):
 
 def positive(number):
     """An argparse type: `positive(int)` or `positive(float)`, above zero."""
+    return _checked(number, 'positive', lambda value: value > 0, 'is not above zero')
+
+
+def non_negative(number):
+    """An argparse type: `non_negative(int)` or `non_negative(float)`, at least zero."""
+    return _checked(number, 'non-negative', lambda value: value >= 0, 'is below zero')
+
+
+def _checked(number, kind, is_fine, complaint):
     def parse(text):
         value = number(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f'{text} is not above zero')
+        if not is_fine(value):
+            raise argparse.ArgumentTypeError(f'{text} {complaint}')
         return value
-    parse.__name__ = f'positive {number.__name__}'
+    parse.__name__ = f'{kind} {number.__name__}'
     return parse
-
-
-def non_negative(text, number=float):
-    """An argparse type: a float of at least zero."""
-    value = number(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f'{text} is below zero')
-    return value
-
-
-def non_negative_int(text):
-    """An argparse type: an int of at least zero."""
-    return non_negative(text, int)
 
 
 def add_run_flags(parser, model, epochs, batch_size, lr, chapter_dir):

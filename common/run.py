@@ -34,18 +34,18 @@ def write_options(run_dir, options):
         json.dump(options, file, indent=1, sort_keys=True)
 
 
-def find_run(out_dir, checkpoint, prefix=''):
-    """The newest folder in `out_dir` (with `prefix`: of the runs on that data set) that holds the file `checkpoint`.
+def find_run(out_dir, checkpoint, dataset=''):
+    """The newest folder in `out_dir` (with `dataset`: of the runs on that one) that holds the file `checkpoint`.
 
     Raises UserError where there is none.
     """
     found = []
     if os.path.isdir(out_dir):
         found = [os.path.join(out_dir, name, checkpoint) for name in os.listdir(out_dir)
-                 if not prefix or _dataset_of(os.path.join(out_dir, name)) == prefix]
+                 if not dataset or _dataset_of(os.path.join(out_dir, name)) == dataset]
     found = [path for path in found if os.path.isfile(path)]
     if not found:
-        runs = f'run on {prefix}' if prefix else 'run'
+        runs = f'run on {dataset}' if dataset else 'run'
         raise UserError(f'{out_dir}: no {runs} with a {checkpoint} in it yet; train one first (--train)')
     return os.path.dirname(max(found, key=os.path.getmtime))
 
@@ -81,15 +81,10 @@ def lock(run_dir):
         raise UserError(f'{run_dir}: another process is training in it') from error
 
 
-def checkpoint_in(run_dir, options):
-    """The checkpoint of the run that `--resume` names, or None without one."""
-    return run_dir and os.path.join(run_dir, f'{options.model}.pt')
-
-
-def newest_checkpoint(options, of_dataset=True):
-    """The checkpoint of the newest run in `--out_dir`: of runs on `--dataset`, or of all."""
+def trained_checkpoint(options, resumed=None, of_dataset=True):
+    """The checkpoint of the run `resumed`, or else of the newest in `--out_dir`: of runs on `--dataset`, or of all."""
     name = f'{options.model}.pt'
-    return os.path.join(find_run(options.out_dir, name, prefix=options.dataset if of_dataset else ''), name)
+    return os.path.join(resumed or find_run(options.out_dir, name, options.dataset if of_dataset else ''), name)
 
 
 def parse_options(parser, arguments=None):
@@ -104,7 +99,7 @@ def parse_options(parser, arguments=None):
     run_dir = options.resume
     if run_dir == 'newest':
         is_named = options.dataset != parser.get_default('dataset')
-        run_dir = os.path.dirname(newest_checkpoint(options, of_dataset=is_named))
+        run_dir = os.path.dirname(trained_checkpoint(options, of_dataset=is_named))
     parser.set_defaults(**{name: value for name, value in read_options(run_dir).items() if name in vars(options)})
     options = parser.parse_args(arguments)
     return options, run_dir

@@ -9,6 +9,7 @@ BASE_SIZE = 64
 
 
 def conv3x3(size_in, size_out):
+    """[B, size_in, H, W] -> [B, size_out, H, W]."""
     return nn.Conv2d(size_in, size_out, 3, padding=1, bias=False)
 
 
@@ -63,6 +64,8 @@ class InitialStage(nn.Module):
 
 
 class ResidualBlock(nn.Module):
+    """Features [B, width, H, W] and what is to be added to them, again [B, width, H, W]."""
+
     def __init__(self, width):
         super().__init__()
         self.block = nn.Sequential(*gated_conv(width, width), conv3x3(width, width), nn.BatchNorm2d(width))
@@ -140,10 +143,12 @@ def normalised_conv(size_in, size_out, kernel_size, stride):
 
 
 def downsample(size_in, size_out):
+    """Layers [B, size_in, H, W] -> [B, size_out, H/2, W/2]."""
     return normalised_conv(size_in, size_out, kernel_size=4, stride=2)
 
 
 def narrow(size_in, size_out):
+    """Layers [B, size_in, H, W] -> [B, size_out, H, W]."""
     return normalised_conv(size_in, size_out, kernel_size=3, stride=1)
 
 

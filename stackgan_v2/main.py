@@ -40,7 +40,7 @@ def parse_flags():
     parser.add_argument('--config_name', metavar='NAME',
                         help='run folders are DATASET_NAME_DATE (default: the branches, as in 3stages)')
     parser.add_argument('--gpu', type=int, default=0, metavar='N', help='which GPU; -1: the CPU (default: 0)')
-    parser.add_argument('--workers', type=flags.non_negative_int, default=4,
+    parser.add_argument('--workers', type=flags.non_negative(int), default=4,
                         help='processes that prepare pictures; 0: none but this one (default: 4)')
     parser.add_argument('--snapshot_interval', type=flags.positive(int), default=SNAPSHOT_INTERVAL, metavar='STEPS',
                         help=f'steps between two Model/netG_COUNT.pth (default: {SNAPSHOT_INTERVAL})')
@@ -77,7 +77,7 @@ def add_model_flags(parser):
     for name, default, what in [('kl_coef', 2.0, 'the KL divergence of conditions'),
                                 ('uncond_coef', 1.0, 'the unconditional losses'),
                                 ('color_coef', 0.0, 'colour consistency between neighbouring branches')]:
-        parser.add_argument(f'--{name}', type=flags.non_negative, default=default, metavar='W',
+        parser.add_argument(f'--{name}', type=flags.non_negative(float), default=default, metavar='W',
                             help=f'weight of {what} (default: {default})')
     flags.add_boolean(parser, '--conditional', None, 'read sentences')
 
@@ -203,9 +203,9 @@ def draw(options, device, resumed):
 
 def checkpoint_file(options, resumed, of_dataset):
     """That of the run that `--resume` names, or `--checkpoint`, or that of the newest run."""
-    if resumed:
-        return run.checkpoint_in(resumed, options)
-    return existing(options) if options.checkpoint else run.newest_checkpoint(options, of_dataset)
+    if options.checkpoint and not resumed:
+        return existing(options)
+    return run.trained_checkpoint(options, resumed, of_dataset)
 
 
 def existing(options):

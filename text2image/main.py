@@ -33,7 +33,7 @@ def parse_flags():
     for name, default, what in [('l1_coef', 50, 'feature matching'), ('l2_coef', 100, 'the pixel loss'),
                                 ('cls_coef', 0, 'real pictures with wrong sentences (GAN-CLS)'),
                                 ('int_coef', 0, 'interpolated sentences (GAN-INT)')]:
-        parser.add_argument(f'--{name}', type=flags.non_negative, default=default, metavar='W',
+        parser.add_argument(f'--{name}', type=flags.non_negative(float), default=default, metavar='W',
                             help=f'weight of {what} (default: {default})')
     parser.add_argument('--text', action='append', metavar='SENTENCE', help='draw this sentence; can be repeated')
     parser.add_argument('--text_file', metavar='FILE', help='draw the sentences of this file, one a line')
@@ -84,7 +84,7 @@ def evaluate(options, device, resumed):
     """A sheet of pictures for captions of classes that were not trained on."""
     dataset = Text2ImageDataset.held_out(flags.dataset_file(options))
     loader = DataLoader(dataset, EVAL_SIZE, shuffle=True, collate_fn=dataset.collate)
-    file = options.checkpoint or run.checkpoint_in(resumed, options) or run.newest_checkpoint(options)
+    file = options.checkpoint or run.trained_checkpoint(options, resumed)
     model = load_model(file, options, device, loader)
     images, captions = model.eval()
     print(f'{file} draws captions of /{dataset.split}:')
@@ -94,8 +94,7 @@ def evaluate(options, device, resumed):
 def draw(options, device, resumed):
     """A picture for each sentence that the user typed."""
     sentences = flags.read_sentences(options.text, options.text_file)
-    file = (options.checkpoint or run.checkpoint_in(resumed, options)
-            or run.newest_checkpoint(options, of_dataset=False))
+    file = options.checkpoint or run.trained_checkpoint(options, resumed, of_dataset=False)
     model = load_model(file, options, device)
     encoder = reading.find_encoder(options, file)
     embeddings = reading.embed(encoder, sentences, device)
