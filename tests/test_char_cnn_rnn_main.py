@@ -102,12 +102,12 @@ def test_the_newest_run_of_the_data_set(tmp_path):
             (tmp_path / name / 'model.pt').write_bytes(b'')
             os.utime(tmp_path / name / 'model.pt', (age, age))
     for prefix, name in [('', runs[2]), ('birds', runs[1]), ('birds_small', runs[2])]:
-        assert run.find_run(str(tmp_path), 'model.pt', prefix=prefix) == str(tmp_path / name)
-        assert run.newest_checkpoint(SimpleNamespace(out_dir=str(tmp_path), model='model', dataset=prefix)) == str(
+        assert run.find_run(str(tmp_path), 'model.pt', dataset=prefix) == str(tmp_path / name)
+        assert run.trained_checkpoint(SimpleNamespace(out_dir=str(tmp_path), model='model', dataset=prefix)) == str(
             tmp_path / name / 'model.pt')
     for prefix in ('bird', 'small', 'birds.*', 'query'):
         with pytest.raises(UserError, match='no run on'):
-            run.find_run(str(tmp_path), 'model.pt', prefix=prefix)
+            run.find_run(str(tmp_path), 'model.pt', dataset=prefix)
 
 
 def test_the_sheet_names_every_class_and_the_sentence_once_a_row(tmp_path, monkeypatch):

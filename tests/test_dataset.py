@@ -18,25 +18,14 @@ from common.flags import ROOT
 from data import cache, layout
 from data.txt2image_dataset import Text2ImageDataset
 from tests import tiny
+from tests.errors import one_line
 from tests.golden_numbers import golden
-
-
-@pytest.fixture(scope='module')
-def birds(tmp_path_factory):
-    return tiny.make(tmp_path_factory.mktemp('data') / 'birds.hdf5')
 
 
 @pytest.fixture
 def dataset(birds):
     torch.manual_seed(0)
     return Text2ImageDataset(birds)
-
-
-def one_line(call, *args):
-    with pytest.raises(UserError) as caught:
-        call(*args)
-    assert '\n' not in str(caught.value)
-    return str(caught.value)
 
 
 def chapters_picture(jpeg):

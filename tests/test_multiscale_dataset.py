@@ -1,10 +1,8 @@
-"""MultiscaleDataset and pictures without sentences, on tiny files, and StackGAN++'s preprocessing on real ones."""
+"""MultiscaleDataset on tiny files, and StackGAN++'s preprocessing on real ones."""
 import io
 import os
-import pickle
 import subprocess
 import sys
-import types
 import warnings
 from collections import Counter
 
@@ -14,34 +12,19 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from common.errors import UserError
 from common.flags import ROOT
 from data import layout
-from data.image_folder import image_folder, lsun
 from data.multiscale_dataset import MultiscaleDataset, crop_box, frame, views
 from tests import tiny
+from tests.errors import one_line
 from tests.golden_numbers import golden
-
-TINY = {'branches': 3, 'base_size': 16}
-COLORS = {'001.Auk': (220, 30, 30), '002.Jay': (30, 220, 30), '003.Owl': (30, 30, 220)}
-
-
-@pytest.fixture(scope='module')
-def birds(tmp_path_factory):
-    return tiny.make(tmp_path_factory.mktemp('data') / 'birds.hdf5')
+from tests.scenes import COLORS, TINY, class_shown, measure, same, slope
 
 
 @pytest.fixture
 def dataset(birds):
     torch.manual_seed(0)
     return MultiscaleDataset(birds, **TINY)
-
-
-def one_line(call, *args):
-    with pytest.raises(UserError) as caught:
-        call(*args)
-    assert '\n' not in str(caught.value)
-    return str(caught.value)
 
 
 def write(path, pictures, captions=('a bird',), bbox=None):
@@ -56,21 +39,11 @@ def write(path, pictures, captions=('a bird',), bbox=None):
     return str(path)
 
 
-def slope(size=(60, 40)):
-    """A photograph that gets redder to the right and greener downwards, so that a picture tells where it was cut."""
-    across, down = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
-    return Image.fromarray(np.stack([across, down, np.full_like(down, 128)], axis=2).astype(np.uint8))
-
-
 def pixels(image):
     """float32 [3, S, S] in [-1, 1] to uint8 [S, S, 3]; what is no whole number of 255ths fails."""
     image = image.double() * 127.5 + 127.5
     assert (image - image.round()).abs().max() < 1e-4
     return image.round().to(torch.uint8).permute(1, 2, 0).numpy()
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a, b))
 
 
 # --- crop, frame, views -----------------------------------------------------------------------------------------------
@@ -213,12 +186,6 @@ def test_cuts_and_flips_are_drawn_for_right_and_wrong_alike(tmp_path):
         assert torch.corrcoef(torch.stack([right, wrong]))[0, 1].abs() < 0.25
 
 
-def measure(image):
-    """(whether flipped, where cut across, where cut down) of a picture of `slope`."""
-    red, green = image[0], image[1]
-    return float(red[:, 0].mean() > red[:, -1].mean()), red.mean().item(), green.mean().item()
-
-
 def test_wrong_pictures_are_of_every_other_class(tmp_path):
     pictures = [(name, Image.new('RGB', (20, 30), color)) for name, color in COLORS.items() for _ in range(2)]
     dataset = MultiscaleDataset(write(tmp_path / 'birds.hdf5', pictures), **TINY)
@@ -228,13 +195,6 @@ def test_wrong_pictures_are_of_every_other_class(tmp_path):
         seen[item['class']][class_shown(item['wrong_images'])] += 1
     for name, counts in seen.items():
         assert set(counts) == set(COLORS) - {name} and min(counts.values()) > 15
-
-
-def class_shown(images):
-    """The class whose colour all sizes have."""
-    brightest = {image.mean((1, 2)).argmax().item() for image in images}
-    assert len(brightest) == 1
-    return list(COLORS)[brightest.pop()]
 
 
 def test_every_caption_is_drawn_with_its_embedding(dataset):
@@ -343,134 +303,3 @@ def test_worker_processes_read_the_file(dataset):
     first, again = (epoch(dataset, 1, num_workers=2) for _ in range(2))
     for a, b in zip(first, again):
         assert same(a['right_images'], b['right_images']) and same(a['wrong_images'], b['wrong_images'])
-
-
-# --- pictures without sentences ---------------------------------------------------------------------------------------
-
-@pytest.fixture
-def folder(tmp_path):
-    """Class folders of PNGs, a class's all of its colour."""
-    for name, color in COLORS.items():
-        (tmp_path / 'pictures' / name / 'deeper').mkdir(parents=True)
-        for place in ('a.png', 'deeper/b.png'):
-            Image.new('RGB', (30, 20), color).save(tmp_path / 'pictures' / name / place)
-    (tmp_path / 'pictures' / 'empty').mkdir()
-    (tmp_path / 'pictures' / 'notes.txt').write_text('no picture')
-    return str(tmp_path / 'pictures')
-
-
-def classes_of(dataset):
-    return Counter(class_shown(dataset[i]['right_images']) for i in range(len(dataset)))
-
-
-def test_folders_of_pictures(folder):
-    dataset = image_folder(folder, **TINY)
-    assert classes_of(dataset) == dict.fromkeys(COLORS, 2) and set(dataset[0]) == {'right_images'}
-    batch = next(iter(DataLoader(dataset, 5)))
-    assert [image.shape for image in batch['right_images']] == [(5, 3, 16, 16), (5, 3, 32, 32), (5, 3, 64, 64)]
-    assert [image.shape[-1] for image in image_folder(folder)[0]['right_images']] == [64, 128, 256]
-
-
-def test_classes_to_keep(folder):
-    dataset = image_folder(folder, ['003.Owl', '001.Auk'], **TINY)
-    assert classes_of(dataset) == {'001.Auk': 2, '003.Owl': 2}
-
-
-def test_pictures_of_folders_are_cut_and_flipped(tmp_path):
-    (tmp_path / 'all').mkdir()
-    slope().save(tmp_path / 'all' / 'slope.png')
-    dataset = image_folder(str(tmp_path), **TINY)
-    torch.manual_seed(0)
-    state = torch.get_rng_state()
-    items = dataset.__getitems__([0] * 20)
-    flipped, across, down = torch.tensor([measure(item['right_images'][-1]) for item in items]).T
-    assert 0.2 < flipped.mean() < 0.8 and across.std() > 0.05 and down.std() > 0.01
-    torch.set_rng_state(state)
-    assert all(same(a['right_images'], b['right_images']) for a, b in zip(items, dataset.__getitems__([0] * 20)))
-
-
-def test_folders_that_cannot_be_used(folder, tmp_path):
-    assert 'absent: no such folder' in one_line(image_folder, str(tmp_path / 'absent'))
-    assert "has no class folder '004.Emu' (it has 001.Auk, 002.Jay, 003.Owl, empty)" in one_line(
-        image_folder, folder, ['001.Auk', '004.Emu'])
-    assert 'no pictures in its class folders (empty)' in one_line(image_folder, folder, ['empty'])
-    assert 'holds no class folders' in one_line(image_folder, os.path.join(folder, 'empty'))
-    with open(os.path.join(folder, 'empty', 'broken.png'), 'wb') as file:
-        file.write(b'not a picture')
-    assert 'broken.png: cannot be decoded' in one_line(image_folder(folder, ['empty']).__getitem__, 0)
-
-
-def test_lsun_needs_lmdb(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'lmdb', None)  # as where it is not installed
-    assert 'pip install lmdb' in one_line(lsun, 'lsun', ['church_outdoor_train'])
-
-
-class FakeLmdb(types.ModuleType):
-    """As much of lmdb as is called: `pictures` for every database, and an error for the file 'damaged'."""
-    Error = type('Error', (Exception,), {})
-
-    def __init__(self, pictures):
-        super().__init__('lmdb')
-        self.pictures = pictures
-
-    def open(self, path, readonly, **_):
-        if os.path.exists(os.path.join(path, 'damaged')):
-            raise self.Error('MDB_INVALID')
-        return self
-
-    def begin(self, write):
-        return self
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def cursor(self):
-        return types.SimpleNamespace(iternext=lambda keys, values: iter(self.pictures))
-
-    def get(self, key):
-        return self.pictures[key]
-
-
-class Trap:
-    def __reduce__(self):
-        return open, ('sprung', 'w')
-
-
-def test_lsun(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    fake = FakeLmdb({str(seed).encode(): tiny.jpeg(seed) for seed in range(3)})
-    monkeypatch.setitem(sys.modules, 'lmdb', fake)
-    for name in ('church_outdoor_train', 'tower_val'):
-        os.mkdir(f'{name}_lmdb')
-    dataset = lsun('.', ['church_outdoor_train'], **TINY)
-    batch = next(iter(DataLoader(dataset, 3)))
-    assert len(dataset) == 3 and set(batch) == {'right_images'}
-    assert [image.shape for image in batch['right_images']] == [(3, 3, 16, 16), (3, 3, 32, 32), (3, 3, 64, 64)]
-    both = lsun('.', ['tower_val', 'church_outdoor_train'], **TINY)
-    assert len(both) == 6
-    for index in range(6):
-        torch.manual_seed(0)
-        item = both[index]
-        torch.manual_seed(0)
-        assert same(item['right_images'], dataset[index % 3]['right_images'])
-    assert 'bedroom_train_lmdb: no such folder' in one_line(lsun, '.', ['church_outdoor_train', 'bedroom_train'])
-    fake.pictures = {}
-    assert 'tower_val holds no pictures' in one_line(lsun, '.', ['tower_val'])
-    open(os.path.join('tower_val_lmdb', 'damaged'), 'w').close()
-    assert 'cannot be read (MDB_INVALID)' in one_line(lsun, '.', ['tower_val'])
-
-
-def test_lsun_reads_no_pickle(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, 'lmdb', FakeLmdb({b'a': tiny.jpeg(), b'b': b'no picture'}))
-    os.mkdir('church_outdoor_train_lmdb')
-    for name in ('_cache_churchoutdoortrainlmdb', '_cache_'):  # where torchvision's LSUN would keep its keys
-        with open(name, 'wb') as file:
-            pickle.dump(Trap(), file)
-    before = sorted(os.listdir())
-    dataset = lsun('.', ['church_outdoor_train'], **TINY)
-    assert len(dataset) == 2 and len(dataset[0]['right_images']) == 3 and sorted(os.listdir()) == before
-    assert 'church_outdoor_train_lmdb: b: cannot be decoded' in one_line(dataset.__getitem__, 1)

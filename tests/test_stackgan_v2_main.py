@@ -10,16 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from char_cnn_rnn.build_encoder import embed_captions, save_encoder
-from char_cnn_rnn.encoder import CharCnnRnn
 from common import run
 from common.errors import UserError, run_command
 from common.flags import choose_device
 from common.sampling import _file_name
-from data import layout
 from data.cache import load_split
 from stackgan_v2 import main
 from tests import tiny
+
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 SCRIPT = os.path.abspath(main.__file__)
 DATA = ['--data_dir', 'data', '--dataset', 'tiny']
@@ -72,26 +71,11 @@ TEST:
 """
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     """data/tiny.hdf5 with its encoder, in a folder that commands are run from."""
-    folder = tmp_path_factory.mktemp('elsewhere')
-    tiny.make(folder / 'data' / 'tiny.hdf5',
-              {'train': {'001.Auk': 2, '002.Jay': 2}, 'test': {'004.Wren': 1, '005.Lark': 2}})
-    torch.manual_seed(0)
-    encoder, path = CharCnnRnn('birds_cvpr'), str(folder / 'data' / 'tiny.hdf5')
-    save_encoder(encoder, path)
-    layout.write_embeddings(path, {split: embed_captions(encoder, load_split(path, split).index.captions, verbose=False)
-                                   for split in ('train', 'test')}, 'random weights')
-    return folder
+    return tiny.with_encoder(tmp_path_factory.mktemp('elsewhere'),
+                             {'train': {'001.Auk': 2, '002.Jay': 2}, 'test': {'004.Wren': 1, '005.Lark': 2}})
 
 
 class Caller:

@@ -15,16 +15,10 @@ from stackgan_v2.build_gan import Model, load_generator, make_networks
 from stackgan_v2.gan import Generator
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures('one_thread')
+
 EPOCHS, STEPS = 3, 2  # steps of an epoch of four pictures
 SHAPE = {'branches': 2, 'gf_dim': 4, 'df_dim': 4, 'z_dim': 5, 'embedding_dim': 6, 'residuals': 1}
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='module')

@@ -13,11 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from char_cnn_rnn.build_encoder import embed_captions, save_encoder
-from char_cnn_rnn.encoder import CharCnnRnn
 from common.errors import run_command
-from data import layout
-from data.cache import load_split
 from tests import tiny
 from text2image import main
 
@@ -57,15 +53,8 @@ def wait_for_step(folder, process):
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     """data/tiny.hdf5 with its encoder, in a folder that commands are run from."""
-    folder = tmp_path_factory.mktemp('elsewhere')
-    tiny.make(folder / 'data' / 'tiny.hdf5',
-              {'train': {'001.Auk': 1, '002.Jay': 2}, 'test': {'004.Wren': 1, '005.Lark': 1}})
-    torch.manual_seed(0)
-    encoder, path = CharCnnRnn('birds_cvpr'), str(folder / 'data' / 'tiny.hdf5')
-    save_encoder(encoder, path)
-    layout.write_embeddings(path, {split: embed_captions(encoder, load_split(path, split).index.captions, verbose=False)
-                                   for split in ('train', 'test')}, 'random weights')
-    return folder
+    return tiny.with_encoder(tmp_path_factory.mktemp('elsewhere'),
+                             {'train': {'001.Auk': 1, '002.Jay': 2}, 'test': {'004.Wren': 1, '005.Lark': 1}})
 
 
 @pytest.fixture(scope='module')

@@ -1,33 +1,25 @@
 """The training loop, interruptions, checkpoints and run folders, through text2image's Model on a tiny file."""
 import glob
-import json
 import math
 import os
 import pickle
 import signal
-import sys
 
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from common import checkpoint, flags, loop, run
+from common import checkpoint, loop
 from common.errors import UserError
 from common.pictures import real_over_generated
 from data.txt2image_dataset import Text2ImageDataset
 from tests import tiny
 from text2image.build_gan import Model
 
+pytestmark = pytest.mark.usefixtures('one_thread')
+
 EPOCHS, STEPS = 3, 2  # steps of an epoch: batches of 4 and 2
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='module')
@@ -207,31 +199,6 @@ def test_curves_can_be_read(straight):
     assert set(events.Tags()['scalars']) == {'loss_D', 'loss_G', 'images_per_second'}
     curve = [(event.step, event.value) for event in events.Scalars('loss_G')]
     assert curve == [(step, pytest.approx(loss['loss_G'])) for step, loss in enumerate(straight[0], 1)]
-
-
-def test_runs_never_share_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(run.time, 'strftime', lambda form: '20250102_030405')
-    folders = [run.new_run(str(tmp_path), 'birds', {'epochs': k, 'text': ['é']}) for k in range(3)]
-    name = str(tmp_path / 'birds_20250102_030405')
-    assert folders == [name, f'{name}_1', f'{name}_2']
-    assert [run.read_options(folder)['epochs'] for folder in folders] == [0, 1, 2]
-    (tmp_path / 'file').touch()
-    with pytest.raises(UserError, match='--out_dir'):
-        run.new_run(str(tmp_path / 'file'), 'birds', {})
-
-
-def test_the_newest_run_is_the_one_trained_last(tmp_path):
-    with pytest.raises(UserError, match='train one first'):
-        run.find_run(str(tmp_path / 'nothing'), 'a.pt')
-    for age, name in enumerate(['birds_20250103_000000', 'birds_20250102_000000_1', 'birds_more_20250101_000000']):
-        os.makedirs(tmp_path / name)
-        (tmp_path / name / 'a.pt').touch()
-        os.utime(tmp_path / name / 'a.pt', (100 + age, 100 + age))
-    os.makedirs(tmp_path / 'eval_20260101_000000')
-    assert run.find_run(str(tmp_path), 'a.pt') == str(tmp_path / 'birds_more_20250101_000000')
-    assert run.find_run(str(tmp_path), 'a.pt', prefix='birds') == str(tmp_path / 'birds_20250102_000000_1')
-    with pytest.raises(UserError, match='no run on fish with a a.pt'):
-        run.find_run(str(tmp_path), 'a.pt', prefix='fish')
 
 
 # --- batches that cannot be used, and losses --------------------------------------------------------------------------
@@ -426,57 +393,3 @@ def test_eval_draws_for_the_loaders_captions(dataset):
     for size, expected in ((None, 4), (3, 3), (100, 4)):
         images, captions = model.eval(size)
         assert images.shape == (expected, 3, 64, 64) and captions == dataset.captions[:expected]
-
-
-# --- flags ------------------------------------------------------------------------------------------------------------
-
-def test_sentences_come_from_the_command_line_and_from_a_file(tmp_path):
-    file = tmp_path / 'sentences.txt'
-    file.write_bytes('\ufeffa red bird\r\n\r\n  un oiseau coloré \n'.encode())
-    assert flags.read_sentences(['a crow'], str(file)) == ['a crow', 'a red bird', 'un oiseau coloré']
-    file.write_bytes(b'\n \n')
-    for texts, name in (([' '], None), (None, str(file)), (None, str(tmp_path)), (None, str(tmp_path / 'no.txt'))):
-        with pytest.raises(UserError) as caught:
-            flags.read_sentences(texts, name)
-        assert '\n' not in str(caught.value)
-    file.write_bytes(b'\xff\xfe\x00bird')
-    with pytest.raises(UserError, match='UTF-8'):
-        flags.read_sentences(None, str(file))
-
-
-@pytest.mark.parametrize('args, expected', [([], True), (['--train'], True), (['--train', 'True'], True),
-                                            (['--train', 'False'], False), (['--train', 'no'], False)])
-def test_boolean_flags(args, expected):
-    parser = flags.argparse.ArgumentParser()
-    flags.add_boolean(parser, '--train', True, 'train')
-    assert parser.parse_args(args).train is expected
-
-
-@pytest.mark.parametrize('args', [['--lr', '0'], ['--lr', 'nan'], ['--epochs', '-1'], ['--epochs', '1.5'],
-                                  ['--train', 'maybe'], ['--batch_size', 'x']])
-def test_values_out_of_range_are_refused(args, capsys):
-    parser = flags.argparse.ArgumentParser()
-    flags.add_run_flags(parser, 'text2image', 200, 256, 0.0002, 'here')
-    with pytest.raises(SystemExit) as caught:
-        parser.parse_args(args)
-    assert caught.value.code == 2 and args[0] in capsys.readouterr().err
-
-
-def test_options_of_a_run_are_kept_unless_named(tmp_path, monkeypatch):
-    def parse(*args):
-        parser = flags.argparse.ArgumentParser()
-        flags.add_run_flags(parser, 'text2image', 200, 256, 0.0002, str(tmp_path))
-        monkeypatch.setattr(sys, 'argv', ['main.py', *args])
-        return run.parse_options(parser)
-
-    options, _ = parse('--epochs', '7', '--batch_size', '4', '--train', '--model', 'mine')
-    folder = run.new_run(str(tmp_path), 'birds', vars(options) | {'an_option_of_old': 1})
-    resumed, run_dir = parse('--resume', folder, '--epochs', '9')
-    assert run_dir == folder and (resumed.epochs, resumed.batch_size, resumed.model) == (9, 4, 'mine')
-    run.write_options(folder, vars(resumed))
-    assert parse('--resume', folder)[0].epochs == 9
-    with open(os.path.join(folder, 'options.json'), encoding='utf-8') as file:
-        assert json.load(file) == vars(resumed)
-    for broken in (str(tmp_path), str(tmp_path / 'nothing')):
-        with pytest.raises(UserError, match='options.json: cannot be read'):
-            parse('--resume', broken)

@@ -2,9 +2,13 @@
 import io
 
 import numpy as np
+import torch
 from PIL import Image
 
+from char_cnn_rnn.build_encoder import embed_captions, save_encoder
+from char_cnn_rnn.encoder import CharCnnRnn
 from data import layout
+from data.cache import load_split
 
 SPLITS = {'train': {'001.Auk': 3, '002.Jay': 2, '003.Owl': 2}, 'valid': {}, 'test': {'004.Wren': 2, '005.Lark': 2}}
 CAPTIONS = ('a small red bird', 'un oiseau coloré – très petit “ébène”')
@@ -39,3 +43,14 @@ def make(path, splits=SPLITS, captions=CAPTIONS, embeddings=True):
             for photograph in photographs(split, classes, captions, embeddings):
                 layout.write_photograph(file, split, photograph)
     return str(path)
+
+
+def with_encoder(folder, splits):
+    """`make` folder/data/tiny.hdf5, its embeddings written by the encoder that lies beside it. Returns the folder."""
+    path = make(folder / 'data' / 'tiny.hdf5', splits)
+    torch.manual_seed(0)
+    encoder = CharCnnRnn('birds_cvpr')
+    save_encoder(encoder, path)
+    layout.write_embeddings(path, {split: embed_captions(encoder, load_split(path, split).index.captions, verbose=False)
+                                   for split in splits}, 'random weights')
+    return folder

@@ -1,0 +1,132 @@
+"""Pictures without sentences: folders of classes, and LSUN's databases."""
+import os
+import pickle
+import sys
+from collections import Counter
+
+import lmdb
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from data.image_folder import image_folder, lsun
+from tests import tiny
+from tests.errors import one_line
+from tests.scenes import COLORS, TINY, class_shown, measure, same, slope
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Class folders of PNGs, a class's all of its colour."""
+    for name, color in COLORS.items():
+        (tmp_path / 'pictures' / name / 'deeper').mkdir(parents=True)
+        for place in ('a.png', 'deeper/b.png'):
+            Image.new('RGB', (30, 20), color).save(tmp_path / 'pictures' / name / place)
+    (tmp_path / 'pictures' / 'empty').mkdir()
+    (tmp_path / 'pictures' / 'notes.txt').write_text('no picture')
+    return str(tmp_path / 'pictures')
+
+
+def classes_of(dataset):
+    return Counter(class_shown(dataset[i]['right_images']) for i in range(len(dataset)))
+
+
+def test_folders_of_pictures(folder):
+    dataset = image_folder(folder, **TINY)
+    assert classes_of(dataset) == dict.fromkeys(COLORS, 2) and set(dataset[0]) == {'right_images'}
+    batch = next(iter(DataLoader(dataset, 5)))
+    assert [image.shape for image in batch['right_images']] == [(5, 3, 16, 16), (5, 3, 32, 32), (5, 3, 64, 64)]
+    assert [image.shape[-1] for image in image_folder(folder)[0]['right_images']] == [64, 128, 256]
+
+
+def test_classes_to_keep(folder):
+    dataset = image_folder(folder, ['003.Owl', '001.Auk'], **TINY)
+    assert classes_of(dataset) == {'001.Auk': 2, '003.Owl': 2}
+
+
+def test_pictures_of_folders_are_cut_and_flipped(tmp_path):
+    (tmp_path / 'all').mkdir()
+    slope().save(tmp_path / 'all' / 'slope.png')
+    dataset = image_folder(str(tmp_path), **TINY)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    items = dataset.__getitems__([0] * 20)
+    flipped, across, down = torch.tensor([measure(item['right_images'][-1]) for item in items]).T
+    assert 0.2 < flipped.mean() < 0.8 and across.std() > 0.05 and down.std() > 0.01
+    torch.set_rng_state(state)
+    assert all(same(a['right_images'], b['right_images']) for a, b in zip(items, dataset.__getitems__([0] * 20)))
+
+
+def test_folders_that_cannot_be_used(folder, tmp_path):
+    assert 'absent: no such folder' in one_line(image_folder, str(tmp_path / 'absent'))
+    assert "has no class folder '004.Emu' (it has 001.Auk, 002.Jay, 003.Owl, empty)" in one_line(
+        image_folder, folder, ['001.Auk', '004.Emu'])
+    assert 'no pictures in its class folders (empty)' in one_line(image_folder, folder, ['empty'])
+    assert 'holds no class folders' in one_line(image_folder, os.path.join(folder, 'empty'))
+    with open(os.path.join(folder, 'empty', 'broken.png'), 'wb') as file:
+        file.write(b'not a picture')
+    assert 'broken.png: cannot be decoded' in one_line(image_folder(folder, ['empty']).__getitem__, 0)
+
+
+def test_lsun_needs_lmdb(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'lmdb', None)  # as where it is not installed
+    assert 'pip install lmdb' in one_line(lsun, 'lsun', ['church_outdoor_train'])
+
+
+def write_lmdb(path, pictures):
+    """An LMDB database of `pictures`, bytes by key."""
+    with lmdb.open(path) as database, database.begin(write=True) as transaction:
+        for key, picture in pictures.items():
+            transaction.put(key, picture)
+
+
+class Trap:
+    def __reduce__(self):
+        return open, ('sprung', 'w')
+
+
+def test_lsun(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ('church_outdoor_train', 'tower_val'):
+        write_lmdb(f'{name}_lmdb', {str(seed).encode(): tiny.jpeg(seed) for seed in range(3)})
+    dataset = lsun('.', ['church_outdoor_train'], **TINY)
+    batch = next(iter(DataLoader(dataset, 3)))
+    assert len(dataset) == 3 and set(batch) == {'right_images'}
+    assert [image.shape for image in batch['right_images']] == [(3, 3, 16, 16), (3, 3, 32, 32), (3, 3, 64, 64)]
+    both = lsun('.', ['tower_val', 'church_outdoor_train'], **TINY)
+    assert len(both) == 6
+    for index in range(6):
+        torch.manual_seed(0)
+        item = both[index]
+        torch.manual_seed(0)
+        assert same(item['right_images'], dataset[index % 3]['right_images'])
+
+
+def test_lsun_in_worker_processes(tmp_path):
+    write_lmdb(str(tmp_path / 'tower_val_lmdb'), {str(seed).encode(): tiny.jpeg(seed) for seed in range(4)})
+    dataset = lsun(str(tmp_path), ['tower_val'], **TINY)
+    dataset[0]  # opened here first: an open database would not survive the fork
+    assert sum(len(batch['right_images'][0]) for batch in DataLoader(dataset, 2, num_workers=2)) == 4
+
+
+def test_lsun_that_cannot_be_used(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_lmdb('tower_val_lmdb', {})
+    assert 'tower_val holds no pictures' in one_line(lsun, '.', ['tower_val'])
+    assert 'bedroom_train_lmdb: no such folder' in one_line(lsun, '.', ['tower_val', 'bedroom_train'])
+    with open(os.path.join('tower_val_lmdb', 'data.mdb'), 'wb') as file:
+        file.write(b'no database' * 1000)
+    assert 'LSUN tower_val cannot be read (' in one_line(lsun, '.', ['tower_val'])
+
+
+def test_lsun_reads_no_pickle(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_lmdb('church_outdoor_train_lmdb', {b'a': tiny.jpeg(), b'b': b'no picture'})
+    for name in ('_cache_churchoutdoortrainlmdb', '_cache_'):  # where torchvision's LSUN would keep its keys
+        with open(name, 'wb') as file:
+            pickle.dump(Trap(), file)
+    before = sorted(os.listdir())
+    dataset = lsun('.', ['church_outdoor_train'], **TINY)
+    assert len(dataset) == 2 and len(dataset[0]['right_images']) == 3 and sorted(os.listdir()) == before
+    assert 'church_outdoor_train_lmdb: b: cannot be decoded' in one_line(dataset.__getitem__, 1)
