@@ -207,12 +207,12 @@ def _variant_of(state_dict, path):
 def embed_captions(encoder, captions, batch_size=256, verbose=True):
     """Sentences (a list of N strings) to float32 numpy [N, 1024]; a sentence that comes often is read once."""
     device = next(encoder.parameters()).device
-    distinct = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
-    todo, rows = list(distinct), []
+    todo, rows = sorted(dict.fromkeys(captions), key=len), []  # a batch is as long as its longest
     encoder.eval()
     for start in tqdm(range(0, len(todo), batch_size), desc='captions', unit=' batches', leave=False,
                       disable=None if verbose else True):
         rows.append(encoder(one_hot(todo[start:start + batch_size]).to(device)).float().cpu().numpy())
     if not rows:
         return np.empty((0, EMBED_DIM), np.float32)
-    return np.concatenate(rows)[[distinct[caption] for caption in captions]]
+    row_of = {caption: row for row, caption in enumerate(todo)}
+    return np.concatenate(rows)[[row_of[caption] for caption in captions]]

@@ -14,6 +14,8 @@ LENGTH = 201
 ALPHABET = 'abcdefghijklmnopqrstuvwxyz0123456789-,;.!?:\'"/\\|_@#$%^&*~`+-=<>()[]{} '
 EMBED_DIM = 1024
 INIT_RANGE = 0.08
+STEPS = 18               # columns of the last convolution
+STRIDE, SEEN = 9, 48     # letters from one of them to the next, and letters that one of them sees
 
 UNKNOWN = len(ALPHABET)
 PLACE_OF = np.full(129, UNKNOWN)  # of every character code; all that are not ASCII share the last entry
@@ -107,12 +109,23 @@ class CharCnnRnn(nn.Module):
         self.emb_proj = nn.Linear(dim, EMBED_DIM)
 
     def forward(self, letters):
-        x = F.max_pool1d(_threshold(self.conv1(letters)), 3)    # [B, 384, 66]
+        x = _without_blank_end(letters)                         # of 201 columns:
+        x = F.max_pool1d(_threshold(self.conv1(x)), 3)          # [B, 384, 66]
         x = F.max_pool1d(_threshold(self.conv2(x)), 3)          # [B, 512, 21]
         x = _threshold(self.conv3(x))                           # [B, dim, 18]
+        x = F.pad(x, (0, STEPS - x.shape[2]), mode='replicate')
         if self.third_pooling:
             x = F.max_pool1d(x, 3, 2)                           # [B, dim, 8]
         return self.emb_proj(self.rnn(x.transpose(1, 2)))
+
+
+def _without_blank_end(letters):
+    """[B, 70, 201] without columns behind the longest sentence, but for those that one step of the last convolution
+    sees: all later steps see as little, so they are copies of it. Sentences of birds are a third as long as the input.
+    """
+    used = letters.any(dim=1).any(dim=0).nonzero()
+    longest = int(used.max()) + 1 if len(used) else 0
+    return letters[:, :, :-(-longest // STRIDE) * STRIDE + SEEN]
 
 
 def _threshold(x):

@@ -64,6 +64,16 @@ def test_embeddings(variant):
     torch.testing.assert_close(embeddings, torch.from_numpy(NUMBERS[variant]), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize('captions', [[''], ['a'], ['b' * 57, 'c'], ['d' * 145], ['e' * 201]])
+@torch.no_grad()
+def test_steps_that_see_no_letter_are_not_computed_one_by_one(variant, captions, monkeypatch):
+    net, letters = CharCnnRnn(variant), one_hot(captions)
+    embeddings = net(letters)
+    monkeypatch.setattr(encoder, '_without_blank_end', lambda letters: letters)
+    torch.testing.assert_close(embeddings, net(letters), rtol=1e-6, atol=1e-6)
+
+
 @torch.no_grad()
 def recorded_port(net, letters):
     """What the recorded port computes with a net's layers: its first state is [B, 1, D] and meets inputs of [B, D].

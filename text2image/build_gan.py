@@ -41,8 +41,8 @@ class Model:
 
     def create_optim(self, lr, alpha=0.5, beta=0.999):
         """Adam for both networks, with betas (`alpha`, `beta`)."""
-        self.optim_G = torch.optim.Adam(self.netG.parameters(), lr=lr, betas=(alpha, beta))
-        self.optim_D = torch.optim.Adam(self.netD.parameters(), lr=lr, betas=(alpha, beta))
+        self.optim_G = torch.optim.Adam(self.netG.parameters(), lr=lr, betas=(alpha, beta), fused=True)
+        self.optim_D = torch.optim.Adam(self.netD.parameters(), lr=lr, betas=(alpha, beta), fused=True)
 
     def set_lr(self, lr):
         """Go on with another learning rate than that of a loaded checkpoint."""
