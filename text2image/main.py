@@ -62,7 +62,8 @@ def main():
 def train(options, device, resumed):
     """Train in a new run folder, or go on with the run in the folder `resumed`."""
     print('Loading data...', flush=True)
-    dataset = Text2ImageDataset(flags.dataset_file(options), split=0).require_embeddings()
+    dataset = Text2ImageDataset(flags.dataset_file(options), split=0,
+                                drawn=options.cls_coef > 0 or options.int_coef > 0).require_embeddings().to(device)
     loader = DataLoader(dataset, options.batch_size, shuffle=True, collate_fn=dataset.collate)
     model = make_model(options, device, loader)
     model.create_optim(options.lr)
