@@ -1,10 +1,14 @@
 """Checkpoint files: written whole or not at all, and read without running any code of theirs."""
+import glob
 import os
 import pickle
+import re
 
 import torch
 
 from common.errors import UserError
+
+COUNT = re.compile(r'_(\d+)\.pth$')  # steps or epochs, in the name of a generator that the StackGANs write
 
 
 def save(path, contents, old_format=False):
@@ -57,6 +61,25 @@ def load_weights(module, state_dict, path):
         module.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f'{path}: does not fit {type(module).__name__}: {_one_line(error)}') from error
+
+
+def find(path, name):
+    """The file that `path` names: itself, or in the folder NAME.pt, or a netG_*COUNT.pth there or in Model/.
+
+    Of several the one with the highest COUNT, as the StackGANs' authors number their snapshots.
+    """
+    if not os.path.isdir(path or '.'):
+        return path
+    ours = os.path.join(path, f'{name}.pt')
+    snapshots = [file for place in ('', 'Model')
+                 for file in glob.glob(os.path.join(glob.escape(path), place, 'netG_*.pth')) if COUNT.search(file)]
+    return ours if os.path.isfile(ours) or not snapshots else max(snapshots, key=count_of)
+
+
+def count_of(file):
+    """The number in the name of a file netG_210000.pth or netG_epoch_90.pth, or 0."""
+    counted = COUNT.search(file)
+    return int(counted[1]) if counted else 0
 
 
 def _one_line(error):

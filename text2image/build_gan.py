@@ -8,6 +8,7 @@ from common import checkpoint
 from common.errors import UserError
 from common.loop import new_progress, train_loop
 from common.pictures import real_over_generated
+from common.sampling import same_items
 from text2image.gan import Discriminator, Generator
 
 SAMPLES = 32  # pairs of pictures in a sample grid
@@ -102,10 +103,7 @@ class Model:
     def _sample_grid(self):
         """Real over generated, always for the same sentences and noise, so that the grids of a run can be compared."""
         if not hasattr(self, 'sample_batch'):
-            dataset = self.data_loader.dataset
-            places = torch.linspace(0, len(dataset) - 1, min(SAMPLES, len(dataset))).long()
-            with torch.random.fork_rng(devices=[]):  # items draw; a resumed run must not draw more often than another
-                self.sample_batch = torch.utils.data.default_collate([dataset[i] for i in places.tolist()])
+            self.sample_batch = same_items(self.data_loader.dataset, SAMPLES)
         fake = self.generate(self.sample_batch['right_embed'])
         return real_over_generated(self.sample_batch['right_images'], fake)
 

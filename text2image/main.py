@@ -35,11 +35,8 @@ def parse_flags():
                                 ('int_coef', 0, 'interpolated sentences (GAN-INT)')]:
         parser.add_argument(f'--{name}', type=flags.non_negative(float), default=default, metavar='W',
                             help=f'weight of {what} (default: {default})')
-    parser.add_argument('--text', action='append', metavar='SENTENCE', help='draw this sentence; can be repeated')
-    parser.add_argument('--text_file', metavar='FILE', help='draw the sentences of this file, one a line')
     parser.add_argument('--checkpoint', metavar='FILE', help='draw with this checkpoint (default: of the newest run)')
-    parser.add_argument('--encoder', metavar='FILE',
-                        help='sentence encoder for --text (default: the one beside the checkpoint, or beside the data)')
+    flags.add_drawing_flags(parser)
     return run.parse_options(parser)
 
 
@@ -66,14 +63,8 @@ def train(options, device, resumed):
     loader = DataLoader(dataset, options.batch_size, shuffle=True, collate_fn=dataset.collate)
     model = make_model(options, device, loader)
     model.create_optim(options.lr)
-    run_dir = resumed or run.new_run(options.out_dir, options.dataset, vars(options))
-    run.lock(run_dir)
-    if resumed:
-        model.load_from(resumed)
-        model.set_lr(options.lr)
-        run.write_options(resumed, vars(options))
+    run_dir = run.begin(model, options, resumed, options.dataset)
     reading.keep_encoder(dataset, run_dir)
-    model.options = vars(options)
     print(f'Training on {len(dataset)} captions of {len(dataset.pictures)} pictures; everything goes to {run_dir}',
           flush=True)
     model.train(options.epochs, options.log_interval, run_dir)
@@ -96,9 +87,7 @@ def draw(options, device, resumed):
     sentences = flags.read_sentences(options.text, options.text_file)
     file = options.checkpoint or run.trained_checkpoint(options, resumed, of_dataset=False)
     model = load_model(file, options, device)
-    encoder = reading.find_encoder(options, file)
-    embeddings = reading.embed(encoder, sentences, device)
-    print(f'{file} draws, with the sentences read by {encoder}:')
+    embeddings = reading.read(options, sentences, file, device)
     write_pictures(options, 'text', model.generate(embeddings, options.seed), sentences)
 
 
