@@ -63,6 +63,36 @@ def load_weights(module, state_dict, path):
         raise UserError(f'{path}: does not fit {type(module).__name__}: {_one_line(error)}') from error
 
 
+def save_pair(model, path='', name=None, verbose=True):
+    """Write `model`'s netG, netD, progress and options, and where it has them optim_G and optim_D, to `path/NAME.pt`.
+
+    Whole or not at all. Returns the file.
+    """
+    file = os.path.join(path, f'{name or model.name}.pt')
+    contents = {'netG': model.netG.state_dict(), 'netD': model.netD.state_dict(),
+                'progress': model.progress, 'options': model.options}
+    if model.optim_G is not None:
+        contents |= {'optim_G': model.optim_G.state_dict(), 'optim_D': model.optim_D.state_dict()}
+    save(file, contents)
+    if verbose:
+        print(f'saved {file}')
+    return file
+
+
+def load_pair(model, contents, path):
+    """Take over what `save_pair` wrote; of a training, only where `model` has optimisers already.
+
+    Raises UserError as `load_weights` does.
+    """
+    load_weights(model.netG, contents['netG'], path)
+    load_weights(model.netD, contents['netD'], path)
+    model.options = contents.get('options', {})
+    if model.optim_G is not None and 'optim_G' in contents:
+        model.optim_G.load_state_dict(contents['optim_G'])
+        model.optim_D.load_state_dict(contents['optim_D'])
+        model.progress = contents['progress']
+
+
 def find(path, name):
     """The file that `path` names: itself, or in the folder NAME.pt, or a netG_*COUNT.pth there or in Model/.
 

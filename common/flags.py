@@ -127,6 +127,21 @@ def seed_everything(seed):
     torch.manual_seed(seed)
 
 
+def follow(options, resumed, train, draw, evaluate):
+    """Do what the options of a GAN's main.py ask for: call one of three functions with (options, device, resumed).
+
+    Raises UserError where they ask for two things at once.
+    """
+    draws = options.text or options.text_file or vars(options).get('interpolate')
+    if options.train and draws:
+        raise UserError('sentences are drawn with a trained model: add --train False')
+    print_options(options)
+    device = choose_device(options.cuda, vars(options).get('gpu', 0))
+    seed_everything(options.seed)
+    task = train if options.train else draw if draws else evaluate
+    task(options, device, resumed)
+
+
 def read_sentences(texts, text_file):
     """The sentences of `--text` (a list or None) and `--text_file` (one a line). Raises UserError if there is none."""
     sentences = list(texts or [])

@@ -187,15 +187,7 @@ class Model:
 
     def save_to(self, path='', name=None, verbose=True):
         """Write networks, optimisers, progress and options to `path/NAME.pt`, whole or not at all. Returns the file."""
-        file = os.path.join(path, f'{name or self.name}.pt')
-        contents = {'netG': self.netG.state_dict(), 'netD': self.netD.state_dict(),
-                    'progress': self.progress, 'options': self.options}
-        if self.optim_G is not None:
-            contents |= {'optim_G': self.optim_G.state_dict(), 'optim_D': self.optim_D.state_dict()}
-        checkpoint.save(file, contents)
-        if verbose:
-            print(f'saved {file}')
-        return file
+        return checkpoint.save_pair(self, path, name, verbose)
 
     def save_snapshot(self, run_dir):
         """Write `run_dir/Model/netG_epoch_N.pth` and netD_epoch_last.pth as the authors' code does: state dicts."""
@@ -212,17 +204,13 @@ class Model:
         """
         file = checkpoint.find(path, name or self.name)
         contents = checkpoint.load(file)
-        checkpoint.load_weights(self.netG, contents.get('netG', contents), file)
-        beside = os.path.join(os.path.dirname(file), f'{LAST_DISCRIMINATOR}.pth')
         if 'netD' in contents:
-            checkpoint.load_weights(self.netD, contents['netD'], file)
-            self.options = contents.get('options', {})
-        elif os.path.isfile(beside):
-            checkpoint.load_weights(self.netD, checkpoint.load(beside), beside)
-        if self.optim_G is not None and 'optim_G' in contents:
-            self.optim_G.load_state_dict(contents['optim_G'])
-            self.optim_D.load_state_dict(contents['optim_D'])
-            self.progress = contents['progress']
+            checkpoint.load_pair(self, contents, file)
+        else:
+            checkpoint.load_weights(self.netG, contents, file)
+            beside = os.path.join(os.path.dirname(file), f'{LAST_DISCRIMINATOR}.pth')
+            if os.path.isfile(beside):
+                checkpoint.load_weights(self.netD, checkpoint.load(beside), beside)
         if verbose:
             print(f'loaded {file}')
 

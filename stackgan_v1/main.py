@@ -72,18 +72,7 @@ def complete(options, resumed):
 
 def main():
     """Flags, then what they ask for: train, draw sentences, or evaluate."""
-    options, resumed = parse_flags()
-    if options.train and (options.text or options.text_file):
-        raise UserError('--text draws with a trained model: add --train False')
-    flags.print_options(options)
-    device = flags.choose_device(options.cuda, options.gpu)
-    flags.seed_everything(options.seed)
-    if options.train:
-        train(options, device, resumed)
-    elif options.text or options.text_file:
-        draw(options, device, resumed)
-    else:
-        evaluate(options, device, resumed)
+    flags.follow(*parse_flags(), train, draw, evaluate)
 
 
 def train(options, device, resumed):

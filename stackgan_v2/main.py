@@ -92,19 +92,7 @@ def complete(options):
 
 def main():
     """Flags, then what they ask for: train, draw sentences, or evaluate."""
-    options, resumed = parse_flags()
-    draws = options.text or options.text_file or options.interpolate
-    if options.train and draws:
-        raise UserError('--text and --interpolate draw with a trained model: add --train False')
-    flags.print_options(options)
-    device = flags.choose_device(options.cuda, options.gpu)
-    flags.seed_everything(options.seed)
-    if options.train:
-        train(options, device, resumed)
-    elif draws:
-        draw(options, device, resumed)
-    else:
-        evaluate(options, device, resumed)
+    flags.follow(*parse_flags(), train, draw, evaluate)
 
 
 def train(options, device, resumed):

@@ -1,5 +1,6 @@
 """Running a main.py as a person does, and looking at the files it leaves."""
 import os
+import subprocess
 import sys
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from common.errors import run_command
 from data.cache import load_split
 
+DATA = ['--data_dir', 'data', '--dataset', 'tiny']  # of the fixture `folder`
 
 class Caller:
     """Runs the main.py of the module `main` in `folder`, but in this process, which saves the seconds of its start."""
@@ -37,6 +39,14 @@ class Caller:
     def _type(self, args):
         self.patch.chdir(self.folder)
         self.patch.setattr(sys, 'argv', [os.path.abspath(self.main.__file__), *map(str, args)])
+
+
+def run_in(folder, script, *args):
+    """Run a main.py in a process of its own, on one thread and without a GPU, and succeed. Returns what it prints."""
+    environment = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    done = subprocess.run([sys.executable, script, *args], cwd=folder, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, '')
+    return done.stdout
 
 
 def newest(folder, prefix):

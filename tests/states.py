@@ -1,4 +1,8 @@
-"""Whether two models, or two runs, are in the same state to the last bit."""
+"""Whether two models, or two runs, are in the same state to the last bit, with an interruption or without."""
+import os
+import signal
+
+import pytest
 import torch
 
 
@@ -21,3 +25,17 @@ def assert_same(found, expected):
 
 def same_state(state, other):
     return set(state) == set(other) and all(torch.equal(state[key], other[key]) for key in state)
+
+
+def interrupt(model, step, *args):
+    """Call `model.train(*args)`, with a SIGTERM while its step of number `step` is under way."""
+    train_step = model.train_step
+
+    def watched(batch):
+        if model.progress['step'] + 1 == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(batch)
+
+    model.train_step = watched
+    with pytest.raises(KeyboardInterrupt):
+        model.train(*args, verbose=False)

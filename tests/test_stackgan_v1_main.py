@@ -1,7 +1,6 @@
 """stackgan_v1/main.py as a person runs it: from another folder, on tiny files, with the README's commands."""
 import os
 import re
-import subprocess
 import sys
 
 import pytest
@@ -11,12 +10,11 @@ from PIL import Image
 from stackgan_v1 import main
 from stackgan_v1.build_gan import load_generator
 from stackgan_v2.build_gan import make_networks as make_tree
-from tests.commands import captions_of, files_below, newest
+from tests.commands import DATA, captions_of, files_below, newest, run_in
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 SCRIPT = os.path.abspath(main.__file__)
-DATA = ['--data_dir', 'data', '--dataset', 'tiny']
 NARROW = ['--gf_dim', '8', '--df_dim', '2', '--condition_dim', '6', '--residuals', '1', '--workers', '0']
 TRAINING = ['--epochs', '2', '--batch_size', '2', '--log_interval', '1', *NARROW]
 
@@ -62,11 +60,8 @@ TEXT:
 @pytest.fixture(scope='module')
 def stage1(folder):
     """The folder of a run of Stage-I as the README types it, in a process of its own."""
-    environment = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    done = subprocess.run([sys.executable, SCRIPT, '--train', '--stage', '1', *DATA, *TRAINING, '--z_dim', '5',
-                           '--out_dir', 'out1'], cwd=folder, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, '')
-    assert 'Training Stage-I on 4 pictures' in done.stdout
+    said = run_in(folder, SCRIPT, '--train', '--stage', '1', *DATA, *TRAINING, '--z_dim', '5', '--out_dir', 'out1')
+    assert 'Training Stage-I on 4 pictures' in said
     run, = (folder / 'out1').iterdir()
     return run
 

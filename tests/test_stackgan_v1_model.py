@@ -1,6 +1,5 @@
 """StackGAN's Model around its training step: both stages, runs, interruptions, checkpoints of ours and the authors."""
 import os
-import signal
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from stackgan_v1.build_gan import Model, load_generator, make_networks
 from stackgan_v1.gan import SIZES, Stage1Generator, Stage2Generator
 from tests import tiny
 from tests.errors import one_line
-from tests.states import assert_same, everything, same_state
+from tests.states import assert_same, everything, interrupt, same_state
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -133,16 +132,7 @@ def test_the_learning_rate_is_halved(file, straight):
 def test_an_interrupted_run_goes_on_with_the_same_results(file, straight, tmp_path, stop):
     _, expected, done, stage = straight
     model, folder = new_model(stage, file), str(tmp_path)
-    train_step = model.train_step
-
-    def watched(batch):
-        if model.progress['step'] + 1 == stop:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return train_step(batch)
-
-    model.train_step = watched
-    with pytest.raises(KeyboardInterrupt):
-        model.train(EPOCHS, 1, folder, verbose=False)
+    interrupt(model, stop, EPOCHS, 1, folder)
     again = new_model(stage, file, seed=99)
     again.load_from(folder, verbose=False)
     again.train(EPOCHS, 1, folder, verbose=False)

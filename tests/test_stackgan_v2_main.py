@@ -2,8 +2,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -16,12 +14,11 @@ from common.flags import choose_device
 from common.sampling import _file_name
 from stackgan_v2 import main
 from tests import tiny
-from tests.commands import captions_of, files_below, newest
+from tests.commands import DATA, captions_of, files_below, newest, run_in
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 SCRIPT = os.path.abspath(main.__file__)
-DATA = ['--data_dir', 'data', '--dataset', 'tiny']
 NARROW = ['--branches', '2', '--gf_dim', '4', '--df_dim', '4', '--z_dim', '5', '--embedding_dim', '6', '--workers', '0']
 TRAINING = ['--epochs', '2', '--batch_size', '2', '--log_interval', '1', *NARROW]
 
@@ -74,12 +71,9 @@ TEST:
 @pytest.fixture(scope='module')
 def trained(folder):
     """A run as the chapter types it, in a process of its own."""
-    environment = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    done = subprocess.run([sys.executable, SCRIPT, '--cfg', 'cfg/birds_3stages.yml', '--gpu', '0', *DATA, *TRAINING,
-                           '--out_dir', 'out'], cwd=folder, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, '')
-    done.run, = (str(path) for path in (folder / 'out').iterdir())
-    return done
+    said = run_in(folder, SCRIPT, '--cfg', 'cfg/birds_3stages.yml', '--gpu', '0', *DATA, *TRAINING, '--out_dir', 'out')
+    run_dir, = (folder / 'out').iterdir()
+    return SimpleNamespace(run=str(run_dir), stdout=said)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """StackGAN++'s Model around its training step: runs, interruptions, checkpoints of ours and of the authors."""
 import os
-import signal
 import weakref
 
 import pytest
@@ -14,7 +13,7 @@ from data.multiscale_dataset import MultiscaleDataset
 from stackgan_v2.build_gan import Model, load_generator, make_networks
 from stackgan_v2.gan import Generator
 from tests import tiny
-from tests.states import assert_same, everything, same_state
+from tests.states import assert_same, everything, interrupt, same_state
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -120,16 +119,7 @@ def test_nothing_of_the_batch_is_held_when_the_generator_learns(monkeypatch):
 @pytest.mark.parametrize('stop', [2, 3], ids=["at an epoch's end", 'in the middle of an epoch'])
 def test_an_interrupted_run_goes_on_with_the_same_results(dataset, straight, tmp_path, stop):
     model, folder = new_model(loader_of(dataset)), str(tmp_path)
-    train_step = model.train_step
-
-    def watched(batch):
-        if model.progress['step'] + 1 == stop:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return train_step(batch)
-
-    model.train_step = watched
-    with pytest.raises(KeyboardInterrupt):
-        model.train(EPOCHS, 1, folder, verbose=False)
+    interrupt(model, stop, EPOCHS, 1, folder)
     assert not os.path.exists(os.path.join(folder, 'Model'))
     again = new_model(loader_of(dataset), seed=99)
     again.load_from(folder, verbose=False)

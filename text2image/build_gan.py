@@ -129,15 +129,7 @@ class Model:
 
     def save_to(self, path='', name=None, verbose=True):
         """Write networks, optimisers, progress and options to `path/NAME.pt`, whole or not at all. Returns the file."""
-        file = os.path.join(path, f'{name or self.name}.pt')
-        contents = {'netG': self.netG.state_dict(), 'netD': self.netD.state_dict(),
-                    'progress': self.progress, 'options': self.options}
-        if self.optim_G is not None:
-            contents |= {'optim_G': self.optim_G.state_dict(), 'optim_D': self.optim_D.state_dict()}
-        checkpoint.save(file, contents)
-        if verbose:
-            print(f'saved {file}')
-        return file
+        return checkpoint.save_pair(self, path, name, verbose)
 
     def load_from(self, path='', name=None, verbose=True):
         """Read what `save_to` wrote, or a plain state dict of either network; `path` is the file or its folder.
@@ -156,12 +148,6 @@ class Model:
             is_discriminator = any('output.0.weight' in key for key in contents)
             checkpoint.load_weights(self.netD if is_discriminator else self.netG, contents, file)
         else:
-            checkpoint.load_weights(self.netG, contents['netG'], file)
-            checkpoint.load_weights(self.netD, contents['netD'], file)
-            self.options = contents.get('options', {})
-            if self.optim_G is not None and 'optim_G' in contents:
-                self.optim_G.load_state_dict(contents['optim_G'])
-                self.optim_D.load_state_dict(contents['optim_D'])
-                self.progress = contents['progress']
+            checkpoint.load_pair(self, contents, file)
         if verbose:
             print(f'loaded {file}')

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from char_cnn_rnn import reading
 from common import flags, run
-from common.errors import UserError, run_command
+from common.errors import run_command
 from common.sampling import write_pictures
 from data.txt2image_dataset import Text2ImageDataset
 from text2image.build_gan import Model
@@ -42,18 +42,7 @@ def parse_flags():
 
 def main():
     """Flags, then what they ask for: train, draw sentences, or evaluate."""
-    options, resumed = parse_flags()
-    if options.train and (options.text or options.text_file):
-        raise UserError('--text draws with a trained model: add --train False')
-    flags.print_options(options)
-    device = flags.choose_device(options.cuda)
-    flags.seed_everything(options.seed)
-    if options.train:
-        train(options, device, resumed)
-    elif options.text or options.text_file:
-        draw(options, device, resumed)
-    else:
-        evaluate(options, device, resumed)
+    flags.follow(*parse_flags(), train, draw, evaluate)
 
 
 def train(options, device, resumed):
