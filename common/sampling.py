@@ -37,8 +37,10 @@ def reproducible(net, device, seed):
     net.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
         torch.manual_seed(seed)
-        yield
-    net.train(was_training)
+        try:
+            yield
+        finally:
+            net.train(was_training)
 
 
 def write_pictures(options, kind, images, captions):

@@ -57,6 +57,7 @@ class Model:
 
     `data_loader` yields batches as in `data.cropped_dataset`, at 64 or 256 pixels; `kl_coef` weighs the conditioning
     augmentation's KL divergence. The learning rate is halved every `lr_decay_epoch` epochs, where that is not None.
+    A Model that only draws needs neither a data loader nor a discriminator.
     """
 
     def __init__(self, name, device, data_loader, generator, discriminator, kl_coef=2.0):

@@ -190,7 +190,7 @@ class Stage2Discriminator(nn.Module):
     def __init__(self, df_dim=64, condition_dim=128):
         super().__init__()
         self.encode_img = nn.Sequential(
-            *encode_64(df_dim),                   # [B, 8 df_dim, 16, 16]
+            *encode_64(df_dim),                     # [B, 8 df_dim, 16, 16]
             *downsample(8 * df_dim, 16 * df_dim),   # [B, 16 df_dim, 8, 8]
             *downsample(16 * df_dim, 32 * df_dim),  # [B, 32 df_dim, 4, 4]
             *narrow(32 * df_dim, 16 * df_dim),      # [B, 16 df_dim, 4, 4]

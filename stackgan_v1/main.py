@@ -53,7 +53,7 @@ def parse_flags():
     parser.add_argument('--snapshot_interval', type=flags.positive(int), default=SNAPSHOT_INTERVAL, metavar='EPOCHS',
                         help=f'epochs between two Model/netG_epoch_N.pth (default: {SNAPSHOT_INTERVAL})')
     options, resumed = config.parse_options(parser, KEYS, translate, HERE)
-    return complete(options, resumed) if options.train else options, resumed
+    return (complete(options, resumed) if options.train else options), resumed
 
 
 def complete(options, resumed):
