@@ -132,13 +132,13 @@ def follow(options, resumed, train, draw, evaluate):
 
     Raises UserError where they ask for two things at once.
     """
-    draws = options.text or options.text_file or vars(options).get('interpolate')
-    if options.train and draws:
-        raise UserError('sentences are drawn with a trained model: add --train False')
+    sentences = [f'--{name}' for name in ('text', 'text_file', 'interpolate') if vars(options).get(name)]
+    if options.train and sentences:
+        raise UserError(f'{sentences[0]}: draws with a trained model; add --train False')
     print_options(options)
     device = choose_device(options.cuda, vars(options).get('gpu', 0))
     seed_everything(options.seed)
-    task = train if options.train else draw if draws else evaluate
+    task = train if options.train else draw if sentences else evaluate
     task(options, device, resumed)
 
 

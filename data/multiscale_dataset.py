@@ -85,7 +85,7 @@ class MultiscaleDataset(CaptionedPhotographs):
 
 
 def shuffled_batches(dataset, batch_size, workers, device):
-    """A DataLoader of whole batches, or, of a data set smaller than one, of that."""
+    """A DataLoader of whole batches; a data set smaller than one is a batch of its own."""
     return DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, pin_memory=device.type == 'cuda',
                       drop_last=len(dataset) >= batch_size)
 
