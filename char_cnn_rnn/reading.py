@@ -15,6 +15,17 @@ def embed(encoder_file, sentences, device='cpu'):
     return torch.from_numpy(embed_captions(load_encoder(encoder_file, device), sentences, verbose=False))
 
 
+def read(options, sentences, checkpoint, device):
+    """The embeddings [N, 1024] of N sentences that the model in `checkpoint` draws, from the encoder of its run.
+
+    Says so. Raises UserError as `find_encoder` and `embed` do.
+    """
+    encoder = find_encoder(options, checkpoint)
+    embeddings = embed(encoder, sentences, device)
+    print(f'{checkpoint} draws, with the sentences read by {encoder}:')
+    return embeddings
+
+
 def keep_encoder(dataset, run_dir):
     """Copy the sentence encoder beside the data into the run, so that the run can draw sentences without the data.
 

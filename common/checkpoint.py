@@ -1,10 +1,14 @@
 """Checkpoint files: written whole or not at all, and read without running any code of theirs."""
+import glob
 import os
 import pickle
+import re
 
 import torch
 
 from common.errors import UserError
+
+COUNT = re.compile(r'_(\d+)\.pth$')  # steps or epochs, in the name of a generator that the StackGANs write
 
 
 def save(path, contents, old_format=False):
@@ -57,6 +61,55 @@ def load_weights(module, state_dict, path):
         module.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f'{path}: does not fit {type(module).__name__}: {_one_line(error)}') from error
+
+
+def save_pair(model, path='', name=None, verbose=True):
+    """Write `model`'s netG, netD, progress and options, and where it has them optim_G and optim_D, to `path/NAME.pt`.
+
+    Whole or not at all. Returns the file.
+    """
+    file = os.path.join(path, f'{name or model.name}.pt')
+    contents = {'netG': model.netG.state_dict(), 'netD': model.netD.state_dict(),
+                'progress': model.progress, 'options': model.options}
+    if model.optim_G is not None:
+        contents |= {'optim_G': model.optim_G.state_dict(), 'optim_D': model.optim_D.state_dict()}
+    save(file, contents)
+    if verbose:
+        print(f'saved {file}')
+    return file
+
+
+def load_pair(model, contents, path):
+    """Take over what `save_pair` wrote; of a training, only where `model` has optimisers already.
+
+    Raises UserError as `load_weights` does.
+    """
+    load_weights(model.netG, contents['netG'], path)
+    load_weights(model.netD, contents['netD'], path)
+    model.options = contents.get('options', {})
+    if model.optim_G is not None and 'optim_G' in contents:
+        model.optim_G.load_state_dict(contents['optim_G'])
+        model.optim_D.load_state_dict(contents['optim_D'])
+        model.progress = contents['progress']
+
+
+def find(path, name):
+    """The file that `path` names: itself, or in the folder NAME.pt, or a netG_*COUNT.pth there or in Model/.
+
+    Of several the one with the highest COUNT, as the StackGANs' authors number their snapshots.
+    """
+    if not os.path.isdir(path or '.'):
+        return path
+    ours = os.path.join(path, f'{name}.pt')
+    snapshots = [file for place in ('', 'Model')
+                 for file in glob.glob(os.path.join(glob.escape(path), place, 'netG_*.pth')) if COUNT.search(file)]
+    return ours if os.path.isfile(ours) or not snapshots else max(snapshots, key=count_of)
+
+
+def count_of(file):
+    """The number in the name of a file netG_210000.pth or netG_epoch_90.pth, or 0."""
+    counted = COUNT.search(file)
+    return int(counted[1]) if counted else 0
 
 
 def _one_line(error):

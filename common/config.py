@@ -10,7 +10,7 @@ from common import run
 from common.errors import UserError
 
 NOT_IN_FILES = ('cfg', 'help', 'resume', 'text', 'interpolate')
-PATHS = ('checkpoint', 'data_dir', 'encoder', 'image_folder', 'lsun', 'text_file')  # flags that name what is read
+PATHS = ('checkpoint', 'data_dir', 'encoder', 'image_folder', 'lsun', 'stage1', 'text_file')  # what is read
 
 
 def add_cfg_flag(parser):

@@ -66,6 +66,31 @@ def add_run_flags(parser, model, epochs, batch_size, lr, chapter_dir):
                         help='go on with a run: its folder, or without a value the newest one')
 
 
+def add_drawing_flags(parser):
+    """Which sentences a trained GAN draws, and what reads them."""
+    parser.add_argument('--text', action='append', metavar='SENTENCE', help='draw this sentence; can be repeated')
+    parser.add_argument('--text_file', metavar='FILE', help='draw the sentences of this file, one a line')
+    parser.add_argument('--encoder', metavar='FILE',
+                        help='sentence encoder for --text (default: the one in the run, or beside the data)')
+
+
+def add_stackgan_flags(parser, widths, weights):
+    """What both StackGANs have. `widths` and `weights` (of losses) list (name, default, what it is)."""
+    for name, default, what in widths:
+        parser.add_argument(f'--{name}', type=positive(int), default=default, metavar='N',
+                            help=f'{what} (default: {default})')
+    for name, default, what in weights:
+        parser.add_argument(f'--{name}', type=non_negative(float), default=default, metavar='W',
+                            help=f'weight of {what} (default: {default})')
+    parser.add_argument('--checkpoint', metavar='FILE',
+                        help='draw with this checkpoint (default: of the newest run), or start a training from it: '
+                             'a run folder, its .pt, or a netG_*.pth')
+    parser.add_argument('--gpu', type=int, default=0, metavar='N', help='which GPU; -1: the CPU (default: 0)')
+    parser.add_argument('--workers', type=non_negative(int), default=4,
+                        help='processes that prepare pictures; 0: none but this one (default: 4)')
+    add_drawing_flags(parser)
+
+
 def dataset_file(options):
     """The path of the HDF5 file that `--data_dir` and `--dataset` name."""
     folder = options.data_dir or os.path.join(ROOT, 'data', options.dataset)
@@ -100,6 +125,21 @@ def seed_everything(seed):
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def follow(options, resumed, train, draw, evaluate):
+    """Do what the options of a GAN's main.py ask for: call one of three functions with (options, device, resumed).
+
+    Raises UserError where they ask for two things at once.
+    """
+    sentences = [f'--{name}' for name in ('text', 'text_file', 'interpolate') if vars(options).get(name)]
+    if options.train and sentences:
+        raise UserError(f'{sentences[0]}: draws with a trained model; add --train False')
+    print_options(options)
+    device = choose_device(options.cuda, vars(options).get('gpu', 0))
+    seed_everything(options.seed)
+    task = train if options.train else draw if sentences else evaluate
+    task(options, device, resumed)
 
 
 def read_sentences(texts, text_file):

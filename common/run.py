@@ -4,6 +4,7 @@ import os
 import re
 import time
 
+from common import checkpoint
 from common.errors import UserError
 
 LOCKS = []  # open files: a lock lasts as long as its file is open
@@ -79,6 +80,41 @@ def lock(run_dir):
         fcntl.lockf(LOCKS[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise UserError(f'{run_dir}: another process is training in it') from error
+
+
+def begin(model, options, resumed, name):
+    """The folder to train in: a new one called NAME_DATE, or, with the model as it was left there, `resumed`.
+
+    It is kept to this process.
+    """
+    run_dir = resumed or new_run(options.out_dir, name, vars(options))
+    lock(run_dir)
+    if resumed:
+        model.load_from(resumed)
+        model.set_lr(options.lr)
+        write_options(resumed, vars(options))
+    model.options = vars(options)
+    return run_dir
+
+
+def checkpoint_file(options, resumed, of_dataset):
+    """What to draw with: the run that `--resume` names, or `--checkpoint`, or the newest run (as `trained_checkpoint`).
+
+    Raises UserError where there is none.
+    """
+    if options.checkpoint and not resumed:
+        return existing(options.checkpoint, options)
+    return trained_checkpoint(options, resumed, of_dataset)
+
+
+def existing(path, options):
+    """The checkpoint file that the flag's value `path` names. Raises UserError where there is none."""
+    file = checkpoint.find(path, options.model)
+    if not os.path.exists(file):
+        beside = f', nor below the folder of {options.cfg}' if options.cfg else ''
+        raise UserError(f'{file}: no such checkpoint here{beside}; give a run folder, its {options.model}.pt '
+                        'or a snapshot in its Model/')
+    return file
 
 
 def trained_checkpoint(options, resumed=None, of_dataset=True):

@@ -1,4 +1,5 @@
-"""What a trained model draws, as files."""
+"""What a model draws, again and again the same, and as files."""
+import contextlib
 import os
 import re
 from collections import deque
@@ -18,8 +19,35 @@ AHEAD = 128          # pictures that wait to be written before drawing waits too
 EXAMPLE_COLUMNS = 5  # captions in a row of a photograph's grid
 
 
+def same_items(dataset, count):
+    """A batch of up to `count` items from all over a data set, always the same, without drawing for anybody else.
+
+    What items draw comes from PyTorch's generator, and a resumed run must find that as one without samples does.
+    """
+    places = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torch.utils.data.default_collate([dataset[i] for i in places.tolist()])
+
+
+@contextlib.contextmanager
+def reproducible(net, device, seed):
+    """`net` in evaluation mode without gradients, and PyTorch's generators at `seed`; afterwards all as before."""
+    was_training = net.training
+    net.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            net.train(was_training)
+
+
 def write_pictures(options, kind, images, captions):
-    """Every picture as a PNG and all on one sheet, in a new folder; the captions are printed beside the names."""
+    """Every picture as a PNG and all on one sheet, in a new folder; the captions are printed beside the names.
+
+    Returns the folder.
+    """
     folder = run.new_run(options.out_dir, kind, vars(options))
     pictures = [to_pil(image) for image in images]
     for number, (picture, caption) in enumerate(zip(pictures, captions), 1):
@@ -29,6 +57,7 @@ def write_pictures(options, kind, images, captions):
         file.write(''.join(f'{number:03d}.png\t{caption}\n' for number, caption in enumerate(captions, 1)))
     caption_sheet(pictures, captions).save(os.path.join(folder, 'sheet.png'))
     print(f'all on one sheet: {os.path.join(folder, "sheet.png")}')
+    return folder
 
 
 def write_samples(options, count, draw):
@@ -60,20 +89,21 @@ def write_strip(options, images, captions):
     print(f'from "{captions[0]}" to "{captions[-1]}": {strip}')
 
 
-def write_evaluation(dataset, draw, folder, batch_size, seed, example=False):
+def write_evaluation(options, dataset, draw, checkpoint, count, example=False):
     """A picture for every caption of `dataset` (`data.captioned_photographs`), as the authors' evaluation names them.
 
-    Without `example`, folder/single_samples/valid/CLASS/NAME_S_sentenceK.png; with it, the pictures of a photograph's
-    captions on one grid, folder/super/valid/CLASS/NAME_S.png. S is their size in pixels. `draw(embeddings, seed)` gives
-    a batch of pictures [B, 3, S, S] in [-1, 1]. Returns the folder that the pictures are in.
+    They go to COUNT/single_samples/valid/CLASS/NAME_S_sentenceK.png beside the file `checkpoint`, S is their size in
+    pixels; with `example`, those of a photograph's captions are on one grid, COUNT/super/valid/CLASS/NAME_S.png.
+    `draw(embeddings, seed)` gives a batch of pictures [B, 3, S, S] in [-1, 1].
     """
-    folder = os.path.join(folder, 'super' if example else 'single_samples', 'valid')
-    drawn = _drawn(dataset, draw, batch_size, seed)
+    print(f'{checkpoint} draws {len(dataset.captions)} captions of /{dataset.split}', flush=True)
+    folder = os.path.join(os.path.dirname(checkpoint), count, 'super' if example else 'single_samples', 'valid')
+    drawn = _drawn(dataset, draw, options.batch_size, options.seed)
     if example:
         save_pictures(_grids(dataset, drawn, folder), len(dataset.index.names))
     else:
         save_pictures(_singles(dataset, drawn, folder), len(dataset.captions))
-    return folder
+    print(f'done: {folder}')
 
 
 def _drawn(dataset, draw, batch_size, seed):

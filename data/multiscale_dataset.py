@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from common.errors import UserError
 from data import layout
@@ -47,11 +48,15 @@ class MultiscaleDataset(CaptionedPhotographs):
     def __getitems__(self, indices):
         """The items of a whole batch, decoded in threads."""
         photos = torch.as_tensor(indices, dtype=torch.long)
-        captions = self._draw_caption(photos)
+        items = self._captioned(photos)
         right, wrong = self._views(photos), self._views(self.draw_other_class(photos))
-        items = [{'right_images': right[i], 'wrong_images': wrong[i], 'txt': self.captions[caption],
-                  'class': self.classes[photo], 'name': self.index.names[photo]}
-                 for i, (photo, caption) in enumerate(zip(photos.tolist(), captions.tolist()))]
+        return [{'right_images': right[i], 'wrong_images': wrong[i], **item} for i, item in enumerate(items)]
+
+    def _captioned(self, photos):
+        """For each photograph an item without pictures, with one of its captions."""
+        captions = self._draw_caption(photos)
+        items = [{'txt': self.captions[caption], 'class': self.classes[photo], 'name': self.index.names[photo]}
+                 for photo, caption in zip(photos.tolist(), captions.tolist())]
         if self.embeddings is not None:
             for item, embedding in zip(items, self.embeddings.index_select(0, captions)):
                 item['right_embed'] = embedding
@@ -77,6 +82,12 @@ class MultiscaleDataset(CaptionedPhotographs):
             raise UserError(f'{self.file}: the photograph {self.index.names[photo]} of /{self.split} cannot be decoded '
                             f'({error}); make the file again without it: {layout.how_to_prepare(self.file)}') from error
         return views(framed, self.sizes, *draws)
+
+
+def shuffled_batches(dataset, batch_size, workers, device):
+    """A DataLoader of whole batches; a data set smaller than one is a batch of its own."""
+    return DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, pin_memory=device.type == 'cuda',
+                      drop_last=len(dataset) >= batch_size)
 
 
 def sizes_of(branches, base_size=64):

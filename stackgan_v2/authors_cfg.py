@@ -1,7 +1,7 @@
 """The StackGAN++ authors' own configuration files, in terms of our flags."""
 import os
 
-from common.errors import UserError
+from common import authors_cfg
 
 FLAGS = {
     'CONFIG_NAME': 'config_name', 'DATASET_NAME': 'dataset', 'CUDA': 'cuda', 'WORKERS': 'workers',
@@ -26,35 +26,25 @@ def translate(values, path):
 
     Raises UserError for a value that cannot be had here.
     """
-    for key, only in ONLY.items():
-        if values.get(key, only) != only:
-            raise UserError(f'{path}: {key} is {values[key]}, but can only be {only} here')
-    rates = [values[key] for key in ('TRAIN.GENERATOR_LR', 'TRAIN.DISCRIMINATOR_LR') if key in values]
-    if rates and rates[0] != rates[-1]:
-        raise UserError(f'{path}: GENERATOR_LR and DISCRIMINATOR_LR differ, but all networks learn at one rate here')
-    if 'DATASET_NAME' in values:  # a whole file of theirs, not one of ours with a line of theirs in it
-        values = {**DEFAULTS, **values}
-    flags = {FLAGS[key]: value for key, value in values.items() if key in FLAGS}
-    gpu, *more_gpus = str(values.get('GPU_ID', '')).split(',')
-    ignored = [key for key in IGNORED if key in values] + [f'GPU_ID {number.strip()}' for number in more_gpus]
+    flags, ignored = authors_cfg.translate(values, path, FLAGS, ONLY, IGNORED, DEFAULTS)
     if values.get('TRAIN.NET_D'):
         ignored.append('TRAIN.NET_D (netD0.pth, ... are read where they lie beside NET_G)')
     if values.get('GAN.B_CONDITION') is False:
         flags['count'] = values.get('TEST.SAMPLE_NUM')
     elif 'TEST.SAMPLE_NUM' in values:
         ignored.append('TEST.SAMPLE_NUM')
-    return {**flags, **_data(values), 'gpu': gpu.strip()}, ignored
+    return {**flags, **_data(values)}, ignored
 
 
 def _data(values):
     """The flags for DATA_DIR: the authors' code, too, tells by its name what is in it."""
-    folder = str(values.get('DATA_DIR') or '').rstrip('/')
-    name = values.get('DATASET_NAME', '')
-    if not folder or folder == f'../data/{name}':  # where ours is by default
+    folder = authors_cfg.data_folder(values)
+    if not folder:
         return {}
     if 'lsun' in folder:
         if folder.endswith('_lmdb'):
             return {'lsun': os.path.dirname(folder), 'classes': [os.path.basename(folder).removesuffix('_lmdb')]}
+        name = values.get('DATASET_NAME', '')
         return {'lsun': folder, 'classes': [LSUN_CLASSES.get(name, name)]}
     if 'imagenet' in folder or values.get('GAN.B_CONDITION') is False:
         return {'image_folder': folder}

@@ -1,5 +1,4 @@
 """Training and evaluation of StackGAN++ (chapter: training StackGAN++; Zhang et al., TPAMI 2018)."""
-import glob
 import os
 import re
 
@@ -10,12 +9,12 @@ from common import checkpoint
 from common.errors import UserError
 from common.loop import new_progress, train_loop
 from common.pictures import side_by_side
+from common.sampling import reproducible, same_items
 from stackgan_v2.gan import BASE_SIZE, Discriminator, Generator
 
 AVERAGE_DECAY = 0.999     # of the running average of the generator's parameters, every step
 COVARIANCE_WEIGHT = 5     # of colour covariances against colour means (paper, equation 12)
 SNAPSHOT_INTERVAL = 2000  # steps between two generators in Model/
-COUNT = re.compile(r'_(\d+)\.pth$')  # steps, in the name of a generator in Model/
 SAMPLES = 8               # rows of a sample grid
 SAMPLE_SIZE = 256         # pixels of its largest pictures
 
@@ -193,16 +192,11 @@ class Model:
     def _sample_grid(self):
         """A row for each of some items, always the same: every branch's picture, small to large, and a real one."""
         if not hasattr(self, 'sample_batch'):
-            dataset = self.data_loader.dataset
-            places = torch.linspace(0, len(dataset) - 1, min(SAMPLES, len(dataset))).long()
-            with torch.random.fork_rng(devices=[]):  # items draw; a resumed run must draw what another does
-                torch.manual_seed(0)
-                self.sample_batch = torch.utils.data.default_collate([dataset[i] for i in places.tolist()])
+            self.sample_batch = same_items(self.data_loader.dataset, SAMPLES)
         real = self.sample_batch['right_images'][-1]
         fake = self.generate(self.sample_batch.get('right_embed'), count=len(real))
         return side_by_side([*fake, real], min(SAMPLE_SIZE, real.shape[-1]))
 
-    @torch.no_grad()
     def generate(self, embed=None, seed=0, count=None):
         """Images, a list small to large of [B, 3, S, S] in [-1, 1], drawn with the running average.
 
@@ -210,13 +204,9 @@ class Model:
         same `seed`, which draws noise and conditions.
         """
         embed = torch.as_tensor(embed).to(self.device) if self.netG.conditional else None
-        was_training = self.netG.training
-        self.netG.eval()
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == 'cuda' else []):
-            torch.manual_seed(seed)
+        with reproducible(self.netG, self.device, seed):
             noise = torch.randn((count if embed is None else len(embed), self.netG.z_dim), device=self.device)
             images, _, _ = torch.func.functional_call(self.netG, self.average_G, (noise, embed))
-        self.netG.train(was_training)
         return images
 
     def eval(self, batch_size=None):
@@ -268,7 +258,7 @@ class Model:
         highest COUNT). With optimisers already made (`create_optim`), their states and the progress are read too.
         Raises UserError where the file is missing, damaged, refused or of another network.
         """
-        file = find_checkpoint(path, name or self.name)
+        file = checkpoint.find(path, name or self.name)
         self._take(checkpoint.load(file), file)
         if verbose:
             print(f'loaded {file}')
@@ -303,12 +293,12 @@ def load_generator(path, name, device='cpu'):
 
     `path` and errors are as in `Model.load_from`.
     """
-    file = find_checkpoint(path, name)
+    file = checkpoint.find(path, name)
     contents = checkpoint.load(file)
     netG = Generator(**shape_of(contents.get('netG', contents), file)).to(memory_format=torch.channels_last)
     model = Model(name, device, None, netG, [])
     model._take(contents, file)
-    return model, file, contents['progress']['step'] if 'progress' in contents else count_of(file)
+    return model, file, contents['progress']['step'] if 'progress' in contents else checkpoint.count_of(file)
 
 
 def shape_of(state_dict, file):
@@ -325,19 +315,3 @@ def shape_of(state_dict, file):
                                  for key in weights)}
     except (KeyError, AttributeError, IndexError, ValueError) as error:
         raise UserError(f'{file}: holds no generator of StackGAN++ (no weights named img_net1.img.0.weight)') from error
-
-
-def find_checkpoint(path, name):
-    """The file that `path` names: itself, or in the folder NAME.pt, or netG_COUNT.pth there or in Model/."""
-    if not os.path.isdir(path or '.'):
-        return path
-    ours = os.path.join(path, f'{name}.pt')
-    snapshots = [file for place in ('', 'Model')
-                 for file in glob.glob(os.path.join(glob.escape(path), place, 'netG_*.pth')) if COUNT.search(file)]
-    return ours if os.path.isfile(ours) or not snapshots else max(snapshots, key=count_of)
-
-
-def count_of(file):
-    """The number of steps in the name of a file netG_COUNT.pth, or 0."""
-    counted = COUNT.search(file)
-    return int(counted[1]) if counted else 0

@@ -16,16 +16,15 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
 import torch
-from torch.utils.data import DataLoader
 
 from char_cnn_rnn import reading
 from common import config, flags, run
 from common.errors import UserError, run_command
 from common.sampling import write_evaluation, write_pictures, write_samples, write_strip
 from data.image_folder import image_folder, lsun
-from data.multiscale_dataset import MultiscaleDataset
+from data.multiscale_dataset import MultiscaleDataset, shuffled_batches
 from stackgan_v2.authors_cfg import KEYS, translate
-from stackgan_v2.build_gan import SNAPSHOT_INTERVAL, Model, find_checkpoint, load_generator, make_networks
+from stackgan_v2.build_gan import SNAPSHOT_INTERVAL, Model, load_generator, make_networks
 
 STRIP = 9   # pictures from one sentence to the other
 COUNT = 64  # pictures without sentences
@@ -39,9 +38,6 @@ def parse_flags():
     config.add_cfg_flag(parser)
     parser.add_argument('--config_name', metavar='NAME',
                         help='run folders are DATASET_NAME_DATE (default: the branches, as in 3stages)')
-    parser.add_argument('--gpu', type=int, default=0, metavar='N', help='which GPU; -1: the CPU (default: 0)')
-    parser.add_argument('--workers', type=flags.non_negative(int), default=4,
-                        help='processes that prepare pictures; 0: none but this one (default: 4)')
     parser.add_argument('--snapshot_interval', type=flags.positive(int), default=SNAPSHOT_INTERVAL, metavar='STEPS',
                         help=f'steps between two Model/netG_COUNT.pth (default: {SNAPSHOT_INTERVAL})')
     parser.add_argument('--image_folder', type=os.path.abspath, metavar='DIR',
@@ -49,14 +45,7 @@ def parse_flags():
     parser.add_argument('--lsun', type=os.path.abspath, metavar='DIR', help='train without text on DIR/CLASS_lmdb')
     parser.add_argument('--classes', nargs='+', metavar='CLASS',
                         help='of --image_folder (default: all) or --lsun, as in church_outdoor_train')
-    parser.add_argument('--checkpoint', metavar='FILE',
-                        help='draw with this checkpoint (default: of the newest run), or start a training from it: '
-                             'a run folder, its .pt, or a netG_COUNT.pth')
-    parser.add_argument('--text', action='append', metavar='SENTENCE', help='draw this sentence; can be repeated')
-    parser.add_argument('--text_file', metavar='FILE', help='draw the sentences of this file, one a line')
     parser.add_argument('--interpolate', nargs=2, metavar='SENTENCE', help='a strip from one sentence to the other')
-    parser.add_argument('--encoder', metavar='FILE',
-                        help='sentence encoder for --text (default: the one in the run, or beside the data)')
     flags.add_boolean(parser, '--example', False, 'evaluate with one grid per photograph, not a picture per caption')
     parser.add_argument('--count', type=flags.positive(int),
                         help=f'pictures to draw with a generator without text (default: {COUNT})')
@@ -69,16 +58,12 @@ def add_model_flags(parser):
     """The widths of the networks and the weights of the losses."""
     parser.add_argument('--branches', type=int, choices=range(1, 6), default=3,
                         help='sizes of pictures: 64, 128, 256, 512, 1024 pixels (default: 3)')
-    for name, default, what in [('gf_dim', 64, 'width of the generators'), ('df_dim', 64, 'of the discriminators'),
-                                ('z_dim', 100, 'numbers of noise'), ('embedding_dim', 128, 'of the condition'),
-                                ('residuals', 2, 'residual blocks of a stage')]:
-        parser.add_argument(f'--{name}', type=flags.positive(int), default=default, metavar='N',
-                            help=f'{what} (default: {default})')
-    for name, default, what in [('kl_coef', 2.0, 'the KL divergence of conditions'),
-                                ('uncond_coef', 1.0, 'the unconditional losses'),
-                                ('color_coef', 0.0, 'colour consistency between neighbouring branches')]:
-        parser.add_argument(f'--{name}', type=flags.non_negative(float), default=default, metavar='W',
-                            help=f'weight of {what} (default: {default})')
+    flags.add_stackgan_flags(
+        parser, [('gf_dim', 64, 'width of the generators'), ('df_dim', 64, 'of the discriminators'),
+                 ('z_dim', 100, 'numbers of noise'), ('embedding_dim', 128, 'of the condition'),
+                 ('residuals', 2, 'residual blocks of a stage')],
+        [('kl_coef', 2.0, 'the KL divergence of conditions'), ('uncond_coef', 1.0, 'the unconditional losses'),
+         ('color_coef', 0.0, 'colour consistency between neighbouring branches')])
     flags.add_boolean(parser, '--conditional', None, 'read sentences')
 
 
@@ -107,40 +92,21 @@ def complete(options):
 
 def main():
     """Flags, then what they ask for: train, draw sentences, or evaluate."""
-    options, resumed = parse_flags()
-    draws = options.text or options.text_file or options.interpolate
-    if options.train and draws:
-        raise UserError('--text and --interpolate draw with a trained model: add --train False')
-    flags.print_options(options)
-    device = flags.choose_device(options.cuda, options.gpu)
-    flags.seed_everything(options.seed)
-    if options.train:
-        train(options, device, resumed)
-    elif draws:
-        draw(options, device, resumed)
-    else:
-        evaluate(options, device, resumed)
+    flags.follow(*parse_flags(), train, draw, evaluate)
 
 
 def train(options, device, resumed):
     """Train in a new run folder, or go on with the run in the folder `resumed`."""
     print('Loading data...', flush=True)
     dataset = load_dataset(options)
-    loader = DataLoader(dataset, options.batch_size, shuffle=True, num_workers=options.workers,
-                        pin_memory=device.type == 'cuda', drop_last=len(dataset) >= options.batch_size)
-    model = make_model(options, device, loader)
+    model = make_model(options, device, shuffled_batches(dataset, options.batch_size, options.workers, device))
     if options.checkpoint and not resumed:
-        model.load_from(existing(options))
+        model.load_from(run.existing(options.checkpoint, options))
     model.create_optim(options.lr)
-    run_dir = resumed or run.new_run(options.out_dir, f'{options.dataset}_{options.config_name}', vars(options))
-    run.lock(run_dir)
-    if resumed:
-        model.load_from(resumed)
-        model.set_lr(options.lr)
-        run.write_options(resumed, vars(options))
+    run_dir = run.begin(model, options, resumed, f'{options.dataset}_{options.config_name}')
     if options.conditional:
         reading.keep_encoder(dataset, run_dir)
-    model.options, model.snapshot_interval = vars(options), options.snapshot_interval
+    model.snapshot_interval = options.snapshot_interval
     print(f'Training on {len(dataset)} pictures; everything goes to {run_dir}', flush=True)
     model.train(options.epochs, options.log_interval, run_dir)
     print(f'done: {run_dir} holds samples/, log.txt, TensorBoard curves, {options.model}.pt and Model/')
@@ -167,7 +133,7 @@ def make_model(options, device, data_loader):
 def evaluate(options, device, resumed):
     """A picture for every caption of classes that were not trained on; without text, `--count` pictures."""
     of_dataset = options.count is None or options.dataset != 'birds'  # the default, which no run without text is on
-    model, file, steps = load_generator(checkpoint_file(options, resumed, of_dataset), options.model, device)
+    model, file, steps = load_generator(run.checkpoint_file(options, resumed, of_dataset), options.model, device)
     if not model.netG.conditional:
         print(f'{file} draws:')
         write_samples(options, options.count or COUNT, lambda size, seed: model.generate(seed=seed, count=size)[-1])
@@ -175,23 +141,18 @@ def evaluate(options, device, resumed):
     if options.count:
         raise UserError(f'--count {options.count}: {file} reads sentences; without --count it draws all held-out ones')
     dataset = MultiscaleDataset.held_out(flags.dataset_file(options))
-    folder = os.path.join(os.path.dirname(file), f'iteration{steps}')
-    print(f'{file} draws {len(dataset.captions)} captions of /{dataset.split}', flush=True)
-    folder = write_evaluation(dataset, lambda embed, seed: model.generate(embed, seed)[-1], folder,
-                              options.batch_size, options.seed, options.example)
-    print(f'done: {folder}')
+    write_evaluation(options, dataset, lambda embed, seed: model.generate(embed, seed)[-1], file, f'iteration{steps}',
+                     options.example)
 
 
 def draw(options, device, resumed):
     """A picture for each sentence that the user typed, or a strip between two."""
     sentences = options.interpolate or flags.read_sentences(options.text, options.text_file)
-    model, file, _ = load_generator(checkpoint_file(options, resumed, of_dataset=False), options.model, device)
+    model, file, _ = load_generator(run.checkpoint_file(options, resumed, of_dataset=False), options.model, device)
     if not model.netG.conditional:
         raise UserError(f'{file}: was trained without text, so it reads no sentences; '
                         'leave them out to draw --count pictures')
-    encoder = reading.find_encoder(options, file)
-    embeddings = reading.embed(encoder, sentences, device)
-    print(f'{file} draws, with the sentences read by {encoder}:')
+    embeddings = reading.read(options, sentences, file, device)
     if options.interpolate:
         # One by one, so that all have the same noise and the same draw of the condition.
         between = [torch.lerp(*embeddings, weight)[None] for weight in torch.linspace(0, 1, STRIP)]
@@ -199,23 +160,6 @@ def draw(options, device, resumed):
         write_strip(options, torch.cat(images), sentences)
     else:
         write_pictures(options, 'text', model.generate(embeddings, options.seed)[-1], sentences)
-
-
-def checkpoint_file(options, resumed, of_dataset):
-    """That of the run that `--resume` names, or `--checkpoint`, or that of the newest run."""
-    if options.checkpoint and not resumed:
-        return existing(options)
-    return run.trained_checkpoint(options, resumed, of_dataset)
-
-
-def existing(options):
-    """The file of `--checkpoint`. Raises UserError where there is none."""
-    file = find_checkpoint(options.checkpoint, options.model)
-    if not os.path.exists(file):
-        beside = f', nor below the folder of {options.cfg}' if options.cfg else ''
-        raise UserError(f'{file}: no such checkpoint here{beside}; give a run folder, its {options.model}.pt '
-                        'or a netG_COUNT.pth')
-    return file
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.commands import Caller
 
 
 @pytest.fixture(scope='module')
@@ -18,3 +19,18 @@ def one_thread():
 def birds(tmp_path_factory):
     """The path of a tiny HDF5 file with embeddings."""
     return tiny.make(tmp_path_factory.mktemp('data') / 'birds.hdf5')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """data/tiny.hdf5 with its encoder, in a folder that commands are run from."""
+    return tiny.with_encoder(tmp_path_factory.mktemp('elsewhere'),
+                             {'train': {'001.Auk': 2, '002.Jay': 2}, 'test': {'004.Wren': 1, '005.Lark': 2}})
+
+
+@pytest.fixture
+def call(request, folder, monkeypatch, capsys):
+    """The `Caller` of the test module's `main`, on a machine without a GPU."""
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    return Caller(request.module.main, folder, monkeypatch, capsys)

@@ -21,6 +21,12 @@ def tensor_for(name, shape):
     return torch.from_numpy(numbers.reshape(shape).astype(np.float32))
 
 
+def draw_from(monkeypatch, names, dtype=torch.float32):
+    """Let `torch.randn` give the tensors that belong to `names`, one after the other."""
+    names = iter(names)
+    monkeypatch.setattr(torch, 'randn', lambda shape, **_: tensor_for(next(names), tuple(shape)).to(dtype))
+
+
 def fill(module):
     """Fill a module's state from the names of its keys."""
     state = module.state_dict()

@@ -4,7 +4,7 @@ import torch
 
 from stackgan_v2.build_gan import Model
 from stackgan_v2.gan import Discriminator, Generator
-from tests.golden_numbers import assert_after, fill, golden, tensor_for
+from tests.golden_numbers import assert_after, draw_from, fill, golden, tensor_for
 
 SIZES = (64, 128, 256)
 CASES = ['stackgan_v2', 'stackgan_v2_unconditional']
@@ -27,11 +27,6 @@ def batch_of(step, facts):
     batch = {f'{which}_images': [torch.tanh(tensor_for(f'{tag}/{name}/{step}/{side}', (size, 3, side, side)))
                                  for side in SIZES] for which, name in (('right', 'real'), ('wrong', 'wrong'))}
     return {**batch, 'right_embed': tensor_for(f'{tag}/embed/{step}', (size, 1024))}
-
-
-def draw_from(monkeypatch, names):
-    names = iter(names)
-    monkeypatch.setattr(torch, 'randn', lambda shape, **_: tensor_for(next(names), tuple(shape)))
 
 
 @pytest.mark.parametrize('conditional', [True, False])

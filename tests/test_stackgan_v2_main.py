@@ -2,8 +2,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -11,17 +9,16 @@ import torch
 from PIL import Image
 
 from common import run
-from common.errors import UserError, run_command
+from common.errors import UserError
 from common.flags import choose_device
 from common.sampling import _file_name
-from data.cache import load_split
 from stackgan_v2 import main
 from tests import tiny
+from tests.commands import DATA, captions_of, files_below, newest, run_in
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 SCRIPT = os.path.abspath(main.__file__)
-DATA = ['--data_dir', 'data', '--dataset', 'tiny']
 NARROW = ['--branches', '2', '--gf_dim', '4', '--df_dim', '4', '--z_dim', '5', '--embedding_dim', '6', '--workers', '0']
 TRAINING = ['--epochs', '2', '--batch_size', '2', '--log_interval', '1', *NARROW]
 
@@ -72,72 +69,11 @@ TEST:
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    """data/tiny.hdf5 with its encoder, in a folder that commands are run from."""
-    return tiny.with_encoder(tmp_path_factory.mktemp('elsewhere'),
-                             {'train': {'001.Auk': 2, '002.Jay': 2}, 'test': {'004.Wren': 1, '005.Lark': 2}})
-
-
-class Caller:
-    """Runs main.py in this process, which saves the seconds of its start."""
-
-    def __init__(self, folder, patch, capsys):
-        self.folder, self.patch, self.capsys = folder, patch, capsys
-
-    def __call__(self, *args):
-        """What it prints."""
-        self.patch.chdir(self.folder)
-        self.patch.setattr(sys, 'argv', [SCRIPT, *map(str, args)])
-        run_command(main.main)
-        return self.capsys.readouterr().out
-
-    def error(self, *args):
-        """Its one line on stderr."""
-        with pytest.raises(SystemExit) as caught:
-            self(*args)
-        assert isinstance(caught.value.code, str) and '\n' not in caught.value.code
-        return caught.value.code
-
-    def options(self, *args):
-        """What it would do, and what it prints about that."""
-        self.patch.chdir(self.folder)
-        self.patch.setattr(sys, 'argv', [SCRIPT, *map(str, args)])
-        options, _ = main.parse_flags()
-        options.said = self.capsys.readouterr().out
-        return options
-
-
-@pytest.fixture
-def call(folder, monkeypatch, capsys):
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    return Caller(folder, monkeypatch, capsys)
-
-
-@pytest.fixture(scope='module')
 def trained(folder):
     """A run as the chapter types it, in a process of its own."""
-    environment = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    done = subprocess.run([sys.executable, SCRIPT, '--cfg', 'cfg/birds_3stages.yml', '--gpu', '0', *DATA, *TRAINING,
-                           '--out_dir', 'out'], cwd=folder, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, '')
-    done.run, = (str(path) for path in (folder / 'out').iterdir())
-    return done
-
-
-def newest(folder, prefix):
-    return max((path for path in folder.iterdir() if path.name.startswith(prefix)), key=os.path.getmtime)
-
-
-def files_below(folder):
-    return sorted(os.path.relpath(os.path.join(place, name), folder)
-                  for place, _, names in os.walk(folder) for name in names)
-
-
-def captions_of(folder):
-    """CLASS/NAME and K of every held-out caption."""
-    index = load_split(str(folder / 'data' / 'tiny.hdf5'), 'test').index
-    return [(f'{class_name}/{name}', k) for class_name, name, k in map(index.sentence, range(len(index.captions)))]
+    said = run_in(folder, SCRIPT, '--cfg', 'cfg/birds_3stages.yml', '--gpu', '0', *DATA, *TRAINING, '--out_dir', 'out')
+    run_dir, = (folder / 'out').iterdir()
+    return SimpleNamespace(run=str(run_dir), stdout=said)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """StackGAN++'s Model around its training step: runs, interruptions, checkpoints of ours and of the authors."""
 import os
-import signal
 import weakref
 
 import pytest
@@ -14,6 +13,7 @@ from data.multiscale_dataset import MultiscaleDataset
 from stackgan_v2.build_gan import Model, load_generator, make_networks
 from stackgan_v2.gan import Generator
 from tests import tiny
+from tests.states import assert_same, everything, interrupt, same_state
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -42,25 +42,10 @@ def batch_of(branches, size=2, text=True):
     return batch | {'right_embed': torch.randn(size, 1024)} if text else batch
 
 
-def everything(model):
-    """All tensors that a later step depends on, by name."""
-    found = {'rng': model.progress['rng']['cpu']}
-    found |= {f'average.{i}': value for i, value in enumerate(model.averaged)}
-    for number, net in enumerate((model.netG, *model.netsD)):
-        found |= {f'{number}.{key}': value for key, value in net.state_dict().items()}
-    for number, optimiser in enumerate((model.optim_G, *model.optims_D)):
-        for i, state in optimiser.state_dict()['state'].items():
-            found |= {f'optim.{number}.{i}.{key}': value for key, value in state.items()}
-    return {key: value.clone() for key, value in found.items()}
-
-
-def assert_same(found, expected):
-    assert set(found) == set(expected)
-    assert [key for key in found if not torch.equal(found[key], expected[key])] == []
-
-
-def same_state(state, other):
-    return set(state) == set(other) and all(torch.equal(state[key], other[key]) for key in state)
+def all_of(model):
+    nets, optimisers = (model.netG, *model.netsD), (model.optim_G, *model.optims_D)
+    averaged = {f'average.{i}': value.clone() for i, value in enumerate(model.averaged)}
+    return everything(model, nets, optimisers) | averaged
 
 
 def loader_of(dataset):
@@ -73,7 +58,7 @@ def straight(dataset, tmp_path_factory):
     folder, model = str(tmp_path_factory.mktemp('straight') / 'run'), new_model(loader_of(dataset))
     model.options = {'lr': 2e-4}
     model.train(EPOCHS, 1, folder, verbose=False)
-    return model, everything(model), folder
+    return model, all_of(model), folder
 
 
 # --- weights and steps ------------------------------------------------------------------------------------------------
@@ -134,21 +119,12 @@ def test_nothing_of_the_batch_is_held_when_the_generator_learns(monkeypatch):
 @pytest.mark.parametrize('stop', [2, 3], ids=["at an epoch's end", 'in the middle of an epoch'])
 def test_an_interrupted_run_goes_on_with_the_same_results(dataset, straight, tmp_path, stop):
     model, folder = new_model(loader_of(dataset)), str(tmp_path)
-    train_step = model.train_step
-
-    def watched(batch):
-        if model.progress['step'] + 1 == stop:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return train_step(batch)
-
-    model.train_step = watched
-    with pytest.raises(KeyboardInterrupt):
-        model.train(EPOCHS, 1, folder, verbose=False)
+    interrupt(model, stop, EPOCHS, 1, folder)
     assert not os.path.exists(os.path.join(folder, 'Model'))
     again = new_model(loader_of(dataset), seed=99)
     again.load_from(folder, verbose=False)
     again.train(EPOCHS, 1, folder, verbose=False)
-    assert_same(everything(again), straight[1])
+    assert_same(all_of(again), straight[1])
     for name in ('samples/epoch_0003.png', 'Model/netG_6.pth', 'Model/netG_4.pth'):
         ours, theirs = (os.path.join(place, name) for place in (folder, straight[2]))
         if name.endswith('png'):
@@ -197,7 +173,7 @@ def test_samples_leave_the_results_alone(dataset, straight):
     model = new_model(loader_of(dataset))
     model.train(EPOCHS, verbose=False)  # without a folder, and so without samples and files
     model.progress['rng'] = {'cpu': torch.get_rng_state()}
-    assert_same(everything(model), straight[1])
+    assert_same(all_of(model), straight[1])
 
 
 # --- the running average ----------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.pictures import real_over_generated
 from data.txt2image_dataset import Text2ImageDataset
 from tests import tiny
+from tests.states import assert_same, everything
 from text2image.build_gan import Model
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -49,29 +50,13 @@ def watch(model, at_step=lambda step: None):
     return losses
 
 
-def everything(model):
-    """All tensors that a later step depends on, by name."""
-    found = {'rng': model.progress['rng']['cpu']}
-    for net in (model.netG, model.netD):
-        found |= {f'{type(net).__name__}.{key}': value for key, value in net.state_dict().items()}
-    for name, optimiser in (('G', model.optim_G), ('D', model.optim_D)):
-        for number, state in optimiser.state_dict()['state'].items():
-            found |= {f'optim_{name}.{number}.{key}': value for key, value in state.items()}
-    return found
-
-
-def assert_same(found, expected):
-    assert set(found) == set(expected)
-    assert [key for key in found if not torch.equal(found[key], expected[key])] == []
-
-
 @pytest.fixture(scope='module')
 def straight(dataset, tmp_path_factory):
     """(losses, everything, folder) of a run without interruption."""
     folder, model = str(tmp_path_factory.mktemp('straight') / 'run'), new_model(dataset)
     losses = watch(model)
     model.train(EPOCHS, 1, folder, verbose=False)
-    return losses, {key: value.clone() for key, value in everything(model).items()}, folder
+    return losses, everything(model), folder
 
 
 # --- interruptions ----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from common import checkpoint
 from common.errors import UserError
 from common.loop import new_progress, train_loop
 from common.pictures import real_over_generated
+from common.sampling import same_items
 from text2image.gan import Discriminator, Generator
 
 SAMPLES = 32  # pairs of pictures in a sample grid
@@ -102,10 +103,7 @@ class Model:
     def _sample_grid(self):
         """Real over generated, always for the same sentences and noise, so that the grids of a run can be compared."""
         if not hasattr(self, 'sample_batch'):
-            dataset = self.data_loader.dataset
-            places = torch.linspace(0, len(dataset) - 1, min(SAMPLES, len(dataset))).long()
-            with torch.random.fork_rng(devices=[]):  # items draw; a resumed run must not draw more often than another
-                self.sample_batch = torch.utils.data.default_collate([dataset[i] for i in places.tolist()])
+            self.sample_batch = same_items(self.data_loader.dataset, SAMPLES)
         fake = self.generate(self.sample_batch['right_embed'])
         return real_over_generated(self.sample_batch['right_images'], fake)
 
@@ -131,15 +129,7 @@ class Model:
 
     def save_to(self, path='', name=None, verbose=True):
         """Write networks, optimisers, progress and options to `path/NAME.pt`, whole or not at all. Returns the file."""
-        file = os.path.join(path, f'{name or self.name}.pt')
-        contents = {'netG': self.netG.state_dict(), 'netD': self.netD.state_dict(),
-                    'progress': self.progress, 'options': self.options}
-        if self.optim_G is not None:
-            contents |= {'optim_G': self.optim_G.state_dict(), 'optim_D': self.optim_D.state_dict()}
-        checkpoint.save(file, contents)
-        if verbose:
-            print(f'saved {file}')
-        return file
+        return checkpoint.save_pair(self, path, name, verbose)
 
     def load_from(self, path='', name=None, verbose=True):
         """Read what `save_to` wrote, or a plain state dict of either network; `path` is the file or its folder.
@@ -158,12 +148,6 @@ class Model:
             is_discriminator = any('output.0.weight' in key for key in contents)
             checkpoint.load_weights(self.netD if is_discriminator else self.netG, contents, file)
         else:
-            checkpoint.load_weights(self.netG, contents['netG'], file)
-            checkpoint.load_weights(self.netD, contents['netD'], file)
-            self.options = contents.get('options', {})
-            if self.optim_G is not None and 'optim_G' in contents:
-                self.optim_G.load_state_dict(contents['optim_G'])
-                self.optim_D.load_state_dict(contents['optim_D'])
-                self.progress = contents['progress']
+            checkpoint.load_pair(self, contents, file)
         if verbose:
             print(f'loaded {file}')

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from char_cnn_rnn import reading
 from common import flags, run
-from common.errors import UserError, run_command
+from common.errors import run_command
 from common.sampling import write_pictures
 from data.txt2image_dataset import Text2ImageDataset
 from text2image.build_gan import Model
@@ -35,28 +35,14 @@ def parse_flags():
                                 ('int_coef', 0, 'interpolated sentences (GAN-INT)')]:
         parser.add_argument(f'--{name}', type=flags.non_negative(float), default=default, metavar='W',
                             help=f'weight of {what} (default: {default})')
-    parser.add_argument('--text', action='append', metavar='SENTENCE', help='draw this sentence; can be repeated')
-    parser.add_argument('--text_file', metavar='FILE', help='draw the sentences of this file, one a line')
     parser.add_argument('--checkpoint', metavar='FILE', help='draw with this checkpoint (default: of the newest run)')
-    parser.add_argument('--encoder', metavar='FILE',
-                        help='sentence encoder for --text (default: the one beside the checkpoint, or beside the data)')
+    flags.add_drawing_flags(parser)
     return run.parse_options(parser)
 
 
 def main():
     """Flags, then what they ask for: train, draw sentences, or evaluate."""
-    options, resumed = parse_flags()
-    if options.train and (options.text or options.text_file):
-        raise UserError('--text draws with a trained model: add --train False')
-    flags.print_options(options)
-    device = flags.choose_device(options.cuda)
-    flags.seed_everything(options.seed)
-    if options.train:
-        train(options, device, resumed)
-    elif options.text or options.text_file:
-        draw(options, device, resumed)
-    else:
-        evaluate(options, device, resumed)
+    flags.follow(*parse_flags(), train, draw, evaluate)
 
 
 def train(options, device, resumed):
@@ -67,14 +53,8 @@ def train(options, device, resumed):
     loader = DataLoader(dataset, options.batch_size, shuffle=True, collate_fn=dataset.collate)
     model = make_model(options, device, loader)
     model.create_optim(options.lr)
-    run_dir = resumed or run.new_run(options.out_dir, options.dataset, vars(options))
-    run.lock(run_dir)
-    if resumed:
-        model.load_from(resumed)
-        model.set_lr(options.lr)
-        run.write_options(resumed, vars(options))
+    run_dir = run.begin(model, options, resumed, options.dataset)
     reading.keep_encoder(dataset, run_dir)
-    model.options = vars(options)
     print(f'Training on {len(dataset)} captions of {len(dataset.pictures)} pictures; everything goes to {run_dir}',
           flush=True)
     model.train(options.epochs, options.log_interval, run_dir)
@@ -97,9 +77,7 @@ def draw(options, device, resumed):
     sentences = flags.read_sentences(options.text, options.text_file)
     file = options.checkpoint or run.trained_checkpoint(options, resumed, of_dataset=False)
     model = load_model(file, options, device)
-    encoder = reading.find_encoder(options, file)
-    embeddings = reading.embed(encoder, sentences, device)
-    print(f'{file} draws, with the sentences read by {encoder}:')
+    embeddings = reading.read(options, sentences, file, device)
     write_pictures(options, 'text', model.generate(embeddings, options.seed), sentences)
 
 

@@ -1,0 +1,20 @@
+"""Captioned pictures at one size, cropped around the bird, as StackGAN's stages read them."""
+import torch
+
+from data.multiscale_dataset import MultiscaleDataset
+
+
+class CroppedDataset(MultiscaleDataset):
+    """As `MultiscaleDataset`, but an item's `right_images` is one float32 [3, size, size] in [-1, 1].
+
+    There are no `wrong_images`: StackGAN's wrong pairs are made of the batch itself.
+    """
+
+    def __init__(self, datasetFile, split=0, size=64):
+        super().__init__(datasetFile, split, branches=1, base_size=size)
+
+    def __getitems__(self, indices):
+        """The items of a whole batch, decoded in threads."""
+        photos = torch.as_tensor(indices, dtype=torch.long)
+        items = self._captioned(photos)
+        return [{'right_images': image, **item} for item, (image,) in zip(items, self._views(photos))]

@@ -1,0 +1,141 @@
+"""StackGAN: train Stage-I, then Stage-II on top of it, draw every held-out caption, or draw your own sentence.
+
+    python main.py --train --stage 1                                        64 x 64 sketches
+    python main.py --train --stage 2 --stage1 output/birds_stageI_DATE      refined to 256 x 256
+    python main.py --train --resume                                         go on with the newest run
+    python main.py --train False                                            a picture for every held-out caption
+    python main.py --train False --text "a small red bird with black wings"
+"""
+import argparse
+import os
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(HERE))
+
+from char_cnn_rnn import reading
+from common import config, flags, run
+from common.errors import UserError, run_command
+from common.pictures import side_by_side
+from common.sampling import write_evaluation, write_pictures
+from data.cropped_dataset import CroppedDataset
+from data.multiscale_dataset import shuffled_batches
+from stackgan_v1.authors_cfg import KEYS, translate
+from stackgan_v1.build_gan import SNAPSHOT_INTERVAL, Model, load_generator, make_networks
+from stackgan_v1.gan import SIZES
+
+Z_DIM = 100
+NAMES = {1: 'stageI', 2: 'stageII'}      # in the names of run folders
+LR_DECAY_EPOCHS = {1: 50, 2: 100}        # of 600
+NARROWEST = {1: 2, 2: 4}                 # --gf_dim, of which the last layer has a half or a quarter
+
+
+def parse_flags():
+    """(options, the folder of the run to go on with or None)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_run_flags(parser, model='stackgan_v1', epochs=600, batch_size=64, lr=0.0002, chapter_dir=HERE)
+    parser.add_argument('--stage', type=int, choices=[1, 2],
+                        help='1: sketch sentences at 64 x 64; 2: refine the sketches to 256 x 256 '
+                             '(default: 1; when drawing, the checkpoint\'s)')
+    parser.add_argument('--stage1', metavar='FILE',
+                        help='the trained Stage-I that --stage 2 refines: a run folder, its .pt, or a netG_epoch_N.pth')
+    parser.add_argument('--lr_decay_epoch', type=flags.positive(int), metavar='EPOCHS',
+                        help='epochs after each of which the learning rate is halved (default: 50, in Stage-II 100)')
+    parser.add_argument('--z_dim', type=flags.positive(int), metavar='N',
+                        help=f'numbers of noise (default: {Z_DIM}, in Stage-II those of its Stage-I)')
+    flags.add_stackgan_flags(
+        parser, [('gf_dim', 128, 'width of the generator'), ('df_dim', 64, 'of the discriminator'),
+                 ('condition_dim', 128, 'of the condition'), ('residuals', 4, 'residual blocks of Stage-II')],
+        [('kl_coef', 2.0, 'the KL divergence of conditions')])
+    config.add_cfg_flag(parser)
+    parser.add_argument('--config_name', metavar='NAME',
+                        help='run folders are DATASET_NAME_DATE (default: stageI or stageII)')
+    parser.add_argument('--snapshot_interval', type=flags.positive(int), default=SNAPSHOT_INTERVAL, metavar='EPOCHS',
+                        help=f'epochs between two Model/netG_epoch_N.pth (default: {SNAPSHOT_INTERVAL})')
+    options, resumed = config.parse_options(parser, KEYS, translate, HERE)
+    return (complete(options, resumed) if options.train else options), resumed
+
+
+def complete(options, resumed):
+    """Fill in what follows from the stage to train. Raises UserError where options contradict it."""
+    options.stage = options.stage or 1
+    if options.stage1 and options.stage == 1:
+        raise UserError(f'--stage1 {options.stage1}: is what Stage-II refines; add --stage 2')
+    if options.stage == 2 and not (options.stage1 or options.checkpoint or resumed):
+        raise UserError('--stage 2: refines the sketches of a trained Stage-I; name its run with --stage1')
+    if options.gf_dim < NARROWEST[options.stage]:
+        raise UserError(f'--gf_dim {options.gf_dim}: too narrow; give {NARROWEST[options.stage]} or more')
+    options.config_name = options.config_name or NAMES[options.stage]
+    options.lr_decay_epoch = options.lr_decay_epoch or LR_DECAY_EPOCHS[options.stage]
+    return options
+
+
+def main():
+    """Flags, then what they ask for: train, draw sentences, or evaluate."""
+    flags.follow(*parse_flags(), train, draw, evaluate)
+
+
+def train(options, device, resumed):
+    """Train a stage in a new run folder, or go on with the run in the folder `resumed`."""
+    print('Loading data...', flush=True)
+    dataset = CroppedDataset(flags.dataset_file(options), split=0, size=SIZES[options.stage]).require_embeddings()
+    stage1 = load_stage1(options, resumed) if options.stage == 2 else None
+    options.z_dim = stage1.z_dim if stage1 else options.z_dim or Z_DIM
+    networks = make_networks(stage1, options.gf_dim, options.df_dim, options.z_dim, residuals=options.residuals,
+                             condition_dim=options.condition_dim, device=device)
+    batches = shuffled_batches(dataset, options.batch_size, options.workers, device)
+    model = Model(options.model, device, batches, *networks, options.kl_coef)
+    if options.checkpoint and not resumed:
+        model.load_from(run.existing(options.checkpoint, options))
+    model.create_optim(options.lr)
+    run_dir = run.begin(model, options, resumed, f'{options.dataset}_{options.config_name}')
+    reading.keep_encoder(dataset, run_dir)
+    model.lr_decay_epoch, model.snapshot_interval = options.lr_decay_epoch, options.snapshot_interval
+    print(f'Training Stage-{"I" * options.stage} on {len(dataset)} pictures; everything goes to {run_dir}', flush=True)
+    model.train(options.epochs, options.log_interval, run_dir)
+    print(f'done: {run_dir} holds samples/, log.txt, TensorBoard curves, {options.model}.pt and Model/')
+
+
+def load_stage1(options, resumed):
+    """The trained Stage-I generator: of `--stage1`, or that inside the Stage-II to go on with.
+
+    Raises UserError where there is none, or one of another `--z_dim`.
+    """
+    if inside := resumed or options.checkpoint:
+        netG, file, _ = load_generator(run.existing(inside, options), options.model, stage=2)
+        stage1 = netG.STAGE1_G
+    else:
+        stage1, file, _ = load_generator(run.existing(options.stage1, options), options.model, stage=1)
+    if options.z_dim not in (None, stage1.z_dim):
+        raise UserError(f'--z_dim {options.z_dim}: the Stage-I in {file} has {stage1.z_dim}; leave it out')
+    return stage1
+
+
+def evaluate(options, device, resumed):
+    """A picture for every caption of classes that were not trained on."""
+    model, file, epochs = load_model(options, device, resumed, of_dataset=True)
+    dataset = CroppedDataset.held_out(flags.dataset_file(options))
+    write_evaluation(options, dataset, lambda embed, seed: model.generate(embed, seed)[-1], file, f'epoch{epochs}')
+
+
+def draw(options, device, resumed):
+    """A picture for each sentence that the user typed, and from Stage-II a sheet of them beside their sketches."""
+    sentences = flags.read_sentences(options.text, options.text_file)
+    model, file, _ = load_model(options, device, resumed, of_dataset=False)
+    images = model.generate(reading.read(options, sentences, file, device), options.seed)
+    folder = write_pictures(options, 'text', images[-1], sentences)
+    if len(images) > 1:
+        sheet = os.path.join(folder, 'stages.png')
+        side_by_side(images, images[-1].shape[-1]).save(sheet)
+        print(f'beside their sketches: {sheet}')
+
+
+def load_model(options, device, resumed, of_dataset):
+    """(a Model that only draws, the file that it is from, the number of its epochs)."""
+    file = run.checkpoint_file(options, resumed, of_dataset)
+    netG, file, epochs = load_generator(file, options.model, options.stage)
+    return Model(options.model, device, None, netG, None), file, epochs
+
+
+if __name__ == '__main__':
+    run_command(main)

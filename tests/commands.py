@@ -1,0 +1,64 @@
+"""Running a main.py as a person does, and looking at the files it leaves."""
+import os
+import subprocess
+import sys
+
+import pytest
+
+from common.errors import run_command
+from data.cache import load_split
+
+DATA = ['--data_dir', 'data', '--dataset', 'tiny']  # of the fixture `folder`
+
+class Caller:
+    """Runs the main.py of the module `main` in `folder`, but in this process, which saves the seconds of its start."""
+
+    def __init__(self, main, folder, patch, capsys):
+        self.main, self.folder, self.patch, self.capsys = main, folder, patch, capsys
+
+    def __call__(self, *args):
+        """What it prints."""
+        self._type(args)
+        run_command(self.main.main)
+        return self.capsys.readouterr().out
+
+    def error(self, *args):
+        """Its one line on stderr."""
+        with pytest.raises(SystemExit) as caught:
+            self(*args)
+        assert isinstance(caught.value.code, str) and '\n' not in caught.value.code
+        return caught.value.code
+
+    def options(self, *args):
+        """What it would do, and what it prints about that."""
+        self._type(args)
+        options, _ = self.main.parse_flags()
+        options.said = self.capsys.readouterr().out
+        return options
+
+    def _type(self, args):
+        self.patch.chdir(self.folder)
+        self.patch.setattr(sys, 'argv', [os.path.abspath(self.main.__file__), *map(str, args)])
+
+
+def run_in(folder, script, *args):
+    """Run a main.py in a process of its own, on one thread and without a GPU, and succeed. Returns what it prints."""
+    environment = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    done = subprocess.run([sys.executable, script, *args], cwd=folder, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, '')
+    return done.stdout
+
+
+def newest(folder, prefix):
+    return max((path for path in folder.iterdir() if path.name.startswith(prefix)), key=os.path.getmtime)
+
+
+def files_below(folder):
+    return sorted(os.path.relpath(os.path.join(place, name), folder)
+                  for place, _, names in os.walk(folder) for name in names)
+
+
+def captions_of(folder):
+    """CLASS/NAME and K of every held-out caption of folder/data/tiny.hdf5."""
+    index = load_split(str(folder / 'data' / 'tiny.hdf5'), 'test').index
+    return [(f'{class_name}/{name}', k) for class_name, name, k in map(index.sentence, range(len(index.captions)))]
