@@ -14,10 +14,10 @@ PY := .venv/bin/python
 	touch $@
 
 demo: .venv/ready
-	$(PY) data/toy_birds/prepare.py --count 800
+	$(PY) data/toy_birds/prepare.py --count 720
 	$(PY) char_cnn_rnn/main.py --train --dataset toy_birds --image_encoder scratch --lr 0.0002 --epochs 28
 	$(PY) char_cnn_rnn/main.py --embed --dataset toy_birds
-	$(PY) text2image/main.py --train --dataset toy_birds --epochs 2 --batch_size 16 --lr 0.0005 --l2_coef 300
+	$(PY) text2image/main.py --train --dataset toy_birds --epochs 2 --batch_size 16 --lr 0.0005 --l2_coef 500
 	$(PY) benchmarks/color_accuracy.py
 
 test: .venv/ready

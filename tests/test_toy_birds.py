@@ -69,7 +69,7 @@ def test_classes_of_test_are_in_no_other_split(indices):
     seen = set(indices['train'].classes)
     assert not test & (seen | set(indices['valid'].classes))
     assert test | seen == set(prepare.CLASSES)
-    assert .15 < len(test) / len(prepare.CLASSES) < .25
+    assert .1 < len(test) / len(prepare.CLASSES) < .2
 
 
 def test_colors_of_test_never_come_together_in_train(indices):

@@ -7,8 +7,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 SIZE = 256
 PALETTE = {
-    'red': (208, 28, 40), 'yellow': (250, 220, 40), 'green': (36, 148, 60), 'blue': (36, 88, 208),
-    'black': (32, 32, 38), 'white': (248, 248, 248),
+    'red': (222, 26, 36), 'yellow': (250, 222, 40), 'green': (44, 190, 66), 'blue': (32, 76, 220),
+    'black': (26, 26, 30), 'white': (250, 250, 250),
 }
 BEAKS = {'yellow': (238, 190, 40), 'orange': (226, 116, 30), 'black': (44, 42, 46), 'grey': (112, 114, 122)}
 # Muted and of middling lightness: far from every colour in the palette, black and white included.

@@ -3,9 +3,9 @@
     python data/toy_birds/prepare.py [--out FILE] [--count 2000] [--seed 1]
 
 A bird's class is its body colour and its wing colour (`red_body_blue_wings`). The two differ: a wing of the body's
-colour is neither seen nor measured apart from the body. Of the 30 classes, the 6 that join opponent colours are only in
-/test: no model has seen them, though each of their colours is in /train with other partners. /valid holds a tenth of
-the pictures of the training classes. `color_accuracy` says how often a picture shows the colours that were asked for.
+colour is neither seen nor measured apart from the body. Of the 30 classes, the 4 that join black and white or yellow
+and blue are only in /test: no model has seen them, though each colour is in /train with other partners. /valid holds a
+tenth of the pictures of the training classes. `color_accuracy` says how often a picture shows the colours asked for.
 """
 import argparse
 import functools
@@ -30,9 +30,9 @@ from data.toy_birds.drawing import PALETTE, SCENES, draw, imagine, shapes
 from data.toy_birds.sentences import describe
 
 CLASSES = [f'{body}_body_{wings}_wings' for body in PALETTE for wings in PALETTE if body != wings]
-# Opponent colours never come together in training, whichever has the body.
-OPPONENTS = {frozenset(pair) for pair in (('red', 'green'), ('yellow', 'blue'), ('black', 'white'))}
-UNSEEN = {name for name in CLASSES if frozenset(name.split('_')[::2]) in OPPONENTS}
+# These never come together in training, whichever of the two has the body.
+APART = {frozenset(pair) for pair in (('yellow', 'blue'), ('black', 'white'))}
+UNSEEN = {name for name in CLASSES if frozenset(name.split('_')[::2]) in APART}
 MIN_COUNT = 2 * len(CLASSES)
 
 
