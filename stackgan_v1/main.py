@@ -14,7 +14,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
 from char_cnn_rnn import reading
-from common import config, flags, run
+from common import config, flags, precision, run
 from common.errors import UserError, run_command
 from common.pictures import side_by_side
 from common.sampling import write_evaluation, write_pictures
@@ -85,6 +85,8 @@ def train(options, device, resumed):
                              condition_dim=options.condition_dim, device=device)
     batches = shuffled_batches(dataset, options.batch_size, options.workers, device)
     model = Model(options.model, device, batches, *networks, options.kl_coef)
+    heads = model.netD.get_cond_logits, model.netD.get_uncond_logits
+    precision.prepare(options, device, model.netG, model.netD, *filter(None, heads))
     if options.checkpoint and not resumed:
         model.load_from(run.existing(options.checkpoint, options))
     model.create_optim(options.lr)

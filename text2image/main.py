@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from char_cnn_rnn import reading
-from common import flags, run
+from common import flags, precision, run
 from common.errors import run_command
 from common.sampling import write_pictures
 from data.txt2image_dataset import Text2ImageDataset
@@ -36,6 +36,7 @@ def parse_flags():
         parser.add_argument(f'--{name}', type=flags.non_negative(float), default=default, metavar='W',
                             help=f'weight of {what} (default: {default})')
     parser.add_argument('--checkpoint', metavar='FILE', help='draw with this checkpoint (default: of the newest run)')
+    precision.add_precision_flag(parser)
     flags.add_drawing_flags(parser)
     return run.parse_options(parser)
 
@@ -52,6 +53,7 @@ def train(options, device, resumed):
                                 drawn=options.cls_coef > 0 or options.int_coef > 0).require_embeddings().to(device)
     loader = DataLoader(dataset, options.batch_size, shuffle=True, collate_fn=dataset.collate)
     model = make_model(options, device, loader)
+    precision.prepare(options, device, model.netG, model.netD)
     model.create_optim(options.lr)
     run_dir = run.begin(model, options, resumed, options.dataset)
     reading.keep_encoder(dataset, run_dir)

@@ -1,0 +1,92 @@
+"""`--precision`: what it chooses, what it refuses, and what stays float32 in networks that compute in bf16."""
+import argparse
+
+import pytest
+import torch
+from torch import nn
+
+from common import precision
+from tests.errors import one_line
+from tests.test_stackgan_v1_model import batch_of as stackgan_v1_batch
+from tests.test_stackgan_v1_model import new_model as stackgan_v1_model
+from tests.test_stackgan_v2_model import batch_of as stackgan_v2_batch
+from tests.test_stackgan_v2_model import new_model as stackgan_v2_model
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+CPU = torch.device('cpu')
+
+
+@pytest.fixture(params=['bf16', 'none'])
+def has_bf16(request, monkeypatch):
+    """Whether the CPU says that it has bf16. PyTorch imitates it where it has not."""
+    monkeypatch.setattr(precision, 'cpu_flags', lambda: {'avx2'} | ({'amx_bf16'} if request.param == 'bf16' else set()))
+    return request.param == 'bf16'
+
+
+def test_auto_takes_what_the_hardware_has(has_bf16):
+    assert precision.choose('auto', CPU) == ('bf16' if has_bf16 else 'fp32')
+    assert precision.choose('fp32', CPU) == 'fp32'
+
+
+def test_what_the_hardware_has_not_is_refused(has_bf16):
+    assert '--precision tf32: this cpu has none' in one_line(precision.choose, 'tf32', CPU)
+    if has_bf16:
+        assert precision.choose('bf16', CPU) == 'bf16'
+    else:
+        assert 'avx512_bf16 or amx_bf16); use fp32' in one_line(precision.choose, 'bf16', CPU)
+
+
+def test_this_cpu_says_what_it_can_do():
+    with open('/proc/cpuinfo', encoding='utf-8') as lines:
+        assert (' avx2 ' in lines.read()) == ('avx2' in precision.cpu_flags())
+
+
+def trained(model, batch, nets, asked):
+    """The losses of two steps of `model`, of which `nets` compute as asked, and the types that its layers read."""
+    seen = {}
+    for layer in {module for net in nets for module in net.modules() if not list(module.children())}:
+        layer.register_forward_pre_hook(lambda one, inputs: seen.setdefault(type(one), set()).add(inputs[0].dtype))
+    precision.prepare(argparse.Namespace(precision=asked), CPU, *nets)
+    torch.manual_seed(5)
+    losses = [model.train_step(batch) for _ in range(2)]
+    return [torch.stack([torch.as_tensor(part) for value in step.values()
+                         for part in (value if isinstance(value, list) else [value])]) for step in losses], seen
+
+
+def case(chapter):
+    """(a small model, a batch for it, its networks and their parts that are called by themselves)."""
+    torch.manual_seed(7)
+    if chapter == 'stackgan_v2':
+        model, batch = stackgan_v2_model(), stackgan_v2_batch(2)
+        return model, batch, (model.netG, *model.netsD)
+    model, batch = stackgan_v1_model(2), stackgan_v1_batch(2)
+    return model, batch, (model.netG, model.netD, model.netD.get_cond_logits, model.netD.get_uncond_logits)
+
+
+@pytest.mark.parametrize('chapter', ['stackgan_v1', 'stackgan_v2'])
+def test_bf16_is_for_products_alone(chapter, monkeypatch):
+    monkeypatch.setattr(precision, 'cpu_flags', lambda: {'avx512_bf16'})
+    exact, types = trained(*case(chapter), 'fp32')
+    assert set.union(*types.values()) == {torch.float32}
+    model, batch, nets = case(chapter)
+    rounded, types = trained(model, batch, nets, 'bf16')
+    assert torch.bfloat16 in types[nn.BatchNorm2d]              # what a convolution gave
+    for one, other in zip(exact, rounded):
+        assert one.dtype == other.dtype == torch.float32
+        assert not torch.equal(one, other)
+        torch.testing.assert_close(one, other, rtol=.05, atol=.02)
+    for net in nets:
+        assert {value.dtype for value in net.state_dict().values()} <= {torch.float32, torch.int64}
+        assert {parameter.grad.dtype for parameter in net.parameters() if parameter.grad is not None} == {torch.float32}
+    images = model.generate(batch['right_embed'])
+    assert {image.dtype for image in images} == {torch.float32}
+
+
+def test_a_sigmoid_is_not_rounded(monkeypatch):
+    """Near 1, bf16 has steps of 1/256: its logarithm could not tell a confident answer from a sure one."""
+    monkeypatch.setattr(precision, 'cpu_flags', lambda: {'avx512_bf16'})
+    net = nn.Sequential(nn.Linear(1, 1), nn.Sigmoid())
+    nn.init.ones_(net[0].weight), nn.init.zeros_(net[0].bias)
+    precision.prepare(argparse.Namespace(precision='bf16'), CPU, net)
+    assert net(torch.tensor([[8.]])).item() == torch.sigmoid(torch.tensor(8.)).item()
