@@ -89,6 +89,7 @@ def add_stackgan_flags(parser, widths, weights):
     parser.add_argument('--gpu', type=int, default=0, metavar='N', help='which GPU; -1: the CPU (default: 0)')
     parser.add_argument('--workers', type=non_negative(int), default=4,
                         help='processes that prepare pictures; 0: none but this one (default: 4)')
+    add_boolean(parser, '--cache', True, 'decode and resize photographs once, into a file beside the data')
     add_precision_flag(parser)
     add_drawing_flags(parser)
 

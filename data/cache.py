@@ -1,8 +1,9 @@
 """What an epoch reads, kept beside the HDF5 file in the form in which it is read: arrays.
 
 `birds.hdf5` gets a folder `birds.cache` with, for each split, index.json (names, classes, captions), embeddings.npy and
-pictures_64.npy: every photograph decoded and resized once. It is made at first use, checked against the size and date
-of the HDF5 file, and made again when they have changed.
+pictures_64.npy: every photograph decoded and resized once. For the StackGANs' crops there are frames_304.bin and
+frames_304.npy: what pictures of 256 pixels are cut from, one after the other, and their heights and widths. All is made
+at first use, checked against the size and date of the HDF5 file, and made again when they have changed.
 """
 import hashlib
 import io
@@ -53,6 +54,32 @@ def load_split(path, split, size=None):
     embeddings_file = os.path.join(folder, 'embeddings.npy')
     return Split(index, pictures=_map(pictures_file) if size else None,
                  embeddings=_map(embeddings_file) if os.path.exists(embeddings_file) else None)
+
+
+def load_frames(path, split, keys, shorter, make):
+    """The frames of the photographs `keys` of a split of the HDF5 file `path`, through its cache.
+
+    `make(photo, jpeg)` makes one, uint8 [H, W, 3], the shorter of H and W `shorter`. Call `load_split` before: it keeps
+    no cache of another file. Raises UserError where the cache cannot be written, and what `make` does.
+    """
+    folder = os.path.join(cache_folder(path), split)
+    pixels, sizes = (os.path.join(folder, f'frames_{shorter}.{ending}') for ending in ('bin', 'npy'))
+    if not os.path.exists(sizes):
+        with layout.open_file(path) as file:
+            _write_frames(pixels, sizes, file, split, keys, make)
+    return Frames(pixels, np.load(sizes, allow_pickle=False))
+
+
+class Frames:
+    """Pictures of N sizes [N, 2] (height, width), one after the other in a file; item i is uint8 [H, W, 3]."""
+
+    def __init__(self, file, sizes):
+        self.file, self.sizes = file, sizes.tolist()
+        self.starts = (3 * sizes.prod(1)).cumsum().tolist()
+        self.starts.insert(0, 0)
+
+    def __getitem__(self, i):
+        return np.memmap(self.file, np.uint8, 'r', self.starts[i], (*self.sizes[i], 3))
 
 
 def squash(jpeg, size):
@@ -124,6 +151,30 @@ def _write_pictures(path, file, split, index, size):
     except OSError as error:  # Pillow's errors about a damaged picture are OSErrors too
         raise UserError(f'{file.filename}: a photograph of /{split} or the cache {path} cannot be used '
                         f'({error})') from error
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+
+
+def _write_frames(pixels, sizes, file, split, keys, make):
+    """Make the frame of every photograph, in threads; the file `sizes`, which says that they are there, comes last."""
+    partial, shapes = f'{pixels}.partial-{os.getpid()}', []
+    try:
+        with open(partial, 'wb') as out, ThreadPoolExecutor(os.cpu_count()) as threads, \
+                tqdm(total=len(keys), desc=f'{split}: frames', unit='', leave=False, disable=None) as bar:
+            for start in range(0, len(keys), CHUNK):
+                jpegs = [layout.read_jpeg(file, split, key) for key in keys[start:start + CHUNK]]
+                for frame in threads.map(make, range(start, start + len(jpegs)), jpegs):
+                    shapes.append(frame.shape[:2])
+                    out.write(np.ascontiguousarray(frame))
+                    bar.update()
+        os.replace(partial, pixels)
+        with open(partial, 'wb') as out:
+            np.save(out, np.array(shapes, np.int64).reshape(-1, 2))
+        os.replace(partial, sizes)
+    except OSError as error:
+        raise UserError(f'{partial}: cannot be written ({error.strerror}); make room, or read the photographs '
+                        'themselves with --cache False') from error
     finally:
         if os.path.exists(partial):
             os.remove(partial)

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from common.errors import UserError
 from data import layout
+from data.cache import load_frames
 from data.captioned_photographs import CaptionedPhotographs
 
 DRAWS = 3  # random numbers that `views` takes: where to cut, across and down, and whether to flip
@@ -34,10 +35,19 @@ class MultiscaleDataset(CaptionedPhotographs):
 
     def __init__(self, datasetFile, split=0, branches=3, base_size=64):
         super().__init__(datasetFile, split)
-        self.sizes = sizes_of(branches, base_size)
+        self.sizes, self.frames = sizes_of(branches, base_size), None
         self.by_photo = torch.argsort(self.photo_of, stable=True)
         self.caption_count = torch.bincount(self.photo_of)
         self.caption_start = self.caption_count.cumsum(0) - self.caption_count
+
+    def cached(self):
+        """Decode and resize every photograph once, into a file beside the HDF5 file (some 0.4 MB each at 256 pixels).
+
+        Items stay the same. Returns the dataset. Raises UserError where the file cannot be written or one be decoded.
+        """
+        self.frames = load_frames(self.file, self.split, self.index.img_keys, frame_side(self.sizes[-1]),
+                                  lambda photo, jpeg: np.asarray(self._framed(photo, jpeg)))
+        return self
 
     def __len__(self):
         return len(self.classes)
@@ -70,18 +80,25 @@ class MultiscaleDataset(CaptionedPhotographs):
     def _views(self, photos):
         """For each photograph the list of its pictures, with a cut and a flip of its own."""
         draws = torch.rand(len(photos), DRAWS, dtype=torch.float64).tolist()
+        if self.frames is not None:
+            return in_threads(self._view_of_cached, photos.tolist(), draws)
         with layout.open_file(self.file) as file:  # opened for each batch: an HDF5 handle does not survive a fork
             jpegs = [layout.read_jpeg(file, self.split, self.index.img_keys[photo]) for photo in photos]
         return in_threads(self._view, photos.tolist(), jpegs, draws)
 
     def _view(self, photo, jpeg, draws):
+        return views(self._framed(photo, jpeg), self.sizes, *draws)
+
+    def _view_of_cached(self, photo, draws):
+        return views(Image.fromarray(self.frames[photo]), self.sizes, *draws)
+
+    def _framed(self, photo, jpeg):
         try:
             with Image.open(io.BytesIO(jpeg)) as photograph:
-                framed = frame(photograph, self.sizes[-1], self.index.boxes[photo])
+                return frame(photograph, self.sizes[-1], self.index.boxes[photo])
         except OSError as error:
             raise UserError(f'{self.file}: the photograph {self.index.names[photo]} of /{self.split} cannot be decoded '
                             f'({error}); make the file again without it: {layout.how_to_prepare(self.file)}') from error
-        return views(framed, self.sizes, *draws)
 
 
 def shuffled_batches(dataset, batch_size, workers, device):
@@ -113,11 +130,15 @@ def crop_box(size, bbox):
     return (left, top, right, bottom) if left < right and top < bottom else whole
 
 
+def frame_side(size):
+    """The shorter side of what pictures of `size` are cut from, in pixels."""
+    return size * 76 // 64
+
+
 def frame(photograph, size, bbox=None):
     """What pictures of `size` are cut from: the bird's part of a PIL image, in RGB, its shorter side 76/64 of that."""
     part = photograph.crop(crop_box(photograph.size, bbox)).convert('RGB')
-    shorter = size * 76 // 64
-    scaled = [shorter * side // min(part.size) for side in part.size]
+    scaled = [frame_side(size) * side // min(part.size) for side in part.size]
     return part.resize(scaled, Image.BILINEAR)
 
 

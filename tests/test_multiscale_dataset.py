@@ -1,4 +1,5 @@
 """MultiscaleDataset on tiny files, and StackGAN++'s preprocessing on real ones."""
+import errno
 import io
 import os
 import subprocess
@@ -13,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from common.flags import ROOT
-from data import layout
+from data import layout, multiscale_dataset
 from data.multiscale_dataset import MultiscaleDataset, crop_box, frame, views
 from tests import tiny
 from tests.errors import one_line
@@ -267,6 +268,53 @@ def test_a_damaged_photograph(tmp_path):
             layout.write_photograph(file, 'train', layout.Photograph(name, name[:3], jpeg, ['a bird']))
     message = one_line(MultiscaleDataset(path, **TINY).__getitem__, 0)
     assert path in message and 'the photograph Auk_0 of /train cannot be decoded' in message
+
+
+# --- cache ------------------------------------------------------------------------------------------------------------
+
+def test_cached_photographs_give_the_same_items(dataset, birds):
+    cached = MultiscaleDataset(birds, **TINY).cached()
+    for workers in (0, 2):
+        for a, b in zip(epoch(dataset, 1, num_workers=workers), epoch(cached, 1, num_workers=workers), strict=True):
+            assert same(a['right_images'], b['right_images']) and same(a['wrong_images'], b['wrong_images'])
+            assert torch.equal(a['right_embed'], b['right_embed']) and a['txt'] == b['txt']
+
+
+def test_photographs_are_decoded_once_for_each_size_and_file(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(multiscale_dataset, 'frame', lambda *args: made.append(1) or frame(*args))
+    path = tiny.make(tmp_path / 'birds.hdf5')
+    for _ in range(2):
+        MultiscaleDataset(path, **TINY).cached()[0]
+    assert len(made) == 7
+    MultiscaleDataset(path, branches=1).cached()                # also of 64 pixels
+    assert len(made) == 7
+    MultiscaleDataset(path, branches=1, base_size=8).cached()
+    assert len(made) == 14
+    tiny.make(path, {'train': {'001.Auk': 2, '009.Kiwi': 1}})
+    assert len(MultiscaleDataset(path, **TINY).cached()) == 3 and len(made) == 17
+    assert not list(tmp_path.glob('**/*partial*'))
+
+
+def test_an_empty_split_is_cached(birds):
+    assert len(MultiscaleDataset(birds, split=1, **TINY).cached()) == 0
+
+
+def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):
+    path = str(tmp_path / 'birds.hdf5')
+    with layout.replace_file(path) as file:
+        for name, jpeg in (('Auk_0', tiny.jpeg()), ('Jay_0', tiny.jpeg()[:-400])):
+            layout.write_photograph(file, 'train', layout.Photograph(name, name[:3], jpeg, ['a bird']))
+    assert 'the photograph Jay_0 of /train cannot be decoded' in one_line(MultiscaleDataset(path, **TINY).cached)
+    path = tiny.make(tmp_path / 'others.hdf5')
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(os, 'replace', full)
+    message = one_line(MultiscaleDataset(path, **TINY).cached)
+    assert 'No space left on device' in message and '--cache False' in message
+    assert not [*tmp_path.glob('**/*partial*'), *tmp_path.glob('**/frames*')]
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
