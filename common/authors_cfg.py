@@ -10,7 +10,7 @@ def translate(values, path, flags, only, ignored, defaults):
     cannot be had here.
     """
     for key, value in only.items():
-        if values.get(key, value) != value:
+        if str(values.get(key, value)) != str(value):
             raise UserError(f'{path}: {key} is {values[key]}, but can only be {value} here')
     rates = [values[key] for key in ('TRAIN.GENERATOR_LR', 'TRAIN.DISCRIMINATOR_LR') if key in values]
     if rates and rates[0] != rates[-1]:

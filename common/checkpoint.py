@@ -56,11 +56,17 @@ def load_weights(module, state_dict, path):
 
     Raises UserError that names the first key that is missing, unknown or of another shape.
     """
-    weights = {key.removeprefix('module.'): value for key, value in state_dict.items()}
     try:
-        module.load_state_dict(weights)
+        module.load_state_dict(without_module(state_dict, path))
     except RuntimeError as error:
         raise UserError(f'{path}: does not fit {type(module).__name__}: {_one_line(error)}') from error
+
+
+def without_module(state_dict, path):
+    """A state dict without DataParallel's `module.` in front of its keys. Raises UserError where it is none."""
+    if not isinstance(state_dict, dict) or not all(isinstance(key, str) for key in state_dict):
+        raise UserError(f'{path}: holds no state dict where one belongs')
+    return {key.removeprefix('module.'): value for key, value in state_dict.items()}
 
 
 def save_pair(model, path='', name=None, verbose=True):

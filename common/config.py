@@ -32,7 +32,8 @@ def parse_options(parser, keys, translate, chapter_dir):
     translated, ignored = translate(theirs, path) if theirs else ({}, [])
     if ignored:
         print(f'{path}: means nothing here and is ignored: {", ".join(ignored)}')
-    folders = [os.path.dirname(os.path.abspath(path)), chapter_dir]
+    cfg_dir = os.path.dirname(os.path.abspath(path))
+    folders = [cfg_dir, os.path.dirname(cfg_dir), chapter_dir]  # the authors' paths start above their cfg/
     arguments = [part for name, value in {**translated, **ours}.items() if value not in (None, '')
                  for part in _argument(name, find(str(value), folders) if name in PATHS else value)]
     _check(parser, arguments, path)

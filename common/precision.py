@@ -55,7 +55,7 @@ def prepare(options, device, *nets):
     Parameters, batch-norm statistics, sigmoids, what networks return, losses and optimisers stay float32. Raises
     UserError as `choose` does.
     """
-    precision = choose(options.precision, device)
+    precision = options.precision = choose(options.precision, device)  # noted in the run: `--resume` goes on with it
     print(f'Computing in {precision}')
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == 'tf32'
     for net in nets if precision == 'bf16' else ():

@@ -35,18 +35,19 @@ def write_options(run_dir, options):
         json.dump(options, file, indent=1, sort_keys=True)
 
 
-def find_run(out_dir, checkpoint, dataset=''):
-    """The newest folder in `out_dir` (with `dataset`: of the runs on that one) that holds the file `checkpoint`.
+def find_run(out_dir, checkpoint, dataset='', stage=None):
+    """The newest folder in `out_dir` that holds the file `checkpoint`; with `dataset` or `stage`, of such runs alone.
 
     Raises UserError where there is none.
     """
     found = []
     if os.path.isdir(out_dir):
-        found = [os.path.join(out_dir, name, checkpoint) for name in os.listdir(out_dir)
-                 if not dataset or _dataset_of(os.path.join(out_dir, name)) == dataset]
-    found = [path for path in found if os.path.isfile(path)]
+        found = [os.path.join(out_dir, name, checkpoint) for name in os.listdir(out_dir)]
+    found = [path for path in found if os.path.isfile(path) and
+             (not dataset or _dataset_of(os.path.dirname(path)) == dataset) and
+             (not stage or read_options(os.path.dirname(path)).get('stage') == stage)]
     if not found:
-        runs = f'run on {dataset}' if dataset else 'run'
+        runs = 'run' + f' of Stage-{"I" * (stage or 0)}' * bool(stage) + f' on {dataset}' * bool(dataset)
         raise UserError(f'{out_dir}: no {runs} with a {checkpoint} in it yet; train one first (--train)')
     return os.path.dirname(max(found, key=os.path.getmtime))
 
@@ -118,9 +119,12 @@ def existing(path, options):
 
 
 def trained_checkpoint(options, resumed=None, of_dataset=True):
-    """The checkpoint of the run `resumed`, or else of the newest in `--out_dir`: of runs on `--dataset`, or of all."""
-    name = f'{options.model}.pt'
-    return os.path.join(resumed or find_run(options.out_dir, name, options.dataset if of_dataset else ''), name)
+    """The checkpoint of the run `resumed`, or else of the newest in `--out_dir`: of runs on `--dataset`, or of all.
+
+    Where a `--stage` is asked for, of runs of that one.
+    """
+    name, stage = f'{options.model}.pt', vars(options).get('stage')
+    return os.path.join(resumed or find_run(options.out_dir, name, options.dataset if of_dataset else '', stage), name)
 
 
 def parse_options(parser, arguments=None):

@@ -43,6 +43,12 @@ def reproducible(net, device, seed):
             net.train(was_training)
 
 
+def generate_all(model, embeddings, options):
+    """As `model.generate`, a list of the pictures of every size, for as many embeddings as there are."""
+    parts = [model.generate(part, seed) for seed, part in enumerate(embeddings.split(options.batch_size), options.seed)]
+    return [torch.cat(images) for images in zip(*parts)]
+
+
 def write_pictures(options, kind, images, captions):
     """Every picture as a PNG and all on one sheet, in a new folder; the captions are printed beside the names.
 

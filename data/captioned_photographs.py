@@ -19,6 +19,8 @@ class CaptionedPhotographs(Dataset):
     Raises UserError where the file is missing or not in the layout.
     """
 
+    has_wrong_images = True
+
     def __init__(self, datasetFile, split, size=None):
         self.file, self.split = datasetFile, layout.SPLITS[split]
         cached = load_split(datasetFile, self.split, size)
@@ -34,9 +36,10 @@ class CaptionedPhotographs(Dataset):
         self.by_class = torch.argsort(class_of, stable=True)
         block_size = torch.bincount(class_of)
         block_start = block_size.cumsum(0) - block_size
-        if len(block_size) == 1:
+        if len(block_size) == 1 and self.has_wrong_images:
             warnings.warn(f'{self.file}: all photographs of /{self.split} are of the class {self.classes[0]!r}: '
                           'wrong_images are other photographs of it', stacklevel=4)
+        if len(block_size) == 1:
             block_size, block_start = torch.ones_like(class_of), torch.argsort(self.by_class)
             self.block_size, self.block_start = block_size, block_start
         else:

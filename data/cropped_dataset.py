@@ -10,6 +10,8 @@ class CroppedDataset(MultiscaleDataset):
     There are no `wrong_images`: StackGAN's wrong pairs are made of the batch itself.
     """
 
+    has_wrong_images = False
+
     def __init__(self, datasetFile, split=0, size=64):
         super().__init__(datasetFile, split, branches=1, base_size=size)
 

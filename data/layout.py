@@ -68,7 +68,8 @@ def how_to_prepare(path):
     out = f'--out {shlex.quote(path)}'
     if _stem(path) == 'toy_birds':
         return f'python {_script("data", "toy_birds", "prepare.py")} {out}'
-    return f'python {_script("data", "birds", "prepare.py")} --cub CUB_200_2011 --text text_c10 {out}'
+    folders = '--cub CUB_200_2011 --text text_c10' if _stem(path) == 'birds' else '--cub PHOTOGRAPHS --text SENTENCES'
+    return f'python {_script("data", "birds", "prepare.py")} {folders} {out}'
 
 
 def how_to_embed(path):

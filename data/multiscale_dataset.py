@@ -1,6 +1,7 @@
 """Captioned pictures at several sizes, cropped around the bird, as StackGAN++ prepares them."""
 import io
 import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -104,7 +105,13 @@ class MultiscaleDataset(CaptionedPhotographs):
 def shuffled_batches(dataset, batch_size, workers, device):
     """A DataLoader of whole batches; a data set smaller than one is a batch of its own."""
     return DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, pin_memory=device.type == 'cuda',
-                      drop_last=len(dataset) >= batch_size)
+                      drop_last=len(dataset) >= batch_size, worker_init_fn=ignore_signals)
+
+
+def ignore_signals(_=None):
+    """For worker processes: a Ctrl-C or SIGTERM is for the main process, which saves, and then ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def sizes_of(branches, base_size=64):

@@ -21,7 +21,7 @@ def translate(values, path):
 
     Raises UserError for a value that cannot be had here.
     """
-    only = {'TEXT.DIMENSION': 1024, 'IMSIZE': SIZES[1 if values.get('STAGE', 1) == 1 else 2]}
+    only = {'TEXT.DIMENSION': 1024, 'IMSIZE': SIZES[1 if str(values.get('STAGE', 1)) == '1' else 2]}
     flags, ignored = authors_cfg.translate(values, path, FLAGS, only, IGNORED, DEFAULTS)
     if values.get('NET_D'):
         ignored.append('NET_D (netD_epoch_last.pth is read where it lies beside NET_G)')

@@ -73,8 +73,8 @@ class Model:
     def create_optim(self, lr, alpha=0.5, beta=0.999):
         """Adam for both networks, with betas (`alpha`, `beta`); a Stage-I inside the generator is not trained."""
         trained = [parameter for parameter in self.netG.parameters() if parameter.requires_grad]
-        self.optim_G = torch.optim.Adam(trained, lr=lr, betas=(alpha, beta))
-        self.optim_D = torch.optim.Adam(self.netD.parameters(), lr=lr, betas=(alpha, beta))
+        self.optim_G = torch.optim.Adam(trained, lr=lr, betas=(alpha, beta), fused=True)
+        self.optim_D = torch.optim.Adam(self.netD.parameters(), lr=lr, betas=(alpha, beta), fused=True)
         self.lr = lr
 
     def set_lr(self, lr):
@@ -223,7 +223,7 @@ def load_generator(path, name, stage=None):
     """
     file = checkpoint.find(path, name)
     contents = checkpoint.load(file)
-    weights = {key.removeprefix('module.'): value for key, value in contents.get('netG', contents).items()}
+    weights = checkpoint.without_module(contents.get('netG', contents), file)
     netG = generator_of(weights, file).to(memory_format=torch.channels_last)
     is_of = 2 if isinstance(netG, Stage2Generator) else 1
     if stage not in (None, is_of):

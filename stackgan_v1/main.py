@@ -17,7 +17,7 @@ from char_cnn_rnn import reading
 from common import config, flags, precision, run
 from common.errors import UserError, run_command
 from common.pictures import side_by_side
-from common.sampling import write_evaluation, write_pictures
+from common.sampling import generate_all, write_evaluation, write_pictures
 from data.cropped_dataset import CroppedDataset
 from data.multiscale_dataset import shuffled_batches
 from stackgan_v1.authors_cfg import KEYS, translate
@@ -59,6 +59,8 @@ def parse_flags():
 def complete(options, resumed):
     """Fill in what follows from the stage to train. Raises UserError where options contradict it."""
     options.stage = options.stage or 1
+    if resumed and options.stage != (begun := run.read_options(resumed)['stage']):
+        raise UserError(f'{resumed}: is a run of Stage-{"I" * begun}; leave out --stage {options.stage}')
     if options.stage1 and options.stage == 1:
         raise UserError(f'--stage1 {options.stage1}: is what Stage-II refines; add --stage 2')
     if options.stage == 2 and not (options.stage1 or options.checkpoint or resumed):
@@ -107,6 +109,8 @@ def load_stage1(options, resumed):
     if inside := resumed or options.checkpoint:
         netG, file, _ = load_generator(run.existing(inside, options), options.model, stage=2)
         stage1 = netG.STAGE1_G
+        if options.stage1 and not resumed:
+            print(f'--stage1 {options.stage1}: is not read, for the Stage-II in {file} has its own Stage-I')
     else:
         stage1, file, _ = load_generator(run.existing(options.stage1, options), options.model, stage=1)
     if options.z_dim not in (None, stage1.z_dim):
@@ -125,7 +129,7 @@ def draw(options, device, resumed):
     """A picture for each sentence that the user typed, and from Stage-II a sheet of them beside their sketches."""
     sentences = flags.read_sentences(options.text, options.text_file)
     model, file, _ = load_model(options, device, resumed, of_dataset=False)
-    images = model.generate(reading.read(options, sentences, file, device), options.seed)
+    images = generate_all(model, reading.read(options, sentences, file, device), options)
     folder = write_pictures(options, 'text', images[-1], sentences)
     if len(images) > 1:
         sheet = os.path.join(folder, 'stages.png')

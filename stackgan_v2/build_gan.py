@@ -78,8 +78,8 @@ class Model:
 
     def create_optim(self, lr, alpha=0.5, beta=0.999):
         """Adam for every network, with betas (`alpha`, `beta`)."""
-        self.optim_G = torch.optim.Adam(self.netG.parameters(), lr=lr, betas=(alpha, beta))
-        self.optims_D = [torch.optim.Adam(netD.parameters(), lr=lr, betas=(alpha, beta)) for netD in self.netsD]
+        self.optim_G, *self.optims_D = [torch.optim.Adam(net.parameters(), lr=lr, betas=(alpha, beta), fused=True)
+                                        for net in (self.netG, *self.netsD)]
 
     def set_lr(self, lr):
         """Go on with another learning rate than that of a loaded checkpoint."""
@@ -303,7 +303,7 @@ def load_generator(path, name, device='cpu'):
 
 def shape_of(state_dict, file):
     """The arguments of the `Generator` that has weights of these names and shapes. Raises UserError if none has."""
-    weights = {key.removeprefix('module.'): value for key, value in state_dict.items()}
+    weights = checkpoint.without_module(state_dict, file)
     try:
         conditional = 'ca_net.fc.weight' in weights
         embedding_dim, text_dim = weights['ca_net.fc.weight'].shape if conditional else (0, 1024)

@@ -20,7 +20,7 @@ import torch
 from char_cnn_rnn import reading
 from common import config, flags, precision, run
 from common.errors import UserError, run_command
-from common.sampling import write_evaluation, write_pictures, write_samples, write_strip
+from common.sampling import generate_all, write_evaluation, write_pictures, write_samples, write_strip
 from data.image_folder import image_folder, lsun
 from data.multiscale_dataset import MultiscaleDataset, shuffled_batches
 from stackgan_v2.authors_cfg import KEYS, translate
@@ -161,7 +161,7 @@ def draw(options, device, resumed):
         images = [model.generate(embedding, options.seed)[-1] for embedding in between]
         write_strip(options, torch.cat(images), sentences)
     else:
-        write_pictures(options, 'text', model.generate(embeddings, options.seed)[-1], sentences)
+        write_pictures(options, 'text', generate_all(model, embeddings, options)[-1], sentences)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """`--precision`: what it chooses, what it refuses, and what stays float32 in networks that compute in bf16."""
 import argparse
+import os
 
 import pytest
 import torch
@@ -37,6 +38,7 @@ def test_what_the_hardware_has_not_is_refused(has_bf16):
         assert 'avx512_bf16 or amx_bf16); use fp32' in one_line(precision.choose, 'bf16', CPU)
 
 
+@pytest.mark.skipif(not os.path.exists('/proc/cpuinfo'), reason='only Linux says')
 def test_this_cpu_says_what_it_can_do():
     with open('/proc/cpuinfo', encoding='utf-8') as lines:
         assert (' avx2 ' in lines.read()) == ('avx2' in precision.cpu_flags())

@@ -8,7 +8,9 @@ from tests.golden_numbers import assert_after, draw_from, fill, golden, tensor_f
 
 STAGES = [1, 2]
 SIZES = {1: 64, 2: 256}
-TOLERANCES = {1: (1e-4, 3e-3, 3e-3), 2: (1e-4, 3e-3, 6e-3)}  # of the losses of each step, relative
+# Of the losses of each step, relative. In float32 Stage-II's later ones depend on the number of threads, by up to 1e-2.
+TOLERANCES = {(1, torch.float32): (1e-4, 3e-3, 3e-3), (2, torch.float32): (2e-4, 2e-2, 2e-2),
+              (2, torch.float64): (1e-4, 3e-3, 6e-3)}
 
 
 def networks(stage, gf_dim=128, df_dim=64, z_dim=100, condition_dim=128, residuals=4):
@@ -51,21 +53,20 @@ def test_forward_passes(stage, monkeypatch):
         torch.testing.assert_close(value, torch.from_numpy(numbers[name]), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('stage', STAGES)
-def test_training_meets_losses_and_weights(stage, monkeypatch):
-    """In float64: in float32 the record is met or missed by the number of threads, as Adam makes steps of rounding."""
+@pytest.mark.parametrize('stage, dtype', TOLERANCES)
+def test_training_meets_losses_and_weights(stage, dtype, monkeypatch):
     _, facts = golden(f'stackgan_v1_stage{stage}')
-    netG, netD = (net.double() for net in filled_networks(facts))
+    netG, netD = (net.to(dtype) for net in filled_networks(facts))
     model = Model('stackgan_v1', 'cpu', None, netG, netD, kl_coef=facts['kl'])
     model.create_optim(facts['lr'])
     tag, size = facts['tag'], facts['B']
     kinds = ['noise', 'eps/{}/ca0', 'eps/{}/ca1'][:stage + 1]
     draw_from(monkeypatch, [f'{tag}/{kind}'.format(step) if '{' in kind else f'{tag}/{kind}/{step}'
-                            for step in range(facts['steps']) for kind in kinds], torch.float64)
-    for step, (expected, tolerance) in enumerate(zip(facts['steps_record'], TOLERANCES[stage])):
+                            for step in range(facts['steps']) for kind in kinds], dtype)
+    for step, (expected, tolerance) in enumerate(zip(facts['steps_record'], TOLERANCES[stage, dtype])):
         real = torch.tanh(tensor_for(f'{tag}/real/{step}', (size, 3, SIZES[stage], SIZES[stage])))
         embed = tensor_for(f'{tag}/embed/{step}', (size, 1024))
-        losses = model.train_step({'right_images': real.double(), 'right_embed': embed.double()})
+        losses = model.train_step({'right_images': real.to(dtype), 'right_embed': embed.to(dtype)})
         assert set(losses) == set(expected)
         for name, value in expected.items():
             assert float(losses[name]) == pytest.approx(value, rel=tolerance), (step, name)

@@ -1,12 +1,17 @@
 """stackgan_v1/main.py as a person runs it: from another folder, on tiny files, with the README's commands."""
+import json
 import os
 import re
+import shutil
+import signal
+import subprocess
 import sys
 
 import pytest
 import torch
 from PIL import Image
 
+from common import precision
 from stackgan_v1 import main
 from stackgan_v1.build_gan import load_generator
 from stackgan_v2.build_gan import make_networks as make_tree
@@ -78,6 +83,16 @@ def stage2(folder, stage1):
     return run
 
 
+@pytest.fixture(scope='module')
+def vivid(stage2, tmp_path_factory):
+    """A Stage-II whose weights are not near 0 as after two epochs, so that what it draws is not all gray."""
+    weights = {key: value * 10 if value.dim() == 4 else value for key, value in weights_of(stage2).items()}
+    run = tmp_path_factory.mktemp('vivid')
+    torch.save(weights, run / 'netG_epoch_2.pth')
+    shutil.copy(stage2 / 'encoder.pt', run)
+    return run
+
+
 def weights_of(run):
     return torch.load(run / 'stackgan_v1.pt', weights_only=True)['netG']
 
@@ -126,12 +141,42 @@ def test_the_authors_checkpoint_is_a_stage1(stage1, call, tmp_path):
     assert (netG.z_dim, netG.STAGE1_G.width, netG.encoder[0].weight.shape[0]) == (5, 8 * 8, 4)
 
 
+def test_a_signal_to_all_processes_is_for_the_main_one(folder, tmp_path):
+    """As from `timeout`, a cluster's scheduler or a terminal: the processes that prepare pictures get it, too."""
+    command = [sys.executable, SCRIPT, '--train', *DATA, *TRAINING, '--workers', '2', '--epochs', '10000',
+               '--out_dir', tmp_path]
+    training = subprocess.Popen(command, cwd=folder, start_new_session=True, text=True, stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT, env=os.environ | {'CUDA_VISIBLE_DEVICES': ''})
+    for line in training.stdout:
+        if 'epoch 2/' in line:
+            os.killpg(training.pid, signal.SIGTERM)
+            break
+    said, _ = training.communicate(timeout=60)
+    assert 'go on with: python' in said and 'Traceback' not in said and training.returncode == 130
+    assert (newest(tmp_path, 'tiny') / 'stackgan_v1.pt').exists()
+
+
+def test_bf16_is_for_all_that_is_called(folder, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, 'cpu_flags', lambda: {'avx512_bf16'})
+    types, convolve = set(), torch.nn.functional.conv2d
+    monkeypatch.setattr(torch.nn.functional, 'conv2d', lambda *args: types.add(
+        (args[0].dtype, torch.is_autocast_enabled('cpu'))) or convolve(*args))
+    out = call('--train', *DATA, *TRAINING, '--epochs', '1', '--out_dir', tmp_path)
+    assert 'Computing in bf16' in out and {autocast for _, autocast in types} == {True}
+    run, = tmp_path.iterdir()
+    assert json.loads((run / 'options.json').read_text())['precision'] == 'bf16'
+    assert {value.dtype for value in weights_of(run).values()} == {torch.float32, torch.int64}
+    monkeypatch.setattr(precision, 'cpu_flags', set)
+    assert '--precision bf16: this cpu has none' in call.error('--train', '--resume', run, '--epochs', '2')
+
+
 # --- drawing ----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('stage', [1, 2])
-def test_evaluation_writes_every_held_out_caption(folder, stage1, stage2, call, stage):
-    run, size = ((stage1, 64), (stage2, 256))[stage - 1]
-    said = call('--train', 'False', *DATA, '--out_dir', f'out{stage}', '--batch_size', '4')  # of six captions
+def test_evaluation_writes_every_held_out_caption(folder, stage1, vivid, call, stage):
+    run, size = ((stage1, 64), (vivid, 256))[stage - 1]
+    where = ['--out_dir', 'out1'] if stage == 1 else ['--checkpoint', vivid]
+    said = call('--train', 'False', *DATA, *where, '--batch_size', '4')  # of six captions
     drawn = run / 'epoch2' / 'single_samples' / 'valid'
     assert 'draws 6 captions of /test' in said and f'done: {drawn}' in said
     assert files_below(drawn) == sorted(f'{name}_{size}_sentence{k}.png' for name, k in captions_of(folder))
@@ -140,7 +185,7 @@ def test_evaluation_writes_every_held_out_caption(folder, stage1, stage2, call, 
         with Image.open(drawn / name) as picture:
             assert picture.size == (size, size) and picture.mode == 'RGB'
             pictures.add(picture.tobytes())
-    assert len(pictures) == 6 or stage == 2 and len(pictures) > 1  # whose weights are still near 0
+    assert len(pictures) == 6
 
 
 def test_sentences_are_drawn_by_the_newest_run(folder, stage2, call):
@@ -154,6 +199,28 @@ def test_sentences_are_drawn_by_the_newest_run(folder, stage2, call):
     with Image.open(drawn / '003.png') as picture, Image.open(drawn / 'stages.png') as sheet:
         assert picture.size == (256, 256) and sheet.size == (2 * 258 + 2, 3 * 258 + 2)
         assert sheet.crop((260, 2 * 258 + 2, 516, 3 * 258)).tobytes() == picture.tobytes()
+
+
+def test_the_newest_run_of_a_stage_draws(stage1, stage2, call, tmp_path):
+    for age, run in enumerate((stage2, stage1)):
+        shutil.copytree(run, tmp_path / run.name)
+        os.utime(tmp_path / run.name / 'stackgan_v1.pt', (100 + age, 100 + age))
+    for stage, run in (([], stage1), (['--stage', '1'], stage1), (['--stage', '2'], stage2)):
+        said = call('--train', 'False', *stage, '--text', 'a crow', '--out_dir', tmp_path)
+        assert f'{tmp_path / run.name}/stackgan_v1.pt draws' in said
+    shutil.rmtree(tmp_path / stage2.name)
+    assert 'no run of Stage-II with a' in call.error('--train', 'False', '--stage', '2', '--text', 'a crow',
+                                                     '--out_dir', tmp_path)
+
+
+def test_many_sentences_are_drawn_in_batches(vivid, call, tmp_path, monkeypatch):
+    sizes, generate = [], main.Model.generate
+    monkeypatch.setattr(main.Model, 'generate',
+                        lambda self, embed, seed: sizes.append(len(embed)) or generate(self, embed, seed))
+    call('--train', 'False', '--checkpoint', vivid, *['--text', 'a crow'] * 5, '--batch_size', '2',
+         '--out_dir', tmp_path)
+    pictures = [(newest(tmp_path, 'text_') / f'00{number}.png').read_bytes() for number in range(1, 6)]
+    assert sizes == [2, 2, 1] and len(set(pictures)) == 5  # every batch has a noise of its own
 
 
 def test_the_authors_checkpoint_draws(folder, stage1, call, tmp_path):
@@ -228,7 +295,7 @@ def test_errors_say_what_to_do(folder, stage1, stage2, call, tmp_path):
     assert 'nowhere: no such checkpoint here; give a run folder' in call.error(*second, '--stage1', 'nowhere')
     assert 'holds a Stage-II generator, but Stage-I is asked for' in call.error(*second, '--stage1', stage2)
     assert 'holds a Stage-I generator, but Stage-II is asked for' in call.error(*second, '--checkpoint', stage1)
-    assert 'holds a Stage-I generator' in call.error(*second, '--resume', stage1)
+    assert 'is a run of Stage-I; leave out --stage 2' in call.error(*second, '--resume', stage1)
     assert 'has 5; leave it out' in call.error(*second, '--stage1', stage1, '--z_dim', '9')
     assert 'too narrow; give 4 or more' in call.error(*second, '--stage1', stage1, '--gf_dim', '3')
     assert 'data/birds/prepare.py --cub' in call.error('--train', '--data_dir', 'nowhere', '--out_dir', 'none')

@@ -73,6 +73,11 @@ def test_pictures_are_those_of_stackgan_v2_at_one_size(file):
     assert CroppedDataset(file, size=256)[0]['right_images'].shape == (3, 256, 256)
 
 
+def test_one_class_is_enough(tmp_path, recwarn):
+    CroppedDataset(tiny.make(tmp_path / 'birds.hdf5', {'train': {'001.Auk': 2}}))
+    assert not [warning for warning in recwarn if 'wrong_images' in str(warning.message)]
+
+
 # --- weights and steps ------------------------------------------------------------------------------------------------
 
 def test_new_networks_start_normal_and_a_trained_stage1_keeps_its_weights():

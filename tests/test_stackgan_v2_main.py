@@ -280,6 +280,10 @@ def test_the_chapters_path_of_a_checkpoint_is_found_from_the_file(folder, call):
     (folder / 'code' / 'cfg' / 'eval.yml').write_text(net_g.format(220800))
     options = call.options('--cfg', 'code/cfg/eval.yml')
     assert options.checkpoint == str(folder / 'code' / 'output' / 'Model' / 'netG_220800.pth')
+    os.makedirs(folder / 'models')  # the authors' paths start in code/
+    (folder / 'models' / 'netG_210000.pth').touch()
+    (folder / 'code' / 'cfg' / 'eval.yml').write_text("TRAIN: {FLAG: False, NET_G: '../models/netG_210000.pth'}")
+    assert call.options('--cfg', 'code/cfg/eval.yml').checkpoint == str(folder / 'models' / 'netG_210000.pth')
     (folder / 'code' / 'cfg' / 'eval.yml').write_text(net_g.format(1))
     error = call.error('--cfg', 'code/cfg/eval.yml', *DATA)
     assert '../output/Model/netG_1.pth: no such checkpoint here, nor' in error and 'code/cfg/eval.yml' in error
