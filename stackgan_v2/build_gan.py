@@ -264,13 +264,22 @@ class Model:
             print(f'loaded {file}')
 
     def _take(self, contents, file):
-        """Take over what a checkpoint holds. The authors' is of averaged weights: they count as live ones too."""
-        live = contents.get('netG', contents)
+        """Take over what a checkpoint holds. The authors' is of averaged weights: they count as live ones too.
+
+        Of one with fewer branches, those: the tree grows, and the others start with the weights that they have.
+        """
+        live = checkpoint.without_module(contents.get('netG', contents), file)
+        branches = shape_of(live, file)['branches']
+        if branches < len(self.netsD):
+            if self.optim_G is not None and 'optim_G' in contents:
+                raise UserError(f'{file}: has {branches} of {len(self.netsD)} branches; a run cannot grow, but a new '
+                                'one can start from it, with --checkpoint')
+            live = {**self.netG.state_dict(), **live}
         checkpoint.load_weights(self.netG, {**live, **contents.get('average_G', {})}, file)
         self.averaged = [parameter.detach().clone() for parameter in self.netG.parameters()]
         checkpoint.load_weights(self.netG, live, file)
         if 'netG' not in contents:
-            self._take_discriminators_beside(file)
+            self._take_discriminators_beside(file, branches)
             return
         for netD, weights in zip(self.netsD, contents.get('netsD', [])):
             checkpoint.load_weights(netD, weights, file)
@@ -281,8 +290,8 @@ class Model:
                 optimiser.load_state_dict(state)
             self.progress = contents['progress']
 
-    def _take_discriminators_beside(self, file):
-        files = [os.path.join(os.path.dirname(file), f'netD{i}.pth') for i in range(len(self.netsD))]
+    def _take_discriminators_beside(self, file, branches):
+        files = [os.path.join(os.path.dirname(file), f'netD{i}.pth') for i in range(branches)]
         if all(map(os.path.isfile, files)):
             for netD, path in zip(self.netsD, files):
                 checkpoint.load_weights(netD, checkpoint.load(path), path)

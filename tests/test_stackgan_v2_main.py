@@ -111,6 +111,23 @@ def test_a_run_starts_from_a_checkpoint(trained, call, tmp_path):
     torch.testing.assert_close(started['average_G'], before['average_G'], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize('place', ['', 'Model'])
+def test_a_tree_grows_from_a_run_with_fewer_branches(trained, call, tmp_path, place):
+    said = call(*DATA, *TRAINING, '--branches', '3', '--epochs', '1', '--lr', '1e-9', '--out_dir', tmp_path,
+                '--checkpoint', os.path.join(trained.run, place))
+    assert f'loaded {trained.run}' in said
+    grown = torch.load(newest(tmp_path, 'tiny') / 'stackgan_v2.pt', weights_only=True)
+    before = torch.load(os.path.join(trained.run, 'stackgan_v2.pt'), weights_only=True)
+    kept = {key: value for key, value in grown['average_G'].items() if key in before['average_G']}
+    torch.testing.assert_close(kept, before['average_G'], rtol=0, atol=1e-5)  # two steps nearer to the live ones
+    assert {key.split('.')[0] for key in grown['average_G'].keys() - kept.keys()} == {'h_net3', 'img_net3'}
+    for netD, old in zip(grown['netsD'], before['netsD']):
+        torch.testing.assert_close(netD['img_code_s16.0.weight'], old['img_code_s16.0.weight'], rtol=0, atol=1e-6)
+    assert len(grown['netsD']) == 3
+    error = call.error('--train', '--resume', trained.run, '--branches', '3', '--out_dir', tmp_path)
+    assert 'has 2 of 3 branches; a run cannot grow, but a new one can start from it, with --checkpoint' in error
+
+
 # --- drawing ----------------------------------------------------------------------------------------------------------
 
 def test_evaluation_writes_every_held_out_caption(folder, trained, call):
