@@ -45,7 +45,7 @@ def find_run(out_dir, checkpoint, dataset='', stage=None):
         found = [os.path.join(out_dir, name, checkpoint) for name in os.listdir(out_dir)]
     found = [path for path in found if os.path.isfile(path) and
              (not dataset or _dataset_of(os.path.dirname(path)) == dataset) and
-             (not stage or read_options(os.path.dirname(path)).get('stage') == stage)]
+             (not stage or _option(os.path.dirname(path), 'stage') == stage)]
     if not found:
         runs = 'run' + f' of Stage-{"I" * (stage or 0)}' * bool(stage) + f' on {dataset}' * bool(dataset)
         raise UserError(f'{out_dir}: no {runs} with a {checkpoint} in it yet; train one first (--train)')
@@ -54,10 +54,15 @@ def find_run(out_dir, checkpoint, dataset='', stage=None):
 
 def _dataset_of(run_dir):
     """What the run was on: as its options say, or, where they are gone, its name."""
+    return _option(run_dir, 'dataset') or re.sub(f'{STAMP}$', '', os.path.basename(run_dir))
+
+
+def _option(run_dir, name):
+    """What an option of a run was, or None where that is not known."""
     try:
-        return read_options(run_dir)['dataset']
-    except (UserError, KeyError):
-        return re.sub(f'{STAMP}$', '', os.path.basename(run_dir))
+        return read_options(run_dir).get(name)
+    except UserError:
+        return None
 
 
 def read_options(run_dir):

@@ -45,7 +45,8 @@ def reproducible(net, device, seed):
 
 def generate_all(model, embeddings, options):
     """As `model.generate`, a list of the pictures of every size, for as many embeddings as there are."""
-    parts = [model.generate(part, seed) for seed, part in enumerate(embeddings.split(options.batch_size), options.seed)]
+    parts = [[images.cpu() for images in model.generate(part, seed)]
+             for seed, part in enumerate(embeddings.split(options.batch_size), options.seed)]
     return [torch.cat(images) for images in zip(*parts)]
 
 

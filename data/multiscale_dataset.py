@@ -105,13 +105,17 @@ class MultiscaleDataset(CaptionedPhotographs):
 def shuffled_batches(dataset, batch_size, workers, device):
     """A DataLoader of whole batches; a data set smaller than one is a batch of its own."""
     return DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, pin_memory=device.type == 'cuda',
-                      drop_last=len(dataset) >= batch_size, worker_init_fn=ignore_signals)
+                      drop_last=len(dataset) >= batch_size, worker_init_fn=leave_the_group)
 
 
-def ignore_signals(_=None):
-    """For worker processes: a Ctrl-C or SIGTERM is for the main process, which saves, and then ends the others."""
+def leave_the_group(_=None):
+    """For worker processes: a Ctrl-C, or a SIGTERM to all, is for the main process, which saves and then ends these.
+
+    SIGTERM still ends a worker: that is how the main process does it when it fails.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(os, 'setpgrp'):
+        os.setpgrp()
 
 
 def sizes_of(branches, base_size=64):

@@ -59,7 +59,10 @@ def parse_flags():
 def complete(options, resumed):
     """Fill in what follows from the stage to train. Raises UserError where options contradict it."""
     options.stage = options.stage or 1
-    if resumed and options.stage != (begun := run.read_options(resumed)['stage']):
+    begun = run.read_options(resumed).get('stage') if resumed else options.stage
+    if begun is None:
+        raise UserError(f'{resumed}: is no run of StackGAN; give one, or leave out its name for the newest')
+    if options.stage != begun:
         raise UserError(f'{resumed}: is a run of Stage-{"I" * begun}; leave out --stage {options.stage}')
     if options.stage1 and options.stage == 1:
         raise UserError(f'--stage1 {options.stage1}: is what Stage-II refines; add --stage 2')

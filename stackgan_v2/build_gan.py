@@ -274,6 +274,7 @@ class Model:
             if self.optim_G is not None and 'optim_G' in contents:
                 raise UserError(f'{file}: has {branches} of {len(self.netsD)} branches; a run cannot grow, but a new '
                                 'one can start from it, with --checkpoint')
+            print(f'{file}: the tree grows from {branches} to {len(self.netsD)} branches; the new ones are untrained')
             live = {**self.netG.state_dict(), **live}
         checkpoint.load_weights(self.netG, {**live, **contents.get('average_G', {})}, file)
         self.averaged = [parameter.detach().clone() for parameter in self.netG.parameters()]

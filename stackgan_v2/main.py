@@ -120,8 +120,8 @@ def load_dataset(options):
     if options.lsun:
         return lsun(options.lsun, options.classes, options.branches)
     dataset = MultiscaleDataset(flags.dataset_file(options), split=0, branches=options.branches)
-    dataset = dataset.cached() if options.cache else dataset
-    return dataset.require_embeddings() if options.conditional else dataset
+    dataset = dataset.require_embeddings() if options.conditional else dataset
+    return dataset.cached() if options.cache else dataset
 
 
 def make_model(options, device, data_loader):

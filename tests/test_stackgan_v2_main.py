@@ -115,7 +115,7 @@ def test_a_run_starts_from_a_checkpoint(trained, call, tmp_path):
 def test_a_tree_grows_from_a_run_with_fewer_branches(trained, call, tmp_path, place):
     said = call(*DATA, *TRAINING, '--branches', '3', '--epochs', '1', '--lr', '1e-9', '--out_dir', tmp_path,
                 '--checkpoint', os.path.join(trained.run, place))
-    assert f'loaded {trained.run}' in said
+    assert f'loaded {trained.run}' in said and 'the tree grows from 2 to 3 branches' in said
     grown = torch.load(newest(tmp_path, 'tiny') / 'stackgan_v2.pt', weights_only=True)
     before = torch.load(os.path.join(trained.run, 'stackgan_v2.pt'), weights_only=True)
     kept = {key: value for key, value in grown['average_G'].items() if key in before['average_G']}
