@@ -6,6 +6,7 @@ import time
 
 from common import checkpoint
 from common.errors import UserError
+from common.locks import lock_file
 
 LOCKS = []  # open files: a lock lasts as long as its file is open
 STAMP = r'_\d{8}_\d{6}(_\d+)?'  # what `new_run` puts after the name
@@ -77,15 +78,10 @@ def read_options(run_dir):
 
 def lock(run_dir):
     """Keep a run to this process until it ends. Raises UserError where another one is training in it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such locks
-        return
-    LOCKS.append(open(os.path.join(run_dir, 'lock'), 'w'))
-    try:
-        fcntl.lockf(LOCKS[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise UserError(f'{run_dir}: another process is training in it') from error
+    locked = lock_file(os.path.join(run_dir, 'lock'))
+    if locked is None:
+        raise UserError(f'{run_dir}: another process is training in it')
+    LOCKS.append(locked)
 
 
 def begin(model, options, resumed, name):

@@ -3,8 +3,10 @@
 `birds.hdf5` gets a folder `birds.cache` with, for each split, index.json (names, classes, captions), embeddings.npy and
 pictures_64.npy: every photograph decoded and resized once. For the StackGANs' crops there are frames_304.bin and
 frames_304.npy: what pictures of 256 pixels are cut from, one after the other, and their heights and widths. All is made
-at first use, checked against the size and date of the HDF5 file, and made again when they have changed.
+at first use, by one process while others wait for it, checked against the size and date of the HDF5 file, and made
+again when they have changed. What a process has already read stays as it was.
 """
+import contextlib
 import hashlib
 import io
 import json
@@ -20,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.errors import UserError
+from common.locks import lock_file
 from data import layout
 
 FORMAT = 1  # a cache of another format is made again
@@ -43,43 +46,53 @@ def load_split(path, split, size=None):
     With `size`, `pictures` holds every photograph squashed to `size` x `size` pixels, as the chapter prepares them.
     Raises UserError where the file is missing, damaged or not in the layout.
     """
-    with layout.open_file(path) as file:
-        folder = os.path.join(cache_folder(path), split)
+    with layout.open_file(path) as file, _alone_with(path) as cache:
+        folder = os.path.join(cache, split)
         index = _read_index(folder, _stamp(path))
         if index is None:
             index = _write_index(folder, file, split, _stamp(path))
         pictures_file = os.path.join(folder, f'pictures_{size}.npy')
         if size and not os.path.exists(pictures_file):
             _write_pictures(pictures_file, file, split, index, size)
-    embeddings_file = os.path.join(folder, 'embeddings.npy')
-    return Split(index, pictures=_map(pictures_file) if size else None,
-                 embeddings=_map(embeddings_file) if os.path.exists(embeddings_file) else None)
+        embeddings_file = os.path.join(folder, 'embeddings.npy')
+        return Split(index, pictures=_map(pictures_file) if size else None,
+                     embeddings=_map(embeddings_file) if os.path.exists(embeddings_file) else None)
 
 
-def load_frames(path, split, keys, shorter, make):
-    """The frames of the photographs `keys` of a split of the HDF5 file `path`, through its cache.
+def load_frames(path, split, index, shorter, make):
+    """The `Frames` of a split of the HDF5 file `path`, through its cache; `index` is what `load_split` gave of it.
 
-    `make(photo, jpeg)` makes one, uint8 [H, W, 3], the shorter of H and W `shorter`. Call `load_split` before: it keeps
-    no cache of another file. Raises UserError where the cache cannot be written, and what `make` does.
+    `make(photo, jpeg)` makes a photograph's, uint8 [H, W, 3], the shorter of H and W `shorter`. Raises UserError where
+    the file has changed since, the cache cannot be written, and what `make` does.
     """
-    folder = os.path.join(cache_folder(path), split)
-    pixels, sizes = (os.path.join(folder, f'frames_{shorter}.{ending}') for ending in ('bin', 'npy'))
-    if not os.path.exists(sizes):
-        with layout.open_file(path) as file:
-            _write_frames(pixels, sizes, file, split, keys, make)
-    return Frames(pixels, np.load(sizes, allow_pickle=False))
+    with layout.open_file(path) as file, _alone_with(path) as cache:
+        folder = os.path.join(cache, split)
+        if _read_index(folder, _stamp(path)) != index:
+            raise UserError(f'{path}: has changed while it was being read; start again')
+        pixels, sizes = (os.path.join(folder, f'frames_{shorter}.{ending}') for ending in ('bin', 'npy'))
+        frames = _read_frames(pixels, sizes)
+        if frames is None:
+            _write_frames(pixels, sizes, file, split, index.img_keys, make)
+            frames = _read_frames(pixels, sizes)
+        return frames
 
 
 class Frames:
     """Pictures of N sizes [N, 2] (height, width), one after the other in a file; item i is uint8 [H, W, 3]."""
 
     def __init__(self, file, sizes):
-        self.file, self.sizes = file, sizes.tolist()
-        self.starts = (3 * sizes.prod(1)).cumsum().tolist()
-        self.starts.insert(0, 0)
+        self.file, self.sizes = file, sizes
+        self.ends = (3 * sizes.prod(1)).cumsum()
+        self.pixels = np.memmap(file, np.uint8, 'r') if len(sizes) else np.empty(0, np.uint8)
+        if len(self.pixels) != (self.ends[-1] if len(sizes) else 0):
+            raise ValueError(f'{file}: has {len(self.pixels)} bytes, which are not those of its pictures')
+
+    def __reduce__(self):  # for a worker process that is not forked: it maps the file, too, instead of being sent it
+        return Frames, (self.file, self.sizes)
 
     def __getitem__(self, i):
-        return np.memmap(self.file, np.uint8, 'r', self.starts[i], (*self.sizes[i], 3))
+        height, width = self.sizes[i]
+        return self.pixels[self.ends[i] - 3 * height * width:self.ends[i]].reshape(height, width, 3)
 
 
 def squash(jpeg, size):
@@ -95,6 +108,15 @@ def cache_folder(path):
         return folder
     unique = hashlib.sha256(folder.encode()).hexdigest()[:16]
     return os.path.join(tempfile.gettempdir(), f'{os.path.basename(folder)}-{unique}')
+
+
+@contextlib.contextmanager
+def _alone_with(path):
+    """The folder of the cache of the HDF5 file `path`, while no other process is in here."""
+    folder = cache_folder(path)
+    os.makedirs(folder, exist_ok=True)
+    with lock_file(os.path.join(folder, 'lock'), wait=True):
+        yield folder
 
 
 def _stamp(path):
@@ -115,7 +137,6 @@ def _read_index(folder, stamp):
 def _write_index(folder, file, split, stamp):
     """Replace the split's cache by a new one that holds index and embeddings; it takes its name only when complete."""
     index = layout.read_index(file, split)
-    os.makedirs(os.path.dirname(folder), exist_ok=True)
     partial = tempfile.mkdtemp(prefix=f'{split}.partial-', dir=os.path.dirname(folder))
     try:
         if layout.has_embeddings(file, split):
@@ -156,6 +177,14 @@ def _write_pictures(path, file, split, index, size):
             os.remove(partial)
 
 
+def _read_frames(pixels, sizes):
+    """`Frames`, or None where they are not there, or not whole."""
+    try:
+        return Frames(pixels, np.load(sizes, allow_pickle=False))
+    except (OSError, ValueError):
+        return None
+
+
 def _write_frames(pixels, sizes, file, split, keys, make):
     """Make the frame of every photograph, in threads; the file `sizes`, which says that they are there, comes last."""
     partial, shapes = f'{pixels}.partial-{os.getpid()}', []
@@ -173,8 +202,8 @@ def _write_frames(pixels, sizes, file, split, keys, make):
             np.save(out, np.array(shapes, np.int64).reshape(-1, 2))
         os.replace(partial, sizes)
     except OSError as error:
-        raise UserError(f'{partial}: cannot be written ({error.strerror}); make room, or read the photographs '
-                        'themselves with --cache False') from error
+        raise UserError(f'{partial}: cannot be written ({error}); make room, or read the photographs themselves '
+                        'with --cache False') from error
     finally:
         if os.path.exists(partial):
             os.remove(partial)

@@ -46,7 +46,7 @@ class MultiscaleDataset(CaptionedPhotographs):
 
         Items stay the same. Returns the dataset. Raises UserError where the file cannot be written or one be decoded.
         """
-        self.frames = load_frames(self.file, self.split, self.index.img_keys, frame_side(self.sizes[-1]),
+        self.frames = load_frames(self.file, self.split, self.index, frame_side(self.sizes[-1]),
                                   lambda photo, jpeg: np.asarray(self._framed(photo, jpeg)))
         return self
 

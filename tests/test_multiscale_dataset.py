@@ -2,6 +2,7 @@
 import errno
 import io
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -296,6 +297,45 @@ def test_photographs_are_decoded_once_for_each_size_and_file(tmp_path, monkeypat
     assert not list(tmp_path.glob('**/*partial*'))
 
 
+def test_a_training_keeps_what_it_reads_when_the_file_is_replaced(tmp_path):
+    path = tiny.make(tmp_path / 'birds.hdf5')
+    before, late = MultiscaleDataset(path, **TINY).cached(), MultiscaleDataset(path, **TINY)
+    torch.manual_seed(0)
+    expected = before[3]
+    tiny.make(path, {'train': {'001.Auk': 2, '009.Kiwi': 1}})
+    MultiscaleDataset(path, **TINY).cached()
+    torch.manual_seed(0)
+    item = before[3]
+    assert same(item['right_images'], expected['right_images']) and same(item['wrong_images'], expected['wrong_images'])
+    assert 'birds.hdf5: has changed while it was being read' in one_line(late.cached)
+
+
+def test_frames_that_are_not_whole_are_made_again(tmp_path):
+    path = tiny.make(tmp_path / 'birds.hdf5')
+    frames = MultiscaleDataset(path, **TINY).cached().frames
+    whole = [frames[i].copy() for i in range(7)]
+    os.truncate(frames.file, os.path.getsize(frames.file) - 1)
+    again = MultiscaleDataset(path, **TINY).cached().frames
+    sent = pickle.loads(pickle.dumps(again))  # as to a worker process that is not forked
+    for i, pixels in enumerate(whole):
+        assert np.array_equal(again[i], pixels) and np.array_equal(sent[i], pixels)
+    assert len(pickle.dumps(again)) < 1000 < os.path.getsize(frames.file)
+
+
+def test_processes_that_start_at_once_make_one_cache(tmp_path):
+    path = tiny.make(tmp_path / 'birds.hdf5', {'train': {'001.Auk': 30, '002.Jay': 30}})
+    script = ('import sys, time\n'
+              'from data import cache, multiscale_dataset as m\n'
+              'write = cache._write_frames\n'
+              'cache._write_frames = lambda *args: print("makes it") or time.sleep(1) or write(*args)\n'
+              'print(len(m.MultiscaleDataset(sys.argv[1], branches=1).cached()[0]))')
+    started = [subprocess.Popen([sys.executable, '-c', script, path], cwd=ROOT, text=True, stdout=subprocess.PIPE)
+               for _ in range(3)]
+    said = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert ''.join(said).count('makes it') == 1
+
+
 def test_an_empty_split_is_cached(birds):
     assert len(MultiscaleDataset(birds, split=1, **TINY).cached()) == 0
 
@@ -311,9 +351,11 @@ def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr(os, 'replace', full)
-    message = one_line(MultiscaleDataset(path, **TINY).cached)
-    assert 'No space left on device' in message and '--cache False' in message
+    for module, name in ((np, 'ascontiguousarray'), (os, 'replace')):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, full)
+            message = one_line(MultiscaleDataset(path, **TINY).cached)
+        assert 'No space left on device' in message and '--cache False' in message
     assert not [*tmp_path.glob('**/*partial*'), *tmp_path.glob('**/frames*')]
 
 

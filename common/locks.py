@@ -1,0 +1,18 @@
+"""Files that one process at a time has to itself."""
+
+
+def lock_file(path, wait=False):
+    """The open file `path`, locked for this process until it is closed, or None where another process has it.
+
+    With `wait`, waits for that one to close it. Windows has no such locks: there the file is only opened.
+    """
+    file = open(path, 'w')
+    try:
+        import fcntl
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except ImportError:
+        pass
+    except OSError:
+        file.close()
+        return None
+    return file
