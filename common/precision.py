@@ -68,9 +68,9 @@ def prepare(options, device, *nets):
 def in_bf16(forward, device_type):
     """`forward` with its convolutions and matrix products in bfloat16, and float32 results."""
     @functools.wraps(forward)
-    def call(*inputs):
+    def call(*inputs, **named_inputs):
         with torch.autocast(device_type, torch.bfloat16):
-            return float32(forward(*inputs))
+            return float32(forward(*inputs, **named_inputs))
     return call
 
 

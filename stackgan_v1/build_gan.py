@@ -216,8 +216,8 @@ class Model:
             print(f'loaded {file}')
 
 
-def load_generator(path, name, stage=None):
-    """(the generator of a checkpoint, the checkpoint's file, its number of epochs).
+def load_generator(path, name, device='cpu', stage=None):
+    """(a Model that only draws, of the shape that the checkpoint has; the checkpoint's file; its number of epochs).
 
     `path` and errors are as in `Model.load_from`; with `stage` (1 or 2) a generator of the other one is an error, too.
     """
@@ -229,7 +229,8 @@ def load_generator(path, name, stage=None):
     if stage not in (None, is_of):
         raise UserError(f'{file}: holds a Stage-{"I" * is_of} generator, but Stage-{"I" * stage} is asked for here')
     checkpoint.load_weights(netG, weights, file)
-    return netG, file, contents['progress']['epoch'] if 'progress' in contents else checkpoint.count_of(file)
+    epochs = contents['progress']['epoch'] if 'progress' in contents else checkpoint.count_of(file)
+    return Model(name, device, None, netG, None), file, epochs
 
 
 def generator_of(weights, file):

@@ -110,12 +110,13 @@ def load_stage1(options, resumed):
     Raises UserError where there is none, or one of another `--z_dim`.
     """
     if inside := resumed or options.checkpoint:
-        netG, file, _ = load_generator(run.existing(inside, options), options.model, stage=2)
-        stage1 = netG.STAGE1_G
+        model, file, _ = load_generator(run.existing(inside, options), options.model, stage=2)
+        stage1 = model.netG.STAGE1_G
         if options.stage1 and not resumed:
             print(f'--stage1 {options.stage1}: is not read, for the Stage-II in {file} has its own Stage-I')
     else:
-        stage1, file, _ = load_generator(run.existing(options.stage1, options), options.model, stage=1)
+        model, file, _ = load_generator(run.existing(options.stage1, options), options.model, stage=1)
+        stage1 = model.netG
     if options.z_dim not in (None, stage1.z_dim):
         raise UserError(f'--z_dim {options.z_dim}: the Stage-I in {file} has {stage1.z_dim}; leave it out')
     return stage1
@@ -123,7 +124,8 @@ def load_stage1(options, resumed):
 
 def evaluate(options, device, resumed):
     """A picture for every caption of classes that were not trained on."""
-    model, file, epochs = load_model(options, device, resumed, of_dataset=True)
+    file = run.checkpoint_file(options, resumed, of_dataset=True)
+    model, file, epochs = load_generator(file, options.model, device, options.stage)
     dataset = CroppedDataset.held_out(flags.dataset_file(options))
     write_evaluation(options, dataset, lambda embed, seed: model.generate(embed, seed)[-1], file, f'epoch{epochs}')
 
@@ -131,20 +133,14 @@ def evaluate(options, device, resumed):
 def draw(options, device, resumed):
     """A picture for each sentence that the user typed, and from Stage-II a sheet of them beside their sketches."""
     sentences = flags.read_sentences(options.text, options.text_file)
-    model, file, _ = load_model(options, device, resumed, of_dataset=False)
+    file = run.checkpoint_file(options, resumed, of_dataset=False)
+    model, file, _ = load_generator(file, options.model, device, options.stage)
     images = generate_all(model, reading.read(options, sentences, file, device), options)
     folder = write_pictures(options, 'text', images[-1], sentences)
     if len(images) > 1:
         sheet = os.path.join(folder, 'stages.png')
         side_by_side(images, images[-1].shape[-1]).save(sheet)
         print(f'beside their sketches: {sheet}')
-
-
-def load_model(options, device, resumed, of_dataset):
-    """(a Model that only draws, the file that it is from, the number of its epochs)."""
-    file = run.checkpoint_file(options, resumed, of_dataset)
-    netG, file, epochs = load_generator(file, options.model, options.stage)
-    return Model(options.model, device, None, netG, None), file, epochs
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from common import precision
+from common.flags import ROOT
 from stackgan_v1 import main
 from stackgan_v1.build_gan import load_generator
 from stackgan_v2.build_gan import make_networks as make_tree
@@ -137,7 +138,7 @@ def test_the_authors_checkpoint_is_a_stage1(stage1, call, tmp_path):
     torch.save(weights, tmp_path / 'netG_epoch_120.pth', _use_new_zipfile_serialization=False)
     call('--train', '--stage', '2', '--stage1', tmp_path / 'netG_epoch_120.pth', *DATA, *TRAINING, '--epochs', '1',
          '--gf_dim', '4', '--out_dir', tmp_path / 'out')  # of another width than Stage-I
-    netG, _, _ = load_generator(str(newest(tmp_path / 'out', 'tiny')), 'stackgan_v1', stage=2)
+    netG = load_generator(str(newest(tmp_path / 'out', 'tiny')), 'stackgan_v1', stage=2)[0].netG
     assert (netG.z_dim, netG.STAGE1_G.width, netG.encoder[0].weight.shape[0]) == (5, 8 * 8, 4)
 
 
@@ -154,6 +155,18 @@ def test_a_signal_to_all_processes_is_for_the_main_one(folder, tmp_path):
     said, _ = training.communicate(timeout=60)
     assert 'go on with: python' in said and 'Traceback' not in said and training.returncode == 130
     assert (newest(tmp_path, 'tiny') / 'stackgan_v1.pt').exists()
+
+
+def test_a_training_that_fails_ends_its_workers(folder, tmp_path):
+    script = ('import sys\n'
+              'from common.errors import run_command\n'
+              'from stackgan_v1 import build_gan, main\n'
+              'build_gan.Model.train_step = lambda *_: 1 / 0\n'
+              'run_command(main.main)')
+    failed = subprocess.run([sys.executable, '-c', script, '--train', *DATA, *TRAINING, '--workers', '2', '--out_dir',
+                             tmp_path], cwd=folder, capture_output=True, text=True, timeout=60,
+                            env=os.environ | {'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': ROOT})
+    assert failed.returncode == 1 and failed.stderr.endswith('ZeroDivisionError: division by zero\n')
 
 
 def test_bf16_is_for_all_that_is_called(folder, call, tmp_path, monkeypatch):

@@ -223,26 +223,25 @@ def test_the_authors_checkpoints_load(stage, prefix, tmp_path):
         assert all(map(torch.equal, model.netG.parameters(), theirs.netG.parameters()))
         expected = theirs.netD.encode_img[0].weight if with_discriminator else kept
         assert torch.equal(model.netD.encode_img[0].weight, expected), path
-        netG, found, epochs = load_generator(str(tmp_path / path), 'stackgan_v1', stage)
+        drawing, found, epochs = load_generator(str(tmp_path / path), 'stackgan_v1', stage=stage)
         assert epochs == 90 and os.path.basename(found) == 'netG_epoch_90.pth'
-        assert all(map(torch.equal, netG.parameters(), theirs.netG.parameters()))
+        assert all(map(torch.equal, drawing.netG.parameters(), theirs.netG.parameters()))
 
 
 def test_a_generator_for_drawing_takes_its_widths_from_the_checkpoint(straight):
     model, _, folder, stage = straight
     embed = torch.randn(2, 1024)
     for path, found in [(folder, 'stackgan_v1.pt'), (f'{folder}/Model', 'Model/netG_epoch_3.pth')]:
-        netG, file, epochs = load_generator(path, 'stackgan_v1', stage)
+        drawing, file, epochs = load_generator(path, 'stackgan_v1', stage=stage)
         assert (file, epochs) == (os.path.join(folder, found), 3)
-        drawn = Model('m', 'cpu', None, netG, None).generate(embed)
-        torch.testing.assert_close(drawn, model.generate(embed), rtol=0, atol=1e-6)
+        torch.testing.assert_close(drawing.generate(embed), model.generate(embed), rtol=0, atol=1e-6)
 
 
 def test_every_width_is_read(tmp_path):
     stage1 = Stage1Generator(gf_dim=3, z_dim=7, text_dim=11, condition_dim=5)
     netG = Stage2Generator(stage1, gf_dim=4, condition_dim=9, text_dim=11, residuals=3)
     torch.save(netG.state_dict(), tmp_path / 'netG_epoch_1.pth')
-    found, _, _ = load_generator(str(tmp_path), 'stackgan_v1')
+    found = load_generator(str(tmp_path), 'stackgan_v1')[0].netG
     assert same_state(found.state_dict(), netG.state_dict()) and found.z_dim == 7
     assert found.STAGE1_G.width == 8 * 3 and len(found.residual) == 3
 
@@ -261,7 +260,7 @@ def test_errors_are_one_line(straight, tmp_path):
         new_model(stage, lr=None).train(1)
     wide = new_model(stage, gf_dim=12, lr=None)
     one_line(wide.load_from, folder, match='does not fit Stage.Generator')
-    one_line(load_generator, folder, 'stackgan_v1', 3 - stage,
+    one_line(load_generator, folder, 'stackgan_v1', 'cpu', 3 - stage,
              match=f'holds a Stage-{"I" * stage} generator, but Stage-{"I" * (3 - stage)} is asked for')
     one_line(load_generator, str(tmp_path / 'netG_1.pth'), 'stackgan_v1', match='no such checkpoint')
     for state in ({}, {'netG': {}}, wide.netD.state_dict(), {'ca_net.fc.weight': torch.ones(4)}, {'a': 'text'}):
