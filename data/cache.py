@@ -188,6 +188,7 @@ def _read_frames(pixels, sizes):
 def _write_frames(pixels, sizes, file, split, keys, make):
     """Make the frame of every photograph, in threads; the file `sizes`, which says that they are there, comes last."""
     partial, shapes = f'{pixels}.partial-{os.getpid()}', []
+    print(f'Decoding {len(keys)} photographs once, into {pixels}', flush=True)
     try:
         with open(partial, 'wb') as out, ThreadPoolExecutor(os.cpu_count()) as threads, \
                 tqdm(total=len(keys), desc=f'{split}: frames', unit='', leave=False, disable=None) as bar:

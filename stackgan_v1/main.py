@@ -84,7 +84,6 @@ def train(options, device, resumed):
     """Train a stage in a new run folder, or go on with the run in the folder `resumed`."""
     print('Loading data...', flush=True)
     dataset = CroppedDataset(flags.dataset_file(options), split=0, size=SIZES[options.stage]).require_embeddings()
-    dataset = dataset.cached() if options.cache else dataset
     stage1 = load_stage1(options, resumed) if options.stage == 2 else None
     options.z_dim = stage1.z_dim if stage1 else options.z_dim or Z_DIM
     networks = make_networks(stage1, options.gf_dim, options.df_dim, options.z_dim, residuals=options.residuals,
@@ -96,6 +95,8 @@ def train(options, device, resumed):
     if options.checkpoint and not resumed:
         model.load_from(run.existing(options.checkpoint, options))
     model.create_optim(options.lr)
+    if options.cache:  # after all that can be refused: it takes minutes
+        dataset.cached()
     run_dir = run.begin(model, options, resumed, f'{options.dataset}_{options.config_name}')
     reading.keep_encoder(dataset, run_dir)
     model.lr_decay_epoch, model.snapshot_interval = options.lr_decay_epoch, options.snapshot_interval

@@ -104,6 +104,8 @@ def train(options, device, resumed):
     if options.checkpoint and not resumed:
         model.load_from(run.existing(options.checkpoint, options))
     model.create_optim(options.lr)
+    if options.cache and not (options.image_folder or options.lsun):  # after all that can be refused: it takes minutes
+        dataset.cached()
     run_dir = run.begin(model, options, resumed, f'{options.dataset}_{options.config_name}')
     if options.conditional:
         reading.keep_encoder(dataset, run_dir)
@@ -120,8 +122,7 @@ def load_dataset(options):
     if options.lsun:
         return lsun(options.lsun, options.classes, options.branches)
     dataset = MultiscaleDataset(flags.dataset_file(options), split=0, branches=options.branches)
-    dataset = dataset.require_embeddings() if options.conditional else dataset
-    return dataset.cached() if options.cache else dataset
+    return dataset.require_embeddings() if options.conditional else dataset
 
 
 def make_model(options, device, data_loader):
