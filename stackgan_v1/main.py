@@ -14,7 +14,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
 from char_cnn_rnn import reading
-from common import config, flags, precision, run
+from common import config, flags, memory, precision, run
 from common.errors import UserError, run_command
 from common.pictures import side_by_side
 from common.sampling import generate_all, write_evaluation, write_pictures
@@ -91,6 +91,7 @@ def train(options, device, resumed):
     batches = shuffled_batches(dataset, options.batch_size, options.workers, device)
     model = Model(options.model, device, batches, *networks, options.kl_coef)
     heads = model.netD.get_cond_logits, model.netD.get_uncond_logits
+    memory.prepare(options, model.netG, model.netD)
     precision.prepare(options, device, model.netG, model.netD, *filter(None, heads))
     if options.checkpoint and not resumed:
         model.load_from(run.existing(options.checkpoint, options))

@@ -1,0 +1,63 @@
+"""Training in less memory: `--accumulate`."""
+import contextlib
+import functools
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def prepare(options, generator, *discriminators):
+    """Let discriminators see a batch in `--accumulate` parts, one after the other, and keep few activations.
+
+    Of the parts, and of the parts of the generator, only the inputs are kept; the rest is computed again when gradients
+    need it. Gradients of the parts add up to that of the batch. A discriminator's batch norm has the statistics of a
+    part. With `--accumulate 1` nothing changes.
+    """
+    if options.accumulate > 1:
+        for stage in generator.children():
+            stage.forward = recomputed(stage)
+        for netD in discriminators:
+            netD.forward = in_parts(recomputed(netD), options.accumulate)
+
+
+def recomputed(module):
+    """The module's forward, of whose activations none is kept: they are computed again for the gradient."""
+    forward = module.forward
+    contexts = functools.partial(_contexts, module)
+
+    @functools.wraps(forward)
+    def call(*inputs):
+        if not torch.is_grad_enabled():
+            return forward(*inputs)
+        return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
+    return call
+
+
+def _contexts(module):
+    """For the first computation, and for the second, of the same batch: batch norms must not count it again."""
+    return contextlib.nullcontext(), _with_fixed_statistics(module)
+
+
+@contextlib.contextmanager
+def _with_fixed_statistics(module):
+    layers = [layer for layer in module.modules() if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
+    for layer in layers:
+        layer.momentum, layer.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for layer, (momentum, count) in zip(layers, before):
+            layer.momentum, layer.num_batches_tracked = momentum, count
+
+
+def in_parts(forward, count):
+    """`forward` of up to `count` parts of its inputs [B, ...] or None; the results, tensors or lists, are joined."""
+    @functools.wraps(forward)
+    def call(*inputs):
+        results = [forward(*part) for part in zip(*(tensor.chunk(count) for tensor in inputs if tensor is not None))]
+        if isinstance(results[0], list):
+            return [torch.cat(parts) for parts in zip(*results)]
+        return torch.cat(results)
+    return call
