@@ -1,6 +1,4 @@
 """Captioned pictures at one size, cropped around the bird, as StackGAN's stages read them."""
-import torch
-
 from data.multiscale_dataset import MultiscaleDataset
 
 
@@ -15,8 +13,7 @@ class CroppedDataset(MultiscaleDataset):
     def __init__(self, datasetFile, split=0, size=64):
         super().__init__(datasetFile, split, branches=1, base_size=size)
 
-    def __getitems__(self, indices):
-        """The items of a whole batch, decoded in threads."""
-        photos = torch.as_tensor(indices, dtype=torch.long)
-        items = self._captioned(photos)
-        return [{'right_images': image, **item} for item, (image,) in zip(items, self._views(photos))]
+    def finish(self, batch, device='cpu'):
+        """What `crops` gave, with pictures in the crops' place, on `device`."""
+        batch = super().finish(batch, device)
+        return batch | {'right_images': batch['right_images'][0]}

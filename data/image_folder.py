@@ -11,7 +11,7 @@ from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from common.errors import UserError
-from data.multiscale_dataset import DRAWS, frame, in_threads, sizes_of, views
+from data.multiscale_dataset import DRAWS, CroppedItems, crop, frame, in_threads, sizes_of, stack_crops, with_all_sizes
 
 
 class PlainPictures(Dataset):
@@ -34,16 +34,21 @@ class PlainPictures(Dataset):
     def __getitems__(self, indices):
         """The items of a whole batch, decoded in threads."""
         draws = torch.rand(len(indices), DRAWS, dtype=torch.float64).tolist()
-        return in_threads(self._item, self.source.files(indices), draws)
+        crops = stack_crops(in_threads(self._crop, self.source.files(indices), draws))
+        return CroppedItems({'right_images': crops}, self.finish)
 
-    def _item(self, name_and_file, draws):
+    def finish(self, batch, device='cpu'):
+        """A batch of crops, with lists of pictures in their place, on `device`."""
+        return with_all_sizes(batch, self.sizes, device)
+
+    def _crop(self, name_and_file, draws):
         name, file = name_and_file
         try:
             with Image.open(file) as photograph:
                 framed = frame(photograph, self.sizes[-1])
         except OSError as error:
             raise UserError(f'{name}: cannot be decoded ({error}); remove or replace it') from error
-        return {'right_images': views(framed, self.sizes, *draws)}
+        return crop(np.asarray(framed), self.sizes[-1], *draws)
 
 
 def image_folder(folder, classes=None, branches=3, base_size=64):

@@ -2,10 +2,14 @@
 import io
 import os
 import signal
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from operator import attrgetter
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -14,7 +18,7 @@ from data import layout
 from data.cache import load_frames
 from data.captioned_photographs import CaptionedPhotographs
 
-DRAWS = 3  # random numbers that `views` takes: where to cut, across and down, and whether to flip
+DRAWS = 3  # random numbers that `crop` takes: where to cut, across and down, and whether to flip
 
 
 class MultiscaleDataset(CaptionedPhotographs):
@@ -58,40 +62,43 @@ class MultiscaleDataset(CaptionedPhotographs):
 
     def __getitems__(self, indices):
         """The items of a whole batch, decoded in threads."""
-        photos = torch.as_tensor(indices, dtype=torch.long)
-        items = self._captioned(photos)
-        right, wrong = self._views(photos), self._views(self.draw_other_class(photos))
-        return [{'right_images': right[i], 'wrong_images': wrong[i], **item} for i, item in enumerate(items)]
+        return CroppedItems(self.crops(indices), self.finish)
 
-    def _captioned(self, photos):
-        """For each photograph an item without pictures, with one of its captions."""
+    def finish(self, batch, device='cpu'):
+        """What `crops` gave, with pictures in the crops' place, on `device`."""
+        return with_all_sizes(batch, self.sizes, device)
+
+    def crops(self, indices):
+        """A batch of items, but with a uint8 [B, S, S, 3] of the largest size in the place of lists of pictures."""
+        photos = torch.as_tensor(indices, dtype=torch.long)
         captions = self._draw_caption(photos)
-        items = [{'txt': self.captions[caption], 'class': self.classes[photo], 'name': self.index.names[photo]}
-                 for photo, caption in zip(photos.tolist(), captions.tolist())]
+        batch = {'txt': [self.captions[i] for i in captions.tolist()],
+                 'class': [self.classes[i] for i in photos.tolist()],
+                 'name': [self.index.names[i] for i in photos.tolist()]}
         if self.embeddings is not None:
-            for item, embedding in zip(items, self.embeddings.index_select(0, captions)):
-                item['right_embed'] = embedding
-        return items
+            batch['right_embed'] = self.embeddings.index_select(0, captions)
+        batch['right_images'] = self._crops(photos)
+        if self.has_wrong_images:
+            batch['wrong_images'] = self._crops(self.draw_other_class(photos))
+        return batch
 
     def _draw_caption(self, photos):
         """For each photograph, one of its captions."""
         place = (torch.rand(photos.shape, dtype=torch.float64) * self.caption_count[photos]).long()
         return self.by_photo[self.caption_start[photos] + place]
 
-    def _views(self, photos):
-        """For each photograph the list of its pictures, with a cut and a flip of its own."""
+    def _crops(self, photos):
+        """For each photograph a crop of its own, uint8 [B, S, S, 3]."""
         draws = torch.rand(len(photos), DRAWS, dtype=torch.float64).tolist()
         if self.frames is not None:
-            return in_threads(self._view_of_cached, photos.tolist(), draws)
+            return stack_crops([crop(self.frames[photo], self.sizes[-1], *draw)
+                                for photo, draw in zip(photos.tolist(), draws)])
         with layout.open_file(self.file) as file:  # opened for each batch: an HDF5 handle does not survive a fork
             jpegs = [layout.read_jpeg(file, self.split, self.index.img_keys[photo]) for photo in photos]
-        return in_threads(self._view, photos.tolist(), jpegs, draws)
+        return stack_crops(in_threads(self._crop, photos.tolist(), jpegs, draws))
 
-    def _view(self, photo, jpeg, draws):
-        return views(self._framed(photo, jpeg), self.sizes, *draws)
-
-    def _view_of_cached(self, photo, draws):
-        return views(Image.fromarray(self.frames[photo]), self.sizes, *draws)
+    def _crop(self, photo, jpeg, draws):
+        return crop(np.asarray(self._framed(photo, jpeg)), self.sizes[-1], *draws)
 
     def _framed(self, photo, jpeg):
         try:
@@ -102,9 +109,41 @@ class MultiscaleDataset(CaptionedPhotographs):
                             f'({error}); make the file again without it: {layout.how_to_prepare(self.file)}') from error
 
 
+class CroppedItems(Sequence):
+    """The items of a batch of crops, which are `finish`ed when an item is asked for. `batch` is the crops."""
+
+    def __init__(self, batch, finish):
+        self.batch, self.finish = batch, finish
+
+    @cached_property
+    def finished(self):
+        return self.finish(self.batch)
+
+    def __len__(self):
+        return len(self.batch['right_images'])
+
+    def __getitem__(self, place):
+        item = {name: values[place] for name, values in self.finished.items() if not name.endswith('_images')}
+        for name in self.finished.keys() - item.keys():
+            images = self.finished[name]
+            item[name] = [one[place] for one in images] if isinstance(images, list) else images[place]
+        return item
+
+
+class CropLoader(DataLoader):
+    """A DataLoader whose workers only cut crops, a batch of which is finished at once, on `device`."""
+
+    def __init__(self, dataset, batch_size, device, **options):
+        super().__init__(dataset, batch_size, collate_fn=attrgetter('batch'), **options)
+        self.device = device
+
+    def __iter__(self):
+        return (self.dataset.finish(batch, self.device) for batch in super().__iter__())
+
+
 def shuffled_batches(dataset, batch_size, workers, device):
-    """A DataLoader of whole batches; a data set smaller than one is a batch of its own."""
-    return DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, pin_memory=device.type == 'cuda',
+    """A loader of whole batches on `device`; a data set smaller than one is a batch of its own."""
+    return CropLoader(dataset, batch_size, device, shuffle=True, num_workers=workers, pin_memory=device.type == 'cuda',
                       drop_last=len(dataset) >= batch_size, worker_init_fn=leave_the_group)
 
 
@@ -153,23 +192,42 @@ def frame(photograph, size, bbox=None):
     return part.resize(scaled, Image.BILINEAR)
 
 
-def views(framed, sizes, across, down, flip):
-    """One square cut out of a framed photograph, as a list of float32 [3, S, S] in [-1, 1], one for each of `sizes`.
+def crop(framed, size, across, down, flip):
+    """One square, uint8 [size, size, 3], of a framed photograph, uint8 [H, W, 3].
 
     Numbers in [0, 1) say which: `across` and `down`, where between the first and the last place that it can be cut
-    from, and `flip`, left for right from 0.5 on. The largest size is last; the others are reduced from that picture.
+    from, and `flip`, left for right from 0.5 on.
     """
-    left, top = (int(draw * (side - sizes[-1] + 1)) for draw, side in zip((across, down), framed.size))
-    largest = framed.crop((left, top, left + sizes[-1], top + sizes[-1]))
-    if flip >= 0.5:
-        largest = largest.transpose(Image.FLIP_LEFT_RIGHT)
-    smaller = [largest.resize((size, size), Image.BILINEAR) for size in sizes[:-1]]
-    return [_to_tensor(picture) for picture in (*smaller, largest)]
+    top, left = (int(draw * (side - size + 1)) for draw, side in zip((down, across), framed.shape))
+    square = framed[top:top + size, left:left + size]
+    return square[:, ::-1] if flip >= 0.5 else square
 
 
-def _to_tensor(picture):
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
-    return pixels.float().sub_(127.5).div_(127.5)
+def stack_crops(crops):
+    """Arrays [S, S, 3] to a tensor [B, S, S, 3]."""
+    return torch.from_numpy(np.stack(crops))
+
+
+def with_all_sizes(batch, sizes, device='cpu'):
+    """A batch of crops, with lists of pictures in their place, on `device`; the rest of it as it is."""
+    return {name: all_sizes(values.to(device, non_blocking=True), sizes) if name.endswith('_images') else values
+            for name, values in batch.items()}
+
+
+def all_sizes(crops, sizes):
+    """Crops, uint8 [B, S, S, 3], to a list of float32 [B, 3, S, S] in [-1, 1], one for each of `sizes`, S the last."""
+    largest = crops.permute(0, 3, 1, 2)
+    largest = largest.float() if crops.is_cuda else largest  # a GPU does not reduce bytes
+    return [images.float().sub_(127.5).div_(127.5)
+            for images in (*(reduce(largest, size) for size in sizes[:-1]), largest)]
+
+
+def reduce(images, size):
+    """Images [B, C, H, W] in [0, 255] to size x size pixels, as Pillow's bilinear filter does.
+
+    Of uint8 the numbers are Pillow's; of float32 they are whole numbers, too, and differ by a rounding here and there.
+    """
+    return F.interpolate(images, (size, size), mode='bilinear', antialias=True).round()
 
 
 def in_threads(function, *arguments):

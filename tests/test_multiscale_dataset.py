@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 
 from common.flags import ROOT
 from data import layout, multiscale_dataset
-from data.multiscale_dataset import MultiscaleDataset, crop_box, frame, views
+from data.cropped_dataset import CroppedDataset
+from data.multiscale_dataset import MultiscaleDataset, crop_box, frame
 from tests import tiny
 from tests.errors import one_line
 from tests.golden_numbers import golden
@@ -48,7 +49,13 @@ def pixels(image):
     return image.round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
-# --- crop, frame, views -----------------------------------------------------------------------------------------------
+# --- crop_box, frame, crop, all_sizes ---------------------------------------------------------------------------------
+
+def views(framed, sizes, *draws):
+    """The pictures [3, S, S] of one crop."""
+    crop = multiscale_dataset.crop(np.asarray(framed), sizes[-1], *draws)
+    return [images[0] for images in multiscale_dataset.all_sizes(torch.tensor(crop.copy())[None], sizes)]
+
 
 def test_the_crop_box_is_the_authors():
     facts = golden('preprocessing')[1]
@@ -119,12 +126,19 @@ def test_real_photographs_meet_the_golden_pictures(tmp_path):
                 photo = index.names.index(os.path.basename(name))
                 photograph = Image.open(io.BytesIO(layout.read_jpeg(file, split, index.img_keys[photo])))
                 framed = frame(photograph, 256, index.boxes[photo])
-                for view in views(framed, [64, 128, 256], *centre(framed, 256), flip=0):
+                for view in views(framed, [64, 128, 256], *centre(framed, 256), 0):
                     size = view.shape[-1]
                     expected = numbers[f'{name}|stackgan_{size}']
                     assert np.array_equal(pixels(view)[::size // 64, ::size // 64], expected)
                     met += 1
     assert met == 12
+
+
+def test_reducing_floats_is_reducing_bytes_but_for_roundings():
+    noise = torch.randint(256, (2, 3, 256, 256), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for size in (64, 128):
+        difference = (multiscale_dataset.reduce(noise.float(), size) - multiscale_dataset.reduce(noise, size).float()).abs()
+        assert difference.max() <= 2 and difference.mean() < 0.5
 
 
 # --- items ------------------------------------------------------------------------------------------------------------
@@ -137,10 +151,26 @@ def test_items(dataset):
         for name in ('right_images', 'wrong_images'):
             assert [image.shape for image in item[name]] == [(3, 16, 16), (3, 32, 32), (3, 64, 64)]
             for image in item[name]:
-                assert image.dtype == torch.float32 and image.is_contiguous()
+                assert image.dtype == torch.float32
                 assert image.min() >= -1 and image.max() <= 1 and image.std() > 0.02
         assert (item['class'], item['name']) == (dataset.classes[i], dataset.index.names[i])
         assert item['txt'].endswith(f', {item["name"]}')
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('chapters', [MultiscaleDataset, CroppedDataset])
+def test_batches_are_the_items(birds, chapters, workers):
+    dataset = chapters(birds)
+    torch.manual_seed(3)
+    batches = list(multiscale_dataset.shuffled_batches(dataset, 3, workers, torch.device('cpu')))
+    torch.manual_seed(3)
+    expected = list(DataLoader(dataset, 3, shuffle=True, drop_last=True, num_workers=workers))
+    assert len(batches) == len(expected) == 2
+    for batch, other in zip(batches, expected):
+        assert batch.keys() == other.keys()
+        for name, values in batch.items():
+            assert same(values, other[name]) if name.endswith(('images', 'embed')) else values == other[name]
+            assert not name.endswith('images') or values[-1].dtype == torch.float32
 
 
 def test_splits_branches_and_sizes(birds):
