@@ -10,13 +10,14 @@ from torch.utils.checkpoint import checkpoint
 def prepare(options, generator, *discriminators):
     """Let discriminators see a batch in `--accumulate` parts, one after the other, and keep few activations.
 
-    Of the parts, and of the parts of the generator, only the inputs are kept; the rest is computed again when gradients
-    need it. Gradients of the parts add up to that of the batch. A discriminator's batch norm has the statistics of a
-    part. With `--accumulate 1` nothing changes.
+    Of the parts, and of each sequence of the generator's layers, only the inputs are kept; the rest is computed again
+    when gradients need it. Gradients of the parts add up to that of the batch. A discriminator's batch norm has the
+    statistics of a part. With `--accumulate 1` nothing changes.
     """
     if options.accumulate > 1:
-        for stage in generator.children():
-            stage.forward = recomputed(stage)
+        for module in list(generator.modules()):
+            if isinstance(module, nn.Sequential) and not any(list(layer.children()) for layer in module):
+                module.forward = recomputed(module)
         for netD in discriminators:
             netD.forward = in_parts(recomputed(netD), options.accumulate)
 
@@ -41,10 +42,10 @@ def _contexts(module):
 
 @contextlib.contextmanager
 def _with_fixed_statistics(module):
-    layers = [layer for layer in module.modules() if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     for layer in layers:
-        layer.momentum, layer.num_batches_tracked = 0.0, None
+        layer.momentum, layer.num_batches_tracked = 0.0, layer.num_batches_tracked.clone()
     try:
         yield
     finally:
