@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from common import ranks
 from common.errors import UserError
 from data import layout
 from data.cache import load_frames
@@ -103,9 +104,10 @@ class MultiscaleDataset(CaptionedPhotographs):
 
 
 def shuffled_batches(dataset, batch_size, workers, device):
-    """A DataLoader of whole batches; a data set smaller than one is a batch of its own."""
-    return DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, pin_memory=device.type == 'cuda',
-                      drop_last=len(dataset) >= batch_size, worker_init_fn=leave_the_group)
+    """A DataLoader of whole batches of this rank's share; one smaller than a batch is a batch of its own."""
+    sampler = ranks.sampler(dataset)
+    return DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, pin_memory=device.type == 'cuda',
+                      drop_last=len(sampler) >= batch_size, worker_init_fn=leave_the_group)
 
 
 def leave_the_group(_=None):

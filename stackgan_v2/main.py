@@ -105,7 +105,7 @@ def train(options, device, resumed):
         model.load_from(run.existing(options.checkpoint, options))
     model.create_optim(options.lr)
     run_dir = run.begin(model, options, resumed, f'{options.dataset}_{options.config_name}')
-    if options.conditional:
+    if options.conditional and run_dir:
         reading.keep_encoder(dataset, run_dir)
     model.snapshot_interval = options.snapshot_interval
     print(f'Training on {len(dataset)} pictures; everything goes to {run_dir}', flush=True)
