@@ -60,7 +60,8 @@ def add_run_flags(parser, model, epochs, batch_size, lr, chapter_dir):
                         help='every run makes a folder of its own in here (default: output beside main.py)')
     parser.add_argument('--epochs', type=positive(int), default=epochs, help=f'default: {epochs}')
     parser.add_argument('--batch_size', type=positive(int), default=batch_size,
-                        help=f'of each process that torchrun starts (default: {batch_size})')
+                        help=f'items in a step of each process: N of torchrun take N times as many '
+                             f'(default: {batch_size})')
     parser.add_argument('--lr', type=positive(float), default=lr, help=f'learning rate (default: {lr})')
     parser.add_argument('--log_interval', type=positive(int), default=20,
                         help='steps between two lines of the log (default: 20)')

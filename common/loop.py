@@ -37,7 +37,7 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
     ranks (`common.ranks`), with the rest of the epoch and random numbers of its own. Losses are means over the ranks.
     """
     progress, losses, saved_at, warned = model.progress, {}, time.monotonic(), False
-    verbose = verbose and ranks.rank() == 0
+    verbose, world_size = verbose and ranks.rank() == 0, ranks.world_size()
     _regroup(progress, model.data_loader)
     with _stop_signals() as stop, _Log(out_dir, verbose, progress['step']) as log:
         if progress['epoch'] >= epochs:
@@ -55,8 +55,8 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
                         continue
                     losses = model.train_step(batch)
                     progress['step'] += 1
-                    bar.update(size * ranks.world_size())
-                    log.count(size * ranks.world_size())
+                    bar.update(size * world_size)
+                    log.count(size * world_size)
                     if progress['step'] % log_interval == 0:
                         log.losses(progress, epochs, _read(losses, progress['step'], out_dir), bar)
                     if after_step:

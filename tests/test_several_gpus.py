@@ -149,8 +149,6 @@ def test_two_ranks_go_on_with_the_rest_of_the_epoch(stopped, copy, folder):
     assert len(before) == len(after) == 4 and len({*before, *after}) == 8
     assert all(map(torch.equal, first['weights'], second['weights']))
     assert progress_of(copy)['step'] == 4
-    old_noise = [noise for _, seen in stopped.ends for noise in seen['noise']]
-    assert not any(torch.equal(noise, old) for old in old_noise for noise in first['noise'] + second['noise'])
 
 
 def test_one_process_goes_on_with_a_run_of_two_and_they_with_its(copy, folder, call, tmp_path):
@@ -229,6 +227,18 @@ def test_shares_are_disjoint_even_and_complete(monkeypatch, items, world_size):
         assert [len(share) for share in own] == [whole] * world_size
         assert len(set(sum(own, []))) == whole * world_size
     assert len({tuple(shares[epoch, 0]) for epoch in range(4)}) == 4
+
+
+def test_what_is_drawn_depends_on_seed_rank_and_step(monkeypatch):
+    def drawn(seed, rank, step):
+        as_rank(monkeypatch, rank, 2)
+        torch.manual_seed(seed)
+        ranks.seed_apart(step)
+        return torch.rand(()).item()
+
+    cases = [(seed, rank, step) for seed in (1, 2, -1) for rank in (0, 1) for step in (0, 3)]
+    assert len({drawn(*case) for case in cases}) == len(cases)
+    assert drawn(*cases[3]) == drawn(*cases[3])
 
 
 def test_batches_of_other_ranks_are_counted_anew(monkeypatch):
