@@ -20,7 +20,7 @@ from PIL import Image
 from char_cnn_rnn import image_encoder
 from char_cnn_rnn.build_encoder import ClassBatches, Model, embed_captions, load_encoder, save_encoder
 from char_cnn_rnn.encoder import VARIANTS
-from common import checkpoint, flags, run
+from common import checkpoint, flags, ranks, run
 from common.errors import UserError, run_command
 from data import layout
 from data.cache import load_split
@@ -52,6 +52,8 @@ def main():
     options, resumed = parse_flags()
     if options.query and options.train:
         raise UserError('--query searches with a trained model: add --train False')
+    if ranks.world_size() > 1:
+        raise UserError('the encoder trains and reads in one process; start it with python, not with torchrun')
     flags.print_options(options)
     device = flags.choose_device(options.cuda)
     flags.seed_everything(options.seed)

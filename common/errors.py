@@ -1,6 +1,8 @@
 """Errors that the person at the keyboard can mend."""
+import os
 import signal
 import sys
+import time
 
 
 class UserError(Exception):
@@ -16,6 +18,8 @@ def run_command(main):
     try:
         main()
     except UserError as error:
+        if int(os.environ.get('RANK', 0)) > 0:
+            time.sleep(5)  # meanwhile torchrun ends this process, if rank 0 has ended with the same error
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
         sys.exit(130)

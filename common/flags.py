@@ -6,6 +6,7 @@ import random
 import numpy as np
 import torch
 
+from common import ranks
 from common.errors import UserError
 from common.precision import add_precision_flag
 
@@ -58,7 +59,9 @@ def add_run_flags(parser, model, epochs, batch_size, lr, chapter_dir):
     parser.add_argument('--out_dir', type=os.path.abspath, default=os.path.join(chapter_dir, 'output'), metavar='DIR',
                         help='every run makes a folder of its own in here (default: output beside main.py)')
     parser.add_argument('--epochs', type=positive(int), default=epochs, help=f'default: {epochs}')
-    parser.add_argument('--batch_size', type=positive(int), default=batch_size, help=f'default: {batch_size}')
+    parser.add_argument('--batch_size', type=positive(int), default=batch_size,
+                        help=f'items in a step of each process: N of torchrun take N times as many '
+                             f'(default: {batch_size})')
     parser.add_argument('--lr', type=positive(float), default=lr, help=f'learning rate (default: {lr})')
     parser.add_argument('--log_interval', type=positive(int), default=20,
                         help='steps between two lines of the log (default: 20)')
@@ -112,15 +115,20 @@ def print_options(options):
 def choose_device(cuda, gpu=0):
     """The device for `--cuda` and `--gpu` (a number, or -1 for the CPU); says so where there is no GPU to use.
 
-    Raises UserError where there are GPUs, but not one of that number.
+    Of several ranks, each has the GPU of its number on its machine. Raises UserError where there are GPUs, but not one
+    of that number.
     """
     if not cuda or gpu < 0:
         return torch.device('cpu')
     if not torch.cuda.is_available():
         print('--cuda True, but PyTorch finds no CUDA device here: using the CPU')
         return torch.device('cpu')
+    asked = f'--gpu {gpu}'
+    if ranks.world_size() > 1:
+        gpu = ranks.local_rank()
+        asked = f'torchrun started a process for GPU {gpu}'
     if gpu >= torch.cuda.device_count():
-        raise UserError(f'--gpu {gpu}: this machine has {torch.cuda.device_count()}, and they count from 0')
+        raise UserError(f'{asked}: this machine has {torch.cuda.device_count()}, and they count from 0')
     torch.backends.cudnn.benchmark = True
     torch.cuda.set_device(gpu)
     return torch.device('cuda', gpu)
@@ -136,16 +144,20 @@ def seed_everything(seed):
 def follow(options, resumed, train, draw, evaluate):
     """Do what the options of a GAN's main.py ask for: call one of three functions with (options, device, resumed).
 
-    Raises UserError where they ask for two things at once.
+    Raises UserError where they ask for two things at once, or for several processes to draw.
     """
     sentences = [f'--{name}' for name in ('text', 'text_file', 'interpolate') if vars(options).get(name)]
     if options.train and sentences:
         raise UserError(f'{sentences[0]}: draws with a trained model; add --train False')
+    if ranks.world_size() > 1 and not options.train:
+        raise UserError('--train False: draws in one process; start it with python, not with torchrun')
+    ranks.join()
     print_options(options)
     device = choose_device(options.cuda, vars(options).get('gpu', 0))
     seed_everything(options.seed)
     task = train if options.train else draw if sentences else evaluate
     task(options, device, resumed)
+    ranks.leave()
 
 
 def read_sentences(texts, text_file):

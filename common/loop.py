@@ -11,6 +11,7 @@ import time
 import torch
 from tqdm import tqdm
 
+from common import ranks
 from common.errors import UserError
 
 SECONDS_BETWEEN_CHECKPOINTS = 300  # what a run that is killed outright loses at most
@@ -19,9 +20,10 @@ SECONDS_BETWEEN_CHECKPOINTS = 300  # what a run that is killed outright loses at
 def new_progress():
     """Where a run stands: whole epochs, batches of the epoch under way, steps, and the generators' states.
 
-    `rng` is their state now; `epoch_rng` what it was before the epoch under way drew its order.
+    `rng` is their state now; `epoch_rng` what it was before the epoch under way drew its order. `world_size` is the
+    number of ranks that trained; the generators' states are those of rank 0.
     """
-    return {'epoch': 0, 'batch': 0, 'step': 0, 'rng': None, 'epoch_rng': None}
+    return {'epoch': 0, 'batch': 0, 'step': 0, 'rng': None, 'epoch_rng': None, 'world_size': 1}
 
 
 def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample=None, after_epoch=None,
@@ -31,9 +33,12 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
     With `out_dir`, writes there: log.txt, TensorBoard curves, `sample()` (a PIL image) after every epoch, and through
     `model.save_to(out_dir)` a checkpoint. SIGINT and SIGTERM finish the step, save, and raise KeyboardInterrupt.
     `after_step()` and `after_epoch()` are called where they are given.
-    A run that goes on from a checkpoint computes what it would have computed without the interruption.
+    A run that goes on from a checkpoint computes what it would have computed without the interruption; of several
+    ranks (`common.ranks`), with the rest of the epoch and random numbers of its own. Losses are means over the ranks.
     """
     progress, losses, saved_at, warned = model.progress, {}, time.monotonic(), False
+    verbose, world_size = verbose and ranks.rank() == 0, ranks.world_size()
+    _regroup(progress, model.data_loader)
     with _stop_signals() as stop, _Log(out_dir, verbose, progress['step']) as log:
         if progress['epoch'] >= epochs:
             log.line(f'nothing to do: {progress["epoch"]} epochs are done; give more with --epochs')
@@ -50,17 +55,20 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
                         continue
                     losses = model.train_step(batch)
                     progress['step'] += 1
-                    bar.update(size)
-                    log.count(size)
+                    bar.update(size * world_size)
+                    log.count(size * world_size)
                     if progress['step'] % log_interval == 0:
                         log.losses(progress, epochs, _read(losses, progress['step'], out_dir), bar)
                     if after_step:
                         after_step()
-                    if stop:
+                    is_late = time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS
+                    is_stopped, is_late = ranks.anywhere(bool(stop), is_late)
+                    if is_stopped:
                         _save(model, losses, out_dir)
                         log.line(f'stopped after step {progress["step"]}' + _how_to_go_on(out_dir))
+                        ranks.wait()  # for rank 0 to have saved: torchrun ends all others when one has ended
                         raise KeyboardInterrupt
-                    if time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+                    if is_late:
                         _save(model, losses, out_dir)
                         progress['rng'], saved_at = None, time.monotonic()  # the generators go on from here
             if progress['step'] == 0:
@@ -74,8 +82,21 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
                 _save(model, losses, out_dir)
 
 
+def _regroup(progress, data_loader):
+    """Fit what a checkpoint says to the ranks that go on: it has the generators of one, and counts one's batches."""
+    before, now = progress.get('world_size', 1), ranks.world_size()
+    if before != now:
+        progress['batch'] = min(progress['batch'] * before // now, len(data_loader))
+        progress['world_size'] = now
+    if before > 1 or now > 1:
+        ranks.seed_apart(progress['step'])
+        progress['rng'] = progress['epoch_rng'] = rng_state()
+
+
 def _batches_left(data_loader, progress):
     """The batches of the epoch under way that have not been trained on, with the generators as they then were."""
+    if ranks.world_size() > 1:
+        data_loader.sampler.set_epoch(progress['epoch'])
     now = progress['rng'] or rng_state()
     set_rng_state(progress['epoch_rng'] if progress['batch'] else now)
     progress['epoch_rng'] = rng_state()
@@ -94,7 +115,7 @@ def _progress_bar(data_loader, progress, epochs, verbose):
     """A bar of pictures per second, where there is a terminal to show it."""
     images, batch_size = len(getattr(data_loader, 'dataset', ())), getattr(data_loader, 'batch_size', None) or 0
     return tqdm(desc=f'epoch {progress["epoch"] + 1}/{epochs}', total=images or None, unit=' images', leave=False,
-                initial=progress['batch'] * batch_size, disable=None if verbose else True)
+                initial=progress['batch'] * batch_size * ranks.world_size(), disable=None if verbose else True)
 
 
 def rng_state():
@@ -115,13 +136,14 @@ def _batch_size(batch):
 
 
 def _read(losses, step, out_dir):
-    """Losses as floats, a list one by one. Raises UserError where one is not finite."""
+    """Losses as floats, a list one by one, means over the ranks. Raises UserError where one is not finite."""
     numbers = {}
     for name, value in losses.items():
         if isinstance(value, (list, tuple)):
             numbers.update({f'{name}_{i}': float(part) for i, part in enumerate(value)})
         else:
             numbers[name] = float(value)
+    numbers = dict(zip(numbers, ranks.mean(list(numbers.values()))))
     for name, value in numbers.items():
         if not math.isfinite(value):
             raise UserError(f'{name} is {value} at step {step}: training has diverged; the last checkpoint in '
@@ -142,7 +164,9 @@ def _write_sample(image, out_dir, epoch):
 
 
 def _how_to_go_on(out_dir):
-    return f'; go on with: python {shlex.quote(sys.argv[0])} --train --resume {shlex.quote(out_dir)}' if out_dir else ''
+    launcher = 'python' if ranks.world_size() == 1 else 'torchrun ...'
+    command = f'{launcher} {shlex.quote(sys.argv[0])} --train --resume {shlex.quote(out_dir)}'
+    return f'; go on with: {command}' if out_dir else ''
 
 
 @contextlib.contextmanager

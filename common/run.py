@@ -4,7 +4,7 @@ import os
 import re
 import time
 
-from common import checkpoint
+from common import checkpoint, ranks
 from common.errors import UserError
 from common.locks import lock_file
 
@@ -87,15 +87,19 @@ def lock(run_dir):
 def begin(model, options, resumed, name):
     """The folder to train in: a new one called NAME_DATE, or, with the model as it was left there, `resumed`.
 
-    It is kept to this process.
+    It is kept to this process, which is rank 0: the others, that write nothing, get ''.
     """
-    run_dir = resumed or new_run(options.out_dir, name, vars(options))
-    lock(run_dir)
+    run_dir = ''
+    if ranks.rank() == 0:
+        run_dir = resumed or new_run(options.out_dir, name, vars(options))
+        lock(run_dir)
     if resumed:
         model.load_from(resumed)
         model.set_lr(options.lr)
+    if resumed and run_dir:
         write_options(resumed, vars(options))
     model.options = vars(options)
+    ranks.unite(model.netG, *(model.netsD if hasattr(model, 'netsD') else [model.netD]))
     return run_dir
 
 

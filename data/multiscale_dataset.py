@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from common import ranks
 from common.errors import UserError
 from data import layout
 from data.cache import load_frames
@@ -142,9 +143,11 @@ class CropLoader(DataLoader):
 
 
 def shuffled_batches(dataset, batch_size, workers, device):
-    """A loader of whole batches on `device`; a data set smaller than one is a batch of its own."""
-    return CropLoader(dataset, batch_size, device, shuffle=True, num_workers=workers, pin_memory=device.type == 'cuda',
-                      drop_last=len(dataset) >= batch_size, worker_init_fn=leave_the_group)
+    """A loader of whole batches of this rank's share, on `device`; one smaller than a batch is a batch of its own."""
+    sampler = ranks.sampler(dataset)
+    return CropLoader(dataset, batch_size, device, sampler=sampler, num_workers=workers,
+                      pin_memory=device.type == 'cuda', drop_last=len(sampler) >= batch_size,
+                      worker_init_fn=leave_the_group)
 
 
 def leave_the_group(_=None):

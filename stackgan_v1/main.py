@@ -99,7 +99,8 @@ def train(options, device, resumed):
     if options.cache:  # after all that can be refused: it takes minutes
         dataset.cached()
     run_dir = run.begin(model, options, resumed, f'{options.dataset}_{options.config_name}')
-    reading.keep_encoder(dataset, run_dir)
+    if run_dir:
+        reading.keep_encoder(dataset, run_dir)
     model.lr_decay_epoch, model.snapshot_interval = options.lr_decay_epoch, options.snapshot_interval
     print(f'Training Stage-{"I" * options.stage} on {len(dataset)} pictures; everything goes to {run_dir}', flush=True)
     model.train(options.epochs, options.log_interval, run_dir)

@@ -108,7 +108,7 @@ def train(options, device, resumed):
     if options.cache and not (options.image_folder or options.lsun):  # after all that can be refused: it takes minutes
         dataset.cached()
     run_dir = run.begin(model, options, resumed, f'{options.dataset}_{options.config_name}')
-    if options.conditional:
+    if options.conditional and run_dir:
         reading.keep_encoder(dataset, run_dir)
     model.snapshot_interval = options.snapshot_interval
     print(f'Training on {len(dataset)} pictures; everything goes to {run_dir}', flush=True)

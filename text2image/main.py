@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from char_cnn_rnn import reading
-from common import flags, precision, run
+from common import flags, precision, ranks, run
 from common.errors import run_command
 from common.sampling import write_pictures
 from data.txt2image_dataset import Text2ImageDataset
@@ -51,12 +51,13 @@ def train(options, device, resumed):
     print('Loading data...', flush=True)
     dataset = Text2ImageDataset(flags.dataset_file(options), split=0,
                                 drawn=options.cls_coef > 0 or options.int_coef > 0).require_embeddings().to(device)
-    loader = DataLoader(dataset, options.batch_size, shuffle=True, collate_fn=dataset.collate)
+    loader = DataLoader(dataset, options.batch_size, sampler=ranks.sampler(dataset), collate_fn=dataset.collate)
     model = make_model(options, device, loader)
     precision.prepare(options, device, model.netG, model.netD)
     model.create_optim(options.lr)
     run_dir = run.begin(model, options, resumed, options.dataset)
-    reading.keep_encoder(dataset, run_dir)
+    if run_dir:
+        reading.keep_encoder(dataset, run_dir)
     print(f'Training on {len(dataset)} captions of {len(dataset.pictures)} pictures; everything goes to {run_dir}',
           flush=True)
     model.train(options.epochs, options.log_interval, run_dir)

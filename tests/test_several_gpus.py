@@ -1,0 +1,275 @@
+"""Training in several processes, as torchrun starts them: two of Gloo, on a CPU."""
+import os
+import re
+import shutil
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from char_cnn_rnn import main as encoder_main
+from common import ranks
+from common.errors import UserError
+from common.flags import choose_device
+from common.loop import _regroup, new_progress
+from data.multiscale_dataset import shuffled_batches
+from stackgan_v2 import main
+from tests import tiny, two_ranks
+from tests.commands import DATA, files_below, newest
+from tests.two_ranks import diverge_second, stop_second
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+SHARE = 4  # photographs, of 9, that each of two ranks trains on in an epoch
+NARROW = ['--gf_dim', 4, '--df_dim', 4, '--z_dim', 5, '--residuals', 1, '--workers', 0]
+SHAPES = {'text2image': [], 'stackgan_v1': [*NARROW, '--condition_dim', 6],
+          'stackgan_v2': [*NARROW, '--embedding_dim', 6, '--branches', 1, '--snapshot_interval', 2]}
+TRAINING = ['--epochs', 2, '--batch_size', 2, '--log_interval', 1, '--precision', 'fp32']
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """As that of all tests, with more photographs."""
+    return tiny.with_encoder(tmp_path_factory.mktemp('ranks'),
+                             {'train': {'001.Auk': 4, '002.Jay': 5}, 'test': {'004.Wren': 1, '005.Lark': 2}})
+
+
+def train(folder, *args, chapter='stackgan_v2', at_step=None):
+    return two_ranks.train(folder, chapter, *DATA, *TRAINING, *SHAPES[chapter], *args, at_step=at_step)
+
+
+def as_rank(monkeypatch, rank, of):
+    for name, value in (('RANK', rank), ('LOCAL_RANK', rank), ('WORLD_SIZE', of)):
+        monkeypatch.setenv(name, str(value))
+
+
+def items_of(seen, epoch):
+    """The items that a rank trained on in an epoch."""
+    return [item for its_epoch, items in seen['items'] if its_epoch == epoch for item in items]
+
+
+def read(folder, name):
+    return (folder / name).read_text(encoding='utf-8')
+
+
+# --- a training, start to end -----------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module', params=two_ranks.CHAPTERS)
+def together(request, folder):
+    """What two ranks of a chapter have seen and left."""
+    before = files_below(folder)
+    (status, first), (other_status, second) = train(folder, '--out_dir', 'out', chapter=request.param)
+    assert (status, other_status) == (0, 0), read(folder, 'error_0.txt') + read(folder, 'error_1.txt')
+    left = SimpleNamespace(chapter=request.param, first=first, second=second, run=newest(folder / 'out', 'tiny'),
+                           files=sorted({*files_below(folder)} - {*before}), said=read(folder, 'said_0.txt'))
+    yield left
+    shutil.rmtree(folder / 'out')
+
+
+def test_gradients_are_means_and_weights_stay_the_same(together):
+    first, second = together.first, together.second
+    assert len(first['gradients']) == len(first['means']) == 2  # of the discriminator, and of the generator
+    for own, others, means, others_means in zip(*(seen[name] for name in ('gradients', 'means')
+                                                  for seen in (first, second))):
+        assert len(own) == len(others) == len(means) == len(others_means) > 0
+        assert not all(map(torch.equal, own, others))
+        assert all(map(torch.equal, means, others_means))
+        for one, other, mean in zip(own, others, means):
+            torch.testing.assert_close(mean, (one + other) / 2)
+    assert len(first['weights']) > 4 and all(map(torch.equal, first['weights'], second['weights']))
+
+
+def test_ranks_share_out_every_epoch_and_draw_different_noise(together):
+    first, second = together.first, together.second
+    for epoch in (0, 1):
+        shares = items_of(first, epoch), items_of(second, epoch)
+        count = 2 * SHARE if together.chapter == 'text2image' else SHARE  # an item for each caption
+        assert len(shares[0]) == len(shares[1]) == count
+        assert len({*shares[0], *shares[1]}) == 2 * count
+    assert items_of(first, 0) != items_of(first, 1)
+    noise = [noise for seen in (first, second) for noise in seen['noise']]
+    assert len({tuple(one.flatten().tolist()) for one in noise}) == len(noise)
+
+
+def test_rank_0_alone_writes_and_speaks(together, folder):
+    assert os.listdir(folder / 'out') == [together.run.name]
+    assert read(folder, 'said_1.txt') == ''
+    assert re.search(r'^  batch_size +2$', together.said, re.MULTILINE) and together.said.count('done: ') == 1
+    assert all(file.startswith((f'out/{together.run.name}/', 'data/', 'rank_', 'said_', 'error_'))
+               for file in together.files)
+    log = [line for line in read(together.run, 'log.txt').splitlines() if line.startswith('epoch')]
+    assert len(log) == len(together.first['items'])
+    for line, own, other in zip(log, together.first['losses'], together.second['losses']):
+        assert f'  loss_G {(own + other) / 2:.4f}  ' in line
+    left = {name.split('.')[0] for name in os.listdir(together.run)} - {'Model'}
+    assert left == {'options', 'log', 'events', 'samples', 'encoder', 'lock', together.chapter}
+    assert len([name for name in os.listdir(together.run) if name.startswith('events')]) == 1
+    saved = torch.load(together.run / f'{together.chapter}.pt', weights_only=True)
+    ours = {tuple(weight.flatten()[:50].tolist()) for weight in together.first['weights']}
+    assert {tuple(weight.flatten()[:50].tolist()) for name, weight in saved['netG'].items()
+            if name.endswith('weight')} <= ours
+    assert (saved['progress']['epoch'], saved['progress']['world_size']) == (2, 2)
+
+
+# --- interruptions ----------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def stopped(folder):
+    """The run of two ranks, the second of which was told to stop, and what they had seen."""
+    ends = train(folder, '--out_dir', 'stopped', at_step=stop_second)
+    return SimpleNamespace(run=newest(folder / 'stopped', 'tiny'), said=read(folder, 'said_0.txt'), ends=ends)
+
+
+@pytest.fixture
+def copy(stopped, tmp_path):
+    """A copy of that run, to go on with."""
+    return shutil.copytree(stopped.run, tmp_path / stopped.run.name)
+
+
+def progress_of(run):
+    return torch.load(run / 'stackgan_v2.pt', weights_only=True)['progress']
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(stopped):
+    assert [status for status, _ in stopped.ends] == [130, 130]
+    assert [len(seen['items']) for _, seen in stopped.ends] == [3, 3]
+    assert f'stopped after step 3; go on with: torchrun ... {os.path.abspath(main.__file__)} --train' in stopped.said
+    progress = progress_of(stopped.run)
+    assert (progress['epoch'], progress['batch'], progress['step']) == (1, 1, 3)
+    assert all(seen['ended'] > os.path.getmtime(stopped.run / 'stackgan_v2.pt') for _, seen in stopped.ends)
+
+
+def test_two_ranks_go_on_with_the_rest_of_the_epoch(stopped, copy, folder):
+    (status, first), (other_status, second) = train(folder, '--resume', copy)
+    assert (status, other_status) == (0, 0)
+    before = [item for _, seen in stopped.ends for item in items_of(seen, 1)]
+    after = items_of(first, 1) + items_of(second, 1)
+    assert len(before) == len(after) == 4 and len({*before, *after}) == 8
+    assert all(map(torch.equal, first['weights'], second['weights']))
+    assert progress_of(copy)['step'] == 4
+
+
+def test_one_process_goes_on_with_a_run_of_two_and_they_with_its(copy, folder, call, tmp_path):
+    runs = [shutil.copytree(copy, tmp_path / name) for name in ('a', 'b')]
+    for run in runs:
+        call('--resume', run)
+        progress = progress_of(run)  # 1 of 2 batches becomes 2 of 4
+        assert (progress['epoch'], progress['step'], progress['world_size']) == (2, 5, 1)
+    alone = [torch.load(run / 'stackgan_v2.pt', weights_only=True)['netG'] for run in runs]
+    assert all(torch.equal(value, alone[1][name]) for name, value in alone[0].items())
+
+    run = shutil.copytree(runs[0], tmp_path / 'c')  # this process keeps the lock of the first
+    (status, first), (other_status, second) = train(folder, '--resume', run, '--epochs', 3)
+    assert (status, other_status) == (0, 0)
+    assert len({*items_of(first, 2), *items_of(second, 2)}) == 2 * SHARE
+    assert all(map(torch.equal, first['weights'], second['weights']))
+    assert (progress_of(run)['step'], progress_of(run)['world_size']) == (7, 2)
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_ends_all(folder):
+    ends = train(folder, '--out_dir', 'diverged', at_step=diverge_second)
+    assert [status for status, _ in ends] == [1, 1]
+    assert 'error: loss_G is nan at step 3: training has diverged' in read(folder, 'error_0.txt')
+    assert not (newest(folder / 'diverged', 'tiny') / 'stackgan_v2.pt').exists()
+
+
+# --- torchrun itself --------------------------------------------------------------------------------------------------
+
+def steps_in(out_dir):
+    """The lines that the logs in there have about steps."""
+    return sum(line.startswith('epoch') for log in out_dir.glob('*/log.txt')
+               for line in log.read_text(encoding='utf-8').splitlines())
+
+
+def ended_by(act, folder, out_dir, *args):
+    """(exit status, all that it said) of a training under torchrun, after it logged some steps and `act(torchrun)`."""
+    before, begun = steps_in(out_dir), time.monotonic()
+    args = [*DATA, *TRAINING, *SHAPES['stackgan_v2'], '--epochs', 100_000, *args]
+    with two_ranks.torchrun(folder, *args) as started:
+        while steps_in(out_dir) < before + 3:
+            assert started.poll() is None and time.monotonic() - begun < two_ranks.PATIENCE
+            time.sleep(0.1)
+        act(started)
+        said, _ = started.communicate(timeout=90)
+    return started.returncode, said
+
+
+def test_torchrun_is_stopped_and_a_dead_rank_ends_the_run(folder, tmp_path):
+    _, said = ended_by(lambda started: started.send_signal(signal.SIGTERM), folder, tmp_path, '--out_dir', tmp_path)
+    stopped_after = int(re.search(r'^stopped after step (\d+); go on with: ', said, re.MULTILINE)[1])
+    run, = tmp_path.iterdir()
+    assert progress_of(run)['step'] == stopped_after
+
+    status, said = ended_by(lambda _: os.kill(int(read(folder, 'pid_1')), signal.SIGKILL), folder, tmp_path,
+                            '--resume', run)
+    assert status != 0 and 'SIGKILL' in said
+    assert progress_of(run)['step'] == stopped_after
+
+
+# --- one process at a time --------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('items', [8, 9, 10, 11])
+@pytest.mark.parametrize('world_size', [2, 3])
+def test_shares_are_disjoint_even_and_complete(monkeypatch, items, world_size):
+    shares = {}
+    for rank in range(world_size):
+        as_rank(monkeypatch, rank, world_size)
+        torch.manual_seed(1)
+        batches = shuffled_batches(range(items), 2, 0, torch.device('cpu'))
+        for epoch in range(4):
+            batches.sampler.set_epoch(epoch)
+            shares[epoch, rank] = sum(batches.batch_sampler, [])
+    whole = items // world_size // 2 * 2
+    for epoch in range(4):
+        own = [shares[epoch, rank] for rank in range(world_size)]
+        assert [len(share) for share in own] == [whole] * world_size
+        assert len(set(sum(own, []))) == whole * world_size
+    assert len({tuple(shares[epoch, 0]) for epoch in range(4)}) == 4
+
+
+def test_what_is_drawn_depends_on_seed_rank_and_step(monkeypatch):
+    def drawn(seed, rank, step):
+        as_rank(monkeypatch, rank, 2)
+        torch.manual_seed(seed)
+        ranks.seed_apart(step)
+        return torch.rand(()).item()
+
+    cases = [(seed, rank, step) for seed in (1, 2, -1) for rank in (0, 1) for step in (0, 3)]
+    assert len({drawn(*case) for case in cases}) == len(cases)
+    assert drawn(*cases[3]) == drawn(*cases[3])
+
+
+def test_batches_of_other_ranks_are_counted_anew(monkeypatch):
+    progress = new_progress() | {'batch': 5, 'world_size': 4}
+    as_rank(monkeypatch, 1, 2)
+    _regroup(progress, range(20))
+    assert progress['batch'] == 10
+    as_rank(monkeypatch, 0, 3)
+    _regroup(progress, range(20))
+    assert progress['batch'] == 6
+    as_rank(monkeypatch, 0, 1)
+    _regroup(progress, range(17))
+    assert progress['batch'] == 17
+
+
+def test_a_rank_has_the_gpu_of_its_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(torch.cuda, 'set_device', lambda gpu: None)
+    as_rank(monkeypatch, 1, 3)
+    assert choose_device(True) == torch.device('cuda', 1) and choose_device(True, -1) == torch.device('cpu')
+    as_rank(monkeypatch, 2, 3)
+    with pytest.raises(UserError, match='torchrun started a process for GPU 2: this machine has 2'):
+        choose_device(True)
+
+
+def test_what_one_process_does_is_refused_to_several(call, monkeypatch):
+    as_rank(monkeypatch, 0, 2)
+    assert call.error('--train', 'False') == (
+        'error: --train False: draws in one process; start it with python, not with torchrun')
+    call.main = encoder_main
+    assert call.error(*DATA).startswith('error: the encoder trains and reads in one process')
+    monkeypatch.delenv('LOCAL_RANK')  # a machine that numbers its jobs, but has not started several processes
+    assert (ranks.world_size(), ranks.rank()) == (1, 0)
