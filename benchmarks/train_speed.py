@@ -4,8 +4,8 @@
 
 A row is a way to train, of the whole loop with its data, at full width. Each runs in processes of its own, the rows
 alternate `--repeats` times, and the median counts. The first row is what the chapter's script does (`chapter_way.py`),
-the others are precisions of ours, on the data as main.py reads it; (auto) marks what `--precision auto` takes. The
-clock starts when worker processes have come to work as they will go on: see `Feed`.
+the others are precisions of ours, on the data as main.py reads it, and on a GPU the best of them compiled; (auto) marks
+what main.py takes by itself. The clock starts when worker processes have come to work as they will go on: see `Feed`.
 """
 import argparse
 import itertools
@@ -26,14 +26,14 @@ import stackgan_v1.build_gan
 import stackgan_v2.build_gan
 import text2image.build_gan
 from benchmarks import chapter_way
-from common import flags, precision
+from common import compiled, flags, precision
 from common.errors import UserError, run_command
 from data.cropped_dataset import CroppedDataset
 from data.multiscale_dataset import MultiscaleDataset, shuffled_batches, sizes_of
 from data.txt2image_dataset import Text2ImageDataset
 
 BATCH_SIZES = {'text2image': 256, 'stackgan_v1': 64, 'stackgan_v2': 24}  # the chapter's and the authors'
-CHAPTER = 'chapter'
+CHAPTER, COMPILED = 'chapter', 'compiled'
 WORKERS = 4  # main.py's default
 WARM_UP = 2  # steps between the first and those that are timed, at least
 
@@ -60,14 +60,14 @@ def main():
 
 
 def ways(device):
-    """The rows of the table: the chapter's way, and the precisions that the device has."""
+    """The rows of the table: the chapter's way, the precisions that the device has, and, on a GPU, the compiled one."""
     found = [CHAPTER, 'fp32']
     for asked in ('tf32', 'bf16'):
         try:
             found.append(precision.choose(asked, device))
         except UserError:
             pass
-    return found
+    return found + [COMPILED] * compiled.choose('auto', device)
 
 
 def show(options, runs):
@@ -81,7 +81,7 @@ def show(options, runs):
         runs[way].append(json.loads(done.stdout.splitlines()[-1]))
     medians = {way: {name: float(np.median([run[name] for run in of_way])) for name in of_way[0]}
                for way, of_way in runs.items()}
-    auto = precision.choose('auto', torch.device(options.device))
+    auto = COMPILED if COMPILED in runs else precision.choose('auto', torch.device(options.device))
     print(f'{options.chapter}, batch {options.batch_size}, {options.device}, {torch.get_num_threads()} threads, '
           f'PyTorch {torch.__version__}, median of {options.repeats} runs of {options.steps} steps\n')
     print('| way | images/s | ratio | ms a step | waiting for data | peak memory, GB | to the first step, s |')
@@ -108,7 +108,10 @@ def prepare(options):
     if options.way == CHAPTER:
         chapter_way.slow_down(model, nets)
         return batches, lambda batch: chapters_step(model, batch)
-    precision.prepare(argparse.Namespace(precision=options.way), device, *nets, *heads)
+    how = argparse.Namespace(precision='auto' if options.way == COMPILED else options.way,
+                             compile=options.way == COMPILED)
+    precision.prepare(how, device, *nets, *heads)
+    compiled.prepare(how, device, *nets, *heads)
     return batches, model.train_step
 
 

@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.dirname(HERE))
 import torch
 
 from char_cnn_rnn import reading
-from common import config, flags, precision, run
+from common import compiled, config, flags, precision, run
 from common.errors import UserError, run_command
 from common.sampling import generate_all, write_evaluation, write_pictures, write_samples, write_strip
 from data.image_folder import image_folder, lsun
@@ -35,6 +35,7 @@ def parse_flags():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_run_flags(parser, model='stackgan_v2', epochs=600, batch_size=24, lr=0.0002, chapter_dir=HERE)
     add_model_flags(parser)
+    compiled.add_compile_flag(parser)
     config.add_cfg_flag(parser)
     parser.add_argument('--config_name', metavar='NAME',
                         help='run folders are DATASET_NAME_DATE (default: the branches, as in 3stages)')
@@ -101,6 +102,7 @@ def train(options, device, resumed):
     dataset = load_dataset(options)
     model = make_model(options, device, shuffled_batches(dataset, options.batch_size, options.workers, device))
     precision.prepare(options, device, model.netG, *model.netsD)
+    compiled.prepare(options, device, model.netG, *model.netsD)
     if options.checkpoint and not resumed:
         model.load_from(run.existing(options.checkpoint, options))
     model.create_optim(options.lr)
