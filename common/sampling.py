@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 
 import torch
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from common import run
 from common.errors import UserError
-from common.pictures import caption_sheet, to_pil
+from common.pictures import caption_sheet, grid, to_pil
 
 SHOWN = 64           # pictures on the sheet of a run that draws without sentences
+SHEET_COLUMNS = 8    # of that sheet
 AHEAD = 128          # pictures that wait to be written before drawing waits too
 EXAMPLE_COLUMNS = 5  # captions in a row of a photograph's grid
 
@@ -84,7 +84,7 @@ def write_samples(options, count, draw):
                 yield os.path.join(folder, f'{number:05d}.png'), image
 
     save_pictures(pictures(), count)
-    to_pil(make_grid(torch.stack(shown), padding=2, pad_value=1.0)).save(os.path.join(folder, 'sheet.png'))
+    to_pil(grid(torch.stack(shown), min(SHEET_COLUMNS, len(shown)))).save(os.path.join(folder, 'sheet.png'))
     print(f'{count} pictures in {folder}, the first {len(shown)} on one sheet: '
           f'{os.path.join(folder, "sheet.png")}')
 
@@ -92,7 +92,7 @@ def write_samples(options, count, draw):
 def write_strip(options, images, captions):
     """Pictures [N, 3, S, S] in [-1, 1] side by side, from the first caption's to the last one's, in a new folder."""
     strip = os.path.join(run.new_run(options.out_dir, 'interpolate', vars(options)), 'strip.png')
-    to_pil(make_grid(images.cpu(), nrow=len(images), padding=2, pad_value=1.0)).save(strip)
+    to_pil(grid(images.cpu(), len(images))).save(strip)
     print(f'from "{captions[0]}" to "{captions[-1]}": {strip}')
 
 
@@ -130,8 +130,8 @@ def _grids(dataset, drawn, folder):
     for _, group in groupby(drawn, lambda pair: dataset.index.photo_of[pair[0]]):
         captions, images = zip(*group)
         class_name, name, _ = map(_file_name, dataset.index.sentence(captions[0]))
-        grid = make_grid(torch.stack(images), nrow=EXAMPLE_COLUMNS, padding=2, pad_value=1.0)
-        yield os.path.join(folder, class_name, f'{name}_{images[0].shape[-1]}.png'), grid
+        drawn_side_by_side = grid(torch.stack(images), min(EXAMPLE_COLUMNS, len(images)))
+        yield os.path.join(folder, class_name, f'{name}_{images[0].shape[-1]}.png'), drawn_side_by_side
 
 
 def _file_name(text):

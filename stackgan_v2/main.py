@@ -21,7 +21,6 @@ from char_cnn_rnn import reading
 from common import compiled, config, flags, precision, run
 from common.errors import UserError, run_command
 from common.sampling import generate_all, write_evaluation, write_pictures, write_samples, write_strip
-from data.image_folder import image_folder, lsun
 from data.multiscale_dataset import MultiscaleDataset, shuffled_batches
 from stackgan_v2.authors_cfg import KEYS, translate
 from stackgan_v2.build_gan import SNAPSHOT_INTERVAL, Model, load_generator, make_networks
@@ -117,6 +116,8 @@ def train(options, device, resumed):
 
 def load_dataset(options):
     """The pictures to train on, with their sentences unless there is none to read."""
+    if options.image_folder or options.lsun:
+        from data.image_folder import image_folder, lsun  # takes seconds to import: only where it is used
     if options.image_folder:
         return image_folder(options.image_folder, options.classes, options.branches)
     if options.lsun:
