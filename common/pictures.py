@@ -8,25 +8,31 @@ from torch.nn.functional import interpolate, pad
 LINE = 2  # pixels between the pictures of a grid
 
 
+def to_pixels(images):
+    """A float tensor in [-1, 1] as uint8, on its device: a quarter of the bytes to bring from there."""
+    return (images.detach().float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
 def to_pil(image):
-    """A float tensor [C, H, W] in [-1, 1] as a PIL image."""
-    pixels = ((image.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    """A tensor [C, H, W], float in [-1, 1] or uint8, as a PIL image."""
+    pixels = (image if image.dtype == torch.uint8 else to_pixels(image)).cpu()
     pixels = pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def grid(images, columns):
-    """Pictures [B, C, H, W] in [-1, 1] as one [C, rows * (H + 2) + 2, columns * (W + 2) + 2], two white pixels between.
+    """Pictures [B, C, H, W] as one [C, rows * (H + 2) + 2, columns * (W + 2) + 2], with two white pixels between.
 
     It is torchvision's make_grid, which takes longer to import than a sentence takes to be drawn.
     """
+    white = 255 if images.dtype == torch.uint8 else 1.0
     rows = -(-len(images) // columns)
-    images = pad(images, (LINE, 0, LINE, 0), value=1.0)
-    blank = images.new_ones(rows * columns - len(images), *images.shape[1:])
+    images = pad(images, (LINE, 0, LINE, 0), value=white)
+    blank = images.new_full((rows * columns - len(images), *images.shape[1:]), white)
     height, width = images.shape[2:]
     tiles = torch.cat([images, blank]).unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4)
     sheet = tiles.reshape(-1, rows * height, columns * width)
-    return pad(sheet, (0, LINE, 0, LINE), value=1.0)
+    return pad(sheet, (0, LINE, 0, LINE), value=white)
 
 
 def real_over_generated(real, fake):
