@@ -12,7 +12,15 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from data.multiscale_dataset import DRAWS, frame, views
+
 WORKERS = 8
+
+
+def computing():
+    """PyTorch as a plain script has it, but that GPUs, too, multiply float32 as float32."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
 
 
 def loader(dataset, batch_size):
@@ -20,7 +28,7 @@ def loader(dataset, batch_size):
 
 
 class CaptionItems(Dataset):
-    """The items of text2image, read from the HDF5 file each time."""
+    """The items of text2image, one for each caption, read from the HDF5 file each time."""
 
     def __init__(self, path):
         self.path, self.split = path, None
@@ -31,34 +39,61 @@ class CaptionItems(Dataset):
         return len(self.keys)
 
     def __getitem__(self, index):
+        right = self._group(self.keys[index])
+        wrong = self._of_another_class(right)
+        return {'right_images': squashed(right), 'right_embed': right['embeddings'][()],
+                'wrong_images': squashed(wrong), 'inter_embed': self._group(one_of(self.keys))['embeddings'][()],
+                'txt': right['txt'].asstr()[()]}
+
+    def _group(self, key):
         self.split = self.split or h5py.File(self.path)['train']  # a worker opens the file once
-        right = self.split[self.keys[index]]
-        wrong = self._drawn()
+        return self.split[key]
+
+    def _of_another_class(self, right):
+        wrong = self._group(one_of(self.keys))
         while wrong['class'][()] == right['class'][()]:
-            wrong = self._drawn()
-        return {'right_images': decode(right), 'right_embed': right['embeddings'][()], 'wrong_images': decode(wrong),
-                'inter_embed': self._drawn()['embeddings'][()], 'txt': right['txt'].asstr()[()]}
-
-    def _drawn(self):
-        return self.split[self.keys[int(torch.randint(len(self.keys), ()))]]
+            wrong = self._group(one_of(self.keys))
+        return wrong
 
 
-def decode(item):
-    picture = Image.open(io.BytesIO(bytes(np.array(item['img'])))).convert('RGB').resize((64, 64))
-    return (np.array(picture, np.float32).transpose(2, 0, 1) - 127.5) / 127.5
+class PhotographItems(CaptionItems):
+    """The items of the StackGANs, one for each photograph: with several `sizes` those of StackGAN++, with one those of
+    StackGAN, whose wrong pairs are made of the batch.
+    """
 
-
-class OneByOne(Dataset):
-    """The items of a data set of crops, each made by itself."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
+    def __init__(self, path, sizes):
+        super().__init__(path)
+        self.sizes, self.keys_of = sizes, {}
+        for key in self.keys:
+            self.keys_of.setdefault(key.rpartition('_')[0], []).append(key)
+        self.names = list(self.keys_of)
 
     def __len__(self):
-        return len(self.dataset)
+        return len(self.names)
 
     def __getitem__(self, index):
-        return self.dataset[index]
+        right = self._group(one_of(self.keys_of[self.names[index]]))
+        item = {'right_embed': right['embeddings'][()], 'txt': right['txt'].asstr()[()]}
+        if len(self.sizes) == 1:
+            return {'right_images': self._views(right)[0], **item}
+        return {'right_images': self._views(right), 'wrong_images': self._views(self._of_another_class(right)), **item}
+
+    def _views(self, group):
+        """Cropped around the bird, resized, cut and flipped as the authors do, and reduced to the smaller sizes."""
+        framed = frame(decoded(group), self.sizes[-1], group['bbox'][()] if 'bbox' in group else None)
+        return views(framed, self.sizes, *torch.rand(DRAWS).tolist())
+
+
+def one_of(keys):
+    return keys[int(torch.randint(len(keys), ()))]
+
+
+def decoded(group):
+    return Image.open(io.BytesIO(bytes(np.array(group['img'])))).convert('RGB')
+
+
+def squashed(group):
+    return (np.array(decoded(group).resize((64, 64)), np.float32).transpose(2, 0, 1) - 127.5) / 127.5
 
 
 def text2image_step(model, batch):

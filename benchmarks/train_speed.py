@@ -4,13 +4,13 @@
 
 A row is a way to train, of the whole loop with its data, at full width. Each runs in processes of its own, the rows
 alternate `--repeats` times, and the median counts. The first row is what the chapter's script does (`chapter_way.py`),
-the others are precisions of ours; (auto) marks the one that `--precision auto` takes.
+the others are precisions of ours, on the data as main.py reads it, and on a GPU the best of them compiled; (auto) marks
+what main.py takes by itself. The clock starts when worker processes have come to work as they will go on: see `Feed`.
 """
 import argparse
 import itertools
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -26,20 +26,22 @@ import stackgan_v1.build_gan
 import stackgan_v2.build_gan
 import text2image.build_gan
 from benchmarks import chapter_way
-from common import flags, precision
+from common import compiled, flags, precision
 from common.errors import UserError, run_command
 from data.cropped_dataset import CroppedDataset
-from data.multiscale_dataset import MultiscaleDataset, shuffled_batches
+from data.multiscale_dataset import MultiscaleDataset, shuffled_batches, sizes_of
 from data.txt2image_dataset import Text2ImageDataset
 
 BATCH_SIZES = {'text2image': 256, 'stackgan_v1': 64, 'stackgan_v2': 24}  # the chapter's and the authors'
-CHAPTER = 'chapter'
+CHAPTER, COMPILED = 'chapter', 'compiled'
+WORKERS = 4  # main.py's default
+WARM_UP = 2  # steps between the first and those that are timed, at least
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--chapter', choices=BATCH_SIZES, default='text2image', help='(default: text2image)')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu',
                         help='(default here: %(default)s)')
     parser.add_argument('--batch_size', type=flags.positive(int), help='default: that of the chapter')
     parser.add_argument('--file', default=os.path.join(ROOT, 'data', 'birds', 'birds.hdf5'),
@@ -52,18 +54,20 @@ def main():
     if options.way:
         print(json.dumps(measure(*prepare(options), options)))
     else:
-        show(options, {way: [] for way in ways(torch.device(options.device))})
+        device = flags.choose_device(options.device == 'cuda')
+        options.device = device.type
+        show(options, {way: [] for way in ways(device)})
 
 
 def ways(device):
-    """The rows of the table: the chapter's way, and the precisions that the device has."""
+    """The rows of the table: the chapter's way, the precisions that the device has, and, on a GPU, the compiled one."""
     found = [CHAPTER, 'fp32']
     for asked in ('tf32', 'bf16'):
         try:
             found.append(precision.choose(asked, device))
         except UserError:
             pass
-    return found
+    return found + [COMPILED] * compiled.choose('auto', device)
 
 
 def show(options, runs):
@@ -77,7 +81,7 @@ def show(options, runs):
         runs[way].append(json.loads(done.stdout.splitlines()[-1]))
     medians = {way: {name: float(np.median([run[name] for run in of_way])) for name in of_way[0]}
                for way, of_way in runs.items()}
-    auto = precision.choose('auto', torch.device(options.device))
+    auto = COMPILED if COMPILED in runs else precision.choose('auto', torch.device(options.device))
     print(f'{options.chapter}, batch {options.batch_size}, {options.device}, {torch.get_num_threads()} threads, '
           f'PyTorch {torch.__version__}, median of {options.repeats} runs of {options.steps} steps\n')
     print('| way | images/s | ratio | ms a step | waiting for data | peak memory, GB | to the first step, s |')
@@ -88,73 +92,136 @@ def show(options, runs):
 
 
 def prepare(options):
-    """(batches, what to call with each) of a way to train."""
-    device = torch.device(options.device)
+    """(batches, what to call with each) of a way to train. Raises UserError where there is not one whole batch."""
+    device = flags.choose_device(options.device == 'cuda')
     torch.manual_seed(0)
+    if options.way == CHAPTER:
+        chapter_way.computing()
     new = new_text2image if options.chapter == 'text2image' else new_stackgan
     model, nets, heads, batches, chapters_step = new(options, device)
+    if len(batches.dataset) < options.batch_size:
+        raise UserError(f'{options.file}: has {len(batches.dataset)} items in /train, which is not a batch; '
+                        'give a smaller --batch_size')
     model.create_optim(2e-4)
     for net in nets:
         net.train()
     if options.way == CHAPTER:
         chapter_way.slow_down(model, nets)
         return batches, lambda batch: chapters_step(model, batch)
-    for net in nets:
-        net.to(memory_format=torch.channels_last)
-    precision.prepare(argparse.Namespace(precision=options.way), device, *nets, *heads)
+    how = argparse.Namespace(precision='auto' if options.way == COMPILED else options.way,
+                             compile=options.way == COMPILED)
+    precision.prepare(how, device, *nets, *heads)
+    compiled.prepare(how, device, *nets, *heads)
     return batches, model.train_step
 
 
 def new_text2image(options, device):
     """(model, its networks, parts of them that are called by themselves, batches, the chapter's step)."""
     model = text2image.build_gan.Model('speed', device, None, 3, l1_coef=50, l2_coef=100)
+    nets = model.netG.to(memory_format=torch.channels_last), model.netD.to(memory_format=torch.channels_last)
     if options.way == CHAPTER:
         batches = chapter_way.loader(chapter_way.CaptionItems(options.file), options.batch_size)
     else:
         dataset = Text2ImageDataset(options.file, drawn=False).require_embeddings().to(device)
         batches = DataLoader(dataset, options.batch_size, shuffle=True, collate_fn=dataset.collate, drop_last=True)
-    return model, (model.netG, model.netD), (), batches, chapter_way.text2image_step
+    return model, nets, (), batches, chapter_way.text2image_step
 
 
 def new_stackgan(options, device):
     """The same of StackGAN's Stage-I, or of StackGAN++."""
     first = options.chapter == 'stackgan_v1'
-    chapter, dataset = ((stackgan_v1.build_gan, CroppedDataset) if first else
-                        (stackgan_v2.build_gan, MultiscaleDataset))
+    chapter, dataset, sizes = ((stackgan_v1.build_gan, CroppedDataset, sizes_of(1)) if first else
+                               (stackgan_v2.build_gan, MultiscaleDataset, sizes_of(3)))
     model = chapter.Model('speed', device, None, *chapter.make_networks(device=device))
-    dataset = dataset(options.file).require_embeddings()
-    workers = os.cpu_count() if device.type == 'cuda' else 0
-    batches = (chapter_way.loader(chapter_way.OneByOne(dataset), options.batch_size) if options.way == CHAPTER else
-               shuffled_batches(dataset, options.batch_size, workers, device))
+    if options.way == CHAPTER:
+        batches = chapter_way.loader(chapter_way.PhotographItems(options.file, sizes), options.batch_size)
+    else:
+        batches = shuffled_batches(dataset(options.file).require_embeddings().cached(), options.batch_size, WORKERS,
+                                   device)
     nets, heads = ((model.netG, model.netD), [model.netD.get_cond_logits]) if first else (
         (model.netG, *model.netsD), [])
     return model, nets, heads, batches, chapter_way.stackgan_step
+
+
+class Feed:
+    """The batches of a DataLoader without end; `is_full` says whether its workers have made all that they make ahead.
+
+    Workers begin with a queue to fill, which is more work than a training usually gives them; where they are slower
+    than the steps, the first steps live on that queue, which is less. What a step usually costs can be measured from
+    when the queue is full at the end of a step, for then each is made while the one before is trained on, or else from
+    when all that was queued at the start has been used.
+    """
+
+    def __init__(self, loader):
+        self.loader, self.taken = loader, 0
+        self.ahead = loader.num_workers * (loader.prefetch_factor or 0)
+        loader.collate_fn = self.counted = Counted(loader.collate_fn)
+
+    def __iter__(self):
+        while True:
+            for batch in self.loader:
+                self.taken += 1
+                yield batch
+
+    def is_full(self):
+        epochs, place = divmod(self.taken - 1, len(self.loader))
+        made = epochs * len(self.loader) + min(len(self.loader), place + 1 + self.ahead)
+        return self.counted.calls.value >= made
+
+
+class Counted:
+    """A `collate_fn` that counts its calls, whichever process they are in."""
+
+    def __init__(self, collate):
+        self.collate, self.calls = collate, torch.multiprocessing.get_context().Value('l', 0)
+
+    def __call__(self, items):
+        batch = self.collate(items)
+        with self.calls.get_lock():
+            self.calls.value += 1
+        return batch
 
 
 def measure(batches, step, options):
     """A dict: `speed` in images/s, seconds a `step`, the share of them `waiting` for data, GB of `memory` at its peak
     (without worker processes), seconds to the end of the `first` step.
     """
-    synchronise = torch.cuda.synchronize if options.device.startswith('cuda') else lambda: None
-    endless = itertools.chain.from_iterable(itertools.repeat(batches))
+    synchronise = torch.cuda.synchronize if options.device == 'cuda' else lambda: None
+    feed = Feed(batches)
+    endless, steps = iter(feed), options.steps
     start = time.perf_counter()
     step(next(endless))
     synchronise()
     first = time.perf_counter() - start
-    step(next(endless))
-    synchronise()
-    start, waiting = time.perf_counter(), 0
-    for _ in range(options.steps):
+    for warm in range(1, WARM_UP + feed.ahead + 1):
+        step(next(endless))
+        synchronise()
+        if warm >= WARM_UP and feed.is_full():
+            break
+    else:
+        steps = max(steps, feed.ahead)  # batches come in bursts, one from each worker: some whole ones
+    start, waiting, images = time.perf_counter(), 0, 0
+    for _ in range(steps):
         asked = time.perf_counter()
         batch = next(endless)
         waiting += time.perf_counter() - asked
+        images += len(batch['right_embed'])
         step(batch)
     synchronise()
     seconds = time.perf_counter() - start
-    memory = (torch.cuda.max_memory_allocated() if options.device.startswith('cuda') else
-              1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    return {'speed': options.steps * options.batch_size / seconds, 'step': seconds / options.steps,
-            'waiting': waiting / seconds, 'memory': memory / 1e9, 'first': first}
+    return {'speed': images / seconds, 'step': seconds / steps, 'waiting': waiting / seconds,
+            'memory': peak_memory(options.device), 'first': first}
+
+
+def peak_memory(device):
+    """GB of the GPU, or of this process; NaN on Windows, which does not say."""
+    if device == 'cuda':
+        return torch.cuda.max_memory_allocated() / 1e9
+    try:
+        import resource
+    except ImportError:
+        return float('nan')
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) / 1e9
 
 
 if __name__ == '__main__':

@@ -22,6 +22,7 @@ from char_cnn_rnn.build_encoder import ClassBatches, Model, embed_captions, load
 from char_cnn_rnn.encoder import VARIANTS
 from common import checkpoint, flags, ranks, run
 from common.errors import UserError, run_command
+from common.pictures import caption_sheet
 from data import layout
 from data.cache import load_split
 
@@ -131,7 +132,6 @@ def load_model(options, device):
 
 def best_pictures(model, path, split, index, photographs, queries):
     """One PIL image: a row per query, the pictures that score highest with it, best first, each with its class."""
-    from common.pictures import caption_sheet  # takes seconds to import, for torchvision: only where it is used
     embeddings = torch.from_numpy(embed_captions(model.encoder, queries, verbose=False))
     best = (embeddings @ model.embed_photographs(photographs).T).topk(min(FOUND, len(index.names))).indices.tolist()
     pictures, captions = [], []

@@ -3,15 +3,36 @@ import textwrap
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch.nn.functional import interpolate
-from torchvision.utils import make_grid
+from torch.nn.functional import interpolate, pad
+
+LINE = 2  # pixels between the pictures of a grid
+
+
+def to_pixels(images):
+    """A float tensor in [-1, 1] as uint8, on its device: a quarter of the bytes to bring from there."""
+    return (images.detach().float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def to_pil(image):
-    """A float tensor [C, H, W] in [-1, 1] as a PIL image."""
-    pixels = ((image.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    """A tensor [C, H, W], float in [-1, 1] or uint8, as a PIL image."""
+    pixels = (image if image.dtype == torch.uint8 else to_pixels(image)).cpu()
     pixels = pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def grid(images, columns):
+    """Pictures [B, C, H, W] as one [C, rows * (H + 2) + 2, columns * (W + 2) + 2], with two white pixels between.
+
+    It is torchvision's make_grid, which takes longer to import than a sentence takes to be drawn.
+    """
+    white = 255 if images.dtype == torch.uint8 else 1.0
+    rows = -(-len(images) // columns)
+    images = pad(images, (LINE, 0, LINE, 0), value=white)
+    blank = images.new_full((rows * columns - len(images), *images.shape[1:]), white)
+    height, width = images.shape[2:]
+    tiles = torch.cat([images, blank]).unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4)
+    sheet = tiles.reshape(-1, rows * height, columns * width)
+    return pad(sheet, (0, LINE, 0, LINE), value=white)
 
 
 def real_over_generated(real, fake):
@@ -22,7 +43,7 @@ def real_over_generated(real, fake):
     columns = min(8, len(real))
     rows = [torch.cat(pair) for pair in zip(real.cpu().split(columns), fake.cpu().split(columns))
             if len(pair[0]) == columns]
-    return to_pil(make_grid(torch.cat(rows), nrow=columns, padding=2, pad_value=1.0))
+    return to_pil(grid(torch.cat(rows), columns))
 
 
 def caption_sheet(images, captions, columns=8, size=128):
@@ -44,4 +65,4 @@ def caption_sheet(images, captions, columns=8, size=128):
 def side_by_side(columns, size):
     """One PIL image, a row for each item: `columns` are batches [B, 3, S, S] in [-1, 1], shown at `size` x `size`."""
     shown = [interpolate(column.float().cpu(), size=(size, size), mode='area') for column in columns]
-    return to_pil(make_grid(torch.stack(shown, 1).flatten(0, 1), nrow=len(columns), padding=2, pad_value=1.0))
+    return to_pil(grid(torch.stack(shown, 1).flatten(0, 1), len(columns)))

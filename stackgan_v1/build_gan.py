@@ -222,7 +222,7 @@ def load_generator(path, name, device='cpu', stage=None):
     `path` and errors are as in `Model.load_from`; with `stage` (1 or 2) a generator of the other one is an error, too.
     """
     file = checkpoint.find(path, name)
-    contents = checkpoint.load(file)
+    contents = checkpoint.load(file, mapped=True)
     weights = checkpoint.without_module(contents.get('netG', contents), file)
     netG = generator_of(weights, file).to(memory_format=torch.channels_last)
     is_of = 2 if isinstance(netG, Stage2Generator) else 1

@@ -14,7 +14,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
 from char_cnn_rnn import reading
-from common import config, flags, memory, precision, run
+from common import compiled, config, flags, memory, precision, run
 from common.errors import UserError, run_command
 from common.pictures import side_by_side
 from common.sampling import generate_all, write_evaluation, write_pictures
@@ -47,6 +47,7 @@ def parse_flags():
         parser, [('gf_dim', 128, 'width of the generator'), ('df_dim', 64, 'of the discriminator'),
                  ('condition_dim', 128, 'of the condition'), ('residuals', 4, 'residual blocks of Stage-II')],
         [('kl_coef', 2.0, 'the KL divergence of conditions')])
+    compiled.add_compile_flag(parser)
     config.add_cfg_flag(parser)
     parser.add_argument('--config_name', metavar='NAME',
                         help='run folders are DATASET_NAME_DATE (default: stageI or stageII)')
@@ -91,8 +92,10 @@ def train(options, device, resumed):
     batches = shuffled_batches(dataset, options.batch_size, options.workers, device)
     model = Model(options.model, device, batches, *networks, options.kl_coef)
     heads = model.netD.get_cond_logits, model.netD.get_uncond_logits
+    called = [net for net in (model.netG, model.netD, *heads) if net is not None]
     memory.prepare(options, model.netG, model.netD)
-    precision.prepare(options, device, model.netG, model.netD, *filter(None, heads))
+    precision.prepare(options, device, *called)
+    compiled.prepare(options, device, *called)
     if options.checkpoint and not resumed:
         model.load_from(run.existing(options.checkpoint, options))
     model.create_optim(options.lr)

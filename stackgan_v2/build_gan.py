@@ -304,7 +304,7 @@ def load_generator(path, name, device='cpu'):
     `path` and errors are as in `Model.load_from`.
     """
     file = checkpoint.find(path, name)
-    contents = checkpoint.load(file)
+    contents = checkpoint.load(file, mapped=True)
     netG = Generator(**shape_of(contents.get('netG', contents), file)).to(memory_format=torch.channels_last)
     model = Model(name, device, None, netG, [])
     model._take(contents, file)

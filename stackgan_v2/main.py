@@ -18,10 +18,9 @@ sys.path.insert(0, os.path.dirname(HERE))
 import torch
 
 from char_cnn_rnn import reading
-from common import config, flags, memory, precision, run
+from common import compiled, config, flags, memory, precision, run
 from common.errors import UserError, run_command
 from common.sampling import generate_all, write_evaluation, write_pictures, write_samples, write_strip
-from data.image_folder import image_folder, lsun
 from data.multiscale_dataset import MultiscaleDataset, shuffled_batches
 from stackgan_v2.authors_cfg import KEYS, translate
 from stackgan_v2.build_gan import SNAPSHOT_INTERVAL, Model, load_generator, make_networks
@@ -35,6 +34,7 @@ def parse_flags():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_run_flags(parser, model='stackgan_v2', epochs=600, batch_size=24, lr=0.0002, chapter_dir=HERE)
     add_model_flags(parser)
+    compiled.add_compile_flag(parser)
     config.add_cfg_flag(parser)
     parser.add_argument('--config_name', metavar='NAME',
                         help='run folders are DATASET_NAME_DATE (default: the branches, as in 3stages)')
@@ -102,6 +102,7 @@ def train(options, device, resumed):
     model = make_model(options, device, shuffled_batches(dataset, options.batch_size, options.workers, device))
     memory.prepare(options, model.netG, *model.netsD)
     precision.prepare(options, device, model.netG, *model.netsD)
+    compiled.prepare(options, device, model.netG, *model.netsD)
     if options.checkpoint and not resumed:
         model.load_from(run.existing(options.checkpoint, options))
     model.create_optim(options.lr)
@@ -118,6 +119,8 @@ def train(options, device, resumed):
 
 def load_dataset(options):
     """The pictures to train on, with their sentences unless there is none to read."""
+    if options.image_folder or options.lsun:
+        from data.image_folder import image_folder, lsun  # takes seconds to import: only where it is used
     if options.image_folder:
         return image_folder(options.image_folder, options.classes, options.branches)
     if options.lsun:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from char_cnn_rnn import main
 from char_cnn_rnn.build_encoder import embed_captions, load_encoder
-from common import pictures, run
+from common import run
 from common.errors import UserError, run_command
 from data import layout
 from data.cache import load_split
@@ -117,7 +117,7 @@ def test_the_sheet_names_every_class_and_the_sentence_once_a_row(tmp_path, monke
     monkeypatch.setattr(main, 'embed_captions', lambda encoder, queries, verbose: torch.arange(12.).view(2, 6).numpy())
     monkeypatch.setattr(main, 'FOUND', 2)
     sheets = []
-    monkeypatch.setattr(pictures, 'caption_sheet', lambda images, captions, columns: sheets.append((captions, columns)))
+    monkeypatch.setattr(main, 'caption_sheet', lambda images, captions, columns: sheets.append((captions, columns)))
     main.best_pictures(SimpleNamespace(encoder=None, embed_photographs=lambda photographs: photographs), path, 'train',
                        index, order, ['one', 'two'])
     best, second = (index.classes[i].replace('_', ' ') for i in (5, 4))

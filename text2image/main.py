@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from char_cnn_rnn import reading
-from common import flags, precision, ranks, run
+from common import compiled, flags, precision, ranks, run
 from common.errors import run_command
 from common.sampling import write_pictures
 from data.txt2image_dataset import Text2ImageDataset
@@ -37,6 +37,7 @@ def parse_flags():
                             help=f'weight of {what} (default: {default})')
     parser.add_argument('--checkpoint', metavar='FILE', help='draw with this checkpoint (default: of the newest run)')
     precision.add_precision_flag(parser)
+    compiled.add_compile_flag(parser)
     flags.add_drawing_flags(parser)
     return run.parse_options(parser)
 
@@ -54,6 +55,7 @@ def train(options, device, resumed):
     loader = DataLoader(dataset, options.batch_size, sampler=ranks.sampler(dataset), collate_fn=dataset.collate)
     model = make_model(options, device, loader)
     precision.prepare(options, device, model.netG, model.netD)
+    compiled.prepare(options, device, model.netG, model.netD)
     model.create_optim(options.lr)
     run_dir = run.begin(model, options, resumed, options.dataset)
     if run_dir:

@@ -1,0 +1,55 @@
+"""How long StackGAN++'s evaluation takes, from sentence embeddings to PNG files, which are then removed.
+
+    python benchmarks/eval_speed.py [--count 29330] [--checkpoint RUN]
+
+Embeddings are random. So are the weights, of the full width, unless there is a checkpoint; what an untrained network
+draws takes other times to compress.
+"""
+import argparse
+import os
+import sys
+import tempfile
+import time
+from types import SimpleNamespace
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+import torch
+
+from common import flags
+from common.errors import run_command
+from common.sampling import write_evaluation
+from stackgan_v2.build_gan import Model, load_generator, make_networks
+
+CAPTIONS = 10  # of a photograph
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--count', type=flags.positive(int), default=29330,
+                        help='captions (default: 29330, the held-out ones of CUB-200-2011)')
+    parser.add_argument('--checkpoint', metavar='FILE', help='default: random weights')
+    parser.add_argument('--batch_size', type=flags.positive(int), default=24, help='default: 24')
+    parser.add_argument('--seed', type=int, default=1, help='default: 1')
+    options = parser.parse_args()
+    device = flags.choose_device(cuda=True)
+    if options.checkpoint:
+        model, _, _ = load_generator(options.checkpoint, 'stackgan_v2', device)
+    else:
+        model = Model('stackgan_v2', device, None, *make_networks(device=device))
+    photo_of = torch.arange(options.count) // CAPTIONS
+    index = SimpleNamespace(sentence=lambda i: ('class', f'photograph_{i // CAPTIONS}', str(i % CAPTIONS)))
+    dataset = SimpleNamespace(captions=range(options.count), split='test', photo_of=photo_of, index=index,
+                              embeddings=torch.randn(options.count, 1024))
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        write_evaluation(options, dataset, lambda embed, seed: model.generate(embed, seed)[-1],
+                         os.path.join(folder, 'checkpoint'), 'evaluation')
+        seconds = time.perf_counter() - start
+    print(f'{options.count} pictures on {device.type} and {os.cpu_count()} CPU cores: {seconds:.1f} s, '
+          f'{options.count / seconds:.1f} pictures/s')
+
+
+if __name__ == '__main__':
+    run_command(main)

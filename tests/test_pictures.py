@@ -1,0 +1,33 @@
+"""Grids of pictures, and that drawing does not wait for what it does not need."""
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torchvision.utils import make_grid
+
+from common.pictures import grid, to_pil, to_pixels
+
+
+@pytest.mark.parametrize('count, columns', [(1, 1), (2, 1), (3, 3), (5, 3), (9, 8)])
+def test_a_grid_is_torchvisions(count, columns):
+    images = torch.rand(count, 3, 5, 7) * 2 - 1
+    expected = make_grid(images, nrow=columns, padding=2, pad_value=1.0)
+    if count == 1:  # torchvision draws no line around a picture that is alone
+        assert torch.equal(grid(images, columns)[:, 2:-2, 2:-2], expected)
+    else:
+        assert torch.equal(grid(images, columns), expected)
+    assert to_pil(grid(to_pixels(images), columns)).tobytes() == to_pil(grid(images, columns)).tobytes()
+
+
+def test_pixels_are_rounded_and_kept_in_range():
+    assert to_pixels(torch.tensor([-1.5, -1, 0.002, 1, 1.5])).tolist() == [0, 0, 128, 255, 255]
+
+
+def test_drawing_does_not_import_what_takes_seconds():
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    mains = 'import text2image.main, stackgan_v1.main, stackgan_v2.main, sys'
+    slow = '{"torchvision", "torch._dynamo", "torch.utils.tensorboard", "sympy"}'
+    command = [sys.executable, '-c', f'{mains}; print({slow} & set(sys.modules))']
+    assert subprocess.run(command, cwd=root, capture_output=True, text=True).stdout == 'set()\n'

@@ -1,0 +1,82 @@
+"""benchmarks/train_speed.py: that it measures what it says, not how much."""
+import argparse
+import functools
+import itertools
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import stackgan_v1.build_gan
+import stackgan_v2.build_gan
+from benchmarks import train_speed
+from tests.errors import one_line
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+
+def test_the_table_has_a_row_for_every_way(birds):
+    environment = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    command = [sys.executable, train_speed.__file__, '--device', 'cpu', '--file', birds, '--batch_size', '2',
+               '--steps', '1', '--repeats', '1']
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.strip('|').split('|')]
+            for line in done.stdout.splitlines() if line.startswith('|')]
+    assert rows[0][:3] == ['way', 'images/s', 'ratio'] and [row[0] for row in rows[2:4]] == [
+        'chapter', 'fp32 (auto)' if len(rows) == 4 else 'fp32']
+    assert rows[2][2] == '1.00' and all(re.fullmatch(r'[\d.]+%?', cell) for row in rows[2:] for cell in row[1:])
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """StackGANs that take a moment."""
+    for chapter in (stackgan_v1.build_gan, stackgan_v2.build_gan):
+        monkeypatch.setattr(chapter, 'make_networks', functools.partial(chapter.make_networks, gf_dim=4, df_dim=4))
+
+
+def options_of(file, **more):
+    return argparse.Namespace(**{'file': file, 'device': 'cpu', 'batch_size': 2, 'steps': 1, **more})
+
+
+@pytest.mark.parametrize('chapter', ['stackgan_v1', 'stackgan_v2'])
+@pytest.mark.parametrize('way', ['chapter', 'fp32'])
+def test_stackgans_are_measured(chapter, way, birds, narrow):
+    options = options_of(birds, chapter=chapter, way=way)
+    found = train_speed.measure(*train_speed.prepare(options), options)
+    assert set(found) == {'speed', 'step', 'waiting', 'memory', 'first'} and all(value >= 0 for value in found.values())
+    assert found['speed'] * found['step'] == pytest.approx(2)
+
+
+@pytest.mark.parametrize('chapter', train_speed.BATCH_SIZES)
+def test_the_chapters_items_are_like_ours(chapter, birds, narrow):
+    chapters, ours = (train_speed.prepare(options_of(birds, chapter=chapter, way=way))[0].dataset[0]
+                      for way in ('chapter', 'fp32'))
+    assert len(chapters['right_embed']) == len(ours['right_embed']) == 1024
+    assert ('wrong_images' in chapters) == (chapter != 'stackgan_v1')  # there, wrong pairs are made of the batch
+    for name in {'right_images', 'wrong_images'} & set(ours):
+        assert len(chapters[name]) == len(ours[name])
+        for image, other in zip(chapters[name], ours[name]):
+            image = torch.as_tensor(image)
+            assert image.shape == other.shape and image.dtype == torch.float32 and -1 <= image.min() < image.max() <= 1
+
+
+@pytest.mark.parametrize('way', ['chapter', 'fp32'])
+def test_a_file_that_holds_no_batch_is_named(way, birds, narrow):
+    options = options_of(birds, chapter='stackgan_v2', way=way, batch_size=8)
+    assert f'{birds}: has 7 items in /train, which is not a batch' in one_line(train_speed.prepare, options)
+
+
+def test_a_feed_is_full_when_its_workers_have_made_all_that_they_make_ahead():
+    class Loader(list):  # of epochs of seven batches
+        num_workers, prefetch_factor, collate_fn = 8, 2, None
+
+    feed = train_speed.Feed(Loader(range(7)))
+    assert list(itertools.islice(feed, 8)) == [0, 1, 2, 3, 4, 5, 6, 0] and feed.ahead == 16
+    feed.counted.calls.value = 13
+    assert not feed.is_full()
+    feed.counted.calls.value = 14  # the second epoch's batches are all made, and the third has not begun
+    assert feed.is_full()
