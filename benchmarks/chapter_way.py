@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from data.multiscale_dataset import DRAWS, frame, views
+from data.multiscale_dataset import DRAWS, crop, frame
 
 WORKERS = 8
 
@@ -81,7 +81,8 @@ class PhotographItems(CaptionItems):
     def _views(self, group):
         """Cropped around the bird, resized, cut and flipped as the authors do, and reduced to the smaller sizes."""
         framed = frame(decoded(group), self.sizes[-1], group['bbox'][()] if 'bbox' in group else None)
-        return views(framed, self.sizes, *torch.rand(DRAWS).tolist())
+        largest = Image.fromarray(crop(np.asarray(framed), self.sizes[-1], *torch.rand(DRAWS).tolist()))
+        return [to_floats(largest.resize((size, size), Image.BILINEAR)) for size in self.sizes]
 
 
 def one_of(keys):
@@ -93,7 +94,11 @@ def decoded(group):
 
 
 def squashed(group):
-    return (np.array(decoded(group).resize((64, 64)), np.float32).transpose(2, 0, 1) - 127.5) / 127.5
+    return to_floats(decoded(group).resize((64, 64)))
+
+
+def to_floats(picture):
+    return (np.array(picture, np.float32).transpose(2, 0, 1) - 127.5) / 127.5
 
 
 def text2image_step(model, batch):
