@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from common import run
 from common.errors import UserError
-from common.pictures import caption_sheet, grid, to_pil, to_pixels
+from common.pictures import caption_sheet, grid, side_by_side, to_pil, to_pixels
 
 SHOWN = 64           # pictures on the sheet of a run that draws without sentences
 SHEET_COLUMNS = 8    # of that sheet
@@ -66,6 +66,13 @@ def write_pictures(options, kind, images, captions):
     caption_sheet(pictures, captions).save(os.path.join(folder, 'sheet.png'))
     print(f'all on one sheet: {os.path.join(folder, "sheet.png")}')
     return folder
+
+
+def write_sizes(folder, name, images):
+    """The sheet folder/NAME: a row of every sentence's pictures from `images`, as of `generate_all`, at one size."""
+    sheet = os.path.join(folder, name)
+    side_by_side(images, images[-1].shape[-1]).save(sheet)
+    print(f'small beside large: {sheet}')
 
 
 def write_samples(options, count, draw):

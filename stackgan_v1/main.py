@@ -16,8 +16,7 @@ sys.path.insert(0, os.path.dirname(HERE))
 from char_cnn_rnn import reading
 from common import compiled, config, flags, memory, precision, run
 from common.errors import UserError, run_command
-from common.pictures import side_by_side
-from common.sampling import generate_all, write_evaluation, write_pictures
+from common.sampling import generate_all, write_evaluation, write_pictures, write_sizes
 from data.cropped_dataset import CroppedDataset
 from data.multiscale_dataset import shuffled_batches
 from stackgan_v1.authors_cfg import KEYS, translate
@@ -144,9 +143,7 @@ def draw(options, device, resumed):
     images = generate_all(model, reading.read(options, sentences, file, device), options)
     folder = write_pictures(options, 'text', images[-1], sentences)
     if len(images) > 1:
-        sheet = os.path.join(folder, 'stages.png')
-        side_by_side(images, images[-1].shape[-1]).save(sheet)
-        print(f'beside their sketches: {sheet}')
+        write_sizes(folder, 'stages.png', images)
 
 
 if __name__ == '__main__':

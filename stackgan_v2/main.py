@@ -20,7 +20,7 @@ import torch
 from char_cnn_rnn import reading
 from common import compiled, config, flags, memory, precision, run
 from common.errors import UserError, run_command
-from common.sampling import generate_all, write_evaluation, write_pictures, write_samples, write_strip
+from common.sampling import generate_all, write_evaluation, write_pictures, write_samples, write_sizes, write_strip
 from data.multiscale_dataset import MultiscaleDataset, shuffled_batches
 from stackgan_v2.authors_cfg import KEYS, translate
 from stackgan_v2.build_gan import SNAPSHOT_INTERVAL, Model, load_generator, make_networks
@@ -153,7 +153,7 @@ def evaluate(options, device, resumed):
 
 
 def draw(options, device, resumed):
-    """A picture for each sentence that the user typed, or a strip between two."""
+    """A picture for each sentence that the user typed, and a sheet of all branches', or a strip between two."""
     sentences = options.interpolate or flags.read_sentences(options.text, options.text_file)
     model, file, _ = load_generator(run.checkpoint_file(options, resumed, of_dataset=False), options.model, device)
     if not model.netG.conditional:
@@ -166,7 +166,10 @@ def draw(options, device, resumed):
         images = [model.generate(embedding, options.seed)[-1] for embedding in between]
         write_strip(options, torch.cat(images), sentences)
     else:
-        write_pictures(options, 'text', generate_all(model, embeddings, options)[-1], sentences)
+        images = generate_all(model, embeddings, options)
+        folder = write_pictures(options, 'text', images[-1], sentences)
+        if len(images) > 1:
+            write_sizes(folder, 'branches.png', images)
 
 
 if __name__ == '__main__':

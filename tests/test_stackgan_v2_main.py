@@ -167,9 +167,13 @@ def test_sentences_are_drawn(folder, trained, call):
     drawn = newest(folder / 'out', 'text_')
     assert f'{trained.run}/stackgan_v2.pt draws, with the sentences read by {trained.run}/encoder.pt' in said
     assert '001.png  a red bird' in said and '003.png  un oiseau coloré' in said
-    assert sorted(os.listdir(drawn)) == ['001.png', '002.png', '003.png', 'captions.txt', 'options.json', 'sheet.png']
+    assert sorted(os.listdir(drawn)) == ['001.png', '002.png', '003.png', 'branches.png', 'captions.txt',
+                                         'options.json', 'sheet.png']
     with Image.open(drawn / '001.png') as one, Image.open(drawn / '002.png') as other:
         assert one.size == (128, 128) and one.tobytes() != other.tobytes()
+    with Image.open(drawn / '002.png') as picture, Image.open(drawn / 'branches.png') as sheet:
+        assert sheet.size == (2 * 130 + 2, 3 * 130 + 2)
+        assert sheet.crop((132, 132, 260, 260)).tobytes() == picture.tobytes()
 
 
 def test_the_encoder_of_a_run_is_found_from_its_snapshots(trained, call):
