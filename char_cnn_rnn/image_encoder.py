@@ -75,7 +75,7 @@ def load_photographs(name, path, split, weights=None, device='cpu'):
         photographs = _fingerprint(file, split, keys, weights)
         features = _read_kept(kept, photographs)
         if features is None:
-            features = _compute(file, split, keys, *_network(name, weights), torch.device(device))
+            features = _compute(file, split, keys, *pretrained(name, weights), torch.device(device))
             _keep(kept, photographs, features)
     return torch.from_numpy(features)
 
@@ -133,8 +133,11 @@ def _decode(jpeg):
         return np.asarray(image.convert('RGB').resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 
 
-def _network(name, weights):
-    """(network to its pooled features, mean and deviation of its pixels in [0, 255], width of the features)."""
+def pretrained(name, weights=None):
+    """(network to its pooled features, mean and deviation of its pixels in [0, 255], width of the features).
+
+    Raises UserError where the network, or its weights, are missing.
+    """
     if name == 'googlenet':
         return _googlenet(weights), (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), FEATURES[name]
     # The published preprocessing of the "lite" networks, not that of other ImageNet networks: with it the network is

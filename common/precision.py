@@ -55,8 +55,13 @@ def prepare(options, device, *nets):
     Parameters, batch-norm statistics, sigmoids, what networks return, losses and optimisers stay float32. Raises
     UserError as `choose` does.
     """
-    precision = options.precision = choose(options.precision, device)  # noted in the run: `--resume` goes on with it
-    print(f'Computing in {precision}')
+    options.precision = choose(options.precision, device)  # noted in the run: `--resume` goes on with it
+    print(f'Computing in {options.precision}')
+    compute_in(options.precision, device, *nets)
+
+
+def compute_in(precision, device, *nets):
+    """Let networks compute in 'fp32', 'tf32' or 'bf16', which PyTorch imitates where `device` has it not."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == 'tf32'
     for net in nets if precision == 'bf16' else ():
         for module in net.modules():

@@ -30,7 +30,7 @@ def computed(monkeypatch):
             shown.append(len(pixels))
             return pixels.mean((2, 3))
 
-    monkeypatch.setattr(image_encoder, '_network', lambda name, weights: (Average(), (0,) * 3, (255,) * 3, 3))
+    monkeypatch.setattr(image_encoder, 'pretrained', lambda name, weights: (Average(), (0,) * 3, (255,) * 3, 3))
     return shown
 
 
