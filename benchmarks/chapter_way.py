@@ -131,6 +131,8 @@ def stackgan_step(model, batch):
     """The authors' loops are ours, but for gradients of the discriminators in the generator's step, and for losses
     that are read in every step.
     """
+    for netD in model.netsD if hasattr(model, 'netsD') else [model.netD]:
+        netD.zero_grad()
     for value in model.train_step(batch).values():
         [float(loss) for loss in (value if isinstance(value, list) else [value])]
 

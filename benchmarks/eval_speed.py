@@ -1,9 +1,9 @@
 """How long StackGAN++'s evaluation takes, from sentence embeddings to PNG files, which are then removed.
 
-    python benchmarks/eval_speed.py [--count 29330] [--checkpoint RUN]
+    python benchmarks/eval_speed.py [--count 29330] [--device cpu] [--checkpoint RUN]
 
 Embeddings are random. So are the weights, of the full width, unless there is a checkpoint; what an untrained network
-draws takes other times to compress.
+draws takes other times to compress. Starting Python and reading weights and sentences is not timed.
 """
 import argparse
 import os
@@ -31,9 +31,11 @@ def main():
                         help='captions (default: 29330, the held-out ones of CUB-200-2011)')
     parser.add_argument('--checkpoint', metavar='FILE', help='default: random weights')
     parser.add_argument('--batch_size', type=flags.positive(int), default=24, help='default: 24')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu',
+                        help='(default here: %(default)s)')
     parser.add_argument('--seed', type=int, default=1, help='default: 1')
     options = parser.parse_args()
-    device = flags.choose_device(cuda=True)
+    device = flags.choose_device(options.device == 'cuda')
     if options.checkpoint:
         model, _, _ = load_generator(options.checkpoint, 'stackgan_v2', device)
     else:

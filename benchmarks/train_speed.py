@@ -1,6 +1,6 @@
 """Training speed: the chapter's own way against this repository's, in one run on one machine.
 
-    python benchmarks/train_speed.py [--chapter text2image] [--device cpu] [--batch_size 64] [--file birds.hdf5]
+    python benchmarks/train_speed.py [--chapter text2image] [--device cpu] [--batch_size 64] [--accumulate 1]
 
 A row is a way to train, of the whole loop with its data, at full width. Each runs in processes of its own, the rows
 alternate `--repeats` times, and the median counts. The first row is what the chapter's script does (`chapter_way.py`),
@@ -26,7 +26,7 @@ import stackgan_v1.build_gan
 import stackgan_v2.build_gan
 import text2image.build_gan
 from benchmarks import chapter_way
-from common import compiled, flags, precision
+from common import compiled, computing, flags, precision
 from common.errors import UserError, run_command
 from data.cropped_dataset import CroppedDataset
 from data.multiscale_dataset import MultiscaleDataset, shuffled_batches, sizes_of
@@ -46,35 +46,43 @@ def main():
     parser.add_argument('--batch_size', type=flags.positive(int), help='default: that of the chapter')
     parser.add_argument('--file', default=os.path.join(ROOT, 'data', 'birds', 'birds.hdf5'),
                         help='with embeddings (default: data/birds/birds.hdf5)')
-    parser.add_argument('--steps', type=flags.positive(int), default=10, help='timed steps of a run (default: 10)')
+    parser.add_argument('--accumulate', type=flags.positive(int), default=1,
+                        help='as of a StackGAN, in all rows but the first (default: 1)')
+    parser.add_argument('--steps', type=flags.positive(int), default=10,
+                        help='timed steps of a run, at least (default: 10)')
+    parser.add_argument('--seconds', type=flags.non_negative(float), default=10,
+                        help='and for how long, at least (default: 10)')
     parser.add_argument('--repeats', type=flags.positive(int), default=3, help='runs of a row (default: 3)')
     parser.add_argument('--way', help=argparse.SUPPRESS)  # a row: what this script starts itself with
     options = parser.parse_args()
     options.batch_size = options.batch_size or BATCH_SIZES[options.chapter]
+    if options.accumulate > 1 and options.chapter == 'text2image':
+        raise UserError('--accumulate: is of the StackGANs')
     if options.way:
         print(json.dumps(measure(*prepare(options), options)))
     else:
         device = flags.choose_device(options.device == 'cuda')
         options.device = device.type
-        show(options, {way: [] for way in ways(device)})
+        show(options, {way: [] for way in ways(device, options.accumulate)})
 
 
-def ways(device):
-    """The rows of the table: the chapter's way, the precisions that the device has, and, on a GPU, the compiled one."""
+def ways(device, accumulate):
+    """The rows of the table: the chapter's way, the precisions that the device has, and the compiled one if auto is."""
     found = [CHAPTER, 'fp32']
     for asked in ('tf32', 'bf16'):
         try:
             found.append(precision.choose(asked, device))
         except UserError:
             pass
-    return found + [COMPILED] * compiled.choose('auto', device)
+    return found + [COMPILED] * (accumulate == 1 and compiled.choose('auto', device))
 
 
 def show(options, runs):
     """Measure every way `--repeats` times, in turns, and print the table."""
     for _, way in itertools.product(range(options.repeats), runs):
         command = [sys.executable, __file__, '--way', way, '--chapter', options.chapter, '--device', options.device,
-                   '--batch_size', str(options.batch_size), '--file', options.file, '--steps', str(options.steps)]
+                   *(str(word) for name in ('batch_size', 'file', 'accumulate', 'steps', 'seconds')
+                     for word in (f'--{name}', vars(options)[name]))]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             raise UserError(f'{way}: ended with status {done.returncode}; what it said is above')
@@ -83,7 +91,8 @@ def show(options, runs):
                for way, of_way in runs.items()}
     auto = COMPILED if COMPILED in runs else precision.choose('auto', torch.device(options.device))
     print(f'{options.chapter}, batch {options.batch_size}, {options.device}, {torch.get_num_threads()} threads, '
-          f'PyTorch {torch.__version__}, median of {options.repeats} runs of {options.steps} steps\n')
+          f'PyTorch {torch.__version__}, median of {options.repeats} runs of at least {options.steps} steps and '
+          f'{options.seconds:g} s' + f', --accumulate {options.accumulate}' * (options.accumulate > 1), end='\n\n')
     print('| way | images/s | ratio | ms a step | waiting for data | peak memory, GB | to the first step, s |')
     print('|---|---|---|---|---|---|---|')
     for way, m in medians.items():
@@ -98,7 +107,8 @@ def prepare(options):
     if options.way == CHAPTER:
         chapter_way.computing()
     new = new_text2image if options.chapter == 'text2image' else new_stackgan
-    model, nets, heads, batches, chapters_step = new(options, device)
+    model, netsD, heads, batches, chapters_step = new(options, device)
+    nets = model.netG, *netsD
     if len(batches.dataset) < options.batch_size:
         raise UserError(f'{options.file}: has {len(batches.dataset)} items in /train, which is not a batch; '
                         'give a smaller --batch_size')
@@ -109,22 +119,23 @@ def prepare(options):
         chapter_way.slow_down(model, nets)
         return batches, lambda batch: chapters_step(model, batch)
     how = argparse.Namespace(precision='auto' if options.way == COMPILED else options.way,
-                             compile=options.way == COMPILED)
-    precision.prepare(how, device, *nets, *heads)
-    compiled.prepare(how, device, *nets, *heads)
+                             compile=options.way == COMPILED, accumulate=options.accumulate,
+                             batch_size=options.batch_size)
+    computing.prepare(how, device, model.netG, netsD, heads)
     return batches, model.train_step
 
 
 def new_text2image(options, device):
-    """(model, its networks, parts of them that are called by themselves, batches, the chapter's step)."""
+    """(model, its discriminators, parts of them that are called by themselves, batches, the chapter's step)."""
     model = text2image.build_gan.Model('speed', device, None, 3, l1_coef=50, l2_coef=100)
-    nets = model.netG.to(memory_format=torch.channels_last), model.netD.to(memory_format=torch.channels_last)
+    model.netG.to(memory_format=torch.channels_last)
+    model.netD.to(memory_format=torch.channels_last)
     if options.way == CHAPTER:
         batches = chapter_way.loader(chapter_way.CaptionItems(options.file), options.batch_size)
     else:
         dataset = Text2ImageDataset(options.file, drawn=False).require_embeddings().to(device)
         batches = DataLoader(dataset, options.batch_size, shuffle=True, collate_fn=dataset.collate, drop_last=True)
-    return model, nets, (), batches, chapter_way.text2image_step
+    return model, [model.netD], (), batches, chapter_way.text2image_step
 
 
 def new_stackgan(options, device):
@@ -138,9 +149,8 @@ def new_stackgan(options, device):
     else:
         batches = shuffled_batches(dataset(options.file).require_embeddings().cached(), options.batch_size, WORKERS,
                                    device)
-    nets, heads = ((model.netG, model.netD), [model.netD.get_cond_logits]) if first else (
-        (model.netG, *model.netsD), [])
-    return model, nets, heads, batches, chapter_way.stackgan_step
+    netsD, heads = ([model.netD], [model.netD.get_cond_logits]) if first else (model.netsD, [])
+    return model, netsD, heads, batches, chapter_way.stackgan_step
 
 
 class Feed:
@@ -188,7 +198,7 @@ def measure(batches, step, options):
     """
     synchronise = torch.cuda.synchronize if options.device == 'cuda' else lambda: None
     feed = Feed(batches)
-    endless, steps = iter(feed), options.steps
+    endless, least = iter(feed), options.steps
     start = time.perf_counter()
     step(next(endless))
     synchronise()
@@ -199,14 +209,14 @@ def measure(batches, step, options):
         if warm >= WARM_UP and feed.is_full():
             break
     else:
-        steps = max(steps, feed.ahead)  # batches come in bursts, one from each worker: some whole ones
-    start, waiting, images = time.perf_counter(), 0, 0
-    for _ in range(steps):
+        least = max(least, feed.ahead)  # batches come in bursts, one from each worker: some whole ones
+    start, waiting, images, steps = time.perf_counter(), 0, 0, 0
+    while steps < least or time.perf_counter() - start < options.seconds:
         asked = time.perf_counter()
         batch = next(endless)
         waiting += time.perf_counter() - asked
-        images += len(batch['right_embed'])
         step(batch)
+        images, steps = images + len(batch['right_embed']), steps + 1
     synchronise()
     seconds = time.perf_counter() - start
     return {'speed': images / seconds, 'step': seconds / steps, 'waiting': waiting / seconds,

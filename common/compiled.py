@@ -3,6 +3,7 @@ import functools
 
 import torch
 
+from common import ranks
 from common.errors import UserError
 from common.flags import boolean
 
@@ -11,9 +12,9 @@ VARIANTS = 64  # of a network, each compiled by itself: other shapes, with or wi
 
 def add_compile_flag(parser):
     parser.add_argument('--compile', type=auto_or_boolean, nargs='?', const=True, default='auto', metavar='BOOL',
-                        help='train with compiled networks: first steps take long, the others less; auto: on a GPU '
-                             'where that works, never on a CPU, where the first step alone takes minutes '
-                             '(default: auto)')
+                        help='train with compiled networks: first steps take long, the others less; auto: on one GPU '
+                             'where that works and without --accumulate; never on a CPU, where the first step alone '
+                             'takes minutes, nor on several GPUs, where it is untried (default: auto)')
 
 
 def auto_or_boolean(text):
@@ -21,10 +22,12 @@ def auto_or_boolean(text):
 
 
 def choose(asked, device):
-    """`--compile` on `device` -> bool; `auto` is True on a GPU where PyTorch can compile, which is found out by trying:
-    it takes Triton, a C++ compiler and Python's headers. Raises UserError where True is asked for and it cannot.
+    """`--compile` on `device` -> bool; `auto` is True on a single GPU where PyTorch can compile.
+
+    That is found out by trying: it takes Triton, a C++ compiler and Python's headers. Raises UserError where True is
+    asked for and it cannot.
     """
-    if not asked or asked == 'auto' and device.type != 'cuda':
+    if not asked or asked == 'auto' and (device.type != 'cuda' or ranks.world_size() > 1):
         return False
     try:
         torch.compile(lambda x: x + 1, options={'force_disable_caches': True})(torch.zeros(2, device=device))
@@ -47,24 +50,28 @@ def prepare(options, device, *nets):
     if vars(options).get('accumulate', 1) > 1:  # a compiler does not take to what is computed again
         if options.compile is True:
             raise UserError('--compile True and --accumulate: give one of them')
-        options.compile = False
-    options.compile = choose(options.compile, device)  # noted in the run: `--resume` goes on with it
-    if not options.compile:
+        return
+    if not choose(options.compile, device):  # what was asked for stays: a run may go on on another machine
         return
     print('Compiling: the first steps take longer')
     torch._dynamo.config.cache_size_limit = VARIANTS  # what is beyond it would silently not be compiled
     for net in nets:
         # Without CUDA graphs: they keep results in memory that the next call writes to, and a discriminator is called
         # several times before its losses go back. fallback_random draws what PyTorch draws when it does not compile.
-        # dynamic=False: an epoch's last batch gets networks of its own, instead of slower ones for all batches.
-        net.forward = in_training(net, torch.compile(net.forward, dynamic=False, options={'fallback_random': True}))
+        # dynamic=False: networks for any size of batch would be slower.
+        compiled = torch.compile(net.forward, dynamic=False, options={'fallback_random': True})
+        net.forward = for_whole_batches(net, compiled, options.batch_size)
 
 
-def in_training(net, compiled):
-    """`compiled` while `net` is in training mode, else what its forward is now."""
+def for_whole_batches(net, compiled, batch_size):
+    """`compiled` while `net` is in training mode and sees whole batches, else what its forward is now.
+
+    An epoch's last, smaller batch would take more time to compile for than it then saves.
+    """
     plain = net.forward
 
     @functools.wraps(plain)
     def call(*inputs, **named_inputs):
-        return (compiled if net.training else plain)(*inputs, **named_inputs)
+        is_whole = len(inputs[0]) >= batch_size - 1  # StackGAN's wrong pairs are one fewer than a batch
+        return (compiled if net.training and is_whole else plain)(*inputs, **named_inputs)
     return call

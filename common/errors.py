@@ -1,5 +1,4 @@
 """Errors that the person at the keyboard can mend."""
-import os
 import signal
 import sys
 import time
@@ -18,7 +17,8 @@ def run_command(main):
     try:
         main()
     except UserError as error:
-        if int(os.environ.get('RANK', 0)) > 0:
+        from common import ranks  # which raises UserErrors itself
+        if ranks.rank() > 0:
             time.sleep(5)  # meanwhile torchrun ends this process, if rank 0 has ended with the same error
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:

@@ -89,7 +89,8 @@ def add_stackgan_flags(parser, widths, weights):
     parser.add_argument('--checkpoint', metavar='FILE',
                         help='draw with this checkpoint (default: of the newest run), or start a training from it: '
                              'a run folder, its .pt, or a netG_*.pth')
-    parser.add_argument('--gpu', type=int, default=0, metavar='N', help='which GPU; -1: the CPU (default: 0)')
+    parser.add_argument('--gpu', type=int, default=0, metavar='N',
+                        help='which GPU; -1: the CPU; processes of torchrun have one each (default: 0)')
     parser.add_argument('--workers', type=non_negative(int), default=4,
                         help='processes that prepare pictures; 0: none but this one (default: 4)')
     parser.add_argument('--accumulate', type=positive(int), default=1, metavar='N',

@@ -1,10 +1,12 @@
 """Files that one process at a time has to itself."""
+import errno
 
 
 def lock_file(path, wait=False):
     """The open file `path`, locked for this process until it is closed, or None where another process has it.
 
-    With `wait`, waits for that one to close it. Windows has no such locks: there the file is only opened.
+    With `wait`, waits for that one to close it. Windows has no such locks, nor have some network file systems: there
+    the file is only opened.
     """
     file = open(path, 'w')
     try:
@@ -12,7 +14,8 @@ def lock_file(path, wait=False):
         fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except ImportError:
         pass
-    except OSError:
-        file.close()
-        return None
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            return None
     return file

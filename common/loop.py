@@ -53,7 +53,8 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
                             log.line('a batch of one picture has no batch statistics: left out, now and in every epoch')
                         warned = True
                         continue
-                    losses = model.train_step(batch)
+                    with _explained(progress['step'] + 1, out_dir):
+                        losses = model.train_step(batch)
                     progress['step'] += 1
                     bar.update(size * world_size)
                     log.count(size * world_size)
@@ -139,16 +140,36 @@ def _read(losses, step, out_dir):
     """Losses as floats, a list one by one, means over the ranks. Raises UserError where one is not finite."""
     numbers = {}
     for name, value in losses.items():
-        if isinstance(value, (list, tuple)):
-            numbers.update({f'{name}_{i}': float(part) for i, part in enumerate(value)})
-        else:
-            numbers[name] = float(value)
+        with _explained(step, out_dir):
+            if isinstance(value, (list, tuple)):
+                numbers.update({f'{name}_{i}': float(part) for i, part in enumerate(value)})
+            else:
+                numbers[name] = float(value)
     numbers = dict(zip(numbers, ranks.mean(list(numbers.values()))))
     for name, value in numbers.items():
         if not math.isfinite(value):
-            raise UserError(f'{name} is {value} at step {step}: training has diverged; the last checkpoint in '
-                            f'{out_dir or "out_dir"} is from before; try a smaller --lr')
+            raise UserError(f'{name} is {value} at step {step}: {_diverged(out_dir)}')
     return numbers
+
+
+@contextlib.contextmanager
+def _explained(step, out_dir):
+    """Raises UserError instead of PyTorch's errors about memory, or about what comes of weights that are not finite."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(f'step {step}: the GPU has too little memory; try a smaller --batch_size, or, for StackGANs, '
+                        '--accumulate') from error
+    except RuntimeError as error:
+        # Binary cross-entropy refuses a probability of NaN: a GPU in an assertion, perhaps of an earlier step.
+        if 'should be between 0 and 1' in str(error) or 'device-side assert' in str(error):
+            raise UserError(f'a probability is not a number at step {step}: {_diverged(out_dir)}') from error
+        raise
+
+
+def _diverged(out_dir):
+    return (f'training has diverged; the last checkpoint in {out_dir or "out_dir"} is from before; '
+            'try a smaller --lr')
 
 
 def _save(model, losses, out_dir):

@@ -7,19 +7,20 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def prepare(options, generator, *discriminators):
-    """Let discriminators see a batch in `--accumulate` parts, one after the other, and keep few activations.
+def prepare(parts, generator, *discriminators):
+    """Let discriminators see a batch in that many `parts`, one after the other, and keep few activations.
 
     Of the parts, and of each sequence of the generator's layers, only the inputs are kept; the rest is computed again
     when gradients need it. Gradients of the parts add up to that of the batch. A discriminator's batch norm has the
-    statistics of a part. With `--accumulate 1` nothing changes.
+    statistics of a part.
     """
-    if options.accumulate > 1:
-        for module in list(generator.modules()):
-            if isinstance(module, nn.Sequential) and not any(list(layer.children()) for layer in module):
-                module.forward = recomputed(module)
-        for netD in discriminators:
-            netD.forward = in_parts(recomputed(netD), options.accumulate)
+    torch.backends.cudnn.benchmark = False  # it may choose algorithms that are faster by taking more memory
+    for module in list(generator.modules()):
+        # The innermost sequences: one around them would let them compute twice again.
+        if isinstance(module, nn.Sequential) and not any(list(layer.children()) for layer in module):
+            module.forward = recomputed(module)
+    for netD in discriminators:
+        netD.forward = in_parts(recomputed(netD), parts)
 
 
 def recomputed(module):
@@ -31,7 +32,8 @@ def recomputed(module):
     def call(*inputs):
         if not torch.is_grad_enabled():
             return forward(*inputs)
-        return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
+        return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts,
+                          preserve_rng_state=False)  # no layer draws
     return call
 
 

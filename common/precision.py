@@ -55,9 +55,9 @@ def prepare(options, device, *nets):
     Parameters, batch-norm statistics, sigmoids, what networks return, losses and optimisers stay float32. Raises
     UserError as `choose` does.
     """
-    options.precision = choose(options.precision, device)  # noted in the run: `--resume` goes on with it
-    print(f'Computing in {options.precision}')
-    compute_in(options.precision, device, *nets)
+    precision = choose(options.precision, device)  # what was asked for stays: a run may go on on another machine
+    print(f'Computing in {precision}')
+    compute_in(precision, device, *nets)
 
 
 def compute_in(precision, device, *nets):

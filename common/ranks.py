@@ -4,6 +4,7 @@ Each rank has a device and an even share of every epoch of its own. All start wi
 an optimiser takes the mean of their gradients, so the weights stay the same. Rank 0 alone speaks and writes. In a
 process that torchrun has not started, nothing here does anything.
 """
+import contextlib
 import os
 import sys
 from datetime import timedelta
@@ -13,6 +14,8 @@ import torch
 from torch import distributed, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DistributedSampler, RandomSampler
+
+from common.errors import UserError
 
 TIMEOUT = timedelta(minutes=10)  # for the slowest to come, from a machine that first has to make its data cache
 
@@ -35,13 +38,17 @@ def local_rank():
 def join():
     """Meet the other ranks; from here on only rank 0 prints, and optimisers take the mean of all ranks' gradients.
 
-    Tensors on GPUs go through NCCL, those on the CPU through Gloo.
+    Tensors on GPUs go through NCCL, those on the CPU through Gloo. Raises UserError where they cannot be met.
     """
     if world_size() == 1:
         return
     if rank() > 0:
         sys.stdout = open(os.devnull, 'w')
-    distributed.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo', timeout=TIMEOUT)
+    try:
+        distributed.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo', timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f'the other processes cannot be met ({str(error).splitlines()[0]}); start all with torchrun, '
+                        'with a --master_addr that every machine reaches') from error
     register_optimizer_step_pre_hook(_average_gradients)
     print(f'{world_size()} processes train together: the batch is {world_size()} times --batch_size')
 
@@ -50,6 +57,16 @@ def leave():
     """Part from the other ranks, after a success: after a failure, some may no longer be there to part from."""
     if world_size() > 1:
         distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _meeting():
+    """Where ranks wait for each other. Raises UserError where one no longer comes."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(f'process {rank()} of {world_size()} waits in vain for another, which has ended: see what that '
+                        f'one said ({str(error).splitlines()[0]})') from error
 
 
 def _average_gradients(optimiser, *_):
@@ -62,7 +79,8 @@ def _average_gradients(optimiser, *_):
     gradients = [parameter.grad for group in optimiser.param_groups for parameter in group['params']
                  if parameter.grad is not None]
     row = torch.cat([gradient.flatten() for gradient in gradients])
-    distributed.all_reduce(row)
+    with _meeting():
+        distributed.all_reduce(row)
     row /= world_size()
     means = row.split([gradient.numel() for gradient in gradients])
     torch._foreach_copy_(gradients, [mean.view_as(gradient) for mean, gradient in zip(means, gradients)])
@@ -106,7 +124,8 @@ def anywhere(*flags):
     if world_size() == 1:
         return flags
     votes = torch.tensor(flags, dtype=torch.int32)
-    distributed.all_reduce(votes, distributed.ReduceOp.MAX)
+    with _meeting():
+        distributed.all_reduce(votes, distributed.ReduceOp.MAX)
     return votes.bool().tolist()
 
 
@@ -120,5 +139,6 @@ def mean(numbers):
     if world_size() == 1 or not numbers:
         return numbers
     total = torch.tensor(numbers, dtype=torch.float64)
-    distributed.all_reduce(total)
+    with _meeting():
+        distributed.all_reduce(total)
     return (total / world_size()).tolist()

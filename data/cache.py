@@ -72,7 +72,7 @@ def load_frames(path, split, index, shorter, make):
         pixels, sizes = (os.path.join(folder, f'frames_{shorter}.{ending}') for ending in ('bin', 'npy'))
         frames = _read_frames(pixels, sizes)
         if frames is None:
-            _write_frames(pixels, sizes, file, split, index.img_keys, make)
+            _write_frames(pixels, sizes, shorter, file, split, index.img_keys, make)
             frames = _read_frames(pixels, sizes)
         return frames
 
@@ -185,10 +185,14 @@ def _read_frames(pixels, sizes):
         return None
 
 
-def _write_frames(pixels, sizes, file, split, keys, make):
+def _write_frames(pixels, sizes, shorter, file, split, keys, make):
     """Make the frame of every photograph, in threads; the file `sizes`, which says that they are there, comes last."""
     partial, shapes = f'{pixels}.partial-{os.getpid()}', []
     print(f'Decoding {len(keys)} photographs once, into {pixels}', flush=True)
+    squares, free = 3 * shorter ** 2 * len(keys), shutil.disk_usage(os.path.dirname(pixels)).free
+    if free < squares:
+        raise UserError(f'{pixels}: would have {squares / 1e9:.1f} GB or more, and {free / 1e9:.1f} GB are free; '
+                        'make room, or read the photographs themselves with --cache False')
     try:
         with open(partial, 'wb') as out, ThreadPoolExecutor(os.cpu_count()) as threads, \
                 tqdm(total=len(keys), desc=f'{split}: frames', unit='', leave=False, disable=None) as bar:

@@ -212,9 +212,10 @@ def stack_crops(crops):
 
 
 def with_all_sizes(batch, sizes, device='cpu'):
-    """A batch of crops, with lists of pictures in their place, on `device`; the rest of it as it is."""
-    return {name: all_sizes(values.to(device, non_blocking=True), sizes) if name.endswith('_images') else values
-            for name, values in batch.items()}
+    """A batch of crops, with lists of pictures in their place; its tensors on `device`."""
+    batch = {name: values.to(device, non_blocking=True) if torch.is_tensor(values) else values
+             for name, values in batch.items()}
+    return batch | {name: all_sizes(batch[name], sizes) for name in batch if name.endswith('_images')}
 
 
 def all_sizes(crops, sizes):

@@ -94,10 +94,10 @@ class Model:
 
         # Train D: real pictures with their condition are real; with another's, or generated, they are fake.
         self.netD.requires_grad_(True)
-        self.optim_D.zero_grad()
         losses = self._discriminator_losses(image, image_fake.detach(), condition)
         losses['loss_D'].backward()
         self.optim_D.step()
+        self.optim_D.zero_grad()
 
         # Train G: D should call its pictures real. D only judges here, so its parameters need no gradient.
         self.netD.requires_grad_(False)

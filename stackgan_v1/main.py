@@ -14,7 +14,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
 from char_cnn_rnn import reading
-from common import compiled, config, flags, memory, precision, run
+from common import compiled, computing, config, flags, run
 from common.errors import UserError, run_command
 from common.sampling import generate_all, write_evaluation, write_pictures, write_sizes
 from data.cropped_dataset import CroppedDataset
@@ -90,11 +90,8 @@ def train(options, device, resumed):
                              condition_dim=options.condition_dim, device=device)
     batches = shuffled_batches(dataset, options.batch_size, options.workers, device)
     model = Model(options.model, device, batches, *networks, options.kl_coef)
-    heads = model.netD.get_cond_logits, model.netD.get_uncond_logits
-    called = [net for net in (model.netG, model.netD, *heads) if net is not None]
-    memory.prepare(options, model.netG, model.netD)
-    precision.prepare(options, device, *called)
-    compiled.prepare(options, device, *called)
+    heads = [head for head in (model.netD.get_cond_logits, model.netD.get_uncond_logits) if head is not None]
+    computing.prepare(options, device, model.netG, [model.netD], heads)
     if options.checkpoint and not resumed:
         model.load_from(run.existing(options.checkpoint, options))
     model.create_optim(options.lr)

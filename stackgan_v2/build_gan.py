@@ -99,10 +99,10 @@ class Model:
         losses_D = []
         for branch, netD in enumerate(self.netsD):
             netD.requires_grad_(True)
-            self.optims_D[branch].zero_grad()
             loss_D = self._discriminator_loss(branch, batch, images_fake[branch].detach(), mu)
             loss_D.backward()
             self.optims_D[branch].step()
+            self.optims_D[branch].zero_grad()
             losses_D.append(loss_D.detach())
 
         loss_G = sum(self._generator_loss(branch, image, mu) for branch, image in enumerate(images_fake))

@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.dirname(HERE))
 import torch
 
 from char_cnn_rnn import reading
-from common import compiled, config, flags, memory, precision, run
+from common import compiled, computing, config, flags, run
 from common.errors import UserError, run_command
 from common.sampling import generate_all, write_evaluation, write_pictures, write_samples, write_sizes, write_strip
 from data.multiscale_dataset import MultiscaleDataset, shuffled_batches
@@ -100,9 +100,7 @@ def train(options, device, resumed):
     print('Loading data...', flush=True)
     dataset = load_dataset(options)
     model = make_model(options, device, shuffled_batches(dataset, options.batch_size, options.workers, device))
-    memory.prepare(options, model.netG, *model.netsD)
-    precision.prepare(options, device, model.netG, *model.netsD)
-    compiled.prepare(options, device, model.netG, *model.netsD)
+    computing.prepare(options, device, model.netG, model.netsD)
     if options.checkpoint and not resumed:
         model.load_from(run.existing(options.checkpoint, options))
     model.create_optim(options.lr)

@@ -1,6 +1,8 @@
 """Command-line flags, and the folders that runs leave."""
+import errno
 import json
 import os
+import subprocess
 import sys
 
 import pytest
@@ -84,3 +86,21 @@ def test_the_newest_run_is_the_one_trained_last(tmp_path):
     assert run.find_run(str(tmp_path), 'a.pt', dataset='birds') == str(tmp_path / 'birds_20250102_000000_1')
     with pytest.raises(UserError, match='no run on fish with a a.pt'):
         run.find_run(str(tmp_path), 'a.pt', dataset='fish')
+
+
+def test_a_run_is_kept_to_one_process(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip('fcntl')
+    script = 'import sys; from common import run; run.lock(sys.argv[1]); print("mine", flush=True); sys.stdin.read()'
+    with subprocess.Popen([sys.executable, '-c', script, tmp_path], cwd=flags.ROOT, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == 'mine\n'
+        with pytest.raises(UserError, match='another process is training in it'):
+            run.lock(str(tmp_path))
+        other.communicate()
+    run.lock(str(tmp_path))
+
+    def without_locks(*_):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr(fcntl, 'lockf', without_locks)  # as on some network file systems
+    run.lock(str(tmp_path))

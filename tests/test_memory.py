@@ -1,11 +1,13 @@
 """`--accumulate`: the same gradients, of which less was kept in memory until they were computed."""
 import argparse
+import contextlib
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from common import memory
+from common import computing, memory, precision
 from tests.states import assert_same
 from tests.test_stackgan_v1_model import batch_of as stackgan_v1_batch
 from tests.test_stackgan_v1_model import new_model as stackgan_v1_model
@@ -17,7 +19,7 @@ pytestmark = pytest.mark.usefixtures('one_thread')
 CHAPTERS = ['stackgan_v1', 'stackgan_v2', 'without text']
 
 
-def case(chapter, accumulate, size=4):
+def case(chapter, accumulate=1, size=4):
     """(a small model, its discriminators, a batch for it)."""
     torch.manual_seed(7)
     if chapter == 'stackgan_v1':
@@ -27,7 +29,8 @@ def case(chapter, accumulate, size=4):
         text = chapter == 'stackgan_v2'
         batch, model = stackgan_v2_batch(2, size, text), stackgan_v2_model(conditional=text)
         netsD = model.netsD
-    memory.prepare(argparse.Namespace(accumulate=accumulate), model.netG, *netsD)
+    if accumulate > 1:
+        memory.prepare(accumulate, model.netG, *netsD)
     return model, netsD, batch
 
 
@@ -37,6 +40,18 @@ def without_batch_statistics(nets):
         layer.register_forward_pre_hook(lambda layer, _: layer.eval() and None)
 
 
+@contextlib.contextmanager
+def noting(gradients):
+    """Note in a dict the gradient of every parameter with which an optimiser makes a step."""
+    def note(optimiser, *_):
+        gradients.update({parameter: parameter.grad.clone() for group in optimiser.param_groups
+                          for parameter in group['params'] if parameter.grad is not None})
+
+    handle = register_optimizer_step_pre_hook(note)
+    yield
+    handle.remove()
+
+
 @pytest.mark.parametrize('chapter', CHAPTERS)
 def test_parts_give_the_gradient_of_the_batch(chapter):
     found = []
@@ -44,15 +59,17 @@ def test_parts_give_the_gradient_of_the_batch(chapter):
         model, netsD, batch = case(chapter, accumulate)
         without_batch_statistics(netsD)
         torch.manual_seed(3)
-        model.train_step(batch)
-        found.append({f'{i}.{name}': value for i, net in enumerate((model.netG, *netsD)) for name, value in
-                      [(name, one.grad) for name, one in net.named_parameters()] + list(net.named_buffers())})
-    whole, parts = found
-    assert {name for name, value in whole.items() if value is None} == {
-        name for name, value in parts.items() if value is None} < set(whole)
-    # Running statistics are among them: what is computed twice counts once.
-    torch.testing.assert_close(*({name: value for name, value in one.items() if value is not None} for one in found),
-                               rtol=1e-3, atol=1e-5)
+        gradients = {}
+        with noting(gradients):
+            model.train_step(batch)
+        names = {parameter: f'{i}.{name}' for i, net in enumerate((model.netG, *netsD))
+                 for name, parameter in net.named_parameters()}
+        assert len(gradients) > len(netsD) and set(gradients) <= set(names)
+        # Running statistics are among them: what is computed twice counts once.
+        found.append({names[parameter]: value for parameter, value in gradients.items()}
+                     | {f'{i}.{name}': value for i, net in enumerate((model.netG, *netsD))
+                        for name, value in net.named_buffers()})
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize('chapter', CHAPTERS)
@@ -63,6 +80,7 @@ def test_discriminators_see_parts_and_computations_are_repeated(chapter):
     model.train_step(batch)
     passes = {'stackgan_v1': 3, 'stackgan_v2': 4, 'without text': 3}[chapter]
     assert sorted(seen) == sorted(2 * passes * [3, 2])
+    assert next(count for name, count in netsD[0].named_buffers() if name.endswith('num_batches_tracked')) == 2 * passes
 
 
 @pytest.mark.parametrize('chapter', CHAPTERS)
@@ -77,8 +95,29 @@ def test_less_is_kept(chapter):
     assert 0 < 3 * bytes_kept(2) < bytes_kept(1)
 
 
+def test_it_goes_with_bf16(monkeypatch):
+    monkeypatch.setattr(precision, 'cpu_flags', lambda: {'avx512_bf16'})
+    found = []
+    for accumulate in (1, 2):
+        model, netsD, batch = case('stackgan_v2')
+        without_batch_statistics(netsD)
+        options = argparse.Namespace(accumulate=accumulate, precision='bf16', compile=False)
+        computing.prepare(options, torch.device('cpu'), model.netG, netsD)
+        torch.manual_seed(3)
+        gradients = {}
+        with noting(gradients):
+            losses = model.train_step(batch)
+        found.append((torch.stack([*losses['loss_D'], losses['loss_G']]), torch.cat(
+            [gradients[parameter].flatten() for parameter in model.netG.parameters()])))
+    (losses, gradient), (others, other) = found
+    torch.testing.assert_close(others, losses, rtol=.02, atol=.02)
+    assert torch.nn.functional.cosine_similarity(gradient, other, dim=0) > .99
+
+
 def test_nothing_changes_without_it():
-    model, netsD, _ = case('stackgan_v2', 1)
+    model, netsD, _ = case('stackgan_v2')
+    options = argparse.Namespace(accumulate=1, precision='fp32', compile=False)
+    computing.prepare(options, torch.device('cpu'), model.netG, netsD)
     assert not any('forward' in vars(module) for net in (model.netG, *netsD) for module in net.modules())
 
 

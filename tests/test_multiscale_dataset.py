@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from common.flags import ROOT
-from data import layout, multiscale_dataset
+from data import cache, layout, multiscale_dataset
 from data.cropped_dataset import CroppedDataset
 from data.multiscale_dataset import MultiscaleDataset, crop_box, frame
 from tests import tiny
@@ -387,6 +388,9 @@ def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):
             patch.setattr(module, name, full)
             message = one_line(MultiscaleDataset(path, **TINY).cached)
         assert 'No space left on device' in message and '--cache False' in message
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.shutil, 'disk_usage', lambda folder: SimpleNamespace(free=1000))
+        assert '0.0 GB are free; make room, or' in one_line(MultiscaleDataset(path, **TINY).cached)
     assert not [*tmp_path.glob('**/*partial*'), *tmp_path.glob('**/frames*')]
 
 

@@ -258,6 +258,7 @@ def test_a_rank_has_the_gpu_of_its_number(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     monkeypatch.setattr(torch.cuda, 'set_device', lambda gpu: None)
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', False)  # which is set with the device
     as_rank(monkeypatch, 1, 3)
     assert choose_device(True) == torch.device('cuda', 1) and choose_device(True, -1) == torch.device('cpu')
     as_rank(monkeypatch, 2, 3)

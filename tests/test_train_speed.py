@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures('one_thread')
 def test_the_table_has_a_row_for_every_way(birds):
     environment = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
     command = [sys.executable, train_speed.__file__, '--device', 'cpu', '--file', birds, '--batch_size', '2',
-               '--steps', '1', '--repeats', '1']
+               '--steps', '1', '--seconds', '0', '--repeats', '1']
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.strip('|').split('|')]
@@ -39,7 +39,8 @@ def narrow(monkeypatch):
 
 
 def options_of(file, **more):
-    return argparse.Namespace(**{'file': file, 'device': 'cpu', 'batch_size': 2, 'steps': 1, **more})
+    return argparse.Namespace(**{'file': file, 'device': 'cpu', 'batch_size': 2, 'accumulate': 1, 'steps': 1,
+                                 'seconds': 0, **more})
 
 
 @pytest.mark.parametrize('chapter', ['stackgan_v1', 'stackgan_v2'])

@@ -226,6 +226,26 @@ def test_diverged_training_stops_and_leaves_the_last_checkpoint(tmp_path, value,
     assert (os.stat(file).st_ino, os.stat(file).st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
+def test_weights_that_are_not_numbers_are_a_diverged_training():
+    model = Model('text2image', 'cpu', loader_of([2, 2]), 3, 50, 100)
+    model.create_optim(2e-4)
+    with torch.no_grad():
+        next(model.netG.parameters()).fill_(math.nan)
+    with pytest.raises(UserError, match='a probability is not a number at step 1: training has diverged'):
+        model.train(1, verbose=False)
+
+
+def test_too_little_memory_is_said_in_a_line():
+    def train_step(batch):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate ...')
+
+    model = Model('text2image', 'cpu', loader_of([2, 2]), 3, 50, 100)
+    model.create_optim(2e-4)
+    model.train_step = train_step
+    with pytest.raises(UserError, match='step 1: the GPU has too little memory; try a smaller --batch_size'):
+        model.train(1, verbose=False)
+
+
 def test_losses_in_a_list_are_logged_one_by_one(tmp_path):
     class Branches:
         progress, data_loader = loop.new_progress(), [{'right_images': [torch.zeros(2, 1), torch.zeros(2, 1)]}]

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from char_cnn_rnn import reading
-from common import compiled, flags, precision, ranks, run
+from common import compiled, computing, flags, precision, ranks, run
 from common.errors import run_command
 from common.sampling import write_pictures
 from data.txt2image_dataset import Text2ImageDataset
@@ -54,8 +54,7 @@ def train(options, device, resumed):
                                 drawn=options.cls_coef > 0 or options.int_coef > 0).require_embeddings().to(device)
     loader = DataLoader(dataset, options.batch_size, sampler=ranks.sampler(dataset), collate_fn=dataset.collate)
     model = make_model(options, device, loader)
-    precision.prepare(options, device, model.netG, model.netD)
-    compiled.prepare(options, device, model.netG, model.netD)
+    computing.prepare(options, device, model.netG, [model.netD])
     model.create_optim(options.lr)
     run_dir = run.begin(model, options, resumed, options.dataset)
     if run_dir:
