@@ -70,7 +70,7 @@ class Text2ImageDataset(CaptionedPhotographs):
         images = torch.empty((len(photos), *self.pictures.shape[1:]), device=self.pictures.device)
         chunk = len(photos) if images.is_cuda else CHUNK
         for some, places in zip(images.split(chunk), photos.split(chunk)):
-            some.copy_(self.pictures.index_select(0, places)).sub_(127.5).div_(127.5)
+            torch.sub(self.pictures.index_select(0, places), 127.5, out=some).div_(127.5)
         return images if self.transform is None else torch.stack([self.transform(image) for image in images])
 
     @staticmethod
