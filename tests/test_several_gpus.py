@@ -18,13 +18,13 @@ from data.multiscale_dataset import shuffled_batches
 from stackgan_v2 import main
 from tests import tiny, two_ranks
 from tests.commands import DATA, files_below, newest
-from tests.two_ranks import diverge_second, stop_second
+from tests.two_ranks import diverge_second, end_second, stop_second
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 SHARE = 4  # photographs, of 9, that each of two ranks trains on in an epoch
 NARROW = ['--gf_dim', 4, '--df_dim', 4, '--z_dim', 5, '--residuals', 1, '--workers', 0]
-SHAPES = {'text2image': [], 'stackgan_v1': [*NARROW, '--condition_dim', 6],
+SHAPES = {'text2image': [], 'stackgan_v1': [*NARROW, '--condition_dim', 6, '--accumulate', 2],
           'stackgan_v2': [*NARROW, '--embedding_dim', 6, '--branches', 1, '--snapshot_interval', 2]}
 TRAINING = ['--epochs', 2, '--batch_size', 2, '--log_interval', 1, '--precision', 'fp32']
 
@@ -173,6 +173,13 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all(folder):
     assert [status for status, _ in ends] == [1, 1]
     assert 'error: loss_G is nan at step 3: training has diverged' in read(folder, 'error_0.txt')
     assert not (newest(folder / 'diverged', 'tiny') / 'stackgan_v2.pt').exists()
+
+
+def test_a_rank_whose_partner_dies_says_so_and_ends(folder):
+    ends = train(folder, '--out_dir', 'alone', at_step=end_second)
+    assert [status for status, _ in ends] == [1, 9]
+    said = read(folder, 'error_0.txt')
+    assert said.startswith('error: process 0 of 2 waits in vain for another, which has ended') and said.count('\n') == 1
 
 
 # --- torchrun itself --------------------------------------------------------------------------------------------------
