@@ -52,8 +52,8 @@ def cpu_flags():
 def prepare(options, device, *nets):
     """Let networks, or parts of them that are called by themselves, compute as `--precision` says. Says how.
 
-    Parameters, batch-norm statistics, sigmoids, what networks return, losses and optimisers stay float32. Raises
-    UserError as `choose` does.
+    Parameters, batch-norm statistics, last layers' sigmoid and tanh, what networks return, losses and optimisers stay
+    float32. Raises UserError as `choose` does.
     """
     precision = choose(options.precision, device)  # what was asked for stays: a run may go on on another machine
     print(f'Computing in {precision}')
@@ -65,8 +65,9 @@ def compute_in(precision, device, *nets):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == 'tf32'
     for net in nets if precision == 'bf16' else ():
         for module in net.modules():
-            if isinstance(module, nn.Sigmoid):
-                module.forward = lambda logits: torch.sigmoid(logits.float())
+            for layer, function in ((nn.Sigmoid, torch.sigmoid), (nn.Tanh, torch.tanh)):  # the last of D and of G
+                if isinstance(module, layer):
+                    module.forward = lambda values, function=function: function(values.float())
         net.forward = in_bf16(net.forward, device.type)
 
 

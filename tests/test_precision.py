@@ -86,10 +86,16 @@ def test_bf16_is_for_products_alone(chapter, monkeypatch):
     assert {image.dtype for image in images} == {torch.float32}
 
 
-def test_a_sigmoid_is_not_rounded(monkeypatch):
-    """Near 1, bf16 has steps of 1/256: its logarithm could not tell a confident answer from a sure one."""
+@pytest.mark.parametrize('layer, function', [(nn.Sigmoid, torch.sigmoid), (nn.Tanh, torch.tanh)])
+def test_what_a_last_layer_gives_is_not_rounded(layer, function, monkeypatch):
+    """Near 1, bf16 has steps of 1/256: a logarithm could not tell a confident answer from a sure one, and a pixel that
+    is nearly white would have no gradient."""
     monkeypatch.setattr(precision, 'cpu_flags', lambda: {'avx512_bf16'})
-    net = nn.Sequential(nn.Linear(1, 1), nn.Sigmoid())
+    net = nn.Sequential(nn.Linear(1, 1), layer())
     nn.init.ones_(net[0].weight), nn.init.zeros_(net[0].bias)
     precision.prepare(argparse.Namespace(precision='bf16'), CPU, net)
-    assert net(torch.tensor([[8.]])).item() == torch.sigmoid(torch.tensor(8.)).item()
+    result = net(torch.tensor([[4.]]))
+    assert result.item() == function(torch.tensor(4.)).item() < 1
+    result.backward()
+    slope = torch.func.grad(function)(torch.tensor(4.)).item()
+    assert net[0].weight.grad.item() == pytest.approx(4 * slope, rel=.01)
