@@ -9,6 +9,7 @@ from common import checkpoint
 from common.errors import UserError
 from common.loop import new_progress, train_loop
 from common.pictures import side_by_side
+from common.precision import memory_order
 from common.sampling import reproducible, same_items
 from stackgan_v1.gan import Stage1Discriminator, Stage1Generator, Stage2Discriminator, Stage2Generator
 
@@ -43,7 +44,7 @@ def make_networks(stage1=None, gf_dim=128, df_dim=64, z_dim=100, text_dim=1024, 
         for part in net.children():
             if part is not stage1:
                 part.apply(init_weights)
-        net.to(device).to(memory_format=torch.channels_last)
+        net.to(device).to(memory_format=memory_order(device))
     return nets
 
 

@@ -9,6 +9,7 @@ from common import checkpoint
 from common.errors import UserError
 from common.loop import new_progress, train_loop
 from common.pictures import side_by_side
+from common.precision import memory_order
 from common.sampling import reproducible, same_items
 from stackgan_v2.gan import BASE_SIZE, Discriminator, Generator
 
@@ -39,7 +40,7 @@ def make_networks(branches=3, gf_dim=64, df_dim=64, z_dim=100, text_dim=1024, em
     netG = Generator(branches, gf_dim, z_dim, text_dim, embedding_dim, residuals, conditional)
     netsD = [Discriminator(BASE_SIZE << branch, df_dim, embedding_dim, conditional) for branch in range(branches)]
     for net in (netG, *netsD):
-        net.to(device).apply(init_weights).to(memory_format=torch.channels_last)
+        net.to(device).apply(init_weights).to(memory_format=memory_order(device))
     return netG, netsD
 
 
