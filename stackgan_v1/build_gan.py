@@ -225,7 +225,7 @@ def load_generator(path, name, device='cpu', stage=None):
     file = checkpoint.find(path, name)
     contents = checkpoint.load(file, mapped=True)
     weights = checkpoint.without_module(contents.get('netG', contents), file)
-    netG = generator_of(weights, file).to(memory_format=torch.channels_last)
+    netG = generator_of(weights, file).to(memory_format=memory_order(device))
     is_of = 2 if isinstance(netG, Stage2Generator) else 1
     if stage not in (None, is_of):
         raise UserError(f'{file}: holds a Stage-{"I" * is_of} generator, but Stage-{"I" * stage} is asked for here')

@@ -306,7 +306,7 @@ def load_generator(path, name, device='cpu'):
     """
     file = checkpoint.find(path, name)
     contents = checkpoint.load(file, mapped=True)
-    netG = Generator(**shape_of(contents.get('netG', contents), file)).to(memory_format=torch.channels_last)
+    netG = Generator(**shape_of(contents.get('netG', contents), file)).to(memory_format=memory_order(device))
     model = Model(name, device, None, netG, [])
     model._take(contents, file)
     return model, file, contents['progress']['step'] if 'progress' in contents else checkpoint.count_of(file)
