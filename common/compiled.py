@@ -47,10 +47,6 @@ def prepare(options, device, *nets):
     They are what `precision.prepare` made of them; state dicts and random numbers stay the same. What is drawn between
     two steps is not compiled: for a few pictures that would take longer. Raises UserError as `choose` does.
     """
-    if vars(options).get('accumulate', 1) > 1:  # a compiler does not take to what is computed again
-        if options.compile is True:
-            raise UserError('--compile True and --accumulate: give one of them')
-        return
     if not choose(options.compile, device):  # what was asked for stays: a run may go on on another machine
         return
     print('Compiling: the first steps take longer')

@@ -1,5 +1,6 @@
 """How networks compute in a training: `--accumulate`, `--precision` and `--compile`."""
 from common import compiled, memory, precision
+from common.errors import UserError
 
 
 def prepare(options, device, generator, discriminators, heads=()):
@@ -7,9 +8,13 @@ def prepare(options, device, generator, discriminators, heads=()):
 
     Raises UserError where that cannot be done here.
     """
-    # From the inside out: what is computed again for a gradient has the first time's precision, and compiled is all.
-    if vars(options).get('accumulate', 1) > 1:
-        memory.prepare(options.accumulate, generator, *discriminators)
     called = generator, *discriminators, *heads
+    is_accumulated = vars(options).get('accumulate', 1) > 1  # text2image has no such flag
+    if is_accumulated and options.compile is True:
+        raise UserError('--compile True and --accumulate: give one of them')
+    # From the inside out: what is computed again for a gradient has the first time's precision, and compiled is all.
+    if is_accumulated:
+        memory.prepare(options.accumulate, generator, *discriminators)
     precision.prepare(options, device, *called)
-    compiled.prepare(options, device, *called)
+    if not is_accumulated:  # a compiler does not take to what is computed again
+        compiled.prepare(options, device, *called)

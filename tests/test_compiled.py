@@ -41,12 +41,18 @@ def test_what_is_missing_is_said_in_a_line(monkeypatch, capsys):
     assert capsys.readouterr().out.count('\n') == 1
 
 
-def test_what_is_computed_again_is_not_compiled():
+def test_what_is_computed_again_is_not_compiled(monkeypatch):
     net = torch.nn.Linear(1, 1)
-    compiled.prepare(argparse.Namespace(compile='auto', accumulate=2), torch.device('cuda'), net)
-    assert 'forward' not in vars(net)
-    options = argparse.Namespace(compile=True, accumulate=2)
-    assert '--compile True and --accumulate' in one_line(compiled.prepare, options, CPU, net)
+    monkeypatch.setattr(compiled, 'choose', lambda asked, device: asked)  # as on a GPU
+    options = argparse.Namespace(compile='auto', accumulate=1, precision='fp32', batch_size=2)
+    computing.prepare(options, CPU, torch.nn.Linear(1, 1), [net])
+    assert 'forward' in vars(net)
+    net, options.accumulate = torch.nn.Linear(1, 1), 2
+    generator = torch.nn.Linear(1, 1)
+    computing.prepare(options, CPU, generator, [net])
+    assert 'forward' not in vars(generator) and net(torch.zeros(2, 1)).shape == (2, 1)
+    options.compile = True
+    assert '--compile True and --accumulate' in one_line(computing.prepare, options, CPU, generator, [net])
 
 
 def test_a_smaller_batch_is_not_compiled_for():
