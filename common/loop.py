@@ -139,8 +139,8 @@ def _batch_size(batch):
 def _read(losses, step, out_dir):
     """Losses as floats, a list one by one, means over the ranks. Raises UserError where one is not finite."""
     numbers = {}
-    for name, value in losses.items():
-        with _explained(step, out_dir):
+    with _explained(step, out_dir):
+        for name, value in losses.items():
             if isinstance(value, (list, tuple)):
                 numbers.update({f'{name}_{i}': float(part) for i, part in enumerate(value)})
             else:
