@@ -15,6 +15,7 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -49,7 +50,7 @@ def main():
         raise UserError(f'{options.file}: has {len(dataset)} captions in /train, which is not a batch; '
                         'give a smaller --batch_size')
     held_out = Text2ImageDataset.held_out(options.file)
-    embeddings = held_out.embeddings[first_captions(held_out.photo_of)]
+    embeddings = held_out.embeddings[np.unique(held_out.photo_of, return_index=True)[1]]  # each one's first caption
     look = Looker(device)
     photographs = look(held_out.pictures.split(BATCH))
     print(f'{len(photographs)} photographs of /{held_out.split}; {options.steps} steps of {options.batch_size}, '
@@ -116,14 +117,6 @@ class Looker:
             pixels = (pixels.clamp(0, 255) - self.mean) / self.std
             features.append(self.network(pixels.contiguous(memory_format=torch.channels_last)))
         return torch.cat(features)
-
-
-def first_captions(photo_of):
-    """The place of every photograph's first caption."""
-    places = {}
-    for place, photo in enumerate(photo_of.tolist()):
-        places.setdefault(photo, place)
-    return [places[photo] for photo in sorted(places)]
 
 
 def frechet_distance(features, others):
