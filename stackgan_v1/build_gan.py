@@ -98,7 +98,7 @@ class Model:
         losses = self._discriminator_losses(image, image_fake.detach(), condition)
         losses['loss_D'].backward()
         self.optim_D.step()
-        self.optim_D.zero_grad()
+        self.optim_D.zero_grad()  # here, so that their memory is free for the generator's step
 
         # Train G: D should call its pictures real. D only judges here, so its parameters need no gradient.
         self.netD.requires_grad_(False)

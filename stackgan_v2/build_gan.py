@@ -103,7 +103,7 @@ class Model:
             loss_D = self._discriminator_loss(branch, batch, images_fake[branch].detach(), mu)
             loss_D.backward()
             self.optims_D[branch].step()
-            self.optims_D[branch].zero_grad()
+            self.optims_D[branch].zero_grad()  # here, so that their memory is free for the generator's step
             losses_D.append(loss_D.detach())
 
         loss_G = sum(self._generator_loss(branch, image, mu) for branch, image in enumerate(images_fake))
