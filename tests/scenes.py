@@ -2,6 +2,7 @@
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 TINY = {'branches': 3, 'base_size': 16}
 COLORS = {'001.Auk': (220, 30, 30), '002.Jay': (30, 220, 30), '003.Owl': (30, 30, 220)}
@@ -28,3 +29,9 @@ def class_shown(images):
     brightest = {image.mean((1, 2)).argmax().item() for image in images}
     assert len(brightest) == 1
     return list(COLORS)[brightest.pop()]
+
+
+def epoch(dataset, seed, **options):
+    """The batches of a shuffled epoch."""
+    torch.manual_seed(seed)
+    return list(DataLoader(dataset, 4, shuffle=True, **options))
