@@ -1,8 +1,8 @@
 """How the chapter's scripts train, for `train_speed.py` to compare with: the same numbers, with more work.
 
 Items are made one by one in worker processes: each opens its HDF5 objects and decodes its own and a wrong picture.
-Networks compute in float32 in PyTorch's first memory order, Adam is not fused, and gradients are computed that nobody
-uses.
+Networks compute in float32 in PyTorch's first memory order, layer by layer; Adam is not fused, the C library gives
+memory back, and gradients are computed that nobody uses.
 """
 import io
 
@@ -17,10 +17,10 @@ from data.multiscale_dataset import DRAWS, crop, frame
 WORKERS = 8
 
 
-def computing():
-    """PyTorch as a plain script has it, but that GPUs, too, multiply float32 as float32."""
+def device(kind):
+    """'cpu' or 'cuda' as a plain script has it, but that GPUs, too, multiply float32 as float32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = False
+    return torch.device(kind)
 
 
 def loader(dataset, batch_size):
@@ -141,6 +141,8 @@ def slow_down(model, nets):
     """Let a new model of ours compute as the scripts' do."""
     for net in nets:
         net.to(memory_format=torch.contiguous_format)
+        for module in net.modules():
+            vars(module).pop('forward', None)  # of `common.convolutions`
         net.requires_grad_ = lambda flag, net=net: net  # the generator's loss also goes to the discriminators' weights
     for value in vars(model).values():
         for optimiser in value if isinstance(value, list) else [value]:

@@ -102,10 +102,11 @@ def show(options, runs):
 
 def prepare(options):
     """(batches, what to call with each) of a way to train. Raises UserError where there is not one whole batch."""
-    device = flags.choose_device(options.device == 'cuda')
-    torch.manual_seed(0)
     if options.way == CHAPTER:
-        chapter_way.computing()
+        device = chapter_way.device(options.device)
+    else:
+        device = flags.choose_device(options.device == 'cuda')
+    torch.manual_seed(0)
     new = new_text2image if options.chapter == 'text2image' else new_stackgan
     model, netsD, heads, batches, chapters_step = new(options, device)
     nets = model.netG, *netsD

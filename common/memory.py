@@ -1,10 +1,26 @@
-"""Training in less memory: `--accumulate`."""
+"""Training in less memory, `--accumulate`, and memory that a process keeps."""
 import contextlib
+import ctypes
 import functools
+import sys
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+def keep_what_is_freed():
+    """Let the C library keep the memory of tensors that are gone for the next ones. Does so on Linux with glibc.
+
+    As it is, it gives large pieces back at once, and the system clears every page of those that it hands out again: a
+    quarter of the time of a StackGAN's step on a CPU.
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
+    if mallopt:
+        mallopt(M_TRIM_THRESHOLD, -1)  # never
+        mallopt(M_MMAP_MAX, 0)         # no piece is the system's own
 
 
 def prepare(parts, generator, *discriminators):

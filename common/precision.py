@@ -40,16 +40,6 @@ def has_bf16(device):
     return device.type == 'cpu' and bool(BF16_CPU_FLAGS & cpu_flags())
 
 
-def memory_order(device):
-    """The `memory_format` in which networks for large pictures train fastest on `device`.
-
-    Channels last is for GPUs and for products in bf16. In float32 on a CPU it makes a step of StackGAN's Stage-II a
-    quarter longer.
-    """
-    device = torch.device(device)
-    return torch.channels_last if device.type == 'cuda' or has_bf16(device) else torch.contiguous_format
-
-
 def cpu_flags():
     """The names of what this CPU can do; none where the system does not say (only Linux does)."""
     try:

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from common import checkpoint
+from common.convolutions import make_fast
 from common.errors import UserError
 from common.loop import new_progress, train_loop
 from common.pictures import side_by_side
-from common.precision import memory_order
 from common.sampling import reproducible, same_items
 from stackgan_v1.gan import Stage1Discriminator, Stage1Generator, Stage2Discriminator, Stage2Generator
 
@@ -32,8 +32,8 @@ def make_networks(stage1=None, gf_dim=128, df_dim=64, z_dim=100, text_dim=1024, 
                   device='cpu'):
     """A new generator and discriminator of Stage-I or, around the trained Stage-I generator `stage1`, of Stage-II.
 
-    They are on `device` with their first weights, in the memory order in which convolutions are fastest. Stage-I has no
-    `residuals`, and in Stage-II `z_dim` is that of `stage1`.
+    They are on `device` with their first weights. Stage-I has no `residuals`, and in Stage-II `z_dim` is that of
+    `stage1`.
     """
     if stage1 is None:
         nets = Stage1Generator(gf_dim, z_dim, text_dim, condition_dim), Stage1Discriminator(df_dim, condition_dim)
@@ -44,7 +44,7 @@ def make_networks(stage1=None, gf_dim=128, df_dim=64, z_dim=100, text_dim=1024, 
         for part in net.children():
             if part is not stage1:
                 part.apply(init_weights)
-        net.to(device).to(memory_format=memory_order(device))
+        make_fast(net.to(device), device)
     return nets
 
 
@@ -225,7 +225,7 @@ def load_generator(path, name, device='cpu', stage=None):
     file = checkpoint.find(path, name)
     contents = checkpoint.load(file, mapped=True)
     weights = checkpoint.without_module(contents.get('netG', contents), file)
-    netG = generator_of(weights, file).to(memory_format=memory_order(device))
+    netG = make_fast(generator_of(weights, file), device)
     is_of = 2 if isinstance(netG, Stage2Generator) else 1
     if stage not in (None, is_of):
         raise UserError(f'{file}: holds a Stage-{"I" * is_of} generator, but Stage-{"I" * stage} is asked for here')

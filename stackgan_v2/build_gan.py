@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from common import checkpoint
+from common.convolutions import make_fast
 from common.errors import UserError
 from common.loop import new_progress, train_loop
 from common.pictures import side_by_side
-from common.precision import memory_order
 from common.sampling import reproducible, same_items
 from stackgan_v2.gan import BASE_SIZE, Discriminator, Generator
 
@@ -33,14 +33,11 @@ def init_weights(module):
 
 def make_networks(branches=3, gf_dim=64, df_dim=64, z_dim=100, text_dim=1024, embedding_dim=128, residuals=2,
                   conditional=True, device='cpu'):
-    """A new generator and its discriminators, a list, small to large, on `device` and with their first weights.
-
-    They are in the memory order in which convolutions are fastest.
-    """
+    """A new generator and its discriminators, a list, small to large, on `device` and with their first weights."""
     netG = Generator(branches, gf_dim, z_dim, text_dim, embedding_dim, residuals, conditional)
     netsD = [Discriminator(BASE_SIZE << branch, df_dim, embedding_dim, conditional) for branch in range(branches)]
     for net in (netG, *netsD):
-        net.to(device).apply(init_weights).to(memory_format=memory_order(device))
+        make_fast(net.to(device).apply(init_weights), device)
     return netG, netsD
 
 
@@ -306,7 +303,7 @@ def load_generator(path, name, device='cpu'):
     """
     file = checkpoint.find(path, name)
     contents = checkpoint.load(file, mapped=True)
-    netG = Generator(**shape_of(contents.get('netG', contents), file)).to(memory_format=memory_order(device))
+    netG = make_fast(Generator(**shape_of(contents.get('netG', contents), file)), device)
     model = Model(name, device, None, netG, [])
     model._take(contents, file)
     return model, file, contents['progress']['step'] if 'progress' in contents else checkpoint.count_of(file)

@@ -1,6 +1,9 @@
 """`--accumulate`: the same gradients, of which less was kept in memory until they were computed."""
 import argparse
 import contextlib
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from common import computing, memory, precision
+from common.flags import ROOT
 from tests.states import assert_same
 from tests.test_stackgan_v1_model import batch_of as stackgan_v1_batch
 from tests.test_stackgan_v1_model import new_model as stackgan_v1_model
@@ -116,12 +120,26 @@ def test_it_goes_with_bf16(monkeypatch):
 
 def test_nothing_changes_without_it():
     model, netsD, _ = case('stackgan_v2')
+    forwards = [module.forward for net in (model.netG, *netsD) for module in net.modules()]
     options = argparse.Namespace(accumulate=1, precision='fp32', compile=False)
     computing.prepare(options, torch.device('cpu'), model.netG, netsD)
-    assert not any('forward' in vars(module) for net in (model.netG, *netsD) for module in net.modules())
+    assert forwards == [module.forward for net in (model.netG, *netsD) for module in net.modules()]
 
 
 def test_drawing_is_the_same():
     embed = torch.randn(3, 1024)
     one, other = (case('stackgan_v2', accumulate)[0].generate(embed) for accumulate in (1, 2))
     assert_same(dict(enumerate(one)), dict(enumerate(other)))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='other C libraries have their own ways')
+def test_a_cpu_does_not_ask_for_the_same_memory_twice():
+    script = ('import resource, torch; from common import flags\n'
+              'def faults():\n'
+              '    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
+              '    for _ in range(3): torch.ones(2 ** 26)\n'
+              '    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n'
+              'pages = 2 ** 28 / resource.getpagesize()\n'
+              'print(faults() / pages, flags.choose_device(False), faults() and faults() / pages)')
+    asked, device, later = subprocess.check_output([sys.executable, '-c', script], cwd=ROOT, text=True).split()
+    assert float(asked) > 2.9 and device == 'cpu' and float(later) < .1
