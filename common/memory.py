@@ -8,19 +8,21 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+# Of glibc's malloc.h: what it may keep of what is free, from what size on pieces are the system's own, and how many.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 
 
-def keep_what_is_freed():
-    """Let the C library keep the memory of tensors that are gone for the next ones. Does so on Linux with glibc.
+def keep_what_is_freed(keep=True):
+    """Whether the C library keeps the memory of tensors that are gone for the next ones. Works with glibc, on Linux.
 
-    As it is, it gives large pieces back at once, and the system clears every page of those that it hands out again: a
-    quarter of the time of a StackGAN's step on a CPU.
+    It gives large pieces back at once if it is not told to keep them, and the system clears every page that it hands
+    out again: a quarter of the time of a StackGAN's step on a CPU. What is kept has gaps, about a tenth of the memory.
     """
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
     if mallopt:
-        mallopt(M_TRIM_THRESHOLD, -1)  # never
-        mallopt(M_MMAP_MAX, 0)         # no piece is the system's own
+        mallopt(M_MMAP_THRESHOLD, 2 ** 25)
+        mallopt(M_MMAP_MAX, 0 if keep else 2 ** 16)
+        mallopt(M_TRIM_THRESHOLD, -1 if keep else 2 ** 17)  # -1: all
 
 
 def prepare(parts, generator, *discriminators):
@@ -30,6 +32,7 @@ def prepare(parts, generator, *discriminators):
     when gradients need it. Gradients of the parts add up to that of the batch. A discriminator's batch norm has the
     statistics of a part.
     """
+    keep_what_is_freed(False)
     torch.backends.cudnn.benchmark = False  # it may choose algorithms that are faster by taking more memory
     for module in list(generator.modules()):
         # The innermost sequences: one around them would let them compute twice again.
