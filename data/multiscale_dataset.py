@@ -18,6 +18,7 @@ from common.errors import UserError
 from data import layout
 from data.cache import load_frames
 from data.captioned_photographs import CaptionedPhotographs
+from data.seeded import SeededDataset, SeededSampler
 
 DRAWS = 3  # random numbers that `crop` takes: where to cut, across and down, and whether to flip
 
@@ -134,18 +135,23 @@ class CroppedItems(Sequence):
 class CropLoader(DataLoader):
     """A DataLoader whose workers only cut crops, a batch of which is finished at once, on `device`."""
 
-    def __init__(self, dataset, batch_size, device, **options):
-        super().__init__(dataset, batch_size, collate_fn=attrgetter('batch'), **options)
-        self.device = device
+    def __init__(self, dataset, batch_size, device, sampler, **options):
+        # A generator of its own, so that it does not draw from PyTorch's when it starts workers.
+        super().__init__(SeededDataset(dataset), batch_size, sampler=SeededSampler(sampler),
+                         collate_fn=attrgetter('batch'), generator=torch.Generator(), **options)
+        self.finish, self.device = dataset.finish, device
 
     def __iter__(self):
-        return (self.dataset.finish(batch, self.device) for batch in super().__iter__())
+        return (self.finish(batch, self.device) for batch in super().__iter__())
 
 
 def shuffled_batches(dataset, batch_size, workers, device):
-    """A loader of whole batches of this rank's share, on `device`; one smaller than a batch is a batch of its own."""
+    """A loader of whole batches of this rank's share, on `device`; one smaller than a batch is a batch of its own.
+
+    What it gives is the same with any number of `workers`, which are started once, for all epochs.
+    """
     sampler = ranks.sampler(dataset)
-    return CropLoader(dataset, batch_size, device, sampler=sampler, num_workers=workers,
+    return CropLoader(dataset, batch_size, device, sampler, num_workers=workers, persistent_workers=workers > 0,
                       pin_memory=device.type == 'cuda', drop_last=len(sampler) >= batch_size,
                       worker_init_fn=leave_the_group)
 

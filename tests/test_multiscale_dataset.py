@@ -1,21 +1,23 @@
 """MultiscaleDataset on tiny files, and StackGAN++'s preprocessing on real ones."""
 import io
+import itertools
 import os
 import subprocess
 import sys
 import warnings
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from common.flags import ROOT
 from data import layout, multiscale_dataset
 from data.cropped_dataset import CroppedDataset
 from data.multiscale_dataset import MultiscaleDataset, crop_box, frame
+from data.seeded import SeededDataset
 from tests import tiny
 from tests.errors import one_line
 from tests.golden_numbers import golden
@@ -156,20 +158,55 @@ def test_items(dataset):
         assert item['txt'].endswith(f', {item["name"]}')
 
 
-@pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('chapters', [MultiscaleDataset, CroppedDataset])
-def test_batches_are_the_items(birds, chapters, workers):
-    dataset = chapters(birds)
-    torch.manual_seed(3)
-    batches = list(multiscale_dataset.shuffled_batches(dataset, 3, workers, torch.device('cpu')))
-    torch.manual_seed(3)
-    expected = list(DataLoader(dataset, 3, shuffle=True, drop_last=True, num_workers=workers))
-    assert len(batches) == len(expected) == 2
-    for batch, other in zip(batches, expected):
-        assert batch.keys() == other.keys()
-        for name, values in batch.items():
-            assert same(values, other[name]) if name.endswith(('images', 'embed')) else values == other[name]
-            assert not name.endswith('images') or values[-1].dtype == torch.float32
+def test_batches_are_the_same_with_any_number_of_workers(birds, chapters):
+    dataset, found = chapters(birds), []
+    for workers in (0, 1, 3):
+        torch.manual_seed(3)
+        loader = multiscale_dataset.shuffled_batches(dataset, 3, workers, torch.device('cpu'))
+        epochs = []
+        for _ in range(2):
+            for batch in loader:
+                epochs.append(batch)
+                torch.rand(1)  # as a training does, whose draws must not depend on how far workers are ahead
+        found.append([*epochs, {'drawn': torch.rand(1)}])
+    assert [len(batches) for batches in found] == [5, 5, 5]
+    for one, *others in zip(*found):
+        for other in others:
+            assert one.keys() == other.keys()
+            for name, values in one.items():
+                is_drawn = name.endswith(('images', 'embed', 'drawn'))
+                assert same(values, other[name]) if is_drawn else values == other[name]
+                assert not name.endswith('images') or values[-1].dtype == torch.float32
+    shown = [batch['right_images'][-1] for batch in found[0][:4]]
+    assert not any(torch.equal(image, other) for image, other in itertools.combinations(torch.cat(shown), 2))
+
+
+def test_a_batch_is_what_its_seed_draws(birds):
+    dataset = MultiscaleDataset(birds, **TINY)
+    before = torch.get_rng_state()
+    item, again, other = (SeededDataset(dataset).__getitems__([(4, seed), (5, 0)])[0] for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    expected = dataset.__getitems__([4, 5])[0]
+    assert same(item['right_images'], again['right_images']) and same(item['right_images'], expected['right_images'])
+    assert not same(item['right_images'], other['right_images'])
+
+
+def test_workers_are_started_once(birds):
+    class Whose:
+        def __len__(self):
+            return 12
+
+        def __getitems__(self, numbers):
+            return SimpleNamespace(batch={'right_images': os.getpid()})
+
+        def finish(self, batch, device):
+            return batch['right_images']
+
+    loader = multiscale_dataset.shuffled_batches(Whose(), 2, 2, torch.device('cpu'))
+    first, second = set(loader), set(loader)
+    assert first == second and len(first) == 2 and os.getpid() not in first
 
 
 def test_splits_branches_and_sizes(birds):
