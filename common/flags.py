@@ -6,7 +6,7 @@ import random
 import numpy as np
 import torch
 
-from common import memory, ranks
+from common import ranks
 from common.errors import UserError
 from common.precision import add_precision_flag
 
@@ -115,17 +115,15 @@ def print_options(options):
 
 
 def choose_device(cuda, gpu=0):
-    """The device for `--cuda` and `--gpu` (a number, or -1 for the CPU), to which it fits this process.
+    """The device for `--cuda` and `--gpu` (a number, or -1 for the CPU); says so where there is no GPU to use.
 
-    Says so where there is no GPU to use. Of several ranks, each has the GPU of its number on its machine. Raises
-    UserError where there are GPUs, but not one of that number.
+    Of several ranks, each has the GPU of its number on its machine. Raises UserError where there are GPUs, but not one
+    of that number.
     """
-    cuda = cuda and gpu >= 0
-    if cuda and not torch.cuda.is_available():
+    if not cuda or gpu < 0:
+        return torch.device('cpu')
+    if not torch.cuda.is_available():
         print('--cuda True, but PyTorch finds no CUDA device here: using the CPU')
-        cuda = False
-    if not cuda:
-        memory.keep_what_is_freed()
         return torch.device('cpu')
     asked = f'--gpu {gpu}'
     if ranks.world_size() > 1:

@@ -8,21 +8,19 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-# Of glibc's malloc.h: what it may keep of what is free, from what size on pieces are the system's own, and how many.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
-def keep_what_is_freed(keep=True):
-    """Whether the C library keeps the memory of tensors that are gone for the next ones. Works with glibc, on Linux.
+def keep_what_is_freed():
+    """Let the C library keep the memory of tensors that are gone for the next ones. Works with glibc, on Linux.
 
-    It gives large pieces back at once if it is not told to keep them, and the system clears every page that it hands
-    out again: a quarter of the time of a StackGAN's step on a CPU. What is kept has gaps, about a tenth of the memory.
+    As it is, it gives large pieces back at once, and the system clears every page that it hands out again: up to a
+    quarter of the time of a StackGAN's step on a CPU. What is kept has gaps: up to a quarter more memory.
     """
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
     if mallopt:
-        mallopt(M_MMAP_THRESHOLD, 2 ** 25)
-        mallopt(M_MMAP_MAX, 0 if keep else 2 ** 16)
-        mallopt(M_TRIM_THRESHOLD, -1 if keep else 2 ** 17)  # -1: all
+        mallopt(M_TRIM_THRESHOLD, -1)  # keep all that is free,
+        mallopt(M_MMAP_MAX, 0)         # and ask for no piece by itself
 
 
 def prepare(parts, generator, *discriminators):
@@ -32,7 +30,6 @@ def prepare(parts, generator, *discriminators):
     when gradients need it. Gradients of the parts add up to that of the batch. A discriminator's batch norm has the
     statistics of a part.
     """
-    keep_what_is_freed(False)
     torch.backends.cudnn.benchmark = False  # it may choose algorithms that are faster by taking more memory
     for module in list(generator.modules()):
         # The innermost sequences: one around them would let them compute twice again.

@@ -148,7 +148,7 @@ class CropLoader(DataLoader):
 def shuffled_batches(dataset, batch_size, workers, device):
     """A loader of whole batches of this rank's share, on `device`; one smaller than a batch is a batch of its own.
 
-    What it gives is the same with any number of `workers`, which are started once, for all epochs.
+    What it gives is the same with any number of `workers`, which are started once, for all epochs: one after the other.
     """
     sampler = ranks.sampler(dataset)
     return CropLoader(dataset, batch_size, device, sampler, num_workers=workers, persistent_workers=workers > 0,

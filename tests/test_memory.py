@@ -120,10 +120,9 @@ def test_it_goes_with_bf16(monkeypatch):
 
 def test_nothing_changes_without_it():
     model, netsD, _ = case('stackgan_v2')
-    forwards = [module.forward for net in (model.netG, *netsD) for module in net.modules()]
     options = argparse.Namespace(accumulate=1, precision='fp32', compile=False)
     computing.prepare(options, torch.device('cpu'), model.netG, netsD)
-    assert forwards == [module.forward for net in (model.netG, *netsD) for module in net.modules()]
+    assert not any('forward' in vars(module) for net in (model.netG, *netsD) for module in net.modules())
 
 
 def test_drawing_is_the_same():
@@ -136,8 +135,8 @@ def test_drawing_is_the_same():
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_memory_is_kept_where_it_is_not_short(accumulate):
     script = f"""
-import resource, torch
-from common import flags, memory
+import argparse, resource, torch
+from common import computing
 
 def pages_a_tensor():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -145,10 +144,9 @@ def pages_a_tensor():
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / (2 ** 28 / resource.getpagesize())
 
 print(pages_a_tensor())
-flags.choose_device(False)
-if {accumulate} > 1:
-    memory.prepare({accumulate}, torch.nn.Sequential())
+net, options = torch.nn.Sequential(), argparse.Namespace(accumulate={accumulate}, precision='fp32', compile=False)
+computing.prepare(options, torch.device('cpu'), net, [net])
 print([pages_a_tensor() for _ in range(20)][-1])
 """
-    before, after = subprocess.check_output([sys.executable, '-c', script], cwd=ROOT, text=True).split()
-    assert float(before) > .9 and (float(after) > .9) == (accumulate > 1)
+    before, _, after = subprocess.check_output([sys.executable, '-c', script], cwd=ROOT, text=True).splitlines()
+    assert (float(after) > float(before) / 2) == (accumulate > 1)

@@ -193,18 +193,34 @@ def test_a_batch_is_what_its_seed_draws(birds):
     assert not same(item['right_images'], other['right_images'])
 
 
-def test_workers_are_started_once(birds):
-    class Whose:
-        def __len__(self):
-            return 12
+def test_a_loader_gives_items_of_the_dataset(birds):
+    dataset = MultiscaleDataset(birds)
+    loader = multiscale_dataset.shuffled_batches(dataset, 3, 0, torch.device('cpu'))
+    torch.manual_seed(3)
+    asked = next(iter(loader.batch_sampler))
+    expected = torch.utils.data.default_collate(SeededDataset(dataset).__getitems__(asked))
+    torch.manual_seed(3)
+    batch = next(iter(loader))
+    assert batch.keys() == expected.keys() == set(dataset[0])
+    for name, values in batch.items():
+        assert same(values, expected[name]) if name.endswith(('images', 'embed')) else values == expected[name]
 
-        def __getitems__(self, numbers):
-            return SimpleNamespace(batch={'right_images': os.getpid()})
 
-        def finish(self, batch, device):
-            return batch['right_images']
+class ReadBy:
+    """A data set whose batches are the number of the process that reads them."""
 
-    loader = multiscale_dataset.shuffled_batches(Whose(), 2, 2, torch.device('cpu'))
+    def __len__(self):
+        return 12
+
+    def __getitems__(self, numbers):
+        return SimpleNamespace(batch={'process': os.getpid()})
+
+    def finish(self, batch, device):
+        return batch['process']
+
+
+def test_workers_are_started_once():
+    loader = multiscale_dataset.shuffled_batches(ReadBy(), 2, 2, torch.device('cpu'))
     first, second = set(loader), set(loader)
     assert first == second and len(first) == 2 and os.getpid() not in first
 

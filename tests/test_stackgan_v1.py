@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+from common.convolutions import make_fast
 from stackgan_v1.build_gan import Model
 from stackgan_v1.gan import Stage1Discriminator, Stage1Generator, Stage2Discriminator, Stage2Generator
 from tests.golden_numbers import assert_after, draw_from, fill, golden, tensor_for
@@ -56,7 +57,7 @@ def test_forward_passes(stage, monkeypatch):
 @pytest.mark.parametrize('stage, dtype', TOLERANCES)
 def test_training_meets_losses_and_weights(stage, dtype, monkeypatch):
     _, facts = golden(f'stackgan_v1_stage{stage}')
-    netG, netD = (net.to(dtype) for net in filled_networks(facts))
+    netG, netD = (make_fast(net.to(dtype), 'cpu') for net in filled_networks(facts))  # as main.py trains them
     model = Model('stackgan_v1', 'cpu', None, netG, netD, kl_coef=facts['kl'])
     model.create_optim(facts['lr'])
     tag, size = facts['tag'], facts['B']

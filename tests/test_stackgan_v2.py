@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+from common.convolutions import make_fast
 from stackgan_v2.build_gan import Model
 from stackgan_v2.gan import Discriminator, Generator
 from tests.golden_numbers import assert_after, draw_from, fill, golden, tensor_for
@@ -16,8 +17,11 @@ def filled_networks(facts):
 
 
 def filled_model(facts):
-    model = Model('stackgan_v2', 'cpu', None, *filled_networks(facts), kl_coef=facts['kl'],
-                  uncond_coef=facts['uncond'], color_coef=facts['color'])
+    netG, netsD = filled_networks(facts)
+    for net in (netG, *netsD):
+        make_fast(net, 'cpu')  # as main.py trains them
+    model = Model('stackgan_v2', 'cpu', None, netG, netsD, kl_coef=facts['kl'], uncond_coef=facts['uncond'],
+                  color_coef=facts['color'])
     model.create_optim(facts['lr'])
     return model
 
