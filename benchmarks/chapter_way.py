@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from common.convolutions import DoubledConv, UpsampleLater
+from common.convolutions import DoubledConv, ProductConv, UpsampleLater
 from data.multiscale_dataset import DRAWS, crop, frame
 
 WORKERS = 8
@@ -143,7 +143,7 @@ def slow_down(model, nets):
     for net in nets:
         net.to(memory_format=torch.contiguous_format)
         for layer in net.modules():
-            if isinstance(layer, (UpsampleLater, DoubledConv)):
+            if isinstance(layer, (UpsampleLater, DoubledConv, ProductConv)):
                 layer.__class__ = layer.__class__.__base__
         net.requires_grad_ = lambda flag, net=net: net  # the generator's loss also goes to the discriminators' weights
     for value in vars(model).values():

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from common.convolutions import make_fast, share_products
+from common import convolutions
+from common.convolutions import ProductConv, make_fast, rewrite
 from stackgan_v1 import gan as stackgan_v1
 from stackgan_v2 import gan as stackgan_v2
 
@@ -16,7 +17,7 @@ from stackgan_v2 import gan as stackgan_v2
 def test_shared_products_give_the_same(upsample, dtype):
     torch.manual_seed(0)
     plain = upsample(5, 4).to(dtype)
-    shared = share_products(copy.deepcopy(plain))
+    shared = rewrite(copy.deepcopy(plain))
     features = torch.randn(2, 5, 6, 7, dtype=dtype, requires_grad=True)
     results = []
     for layers in (plain, shared):
@@ -31,21 +32,62 @@ def test_shared_products_give_the_same(upsample, dtype):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4)
 
 
+def test_sums_of_weights_are_rounded_once_in_bf16():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(1, 1, 3, padding=1, bias=False))
+    nn.init.constant_(plain[1].weight, 1 + 2 ** -8)  # bfloat16 has 1 and 1 + 2 ** -7 next to it; 4 times it, it has
+    features = torch.ones(1, 1, 4, 4)
+    with torch.autocast('cpu', torch.bfloat16):
+        found = rewrite(copy.deepcopy(plain))(features)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), plain(features), rtol=2 ** -8, atol=0)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize('conv', [nn.Conv2d(6, 9, 4, stride=2, padding=1, bias=False),
+                                  nn.Conv2d(6, 9, 3, padding=1, bias=False),
+                                  nn.Conv2d(6, 9, 3, padding=(0, 1), stride=(2, 1), bias=False)])
+def test_many_weights_for_few_places_are_a_product_of_matrices(conv, dtype, monkeypatch):
+    torch.manual_seed(0)
+    plain, product = conv.to(torch.float64), rewrite(copy.deepcopy(conv.to(torch.float64)))
+    plain, product = plain.to(dtype), product.to(dtype)
+    features = torch.randn(2, 6, 8, 5).to(dtype).requires_grad_()
+    own_way, results = [], []
+    forward = nn.Conv2d.forward
+    monkeypatch.setattr(nn.Conv2d, 'forward', lambda self, x: own_way.append(self) or forward(self, x))
+    monkeypatch.setattr(convolutions, 'WEIGHTS_PER_PLACE', 0)
+    for layer in (plain, product):
+        found = layer(features)
+        assert found.dtype == dtype
+        results.append([found, *torch.autograd.grad(found.square().sum(), [features, layer.weight])])
+    assert own_way == [plain] and isinstance(product, ProductConv)
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one, **({'rtol': 0.02, 'atol': 0.2} if dtype == torch.bfloat16 else {}))
+
+
+def test_few_weights_or_many_places_are_left_to_pytorch(monkeypatch):
+    conv = rewrite(nn.Conv2d(64, 64, 4, stride=2, padding=1, bias=False))  # 2 ** 16 weights
+    own_way, forward = [], nn.Conv2d.forward
+    monkeypatch.setattr(nn.Conv2d, 'forward', lambda self, x: own_way.append(len(x)) or forward(self, x))
+    for batch in (1, 2):
+        conv(torch.randn(batch, 64, 4, 4))  # 4 places each: in a batch of one, 2 ** 14 weights for every place
+    assert own_way == [2]
+
+
 def test_elsewhere_networks_are_computed_as_they_are_written():
     """Wherever they were made: a Stage-I of the CPU becomes part of a Stage-II on a GPU."""
-    _, plain = torch.manual_seed(0), stackgan_v1.upsample(5, 4)
-    shared = share_products(copy.deepcopy(plain))
+    upsample, conv = stackgan_v1.upsample(5, 4), nn.Conv2d(128, 128, 4, stride=2, padding=1, bias=False)
+    rewrite(nn.ModuleList([upsample, conv])).to('meta')
     shown = []
-    shared[1].register_forward_hook(lambda _, inputs, __: shown.append(inputs[0].shape))
-    features = torch.randn(2, 5, 6, 7)
-    with torch.autocast('cpu', torch.bfloat16):
-        assert torch.equal(plain(features), shared(features))
-    assert shared.to('meta')(features.to('meta')).shape == (2, 4, 12, 14)
-    assert shown == 2 * [(2, 5, 12, 14)]
+    for layer in (upsample[1], conv):
+        layer.register_forward_hook(lambda _, inputs, __: shown.append(inputs[0].shape))
+    assert upsample(torch.empty(2, 5, 6, 7, device='meta')).shape == (2, 4, 12, 14)
+    assert shown == [(2, 5, 12, 14)]
+    assert conv(torch.empty(1, 128, 4, 4, device='meta')).is_contiguous()  # a product's result has channels last
 
 
 def test_copies_have_weights_of_their_own():
-    net = share_products(stackgan_v1.upsample(2, 2)).eval()
+    net = rewrite(stackgan_v1.upsample(2, 2)).eval()
     features = torch.randn(1, 2, 4, 4)
     before = net(features)
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
@@ -57,3 +99,4 @@ def test_copies_have_weights_of_their_own():
 def test_gpus_have_channels_last():
     net = make_fast(stackgan_v1.upsample(2, 2), 'cuda')
     assert net[1].weight.is_contiguous(memory_format=torch.channels_last)
+    assert make_fast(net, 'cpu')[1].weight.is_contiguous()
