@@ -5,6 +5,7 @@ Networks compute in float32 in PyTorch's first memory order, layer by layer; Ada
 memory back, and gradients are computed that nobody uses.
 """
 import io
+import warnings
 
 import h5py
 import numpy as np
@@ -25,6 +26,7 @@ def device(kind):
 
 
 def loader(dataset, batch_size):
+    warnings.filterwarnings('ignore', 'This DataLoader will create')  # that it has more workers than there are cores
     return DataLoader(dataset, batch_size, shuffle=True, num_workers=WORKERS, drop_last=True)
 
 
@@ -135,7 +137,8 @@ def stackgan_step(model, batch):
     for netD in model.netsD if hasattr(model, 'netsD') else [model.netD]:
         netD.zero_grad()
     for value in model.train_step(batch).values():
-        [float(loss) for loss in (value if isinstance(value, list) else [value])]
+        for loss in value if isinstance(value, list) else [value]:
+            loss.item()
 
 
 def slow_down(model, nets):

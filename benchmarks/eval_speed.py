@@ -39,7 +39,8 @@ def main():
     if options.checkpoint:
         model, _, _ = load_generator(options.checkpoint, 'stackgan_v2', device)
     else:
-        model = Model('stackgan_v2', device, None, *make_networks(device=device))
+        netG, _ = make_networks(device=device)
+        model = Model('stackgan_v2', device, None, netG, [])
     photo_of = torch.arange(options.count) // CAPTIONS
     index = SimpleNamespace(sentence=lambda i: ('class', f'photograph_{i // CAPTIONS}', str(i % CAPTIONS)))
     dataset = SimpleNamespace(captions=range(options.count), split='test', photo_of=photo_of, index=index,

@@ -69,11 +69,11 @@ def main():
 
 
 def train(name, seed, dataset, options, device):
-    """A Model that was trained for `--steps` steps in the precision `name`; it draws in float32, as main.py does."""
+    """A Model that was trained for `--steps` steps in the precision `name`; it draws without bf16, as main.py does."""
     torch.manual_seed(seed)
     batches = DataLoader(dataset, options.batch_size, shuffle=True, collate_fn=dataset.collate, drop_last=True)
     model = Model('quality', device, None, 3, l1_coef=50, l2_coef=100)
-    nets = [net.train().to(memory_format=torch.channels_last) for net in (model.netG, model.netD)]
+    nets = [net.train() for net in (model.netG, model.netD)]
     precision.compute_in(name, device, *nets)
     model.create_optim(options.lr)
     imitated = name == 'bf16' and not precision.has_bf16(device)

@@ -61,6 +61,7 @@ def main():
     if options.way:
         print(json.dumps(measure(*prepare(options), options)))
     else:
+        Text2ImageDataset(options.file, drawn=False).require_embeddings()  # what is missing is said before any row
         device = flags.choose_device(options.device == 'cuda')
         options.device = device.type
         show(options, {way: [] for way in ways(device, options.accumulate)})
@@ -129,8 +130,6 @@ def prepare(options):
 def new_text2image(options, device):
     """(model, its discriminators, parts of them that are called by themselves, batches, the chapter's step)."""
     model = text2image.build_gan.Model('speed', device, None, 3, l1_coef=50, l2_coef=100)
-    model.netG.to(memory_format=torch.channels_last)
-    model.netD.to(memory_format=torch.channels_last)
     if options.way == CHAPTER:
         batches = chapter_way.loader(chapter_way.CaptionItems(options.file), options.batch_size)
     else:
@@ -155,12 +154,10 @@ def new_stackgan(options, device):
 
 
 class Feed:
-    """The batches of a DataLoader without end; `is_full` says whether its workers have made all that they make ahead.
+    """Endless batches of a DataLoader; `is_full` says whether its workers have made all that they make ahead.
 
-    Workers begin with a queue to fill, which is more work than a training usually gives them; where they are slower
-    than the steps, the first steps live on that queue, which is less. What a step usually costs can be measured from
-    when the queue is full at the end of a step, for then each is made while the one before is trained on, or else from
-    when all that was queued at the start has been used.
+    Workers start by filling their queue, which slows the first steps; slow workers then feed some steps from it, which
+    speeds those up. So the clock starts when the queue is full or, if that never happens, when the first is used up.
     """
 
     def __init__(self, loader):
@@ -210,7 +207,7 @@ def measure(batches, step, options):
         if warm >= WARM_UP and feed.is_full():
             break
     else:
-        least = max(least, feed.ahead)  # batches come in bursts, one from each worker: some whole ones
+        least = max(least, feed.ahead)  # workers deliver in bursts: at least one round of all
     start, waiting, images, steps = time.perf_counter(), 0, 0, 0
     while steps < least or time.perf_counter() - start < options.seconds:
         asked = time.perf_counter()

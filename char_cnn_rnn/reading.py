@@ -34,7 +34,7 @@ def keep_encoder(dataset, run_dir):
     beside = layout.encoder_beside(dataset.file)
     if not os.path.isfile(beside):
         return
-    if torch.allclose(embed(beside, dataset.captions[:1]), dataset.embeddings[:1], atol=1e-3):
+    if torch.allclose(embed(beside, dataset.captions[:1]), dataset.embeddings[:1].cpu(), atol=1e-3):
         shutil.copyfile(beside, os.path.join(run_dir, run.ENCODER))
     else:
         print(f'{beside}: is not what wrote the embeddings of {dataset.file}, so this run keeps no encoder; '

@@ -87,6 +87,18 @@ def save_pair(model, path='', name=None, verbose=True):
     return file
 
 
+def load_optimiser(optimiser, state_dict):
+    """Load an optimiser's state dict, with what it keeps of a parameter in the memory order of that parameter.
+
+    Fused Adam takes the order for granted, and the machine that wrote the state may have another (`make_fast`).
+    """
+    optimiser.load_state_dict(state_dict)
+    for parameter, state in optimiser.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter).copy_(value)
+
+
 def load_pair(model, contents, path):
     """Take over what `save_pair` wrote; of a training, only where `model` has optimisers already.
 
@@ -96,8 +108,8 @@ def load_pair(model, contents, path):
     load_weights(model.netD, contents['netD'], path)
     model.options = contents.get('options', {})
     if model.optim_G is not None and 'optim_G' in contents:
-        model.optim_G.load_state_dict(contents['optim_G'])
-        model.optim_D.load_state_dict(contents['optim_D'])
+        load_optimiser(model.optim_G, contents['optim_G'])
+        load_optimiser(model.optim_D, contents['optim_D'])
         model.progress = contents['progress']
 
 

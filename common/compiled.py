@@ -7,6 +7,9 @@ from common import ranks
 from common.errors import UserError
 from common.flags import boolean
 
+# Networks for any size of batch would be slower; fallback_random draws what PyTorch draws when it does not compile.
+# CUDA graphs are left out: no GPU was at hand to see whether they help.
+HOW = {'dynamic': False, 'options': {'fallback_random': True}}
 VARIANTS = 64  # of a network, each compiled by itself: other shapes, with or without gradients, of its branches
 
 
@@ -30,12 +33,12 @@ def choose(asked, device):
     if not asked or asked == 'auto' and (device.type != 'cuda' or ranks.world_size() > 1):
         return False
     try:
-        torch.compile(lambda x: x + 1, options={'force_disable_caches': True})(torch.zeros(2, device=device))
+        torch.compile(lambda x: x + 1, **HOW)(torch.zeros(2, device=device))
         return True
     except Exception as error:  # of what is missing there are as many kinds as there are tools
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         if asked == 'auto':
-            print(f'--compile auto: not compiled, for PyTorch cannot do it here ({reason})')
+            print(f'--compile auto: not compiled, because PyTorch cannot do it here ({reason})')
             return False
         raise UserError(f'--compile True: PyTorch cannot compile here ({reason}); it takes a C++ compiler, and on a '
                         'GPU Triton; use --compile False') from error
@@ -52,11 +55,7 @@ def prepare(options, device, *nets):
     print('Compiling: the first steps take longer')
     torch._dynamo.config.cache_size_limit = VARIANTS  # what is beyond it would silently not be compiled
     for net in nets:
-        # Without CUDA graphs: they keep results in memory that the next call writes to, and a discriminator is called
-        # several times before its losses go back. fallback_random draws what PyTorch draws when it does not compile.
-        # dynamic=False: networks for any size of batch would be slower.
-        compiled = torch.compile(net.forward, dynamic=False, options={'fallback_random': True})
-        net.forward = for_whole_batches(net, compiled, options.batch_size)
+        net.forward = for_whole_batches(net, torch.compile(net.forward, **HOW), options.batch_size)
 
 
 def for_whole_batches(net, compiled, batch_size):

@@ -8,7 +8,7 @@ from torch import nn
 ROWS = torch.tensor([[0., 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
 ROWS_AND_COLUMNS = torch.einsum('ai,bj->ijab', ROWS, ROWS).reshape(9, 16)
 
-WEIGHTS_PER_PLACE = 2 ** 14  # of a convolution with more, one product of matrices takes less time than PyTorch's own way
+WEIGHTS_PER_PLACE = 2 ** 14  # with more for each place of the result, a product of matrices beats PyTorch's convolution
 
 
 def make_fast(net, device):
@@ -19,7 +19,10 @@ def make_fast(net, device):
 
 
 def rewrite(net):
-    """Let the convolutions of `net` compute on a CPU as the classes below do. Weights and names stay. Returns `net`."""
+    """Let the convolutions of `net` compute on a CPU as the classes below do. Weights and names stay. Returns `net`.
+
+    They are such as the StackGANs have: of one group, not dilated, padded with zeros, without biases after an Upsample.
+    """
     for layers in net.modules():
         if isinstance(layers, nn.Sequential):
             for upsample, conv in zip(layers, layers[1:]):
@@ -62,7 +65,7 @@ class ProductConv(nn.Conv2d):
     """[B, C, H, W] -> the convolution; where there are many weights for few places, as one product of matrices.
 
     PyTorch's own way brings all weights into another order in each pass: of a discriminator's last layers, whose
-    maps are 4 x 4, that is most of the time.
+    maps are 4 x 4, that is most of the time. In bf16 the input's gradient is a sum of numbers rounded to bf16.
     """
 
     def forward(self, features):

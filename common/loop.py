@@ -44,7 +44,8 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
             log.line(f'nothing to do: {progress["epoch"]} epochs are done; give more with --epochs')
         while progress['epoch'] < epochs:
             batches = _batches_left(model.data_loader, progress)
-            with _progress_bar(model.data_loader, progress, epochs, verbose) as bar:
+            with (_progress_bar(model.data_loader, progress, epochs, verbose) as bar,
+                  _explained(out_dir, lambda: progress['step'] + 1)):
                 for batch in batches:
                     size = _batch_size(batch)
                     progress['batch'] += 1
@@ -53,8 +54,7 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
                             log.line('a batch of one picture has no batch statistics: left out, now and in every epoch')
                         warned = True
                         continue
-                    with _explained(progress['step'] + 1, out_dir):
-                        losses = model.train_step(batch)
+                    losses = model.train_step(batch)
                     progress['step'] += 1
                     bar.update(size * world_size)
                     log.count(size * world_size)
@@ -120,15 +120,15 @@ def _progress_bar(data_loader, progress, epochs, verbose):
 
 
 def rng_state():
-    """The states of PyTorch's generators, as tensors."""
-    return {'cpu': torch.get_rng_state(), 'cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+    """The states of PyTorch's generators, of the CPU and of the GPU in use, if there is one, as tensors."""
+    return {'cpu': torch.get_rng_state(), 'cuda': [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []}
 
 
 def set_rng_state(state):
     """Put the generators back into a state that `rng_state` gave."""
     torch.set_rng_state(state['cpu'])
-    if state['cuda'] and torch.cuda.device_count() == len(state['cuda']):
-        torch.cuda.set_rng_state_all(state['cuda'])
+    if state['cuda'] and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(state['cuda'][0])
 
 
 def _batch_size(batch):
@@ -139,7 +139,7 @@ def _batch_size(batch):
 def _read(losses, step, out_dir):
     """Losses as floats, a list one by one, means over the ranks. Raises UserError where one is not finite."""
     numbers = {}
-    with _explained(step, out_dir):
+    with _explained(out_dir, lambda: step):
         for name, value in losses.items():
             if isinstance(value, (list, tuple)):
                 numbers.update({f'{name}_{i}': float(part) for i, part in enumerate(value)})
@@ -153,17 +153,20 @@ def _read(losses, step, out_dir):
 
 
 @contextlib.contextmanager
-def _explained(step, out_dir):
-    """Raises UserError instead of PyTorch's errors about memory, or about what comes of weights that are not finite."""
+def _explained(out_dir, step):
+    """Raises UserError instead of PyTorch's errors about memory, or about what comes of weights that are not finite.
+
+    `step()` is the number of the step under way; a GPU may report an error of it later, wherever it is waited for.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise UserError(f'step {step}: the GPU has too little memory; try a smaller --batch_size, or, for StackGANs, '
+        raise UserError(f'step {step()}: the GPU has too little memory; try a smaller --batch_size, or, for StackGANs, '
                         '--accumulate') from error
     except RuntimeError as error:
         # Binary cross-entropy refuses a probability of NaN: a GPU in an assertion, perhaps of an earlier step.
         if 'should be between 0 and 1' in str(error) or 'device-side assert' in str(error):
-            raise UserError(f'a probability is not a number at step {step}: {_diverged(out_dir)}') from error
+            raise UserError(f'a probability is not a number at step {step()}: {_diverged(out_dir)}') from error
         raise
 
 

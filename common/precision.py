@@ -24,12 +24,13 @@ def choose(asked, device):
     """
     if asked == 'auto':
         return 'bf16' if has_bf16(device) else 'fp32'
+    processor = 'CPU' if device.type == 'cpu' else 'GPU'
     if asked == 'bf16' and not has_bf16(device):
-        raise UserError(f'--precision bf16: this {device.type} has none (it takes a GPU of compute capability 8.0, '
-                        'or a CPU with avx512_bf16 or amx_bf16); use fp32')
+        raise UserError(f'--precision bf16: this {processor} has none (it takes a GPU of compute capability 8.0 or '
+                        'more, or a CPU with avx512_bf16 or amx_bf16); use fp32')
     if asked == 'tf32' and not (device.type == 'cuda' and torch.cuda.get_device_capability(device) >= AMPERE):
-        raise UserError(f'--precision tf32: this {device.type} has none (it takes a GPU of compute capability 8.0); '
-                        'use fp32')
+        raise UserError(f'--precision tf32: this {processor} has none (it takes a GPU of compute capability 8.0 or '
+                        'more); use fp32')
     return asked
 
 

@@ -65,8 +65,10 @@ def _meeting():
     try:
         yield
     except RuntimeError as error:
-        raise UserError(f'process {rank()} of {world_size()} waits in vain for another, which has ended: see what that '
-                        f'one said ({str(error).splitlines()[0]})') from error
+        if isinstance(error, torch.OutOfMemoryError) or 'CUDA error' in str(error):
+            raise  # of this process's own GPU, which the loop explains
+        raise UserError(f'process {rank()} of {world_size()} waits in vain for another: it has ended, or has not come '
+                        f'for {TIMEOUT.seconds // 60} minutes; what it said itself tells why') from error
 
 
 def _average_gradients(optimiser, *_):
@@ -98,7 +100,8 @@ def unite(*nets):
             nn.SyncBatchNorm.convert_sync_batchnorm(net)  # in place, with the same parameters under the same names
         for value in net.state_dict().values():
             first = value.contiguous()
-            distributed.broadcast(first, 0)
+            with _meeting():
+                distributed.broadcast(first, 0)
             value.copy_(first)
 
 

@@ -27,7 +27,7 @@ def same_items(dataset, count):
     """
     places = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed GPUs, too
         return torch.utils.data.default_collate([dataset[i] for i in places.tolist()])
 
 

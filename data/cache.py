@@ -152,8 +152,12 @@ def _write_index(folder, file, split, stamp):
 
 def _write_pictures(path, file, split, index, size):
     """Decode every photograph of the split, in threads (Pillow decodes without Python's lock)."""
-    def decode(jpeg):
-        return squash(jpeg, size).transpose(2, 0, 1)
+    def decode(name, jpeg):
+        try:
+            return squash(jpeg, size).transpose(2, 0, 1)
+        except OSError as error:
+            raise UserError(f'{file.filename}: the photograph {name} of /{split} cannot be decoded ({error}); make the '
+                            f'file again without it: {layout.how_to_prepare(file.filename)}') from error
 
     partial = f'{path}.partial-{os.getpid()}'
     shape = (len(index.names), 3, size, size)
@@ -164,14 +168,13 @@ def _write_pictures(path, file, split, index, size):
                 tqdm(total=shape[0], desc=f'{split}: pictures at {size} px', unit='', leave=False, disable=None) as bar:
             for start in range(0, shape[0], CHUNK):
                 jpegs = [layout.read_jpeg(file, split, key) for key in index.img_keys[start:start + CHUNK]]
-                for i, picture in enumerate(threads.map(decode, jpegs), start):
+                for i, picture in enumerate(threads.map(decode, index.names[start:], jpegs), start):
                     pictures[i] = picture
                     bar.update()
         pictures.flush()
         os.replace(partial, path)
-    except OSError as error:  # Pillow's errors about a damaged picture are OSErrors too
-        raise UserError(f'{file.filename}: a photograph of /{split} or the cache {path} cannot be used '
-                        f'({error})') from error
+    except OSError as error:
+        raise UserError(f'{partial}: cannot be written ({error}); make room') from error
     finally:
         if os.path.exists(partial):
             os.remove(partial)
@@ -188,11 +191,11 @@ def _read_frames(pixels, sizes):
 def _write_frames(pixels, sizes, shorter, file, split, keys, make):
     """Make the frame of every photograph, in threads; the file `sizes`, which says that they are there, comes last."""
     partial, shapes = f'{pixels}.partial-{os.getpid()}', []
-    print(f'Decoding {len(keys)} photographs once, into {pixels}', flush=True)
     squares, free = 3 * shorter ** 2 * len(keys), shutil.disk_usage(os.path.dirname(pixels)).free
     if free < squares:
         raise UserError(f'{pixels}: would have {squares / 1e9:.1f} GB or more, and {free / 1e9:.1f} GB are free; '
                         'make room, or read the photographs themselves with --cache False')
+    print(f'Decoding {len(keys)} photographs once, into {pixels} ({squares / 1e9:.1f} GB or more)', flush=True)
     try:
         with open(partial, 'wb') as out, ThreadPoolExecutor(os.cpu_count()) as threads, \
                 tqdm(total=len(keys), desc=f'{split}: frames', unit='', leave=False, disable=None) as bar:

@@ -215,11 +215,6 @@ def read_jpeg(file, split, key):
     return file[split][key]['img'][()].tobytes()
 
 
-def jpeg_size(file, split, key):
-    """The number of bytes of that JPEG, without reading it."""
-    return file[split][key]['img'].dtype.itemsize
-
-
 def has_embeddings(file, split):
     """True where the split's captions have embeddings (they are written for all or for none)."""
     return any('embeddings' in file[split][key] for key in list(file[split])[:1])

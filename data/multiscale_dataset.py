@@ -1,4 +1,8 @@
-"""Captioned pictures at several sizes, cropped around the bird, as StackGAN++ prepares them."""
+"""Captioned pictures at several sizes, cropped around the bird, as StackGAN++ prepares them.
+
+Crops are cut and flipped where the frames are, on the CPU: they are half of the bytes that would go to a GPU, and all
+frames of CUB-200-2011, 3.5 GB, would take the memory that small GPUs need. The rest is done there, a batch at once.
+"""
 import io
 import os
 import signal
@@ -146,11 +150,13 @@ class CropLoader(DataLoader):
 
 
 def shuffled_batches(dataset, batch_size, workers, device):
-    """A loader of whole batches of this rank's share, on `device`; one smaller than a batch is a batch of its own.
+    """A loader of this rank's share in whole batches, on `device`; a share smaller than a batch is one batch.
 
-    What it gives is the same with any number of `workers`, which are started once, for all epochs: one after the other.
+    What is left of an epoch after its whole batches is left out. `workers` are started once, for all epochs, and what
+    they give is the same with any number of them.
     """
     sampler = ranks.sampler(dataset)
+    workers = min(workers, os.cpu_count())  # more would only wait for each other
     return CropLoader(dataset, batch_size, device, sampler, num_workers=workers, persistent_workers=workers > 0,
                       pin_memory=device.type == 'cuda', drop_last=len(sampler) >= batch_size,
                       worker_init_fn=leave_the_group)

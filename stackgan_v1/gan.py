@@ -26,7 +26,8 @@ def to_image(size_in):
 
 def concatenate_everywhere(features, condition):
     """[B, C, H, W], the condition [B, K] repeated at every place behind them -> [B, C + K, H, W]."""
-    return torch.cat([features, condition[:, :, None, None].expand(-1, -1, *features.shape[2:])], 1)
+    condition = condition.to(features.dtype)[:, :, None, None].expand(-1, -1, *features.shape[2:])
+    return torch.cat([features, condition], 1)
 
 
 class ConditioningAugmentation(nn.Module):

@@ -284,9 +284,8 @@ class Model:
             checkpoint.load_weights(netD, weights, file)
         self.options = contents.get('options', {})
         if self.optim_G is not None and 'optim_G' in contents:
-            self.optim_G.load_state_dict(contents['optim_G'])
-            for optimiser, state in zip(self.optims_D, contents['optims_D']):
-                optimiser.load_state_dict(state)
+            for optimiser, state in zip((self.optim_G, *self.optims_D), (contents['optim_G'], *contents['optims_D'])):
+                checkpoint.load_optimiser(optimiser, state)
             self.progress = contents['progress']
 
     def _take_discriminators_beside(self, file, branches):

@@ -25,7 +25,8 @@ def upsample(size_in, size_out):
 
 def concatenate_everywhere(condition, features):
     """[B, C, H, W], the condition [B, K] repeated at every place in front of them -> [B, K + C, H, W]."""
-    return torch.cat([condition[:, :, None, None].expand(-1, -1, *features.shape[2:]), features], 1)
+    condition = condition.to(features.dtype)[:, :, None, None].expand(-1, -1, *features.shape[2:])
+    return torch.cat([condition, features], 1)
 
 
 class ConditioningAugmentation(nn.Module):

@@ -31,6 +31,11 @@ def test_auto_compiles_for_one_gpu(monkeypatch):
     assert not compiled.choose('auto', torch.device('cuda'))
 
 
+def test_pytorch_knows_the_options():
+    """It looks at them at once, and compiles when the function is called."""
+    torch.compile(lambda x: x + 1, **compiled.HOW)
+
+
 def test_what_is_missing_is_said_in_a_line(monkeypatch, capsys):
     def fail(*_, **__):
         raise RuntimeError('No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1 for ...')

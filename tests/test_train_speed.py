@@ -12,7 +12,8 @@ import torch
 
 import stackgan_v1.build_gan
 import stackgan_v2.build_gan
-from benchmarks import train_speed
+from benchmarks import chapter_way, dataset_speed, eval_speed, train_speed
+from common.convolutions import DoubledConv, ProductConv, UpsampleLater
 from tests.errors import one_line
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -65,6 +66,54 @@ def test_the_chapters_items_are_like_ours(chapter, birds, narrow):
             assert image.shape == other.shape and image.dtype == torch.float32 and -1 <= image.min() < image.max() <= 1
 
 
+@pytest.fixture
+def chapters_model(monkeypatch):
+    """A list to which the models are added that compute the chapter's way."""
+    models, slow_down = [], chapter_way.slow_down
+    monkeypatch.setattr(chapter_way, 'slow_down', lambda model, nets: models.append(model) or slow_down(model, nets))
+    return models
+
+
+def nets_of(model):
+    return model.netG, *(model.netsD if hasattr(model, 'netsD') else [model.netD])
+
+
+@pytest.mark.parametrize('chapter', train_speed.BATCH_SIZES)
+def test_the_chapters_way_computes_the_same(chapter, birds, narrow, chapters_model):
+    options = [options_of(birds, chapter=chapter, way=way) for way in ('fp32', 'chapter')]
+    (batches, our_step), (_, chapters_step) = map(train_speed.prepare, options)
+    ours, chapters, batch = our_step.__self__, *chapters_model, next(iter(batches))
+    for step in (our_step, chapters_step):
+        torch.manual_seed(1)
+        step(batch)
+    for one, other in zip(nets_of(ours), nets_of(chapters), strict=True):
+        for name, value in one.state_dict().items():  # of Adam's first step: the learning rate, 2e-4, up or down
+            torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-3, atol=5e-4, msg=name)
+
+
+@pytest.mark.parametrize('chapter', train_speed.BATCH_SIZES)
+def test_the_chapters_way_has_none_of_our_gains(chapter, birds, narrow, chapters_model):
+    batches, step = train_speed.prepare(options_of(birds, chapter=chapter, way='chapter'))
+    step(next(iter(batches)))
+    layers = {type(layer) for net in nets_of(*chapters_model) for layer in net.modules()}
+    assert not layers & {UpsampleLater, DoubledConv, ProductConv}
+    optimisers = [one for value in vars(*chapters_model).values() for one in (value if isinstance(value, list) else
+                  [value]) if isinstance(one, torch.optim.Optimizer)]
+    assert len(optimisers) == len(nets_of(*chapters_model))
+    assert not any(group['fused'] for optimiser in optimisers for group in optimiser.param_groups)
+    _, *netsD = nets_of(*chapters_model)  # the generator's step has left gradients that nobody uses
+    assert all(parameter.grad.any() for netD in netsD for parameter in netD.parameters() if parameter.dim() > 1)
+
+
+def test_the_chapters_pictures_are_ours(birds):
+    chapters, ours = chapter_way.CaptionItems(birds), train_speed.Text2ImageDataset(birds)
+    assert len(chapters) == len(ours) > 0
+    by_caption = {(item['txt'], tuple(item['right_embed'][:5].tolist())): item['right_images'] for item in ours}
+    for item in (chapters[i] for i in range(len(chapters))):
+        image = by_caption.pop((item['txt'], tuple(item['right_embed'][:5].tolist())))
+        assert torch.equal(torch.as_tensor(item['right_images']), image)
+
+
 @pytest.mark.parametrize('way', ['chapter', 'fp32'])
 def test_a_file_that_holds_no_batch_is_named(way, birds, narrow):
     options = options_of(birds, chapter='stackgan_v2', way=way, batch_size=8)
@@ -81,3 +130,29 @@ def test_a_feed_is_full_when_its_workers_have_made_all_that_they_make_ahead():
     assert not feed.is_full()
     feed.counted.calls.value = 14  # the second epoch's batches are all made, and the third has not begun
     assert feed.is_full()
+
+
+# --- the other benchmarks ---------------------------------------------------------------------------------------------
+
+def typed(benchmark, monkeypatch, capsys, *args):
+    """What a benchmark prints."""
+    monkeypatch.setattr('sys.argv', [benchmark.__file__, *map(str, args)])
+    benchmark.main()
+    return capsys.readouterr().out
+
+
+def test_without_a_data_file_it_says_what_to_run(tmp_path, monkeypatch, capsys):
+    missing = str(tmp_path / 'none.hdf5')
+    assert 'prepare.py' in one_line(typed, train_speed, monkeypatch, capsys, '--file', missing)
+
+
+def test_the_data_alone(birds, monkeypatch, capsys):
+    said = typed(dataset_speed, monkeypatch, capsys, '--file', birds)
+    assert re.fullmatch(r'opening 14 cached items: [\d.]+ s, [\d.]+ GB\n'
+                        r'what main.py trains on: [\d,]+ items/s .*\nwith wrong pictures: [\d,]+ items/s .*\n', said)
+
+
+def test_the_evaluation(narrow, monkeypatch, capsys):
+    monkeypatch.setattr(eval_speed, 'make_networks', functools.partial(stackgan_v2.build_gan.make_networks))
+    said = typed(eval_speed, monkeypatch, capsys, '--device', 'cpu', '--count', 3, '--batch_size', 2)
+    assert re.search(r'^3 pictures .*[\d.]+ s', said, re.MULTILINE)

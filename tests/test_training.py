@@ -4,6 +4,7 @@ import math
 import os
 import pickle
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -246,6 +247,22 @@ def test_too_little_memory_is_said_in_a_line():
         model.train(1, verbose=False)
 
 
+def test_losses_are_read_only_where_they_are_logged(tmp_path):
+    """On a GPU, reading one waits for the whole step."""
+    class Loss:
+        reads = 0
+
+        def __float__(self):
+            Loss.reads += 1
+            return 1.0
+
+    batch = {'right_images': torch.zeros(2, 3, 4, 4)}
+    model = SimpleNamespace(train_step=lambda batch: {'loss_G': Loss()}, data_loader=5 * [batch],
+                            progress=loop.new_progress(), save_to=lambda *args, **kwargs: None)
+    loop.train_loop(model, 1, log_interval=2, out_dir=str(tmp_path), verbose=False)
+    assert Loss.reads == 3  # of two steps for the log, of the last one for the checkpoint
+
+
 def test_losses_in_a_list_are_logged_one_by_one(tmp_path):
     class Branches:
         progress, data_loader = loop.new_progress(), [{'right_images': [torch.zeros(2, 1), torch.zeros(2, 1)]}]
@@ -285,6 +302,22 @@ def test_a_checkpoint_holds_all_and_no_code(trained, dataset, tmp_path, capsys):
     other = new_model(dataset, seed=5)
     other.load_from(str(tmp_path / 'deep' / 'er'), 'other')
     assert capsys.readouterr().out == f'loaded {file}\n' and other.options == model.options
+
+
+def test_a_run_goes_on_in_another_memory_order(trained, dataset):
+    """Fused Adam takes weights and moments to be in one order, without looking."""
+    stepped = []
+    for order in (torch.channels_last, torch.contiguous_format):  # the first is that of the run
+        model = new_model(dataset)
+        model.netD.to(memory_format=order)
+        model.load_from(trained, verbose=False)
+        torch.manual_seed(0)
+        for parameter in model.netD.parameters():
+            parameter.grad = torch.empty_like(parameter).copy_(1e-3 * torch.randn(parameter.shape))
+        model.optim_D.step()
+        stepped.append(model.netD.state_dict())
+    for name, value in stepped[0].items():
+        torch.testing.assert_close(stepped[1][name], value, msg=name)
 
 
 def test_load_from_takes_every_kind_of_state_dict(trained, tmp_path):

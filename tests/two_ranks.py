@@ -28,7 +28,8 @@ PATIENCE = 240  # seconds, for a machine that is busy with other things
 def train(folder, chapter, *args, at_step=None):
     """Run the chapter's main.py in `folder` as two ranks. Returns for each (exit status, what `_watch` has seen).
 
-    `at_step(rank, step, losses)`, if given, is called after every step, and may change its losses.
+    `at_step(rank, step, losses)`, if given, is called before the first step and after every step, and may change its
+    losses.
     """
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload([__name__, *(f'{name}.main' for name in CHAPTERS)])
@@ -106,6 +107,8 @@ def _watch(Model, rank, at_step):
             for net in nets:
                 next(net.parameters()).add_(rank)
         seen['parameters'] = lambda: [parameter.detach() for net in nets for parameter in net.parameters()]
+        if at_step:
+            at_step(rank, 0, {})
         create_optim(model, lr)
 
     def watched(model, batch):
@@ -148,10 +151,15 @@ def diverge_second(rank, step, losses):
         losses['loss_G'] = torch.tensor(torch.nan)
 
 
-def end_second(rank, step, losses):
+def end_second(rank, step, losses, at=3):
     """The second process ends without a word in its third step."""
-    if rank == 1 and step == 3:
+    if rank == 1 and step == at:
         os._exit(9)
+
+
+def end_second_at_once(rank, step, losses):
+    """The second process ends without a word before it shares the first's weights."""
+    end_second(rank, step, losses, at=0)
 
 
 if __name__ == '__main__':

@@ -86,12 +86,9 @@ def draw(options, device, resumed):
 
 
 def make_model(options, device, data_loader=None):
-    """The Model of the options, in the memory order in which convolutions are fastest, on CPUs too."""
-    model = Model(options.model, device, data_loader, options.channels, options.l1_coef, options.l2_coef,
-                  options.cls_coef, options.int_coef)
-    model.netG.to(memory_format=torch.channels_last)
-    model.netD.to(memory_format=torch.channels_last)
-    return model
+    """The Model of the options."""
+    return Model(options.model, device, data_loader, options.channels, options.l1_coef, options.l2_coef,
+                 options.cls_coef, options.int_coef)
 
 
 def load_model(file, options, device, data_loader=None):
