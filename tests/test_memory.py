@@ -140,8 +140,8 @@ from common import computing
 
 def pages_a_tensor():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2 ** 26)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / (2 ** 28 / resource.getpagesize())
+    torch.ones(2 ** 22)  # so large that glibc begins to keep them by itself, unless it is told not to
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / (2 ** 24 / resource.getpagesize())
 
 print(pages_a_tensor())
 net, options = torch.nn.Sequential(), argparse.Namespace(accumulate={accumulate}, precision='fp32', compile=False)

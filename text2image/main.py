@@ -12,7 +12,6 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
-import torch
 from torch.utils.data import DataLoader
 
 from char_cnn_rnn import reading
