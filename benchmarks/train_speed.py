@@ -61,7 +61,7 @@ def main():
     if options.way:
         print(json.dumps(measure(*prepare(options), options)))
     else:
-        Text2ImageDataset(options.file, drawn=False).require_embeddings()  # what is missing is said before any row
+        MultiscaleDataset(options.file).require_embeddings()  # what is missing is said before any row
         device = flags.choose_device(options.device == 'cuda')
         options.device = device.type
         show(options, {way: [] for way in ways(device, options.accumulate)})

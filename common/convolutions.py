@@ -35,7 +35,7 @@ def rewrite(net):
 
 
 def on_cpu(features):
-    """Elsewhere nothing is computed in another way than it is written: that has not been measured."""
+    """Elsewhere layers compute as they are written: what they would gain has not been measured."""
     return features.device.type == 'cpu'
 
 

@@ -92,8 +92,8 @@ def add_stackgan_flags(parser, widths, weights):
     parser.add_argument('--gpu', type=int, default=0, metavar='N',
                         help='which GPU; -1: the CPU; processes of torchrun have one each (default: 0)')
     parser.add_argument('--workers', type=non_negative(int), default=4,
-                        help='processes that prepare pictures, one a core at most; 0: this process does; pictures are '
-                             'the same with any number (default: 4)')
+                        help='processes that prepare pictures, at most one per core; 0: this process does; pictures '
+                             'are the same with any number (default: 4)')
     parser.add_argument('--accumulate', type=positive(int), default=1, metavar='N',
                         help='less memory, more time: discriminators see a batch in N parts, whose statistics their '
                              'batch norms take, and activations are computed again (default: 1, as the authors do)')

@@ -174,7 +174,7 @@ def _write_pictures(path, file, split, index, size):
         pictures.flush()
         os.replace(partial, path)
     except OSError as error:
-        raise UserError(f'{partial}: cannot be written ({error}); make room') from error
+        raise UserError(f'{file.filename} cannot be read, or {partial} cannot be written ({error})') from error
     finally:
         if os.path.exists(partial):
             os.remove(partial)

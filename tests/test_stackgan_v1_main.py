@@ -65,7 +65,8 @@ TEXT:
 @pytest.fixture(scope='module')
 def stage1(folder):
     """The folder of a run of Stage-I as the README types it, in a process of its own."""
-    said = run_in(folder, SCRIPT, '--train', '--stage', '1', *DATA, *TRAINING, '--z_dim', '5', '--out_dir', 'out1')
+    said = run_in(folder, SCRIPT, '--train', '--stage', '1', *DATA, *TRAINING, '--z_dim', '5', '--out_dir', 'out1',
+                  '--precision', 'fp32')  # what it draws is almost all gray, and bf16 would round the rest away
     assert 'Training Stage-I on 4 pictures' in said
     run, = (folder / 'out1').iterdir()
     return run
@@ -111,7 +112,8 @@ def test_both_stages_leave_a_run(stage1, stage2):
 
 
 def test_runs_go_on_with_their_options(stage1, stage2, call, tmp_path):
-    for run, options in ((stage1, ['--stage', '1', '--z_dim', '5']), (stage2, ['--stage', '2', '--stage1', stage1])):
+    for run, options in ((stage1, ['--stage', '1', '--z_dim', '5', '--precision', 'fp32']),
+                         (stage2, ['--stage', '2', '--stage1', stage1])):
         out = tmp_path / run.name
         call('--train', *options, *DATA, *TRAINING, '--epochs', '1', '--out_dir', out)
         said = call('--train', '--resume', '--out_dir', out, '--epochs', '2')
@@ -197,8 +199,7 @@ def test_evaluation_writes_every_held_out_caption(folder, stage1, vivid, call, s
         with Image.open(drawn / name) as picture:
             assert picture.size == (size, size) and picture.mode == 'RGB'
             pictures.add(picture.tobytes())
-    # After two epochs Stage-I draws gray pictures that differ in a few bits: here and there, two do not differ.
-    assert len(pictures) == 6 if stage == 2 else len(pictures) > 1
+    assert len(pictures) == 6
 
 
 def test_sentences_are_drawn_by_the_newest_run(folder, stage2, call):

@@ -152,7 +152,7 @@ def diverge_second(rank, step, losses):
 
 
 def end_second(rank, step, losses, at=3):
-    """The second process ends without a word in its third step."""
+    """The second process ends without a word in its third step, or `at` another."""
     if rank == 1 and step == at:
         os._exit(9)
 
