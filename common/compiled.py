@@ -33,7 +33,9 @@ def choose(asked, device):
     if not asked or asked == 'auto' and (device.type != 'cuda' or ranks.world_size() > 1):
         return False
     try:
-        torch.compile(lambda x: x + 1, **HOW)(torch.zeros(2, device=device))
+        from torch._inductor import config  # takes a second to import: only where something is to be compiled
+        with config.patch(force_disable_caches=True):  # what was compiled another day says nothing about today
+            torch.compile(lambda x: x + 1, **HOW)(torch.zeros(2, device=device))
         return True
     except Exception as error:  # of what is missing there are as many kinds as there are tools
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]

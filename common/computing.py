@@ -15,9 +15,9 @@ def prepare(options, device, generator, discriminators, heads=()):
     # From the inside out: what is computed again for a gradient has the first time's precision, and compiled is all.
     if is_accumulated:
         memory.prepare(options.accumulate, generator, *discriminators)
-        memory.give_back_what_is_freed()
-    elif device.type == 'cpu':
-        memory.keep_what_is_freed()
+    if device.type == 'cpu':
+        what_is_freed = memory.give_back_what_is_freed if is_accumulated else memory.keep_what_is_freed
+        what_is_freed()
     precision.prepare(options, device, *called)
     if not is_accumulated:  # a compiler does not take to what is computed again
         compiled.prepare(options, device, *called)

@@ -72,8 +72,8 @@ class ProductConv(nn.Conv2d):
         height, width = (1 + (side + 2 * padding - kernel) // stride for side, padding, kernel, stride in
                          zip(features.shape[2:], self.padding, self.kernel_size, self.stride))
         places = len(features) * height * width
-        if not on_cpu(features) or self.bias is not None or self.weight.numel() < WEIGHTS_PER_PLACE * places:
+        if not on_cpu(features) or self.weight.numel() < WEIGHTS_PER_PLACE * places:
             return super().forward(features)
         seen = F.unfold(features, self.kernel_size, padding=self.padding, stride=self.stride)  # [B, C * K * K, places]
-        found = F.linear(seen.transpose(1, 2).flatten(0, 1), self.weight.flatten(1))
+        found = F.linear(seen.transpose(1, 2).flatten(0, 1), self.weight.flatten(1), self.bias)
         return found.view(-1, height, width, self.out_channels).permute(0, 3, 1, 2)

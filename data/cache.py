@@ -156,8 +156,7 @@ def _write_pictures(path, file, split, index, size):
         try:
             return squash(jpeg, size).transpose(2, 0, 1)
         except OSError as error:
-            raise UserError(f'{file.filename}: the photograph {name} of /{split} cannot be decoded ({error}); make the '
-                            f'file again without it: {layout.how_to_prepare(file.filename)}') from error
+            raise layout.cannot_be_decoded(file.filename, split, name, error) from error
 
     partial = f'{path}.partial-{os.getpid()}'
     shape = (len(index.names), 3, size, size)

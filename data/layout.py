@@ -215,6 +215,12 @@ def read_jpeg(file, split, key):
     return file[split][key]['img'][()].tobytes()
 
 
+def cannot_be_decoded(path, split, name, error):
+    """The UserError about a photograph of the file `path` that Pillow refuses with `error`."""
+    return UserError(f'{path}: the photograph {name} of /{split} cannot be decoded ({error}); make the file again '
+                     f'without it: {how_to_prepare(path)}')
+
+
 def has_embeddings(file, split):
     """True where the split's captions have embeddings (they are written for all or for none)."""
     return any('embeddings' in file[split][key] for key in list(file[split])[:1])

@@ -18,7 +18,6 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from common import ranks
-from common.errors import UserError
 from data import layout
 from data.cache import load_frames
 from data.captioned_photographs import CaptionedPhotographs
@@ -111,8 +110,7 @@ class MultiscaleDataset(CaptionedPhotographs):
             with Image.open(io.BytesIO(jpeg)) as photograph:
                 return frame(photograph, self.sizes[-1], self.index.boxes[photo])
         except OSError as error:
-            raise UserError(f'{self.file}: the photograph {self.index.names[photo]} of /{self.split} cannot be decoded '
-                            f'({error}); make the file again without it: {layout.how_to_prepare(self.file)}') from error
+            raise layout.cannot_be_decoded(self.file, self.split, self.index.names[photo], error) from error
 
 
 class CroppedItems(Sequence):

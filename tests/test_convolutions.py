@@ -47,7 +47,7 @@ def test_sums_of_weights_are_rounded_once_in_bf16():
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize('conv', [nn.Conv2d(6, 9, 4, stride=2, padding=1, bias=False),
-                                  nn.Conv2d(6, 9, 3, padding=1, bias=False),
+                                  nn.Conv2d(6, 9, 3, padding=1),
                                   nn.Conv2d(6, 9, 3, padding=(0, 1), stride=(2, 1), bias=False)])
 def test_many_weights_for_few_places_are_a_product_of_matrices(conv, dtype, monkeypatch):
     torch.manual_seed(0)
@@ -61,7 +61,7 @@ def test_many_weights_for_few_places_are_a_product_of_matrices(conv, dtype, monk
     for layer in (plain, product):
         found = layer(features)
         assert found.dtype == dtype
-        results.append([found, *torch.autograd.grad(found.square().sum(), [features, layer.weight])])
+        results.append([found, *torch.autograd.grad(found.square().sum(), [features, *layer.parameters()])])
     assert own_way == [plain] and isinstance(product, ProductConv)
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(other, one, **({'rtol': 0.02, 'atol': 0.2} if dtype == torch.bfloat16 else {}))
