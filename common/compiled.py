@@ -1,5 +1,6 @@
 """Networks compiled for a training: `--compile`."""
 import functools
+import warnings
 
 import torch
 
@@ -34,7 +35,8 @@ def choose(asked, device):
         return False
     try:
         from torch._inductor import config  # takes a second to import: only where something is to be compiled
-        with config.patch(force_disable_caches=True):  # what was compiled another day says nothing about today
+        # What was compiled another day says nothing about today; PyTorch warns that it then takes longer.
+        with config.patch(force_disable_caches=True), warnings.catch_warnings(action='ignore'):
             torch.compile(lambda x: x + 1, **HOW)(torch.zeros(2, device=device))
         return True
     except Exception as error:  # of what is missing there are as many kinds as there are tools
