@@ -194,7 +194,7 @@ def _write_frames(pixels, sizes, shorter, file, split, keys, make):
     if free < squares:
         raise UserError(f'{pixels}: would have {squares / 1e9:.1f} GB or more, and {free / 1e9:.1f} GB are free; '
                         'make room, or read the photographs themselves with --cache False')
-    print(f'Decoding {len(keys)} photographs once, into {pixels} ({squares / 1e9:.1f} GB or more)', flush=True)
+    print(f'Decoding {len(keys)} photographs once, into {pixels} ({squares / 1e6:,.0f} MB or more)', flush=True)
     try:
         with open(partial, 'wb') as out, ThreadPoolExecutor(os.cpu_count()) as threads, \
                 tqdm(total=len(keys), desc=f'{split}: frames', unit='', leave=False, disable=None) as bar:
