@@ -1,0 +1,115 @@
+"""Files that appear whole or not at all, whatever ends the process, and what a killed process left of them."""
+import contextlib
+import errno
+import glob
+import os
+import shutil
+import tempfile
+
+from common.errors import UserError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def atomic_write(path):
+    """Yield a binary file that takes the name `path` once the block ends without an error and all is on the disk.
+
+    Raises UserError, which says `disk full` where it is, if the file cannot be written; what `path` held before is
+    then still there.
+    """
+    with partial_file(path) as partial, explained(path), open(partial, 'r+b') as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def partial_file(path):
+    """Yield the name of an empty file beside `path`, which takes the name `path` once the block ends without an error.
+
+    For writers that open files themselves, such as HDF5. Removes first what killed processes left of earlier attempts.
+    Raises UserError as `atomic_write` does.
+    """
+    with explained(path):
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        remove_leftovers(path)
+        file = _new_partial(path)
+    try:
+        yield file.name
+        with explained(path):
+            if os.name == 'nt':
+                file.close()  # Windows does not rename a file that is open
+            os.replace(file.name, path)
+    finally:
+        file.close()
+        with contextlib.suppress(OSError):
+            os.remove(file.name)
+
+
+def remove_leftovers(path):
+    """Remove what killed processes left of attempts to write the file `path`: every PATH.partial-* that none locks."""
+    for partial in filter(os.path.isfile, glob.glob(f'{glob.escape(path)}.partial-*')):
+        with contextlib.suppress(OSError):  # gone meanwhile, another user's, or (on Windows) open in another process
+            with open(partial, 'rb') as file:
+                is_left = os.name == 'nt' or _lock(file)
+            if is_left:
+                os.remove(partial)
+
+
+def check_space(path, needed):
+    """Raise UserError where the disk of the file or folder `path` has less than `needed` bytes left."""
+    folder = os.path.abspath(path)
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(f'{path}: disk full: about {needed / 1e6:,.1f} MB are needed, and {free / 1e6:,.1f} MB are '
+                        'free; make room, or write to another disk')
+
+
+@contextlib.contextmanager
+def explained(path):
+    """Raise UserError in place of an OSError of the block, which writes `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path, error):
+    """The UserError about `path`, which cannot be written because of the OSError `error`."""
+    if error.errno in NO_SPACE:
+        return UserError(f'{path}: disk full, so it cannot be written; make room, or write to another disk')
+    return UserError(f'{path}: cannot be written ({error.strerror or " ".join(str(error).split())})')
+
+
+def _new_partial(path):
+    """A new file beside `path`, open and locked, with the permissions that an ordinary new file has."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f'{os.path.basename(path)}.partial-',
+                                        dir=os.path.dirname(os.path.abspath(path)))
+        os.close(handle)
+        os.chmod(name, 0o666 & ~_umask())
+        file = open(name, 'r+b')
+        if _lock(file) is not False and os.path.exists(name):  # nobody took it for a leftover before it was locked
+            return file
+        file.close()
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _lock(file):
+    """Lock an open file until it is closed. False where another has it locked, None where there are no locks."""
+    try:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        return None
+    except OSError as error:
+        return False if error.errno in (errno.EACCES, errno.EAGAIN) else None
+    return True

@@ -1,0 +1,67 @@
+"""Files that appear whole or not at all."""
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from common.errors import UserError
+from common.files import atomic_write, check_space, explained, remove_leftovers
+from tests.errors import one_line
+
+WRITER = '''
+import sys, time
+from common.files import atomic_write
+with atomic_write(sys.argv[1]) as file:
+    file.write(b'half')
+    file.flush()
+    print('writing', flush=True)
+    time.sleep(60)
+'''
+
+
+def write(path, contents):
+    with atomic_write(str(path)) as file:
+        file.write(contents)
+
+
+def test_a_file_is_replaced_only_by_a_whole_one(tmp_path):
+    path = tmp_path / 'new' / 'a'
+    write(path, b'first')
+    with pytest.raises(KeyboardInterrupt), atomic_write(str(path)) as file:
+        file.write(b'second')
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b'first' and os.listdir(path.parent) == ['a']
+    write(path, b'third')
+    assert path.read_bytes() == b'third' and os.listdir(path.parent) == ['a']
+    (tmp_path / 'plain').touch()
+    assert path.stat().st_mode == (tmp_path / 'plain').stat().st_mode
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    path = tmp_path / 'a'
+    (tmp_path / 'a.partial-123').write_bytes(b'of an earlier version')
+    writer = subprocess.Popen([sys.executable, '-c', WRITER, path], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout.readline() == 'writing\n'
+    living = [name for name in os.listdir(tmp_path) if name != 'a.partial-123']
+    remove_leftovers(str(path))
+    assert os.listdir(tmp_path) == living and len(living) == 1
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    assert os.listdir(tmp_path) == living
+    write(path, b'whole')
+    assert os.listdir(tmp_path) == ['a']
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / 'file').touch()
+    assert 'cannot be written' in one_line(write, tmp_path / 'file' / 'a', b'')
+    assert 'disk full' in one_line(check_space, str(tmp_path / 'new' / 'a'), 2 ** 60)
+    check_space(str(tmp_path / 'new' / 'a'), 1)
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='the system has no /dev/full')
+def test_a_full_disk_says_so():
+    with pytest.raises(UserError, match='disk full'), explained('a'), open('/dev/full', 'wb', buffering=0) as file:
+        file.write(b'1')
