@@ -25,7 +25,7 @@ from common.errors import UserError
 from common.locks import lock_file
 from data import layout
 
-FORMAT = 1  # a cache of another format is made again
+FORMAT = 2  # a cache of another format is made again
 CHUNK = 512  # photographs decoded between two writes: bounds the memory
 
 
@@ -34,8 +34,14 @@ class Split:
     """A split, ready to be indexed.
 
     `pictures` is uint8 [photographs, 3, size, size] or None, `embeddings` float32 [captions, 1024] or None.
+
+    `fingerprint` says what the split holds: 16 hexadecimal digits for each of 'captions' (with names, classes and
+    boxes), 'pictures' (the bytes of the JPEGs) and 'embeddings' (None where there are none). `encoder` is what the file
+    says of the encoder that wrote the embeddings, or None.
     """
     index: layout.Index
+    fingerprint: dict
+    encoder: str = None
     pictures: torch.Tensor = None
     embeddings: torch.Tensor = None
 
@@ -48,14 +54,15 @@ def load_split(path, split, size=None):
     """
     with layout.open_file(path) as file, _alone_with(path) as cache:
         folder = os.path.join(cache, split)
-        index = _read_index(folder, _stamp(path))
-        if index is None:
-            index = _write_index(folder, file, split, _stamp(path))
+        known = _read_known(folder, _stamp(path))
+        if known is None:
+            known = _write_split(folder, file, split, _stamp(path))
+        index, fingerprint, encoder = known
         pictures_file = os.path.join(folder, f'pictures_{size}.npy')
         if size and not os.path.exists(pictures_file):
             _write_pictures(pictures_file, file, split, index, size)
         embeddings_file = os.path.join(folder, 'embeddings.npy')
-        return Split(index, pictures=_map(pictures_file) if size else None,
+        return Split(index, fingerprint, encoder, pictures=_map(pictures_file) if size else None,
                      embeddings=_map(embeddings_file) if os.path.exists(embeddings_file) else None)
 
 
@@ -67,7 +74,7 @@ def load_frames(path, split, index, shorter, make):
     """
     with layout.open_file(path) as file, _alone_with(path) as cache:
         folder = os.path.join(cache, split)
-        if _read_index(folder, _stamp(path)) != index:
+        if (_read_known(folder, _stamp(path)) or [None])[0] != index:
             raise UserError(f'{path}: has changed while it was being read; start again')
         pixels, sizes = (os.path.join(folder, f'frames_{shorter}.{ending}') for ending in ('bin', 'npy'))
         frames = _read_frames(pixels, sizes)
@@ -124,30 +131,54 @@ def _stamp(path):
     return {'format': FORMAT, 'bytes': status.st_size, 'modified_ns': status.st_mtime_ns}
 
 
-def _read_index(folder, stamp):
-    """The cached index, or None where there is none or the HDF5 file has changed since."""
+def _read_known(folder, stamp):
+    """The cached (index, fingerprint, encoder), or None where they are not there or the HDF5 file has changed since."""
     try:
         with open(os.path.join(folder, 'index.json'), encoding='utf-8') as file:
             stored = json.load(file)
-        return layout.Index(**stored['index']) if stored['stamp'] == stamp else None
+        if stored['stamp'] != stamp:
+            return None
+        return layout.Index(**stored['index']), stored['fingerprint'], stored['encoder']
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _write_index(folder, file, split, stamp):
-    """Replace the split's cache by a new one that holds index and embeddings; it takes its name only when complete."""
+def _write_split(folder, file, split, stamp):
+    """Replace the split's cache by a new one that holds index and embeddings; it takes its name only when complete.
+
+    Returns (index, fingerprint, encoder).
+    """
     index = layout.read_index(file, split)
+    embeddings = layout.read_embeddings(file, split, index.keys) if layout.has_embeddings(file, split) else None
+    fingerprint, encoder = _fingerprint(file, split, index, embeddings), layout.read_encoder(file)
     partial = tempfile.mkdtemp(prefix=f'{split}.partial-', dir=os.path.dirname(folder))
     try:
-        if layout.has_embeddings(file, split):
-            np.save(os.path.join(partial, 'embeddings.npy'), layout.read_embeddings(file, split, index.keys))
+        if embeddings is not None:
+            np.save(os.path.join(partial, 'embeddings.npy'), embeddings)
         with open(os.path.join(partial, 'index.json'), 'w', encoding='utf-8') as stored:
-            json.dump({'stamp': stamp, 'index': asdict(index)}, stored)
+            json.dump({'stamp': stamp, 'fingerprint': fingerprint, 'encoder': encoder, 'index': asdict(index)}, stored)
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return index
+    return index, fingerprint, encoder
+
+
+def _fingerprint(file, split, index, embeddings):
+    """What `Split.fingerprint` is. The names of the groups are not in it: they say nothing that is trained on."""
+    captions = json.dumps([index.names, index.classes, index.boxes, index.captions, index.photo_of]).encode()
+    jpegs = (layout.read_jpeg(file, split, key) for key in index.img_keys)
+    return {'captions': _digest([captions]), 'pictures': _digest(jpegs),
+            'embeddings': None if embeddings is None else _digest([embeddings])}
+
+
+def _digest(pieces):
+    """16 hexadecimal digits of the SHA-256 of the pieces, each with its length before it."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(memoryview(piece).nbytes.to_bytes(8, 'little'))
+        digest.update(piece)
+    return digest.hexdigest()[:16]
 
 
 def _write_pictures(path, file, split, index, size):

@@ -15,6 +15,7 @@ class CaptionedPhotographs(Dataset):
 
     Has its `index` (`layout.Index`), `captions`, `classes`, the number of the photograph of each caption `photo_of`,
     `embeddings` (float32 [captions, 1024] or None), and with `size` the photographs squashed to that, `pictures`.
+    `fingerprint` and `encoder` say what was read (see `data.cache.Split`).
 
     Raises UserError where the file is missing or not in the layout.
     """
@@ -25,6 +26,7 @@ class CaptionedPhotographs(Dataset):
         self.file, self.split = datasetFile, layout.SPLITS[split]
         cached = load_split(datasetFile, self.split, size)
         self.index, self.pictures, self.embeddings = cached.index, cached.pictures, cached.embeddings
+        self.fingerprint, self.encoder = cached.fingerprint, cached.encoder
         self.captions, self.classes = cached.index.captions, cached.index.classes
         self.photo_of = torch.tensor(cached.index.photo_of, dtype=torch.long)
         self._group_by_class()

@@ -27,6 +27,7 @@ from common.errors import UserError
 
 SPLITS = ('train', 'valid', 'test')
 EMBED_DIM = 1024
+ENCODER_LENGTH = 200  # characters that the attribute `encoder` may have
 TEXT = h5py.string_dtype('utf-8')
 # Groups as compact link messages instead of B-trees and heaps: at ten groups a photograph that halves the overhead.
 LIBRARY_VERSIONS = ('v108', 'v110')
@@ -236,6 +237,16 @@ def read_embeddings(file, split, keys):
             raise UserError(f'{file.filename}: /{split}/{key} has no embedding of {EMBED_DIM} numbers ({error}); '
                             f'write them with: {how_to_embed(file.filename)}') from error
     return embeddings
+
+
+def read_encoder(file):
+    """What the attribute `encoder` of the file says of the encoder that wrote its embeddings, or None."""
+    try:
+        value = file.attrs['encoder']
+    except (KeyError, OSError, ValueError, TypeError, RuntimeError):
+        return None
+    is_sane = isinstance(value, str) and 0 < len(value) <= ENCODER_LENGTH and value.isprintable()
+    return value if is_sane else None
 
 
 def _text(dataset):

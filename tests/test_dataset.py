@@ -364,3 +364,41 @@ def test_a_read_only_data_folder(tmp_path, monkeypatch):
     for _ in range(2):
         assert len(Text2ImageDataset(path)) == 14
     assert os.listdir(data) == ['birds.hdf5'] and len(os.listdir(temporary)) == 1
+
+
+# --- what a data set is known by --------------------------------------------------------------------------------------
+
+def test_a_fingerprint_says_what_has_changed(tmp_path):
+    path = tiny.make(tmp_path / 'birds.hdf5')
+    first = Text2ImageDataset(path)
+    assert set(first.fingerprint) == {'captions', 'pictures', 'embeddings'} and first.encoder is None
+    assert all(len(digits) == 16 and int(digits, 16) for digits in first.fingerprint.values())
+    assert Text2ImageDataset(path).fingerprint == first.fingerprint  # from the cache
+
+    def changed():
+        now = Text2ImageDataset(path).fingerprint
+        return {part for part in now if now[part] != first.fingerprint[part]}
+
+    layout.write_embeddings(path, {'train': np.ones((14, 1024), np.float32)}, 'ones')
+    assert changed() == {'embeddings'}
+    tiny.make(path, captions=('another bird', 'and another'))
+    assert changed() == {'captions'}
+    with h5py.File(tiny.make(path), 'a') as file:
+        file['train/Auk_0_0/bbox'][2] = 31
+    assert changed() == {'captions'}
+    with h5py.File(tiny.make(path), 'a') as file:
+        for k in range(2):
+            del file[f'train/Auk_0_{k}/img']
+            file[f'train/Auk_0_{k}/img'] = np.void(tiny.jpeg(99))
+    assert changed() == {'pictures'}
+    assert Text2ImageDataset(tiny.make(path, embeddings=False)).fingerprint['embeddings'] is None
+
+
+@pytest.mark.parametrize('attribute, read', [('0123456789abcdef', '0123456789abcdef'), ('', None), ('x' * 1000, None),
+                                             ('two\nlines', None), (5, None), (np.zeros(3), None)])
+def test_the_encoder_that_a_file_names(tmp_path, attribute, read):
+    path = tiny.make(tmp_path / 'birds.hdf5')
+    with h5py.File(path, 'a') as file:
+        file.attrs['encoder'] = attribute
+    for _ in range(2):  # made, then from the cache
+        assert Text2ImageDataset(path).encoder == read
