@@ -9,9 +9,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-LENGTH = 201
-# The minus is in it twice; as in the authors' table of letters, the later place counts and the first stays unused.
-ALPHABET = 'abcdefghijklmnopqrstuvwxyz0123456789-,;.!?:\'"/\\|_@#$%^&*~`+-=<>()[]{} '
+from common.letters import ALPHABET, LENGTH
+
 EMBED_DIM = 1024
 INIT_RANGE = 0.08
 STEPS = 18               # columns of the last convolution

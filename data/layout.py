@@ -162,11 +162,11 @@ def write_photograph(file, split, photograph):
             _write_embedding(group, photograph.embeddings[k])
 
 
-def write_embeddings(path, embeddings, source):
+def write_embeddings(path, embeddings, source, encoder=None):
     """Set every caption's embedding, atomically.
 
-    `embeddings` maps a split to float32 [captions, 1024] in the order of `read_index`; `source` says what made them
-    and is kept as an attribute of the file.
+    `embeddings` maps a split to float32 [captions, 1024] in the order of `read_index`. Attributes of the file keep
+    `source`, which says what made them, and `encoder`, the fingerprint of the sentence encoder's weights where given.
     """
     with open_file(path) as file:
         for split, rows in embeddings.items():
@@ -178,6 +178,9 @@ def write_embeddings(path, embeddings, source):
             for key, row in zip(file[split], rows):
                 _write_embedding(file[split][key], row)
         file.attrs['embeddings'] = source
+        file.attrs.pop('encoder', None)  # that of the embeddings before
+        if encoder:
+            file.attrs['encoder'] = encoder
 
 
 def _write_embedding(group, embedding):
