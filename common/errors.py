@@ -8,6 +8,10 @@ class UserError(Exception):
     """One line for the user: which file or option, what is wrong with it, what to do."""
 
 
+class CannotWrite(UserError):
+    """A file that cannot be written, the disk being full or for another reason; a later attempt may succeed."""
+
+
 def run_command(main):
     """Call `main()`; turn a `UserError` into one line on stderr and exit status 1, Ctrl-C into status 130.
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 
-from common.errors import UserError
+from common.errors import CannotWrite
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -15,7 +15,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 def atomic_write(path):
     """Yield a binary file that takes the name `path` once the block ends without an error and all is on the disk.
 
-    Raises UserError, which says `disk full` where it is, if the file cannot be written; what `path` held before is
+    Raises CannotWrite, which says `disk full` where it is, if the file cannot be written; what `path` held before is
     then still there.
     """
     with partial_file(path) as partial, explained(path), open(partial, 'r+b') as file:
@@ -29,7 +29,7 @@ def partial_file(path):
     """Yield the name of an empty file beside `path`, which takes the name `path` once the block ends without an error.
 
     For writers that open files themselves, such as HDF5. Removes first what killed processes left of earlier attempts.
-    Raises UserError as `atomic_write` does.
+    Raises CannotWrite as `atomic_write` does.
     """
     with explained(path):
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
@@ -58,19 +58,19 @@ def remove_leftovers(path):
 
 
 def check_space(path, needed):
-    """Raise UserError where the disk of the file or folder `path` has less than `needed` bytes left."""
+    """Raise CannotWrite where the disk of the file or folder `path` has less than `needed` bytes left."""
     folder = os.path.abspath(path)
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise UserError(f'{path}: disk full: about {needed / 1e6:,.1f} MB are needed, and {free / 1e6:,.1f} MB are '
+        raise CannotWrite(f'{path}: disk full: about {needed / 1e6:,.1f} MB are needed, and {free / 1e6:,.1f} MB are '
                         'free; make room, or write to another disk')
 
 
 @contextlib.contextmanager
 def explained(path):
-    """Raise UserError in place of an OSError of the block, which writes `path`."""
+    """Raise CannotWrite in place of an OSError of the block, which writes `path`."""
     try:
         yield
     except OSError as error:
@@ -78,10 +78,10 @@ def explained(path):
 
 
 def unwritable(path, error):
-    """The UserError about `path`, which cannot be written because of the OSError `error`."""
+    """The CannotWrite about `path`, which cannot be written because of the OSError `error`."""
     if error.errno in NO_SPACE:
-        return UserError(f'{path}: disk full, so it cannot be written; make room, or write to another disk')
-    return UserError(f'{path}: cannot be written ({error.strerror or " ".join(str(error).split())})')
+        return CannotWrite(f'{path}: disk full, so it cannot be written; make room, or write to another disk')
+    return CannotWrite(f'{path}: cannot be written ({error.strerror or " ".join(str(error).split())})')
 
 
 def _new_partial(path):

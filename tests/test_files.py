@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from common.errors import UserError
+from common.errors import CannotWrite
 from common.files import atomic_write, check_space, explained, remove_leftovers
 from tests.errors import one_line
 
@@ -63,5 +63,5 @@ def test_what_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='the system has no /dev/full')
 def test_a_full_disk_says_so():
-    with pytest.raises(UserError, match='disk full'), explained('a'), open('/dev/full', 'wb', buffering=0) as file:
+    with pytest.raises(CannotWrite, match='disk full'), explained('a'), open('/dev/full', 'wb', buffering=0) as file:
         file.write(b'1')
