@@ -67,7 +67,7 @@ class Model:
             init_weights(self.image_side)
         self.optim = None
         self.progress = new_progress()
-        self.options = {}
+        self.options, self.data = {}, {}
 
     def create_optim(self, lr):
         """RMSprop for both sides; the learning rate falls to 0.98 of itself every epoch."""
@@ -138,7 +138,8 @@ class Model:
         file = os.path.join(path, f'{name or self.name}.pt')
         contents = {'variant': self.encoder.variant, 'encoder': self.encoder.state_dict(),
                     'image_encoder': self.image_encoder, 'image_side': self.image_side.state_dict(),
-                    'progress': self.progress, 'options': self.options}
+                    'progress': self.progress, 'options': self.options,
+                    'data': self.data}
         if self.optim is not None:
             contents['optim'] = self.optim.state_dict()
         checkpoint.save(file, contents)
@@ -161,7 +162,7 @@ class Model:
                 raise UserError(f'{file}: was trained with --{what} {contents[what]}, not {ours}')
         checkpoint.load_weights(self.encoder, contents['encoder'], file)
         checkpoint.load_weights(self.image_side, contents['image_side'], file)
-        self.options = contents['options']
+        self.options, self.data = contents['options'], contents.get('data', {})
         if self.optim is not None and 'optim' in contents:
             self.optim.load_state_dict(contents['optim'])
             self.progress = contents['progress']

@@ -78,7 +78,7 @@ def save_pair(model, path='', name=None, verbose=True):
     """
     file = os.path.join(path, f'{name or model.name}.pt')
     contents = {'netG': model.netG.state_dict(), 'netD': model.netD.state_dict(),
-                'progress': model.progress, 'options': model.options}
+                'progress': model.progress, 'options': model.options, 'data': model.data}
     if model.optim_G is not None:
         contents |= {'optim_G': model.optim_G.state_dict(), 'optim_D': model.optim_D.state_dict()}
     save(file, contents)
@@ -106,7 +106,7 @@ def load_pair(model, contents, path):
     """
     load_weights(model.netG, contents['netG'], path)
     load_weights(model.netD, contents['netD'], path)
-    model.options = contents.get('options', {})
+    model.options, model.data = contents.get('options', {}), contents.get('data', {})
     if model.optim_G is not None and 'optim_G' in contents:
         load_optimiser(model.optim_G, contents['optim_G'])
         load_optimiser(model.optim_D, contents['optim_D'])

@@ -69,7 +69,7 @@ class Model:
         self.loss_adv = nn.BCELoss()
         self.optim_G = self.optim_D = None
         self.progress = new_progress()
-        self.options = {}
+        self.options, self.data = {}, {}
 
     def create_optim(self, lr, alpha=0.5, beta=0.999):
         """Adam for both networks, with betas (`alpha`, `beta`); a Stage-I inside the generator is not trained."""

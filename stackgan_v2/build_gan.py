@@ -72,7 +72,7 @@ class Model:
         self.optim_G, self.optims_D = None, []
         self.snapshot_interval = SNAPSHOT_INTERVAL
         self.progress = new_progress()
-        self.options = {}
+        self.options, self.data = {}, {}
 
     def create_optim(self, lr, alpha=0.5, beta=0.999):
         """Adam for every network, with betas (`alpha`, `beta`)."""
@@ -226,7 +226,8 @@ class Model:
         file = os.path.join(path, f'{name or self.name}.pt')
         names = [name for name, _ in self.netG.named_parameters()]
         contents = {'netG': self.netG.state_dict(), 'netsD': [netD.state_dict() for netD in self.netsD],
-                    'average_G': dict(zip(names, self.averaged)), 'progress': self.progress, 'options': self.options}
+                    'average_G': dict(zip(names, self.averaged)), 'progress': self.progress, 'options': self.options,
+                    'data': self.data}
         if self.optim_G is not None:
             contents |= {'optim_G': self.optim_G.state_dict(),
                          'optims_D': [optimiser.state_dict() for optimiser in self.optims_D]}
@@ -282,7 +283,7 @@ class Model:
             return
         for netD, weights in zip(self.netsD, contents.get('netsD', [])):
             checkpoint.load_weights(netD, weights, file)
-        self.options = contents.get('options', {})
+        self.options, self.data = contents.get('options', {}), contents.get('data', {})
         if self.optim_G is not None and 'optim_G' in contents:
             for optimiser, state in zip((self.optim_G, *self.optims_D), (contents['optim_G'], *contents['optims_D'])):
                 checkpoint.load_optimiser(optimiser, state)

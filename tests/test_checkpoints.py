@@ -34,7 +34,7 @@ def same_weights(model, contents, nets=('netG', 'netD')):
 
 def test_a_checkpoint_holds_all_and_no_code(trained, dataset, tmp_path, capsys):
     contents = torch.load(trained, weights_only=True)
-    assert set(contents) == {'netG', 'netD', 'optim_G', 'optim_D', 'progress', 'options'}
+    assert set(contents) == {'netG', 'netD', 'optim_G', 'optim_D', 'progress', 'options', 'data'}
     assert (contents['progress']['epoch'], contents['progress']['step']) == (EPOCHS, EPOCHS * STEPS)
     model = new_model(dataset)
     model.options = {'lr': 2e-4, 'text': None, 'dataset': 'birds'}

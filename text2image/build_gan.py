@@ -39,7 +39,7 @@ class Model:
         self.loss_adv, self.loss_l1, self.loss_l2 = nn.BCELoss(), nn.L1Loss(), nn.MSELoss()
         self.optim_G = self.optim_D = None
         self.progress = new_progress()
-        self.options = {}
+        self.options, self.data = {}, {}
 
     def create_optim(self, lr, alpha=0.5, beta=0.999):
         """Adam for both networks, with betas (`alpha`, `beta`)."""
