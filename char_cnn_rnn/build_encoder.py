@@ -1,4 +1,5 @@
 """Training and evaluation of the sentence encoder: deep structured joint embedding (chapter: zero-shot learning)."""
+import hashlib
 import os
 
 import numpy as np
@@ -184,6 +185,14 @@ def load_encoder(path, device='cpu'):
         encoder = CharCnnRnn(variant)
     checkpoint.load_weights(encoder, state_dict, path)
     return encoder.to(device).eval()
+
+
+def fingerprint(encoder):
+    """16 hexadecimal digits that say which encoder this is: of the SHA-256 of its weights."""
+    digest = hashlib.sha256(encoder.variant.encode())
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(name.encode() + value.cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def save_encoder(encoder, hdf5_file):

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from char_cnn_rnn import image_encoder
-from char_cnn_rnn.build_encoder import ClassBatches, Model, embed_captions, load_encoder, save_encoder
+from char_cnn_rnn.build_encoder import ClassBatches, Model, embed_captions, fingerprint, load_encoder, save_encoder
 from char_cnn_rnn.encoder import VARIANTS
 from common import checkpoint, flags, ranks, run
 from common.errors import UserError, run_command
@@ -26,33 +26,42 @@ from common.pictures import caption_sheet
 from data import layout
 from data.cache import load_split
 
+EMBED, QUERY = 'embed', 'query'  # modes of its own
+MODES = (*flags.TRAINING, flags.EVALUATE, QUERY, EMBED)
 FOUND = 8  # pictures shown for a query
 
 
 def parse_flags():
     """(options, the folder of the run to go on with or None)."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_run_flags(parser, model='char_cnn_rnn', epochs=100, batch_size=40, lr=0.0007, chapter_dir=HERE)
-    parser.add_argument('--variant', choices=VARIANTS, default='birds_icml',
+    parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_run_flags(parser, model='char_cnn_rnn', epochs=100, batch_size=40, lr=0.0007, chapter_dir=HERE,
+                        all_modes=MODES, seed_modes=(flags.TRAIN,), resume_modes=(flags.RESUME,),
+                        train_modes=MODES[:-1])
+    parser.add_argument('--variant', choices=VARIANTS, default='birds_icml', modes=flags.TRAINING,
                         help='of the network (default: birds_icml, what StackGAN and the chapter use)')
     parser.add_argument('--image_encoder', choices=image_encoder.CHOICES, default='efficientnet_lite0',
+                        modes=(*flags.TRAINING, flags.EVALUATE, QUERY),
                         help='features of photographs; scratch: a small network trained along '
                              '(default: efficientnet_lite0)')
-    parser.add_argument('--image_weights', metavar='FILE',
+    parser.add_argument('--image_weights', metavar='FILE', modes=(*flags.TRAINING, flags.EVALUATE, QUERY),
                         help='ImageNet weights of googlenet (default: download them)')
-    flags.add_boolean(parser, '--embed', False, 'write the embeddings of all captions into the HDF5 file')
-    parser.add_argument('--encoder', metavar='FILE',
+    flags.add_boolean(parser, '--embed', False, 'write the embeddings of all captions into the HDF5 file',
+                      modes=MODES)
+    parser.add_argument('--encoder', metavar='FILE', modes=(flags.EVALUATE, QUERY, EMBED),
                         help='evaluate or embed with this .pt or .t7 file (default: with the newest run on DATASET)')
-    parser.add_argument('--query', action='append', metavar='SENTENCE',
+    parser.add_argument('--query', action='append', metavar='SENTENCE', modes=(QUERY,),
                         help='with --train False: show the pictures that match this sentence best; can be repeated')
-    return run.parse_options(parser)
+    return run.parse_options(parser, mode_of)
+
+
+def mode_of(options):
+    """What the options ask for, one of `MODES`."""
+    return EMBED if options.embed else flags.mode_of(options, QUERY)
 
 
 def main():
     """Flags, then what they ask for: write embeddings, train, or evaluate."""
     options, resumed = parse_flags()
-    if options.query and options.train:
-        raise UserError('--query searches with a trained model: add --train False')
     if ranks.world_size() > 1:
         raise UserError('the encoder trains and reads in one process; start it with python, not with torchrun')
     flags.print_options(options)
@@ -69,18 +78,24 @@ def main():
 def train(options, device, resumed):
     """Train in a new run folder, or go on with the run in the folder `resumed`."""
     path = flags.dataset_file(options)
-    index = load_split(path, 'train').index
+    split = load_split(path, 'train')
+    index = split.index
+    if len(set(index.classes)) < 2:
+        raise UserError(f'{path}: all {len(index.names)} photographs of /train are of one class, and an encoder learns '
+                        'by telling classes apart; prepare the data with a class for each kind of thing in it')
     photographs = load_photographs(options, path, 'train', device)
     model = Model(options.model, device, ClassBatches(index, photographs, options.batch_size),
                   options.variant, options.image_encoder)
     model.create_optim(options.lr)
+    data = {'file': os.path.basename(path), **split.fingerprint, 'embeddings': None}  # which it does not read
     run_dir = resumed or run.new_run(options.out_dir, options.dataset, vars(options))
     run.lock(run_dir)
     if resumed:
         model.load_from(resumed)
+        run.check_same_data(resumed, model.data, data)
         model.decay_lr()  # from the --lr that counts now
         run.write_options(resumed, vars(options))
-    model.options = vars(options)
+    model.options, model.data = vars(options), data
     print(f'Training on {len(index.captions)} captions of {len(index.names)} pictures of {len(set(index.classes))} '
           f'classes; everything goes to {run_dir}', flush=True)
     model.train(options.epochs, options.log_interval, run_dir)
@@ -113,9 +128,16 @@ def evaluate(options, device):
         print(f'the {FOUND} pictures that match each sentence best: {sheet}')
 
 
+def encoder_file(options):
+    """The file that `--encoder` names, itself or the run it is in, or that of the newest run on the data set."""
+    if options.encoder:
+        return checkpoint.find(options.encoder, options.model)
+    return run.trained_checkpoint(options)
+
+
 def load_model(options, device):
     """The model of `--encoder` or of the newest run on the data set, and the file it came from."""
-    source = options.encoder or run.trained_checkpoint(options)
+    source = encoder_file(options)
     contents = {} if source.endswith('.t7') else checkpoint.load(source)
     name = contents.get('image_encoder', options.image_encoder)
     encoder = load_encoder(source, device)
@@ -148,11 +170,12 @@ def best_pictures(model, path, split, index, photographs, queries):
 def embed(options, device):
     """Give every caption of the file its embedding, and put the encoder beside the file."""
     path = flags.dataset_file(options)
-    source = options.encoder or run.trained_checkpoint(options)
+    source = encoder_file(options)
     encoder = load_encoder(source, device)
     print(f'{source} reads the captions of {path}', flush=True)
     embeddings = {split: embed_captions(encoder, load_split(path, split).index.captions) for split in layout.SPLITS}
-    layout.write_embeddings(path, embeddings, f'{encoder.variant}, {os.path.basename(source)}')
+    layout.write_embeddings(path, embeddings, f'{encoder.variant}, {os.path.basename(source)}',
+                            fingerprint(encoder))
     beside = save_encoder(encoder, path)
     print(f'done: {sum(map(len, embeddings.values()))} embeddings in {path}, their encoder in {beside}')
 

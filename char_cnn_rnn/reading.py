@@ -1,54 +1,176 @@
-"""Sentences for the GANs: which encoder reads them, and what it makes of them."""
+"""Sentences for the GANs: which encoder reads them, whether it is the one that the GAN knows, and what it reads.
+
+A GAN knows the sentences of one encoder: another one's 1,024 numbers mean something else, and it would generate images
+of something else. So a checkpoint says what embeddings it was trained on (`describe`): the fingerprint of the encoder
+that wrote them, where that is known, and some captions with their embeddings, which show of any encoder whether it is
+the one. What matches is used, what is known to differ is refused, and what is unknown is said.
+"""
 import os
 import shutil
 
 import torch
 
-from char_cnn_rnn.build_encoder import embed_captions, load_encoder
+from char_cnn_rnn.build_encoder import embed_captions, fingerprint, load_encoder
 from common import flags, run
 from common.errors import UserError
+from common.files import atomic_write
+from common.letters import LENGTH, unread
 from data import layout
+from data.cache import load_split
+
+SHOWN = 3         # captions that a checkpoint keeps with their embeddings
+TOLERANCE = 0.01  # of the distance of two embeddings of a sentence, by the length of one: rounding, and published files
 
 
-def embed(encoder_file, sentences, device='cpu'):
-    """The embeddings [N, 1024] of a list of N sentences. Raises UserError where the file holds no encoder."""
-    return torch.from_numpy(embed_captions(load_encoder(encoder_file, device), sentences, verbose=False))
+def describe(dataset):
+    """What a GAN is trained on, for its checkpoints: a dict of strings, and tensors of embeddings.
 
-
-def read(options, sentences, checkpoint, device):
-    """The embeddings [N, 1024] of N sentences that the model in `checkpoint` draws, from the encoder of its run.
-
-    Says so. Raises UserError as `find_encoder` and `embed` do.
+    `file`, the fingerprints of its `captions`, `pictures` and `embeddings`, that of the `encoder`, or '' where it is
+    not known, and `shown`: some captions, with their embeddings float32 [SHOWN, 1024] in `shown_embeddings`. Of
+    pictures without captions nothing is said: {}.
     """
-    encoder = find_encoder(options, checkpoint)
-    embeddings = embed(encoder, sentences, device)
-    print(f'{checkpoint} draws, with the sentences read by {encoder}:')
+    if not hasattr(dataset, 'fingerprint'):
+        return {}
+    described = {'file': os.path.basename(dataset.file), **{name: value or '' for name, value
+                                                           in dataset.fingerprint.items()}}
+    if dataset.embeddings is None:
+        return described
+    places = torch.linspace(0, len(dataset.captions) - 1, SHOWN).long()
+    return described | {'encoder': dataset.encoder or '', 'shown': [dataset.captions[i] for i in places.tolist()],
+                        'shown_embeddings': dataset.embeddings[places.to(dataset.embeddings.device)].cpu()}
+
+
+def read(options, sentences, checkpoint, data, device):
+    """The embeddings [N, 1024] of N sentences for the model in the file `checkpoint`, which was trained on `data`.
+
+    Says which encoder read them, and what of them it did not read. Raises UserError where no encoder is found, or only
+    others than that of `data`.
+    """
+    file, encoder, is_known = find_encoder(options, checkpoint, data, device)
+    if not is_known:
+        print(f'{checkpoint}: does not say which encoder it was trained with; if {file} is another one, '
+              'the images are not of these sentences')
+    say_unread(sentences)
+    embeddings = torch.from_numpy(embed_captions(encoder, sentences, verbose=False))
+    print(f'{checkpoint} draws, with the sentences read by {file}:')
     return embeddings
 
 
+def find_encoder(options, checkpoint, data, device='cpu'):
+    """(file, encoder, whether it is known to be the right one) for the model in the file `checkpoint`.
+
+    It is `--encoder`, or the one kept with the run (`checkpoint` is in the run, or in its Model/), or that of the data
+    set. `data` is what the model was trained on. Raises UserError as `read` does.
+    """
+    beside = os.path.dirname(os.path.abspath(checkpoint))
+    kept = [os.path.join(folder, run.ENCODER) for folder in (beside, os.path.dirname(beside))
+            if os.path.isfile(os.path.join(folder, run.OPTIONS))]
+    places = [options.encoder] if options.encoder else [*kept, os.path.join(beside, run.ENCODER),
+                                                        layout.encoder_beside(flags.dataset_file(options))]
+    found = [place for place in dict.fromkeys(places) if os.path.isfile(place)]
+    if not found:
+        raise UserError(f'{places[-1]}: no sentence encoder; train one with: python char_cnn_rnn/main.py --train, then '
+                        'python char_cnn_rnn/main.py --embed; or give the published one with --encoder FILE.t7')
+    unknown = None
+    for place in found:
+        encoder = load_encoder(place, device)
+        matches = is_encoder_of(data or _kept_description(kept, place), encoder)
+        if matches:
+            return place, encoder, True
+        if matches is None and unknown is None:
+            unknown = place, encoder, False
+    if unknown is None:
+        raise UserError(f'{found[0]}: is not the sentence encoder that {checkpoint} was trained with'
+                        f'{_named(data)}, and would misread every sentence; give the right one with --encoder')
+    return unknown
+
+
+def is_encoder_of(data, encoder):
+    """Whether `encoder` wrote the embeddings that `data` describes: True, False, or None where that is not known."""
+    if data.get('encoder') and data['encoder'] == fingerprint(encoder):
+        return True
+    if len(data.get('shown_embeddings', ())):
+        read_here = torch.from_numpy(embed_captions(encoder, data['shown'], verbose=False))
+        return are_same(read_here, data['shown_embeddings'])
+    return False if data.get('encoder') else None
+
+
+def are_same(embeddings, others):
+    """Whether two lots of embeddings [N, 1024] of the same sentences are one encoder's, but for rounding."""
+    if embeddings.shape != others.shape:
+        return False
+    distance, length = (embeddings - others).norm(dim=1), others.norm(dim=1)
+    return bool((distance <= TOLERANCE * length.clamp(min=1e-6)).all())
+
+
+def check_embeddings(data, dataset, checkpoint):
+    """See that the embeddings of `dataset` are of the encoder that the model in `checkpoint`, trained on `data`, knows.
+
+    Raises UserError where they are known to be another's; says so where that is not known.
+    """
+    if data.get('encoder') and data['encoder'] == dataset.encoder:
+        return
+    matches = None
+    if data.get('shown'):
+        train = load_split(dataset.file, 'train')
+        if train.fingerprint['embeddings'] == data.get('embeddings'):
+            return
+        matches = _same_where_shown(data, train)
+    if matches is None and data.get('encoder') and dataset.encoder:
+        matches = False
+    if matches is False:
+        raise UserError(f'{dataset.file}: its embeddings are not of the sentence encoder that {checkpoint} was trained '
+                        f'with{_named(data)}; write that one\'s again (python char_cnn_rnn/main.py --embed --encoder '
+                        'RUN/encoder.pt), or take a model that was trained on these')
+    if matches is None:
+        print(f'{checkpoint}: does not say which encoder it was trained with; if the embeddings of {dataset.file} are '
+              'of another one, the images are not of these captions')
+
+
+def _same_where_shown(data, split):
+    """Whether the captions that `data` shows have the same embeddings in a split; None where it has none of them."""
+    place_of = {caption: place for place, caption in enumerate(split.index.captions)}
+    both = [(place_of[caption], row) for row, caption in enumerate(data['shown']) if caption in place_of]
+    if not both or split.embeddings is None:
+        return None
+    places, rows = map(list, zip(*both))
+    return are_same(split.embeddings[places], data['shown_embeddings'][rows])
+
+
+def _kept_description(kept, place):
+    """What is known of the embeddings of a model that does not say it itself, a snapshot in a run: its encoder's."""
+    in_run = next(filter(os.path.isfile, kept), None)
+    return {'encoder': fingerprint(load_encoder(in_run))} if in_run else {}
+
+
+def _named(data):
+    return f' ({data["encoder"]})' if data.get('encoder') else ''
+
+
+def say_unread(sentences):
+    """Print, for every sentence that the encoder does not read whole, what it leaves out."""
+    for sentence in sentences:
+        letters, surplus = unread(sentence)
+        if letters:
+            print(f'"{sentence}": the encoder does not read {" ".join(sorted(letters))}; it reads '
+                  f'"{"".join(letter for letter in sentence.lower() if letter not in letters)[:LENGTH]}"')
+        if surplus:
+            print(f'"{sentence}": the encoder reads the first {LENGTH} characters, and not the {surplus} after them')
+
+
 def keep_encoder(dataset, run_dir):
-    """Copy the sentence encoder beside the data into the run, so that the run can draw sentences without the data.
+    """Copy the sentence encoder beside the data into the run, so that the run can generate without the data.
 
     One that did not write the embeddings (they have been replaced by published ones, say) would misread every sentence.
+    An encoder that the run has already stays.
     """
-    beside = layout.encoder_beside(dataset.file)
-    if not os.path.isfile(beside):
+    beside, kept = layout.encoder_beside(dataset.file), os.path.join(run_dir, run.ENCODER)
+    data = describe(dataset)
+    if os.path.isfile(kept) and is_encoder_of(data, load_encoder(kept)) is not False or not os.path.isfile(beside):
         return
-    if torch.allclose(embed(beside, dataset.captions[:1]), dataset.embeddings[:1].cpu(), atol=1e-3):
-        shutil.copyfile(beside, os.path.join(run_dir, run.ENCODER))
+    if is_encoder_of(data, load_encoder(beside)):
+        with open(beside, 'rb') as encoder, atomic_write(kept) as copy:
+            shutil.copyfileobj(encoder, copy)
     else:
         print(f'{beside}: is not what wrote the embeddings of {dataset.file}, so this run keeps no encoder; '
               'to draw sentences give the right one with --encoder')
-
-
-def find_encoder(options, checkpoint):
-    """`--encoder`, or the encoder kept with the run (`checkpoint` is in it, or in its Model/), or that of the data."""
-    beside = os.path.dirname(os.path.abspath(checkpoint))
-    places = [options.encoder] if options.encoder else [
-        os.path.join(beside, run.ENCODER), os.path.join(os.path.dirname(beside), run.ENCODER),
-        layout.encoder_beside(flags.dataset_file(options))]
-    for place in places:
-        if os.path.isfile(place):
-            return place
-    raise UserError(f'{places[-1]}: no sentence encoder; train one with: python char_cnn_rnn/main.py --train, then '
-                    'python char_cnn_rnn/main.py --embed; or give the published one with --encoder FILE.t7')

@@ -116,13 +116,17 @@ def load_pair(model, contents, path):
 def find(path, name):
     """The file that `path` names: itself, or in the folder NAME.pt, or a netG_*COUNT.pth there or in Model/.
 
-    Of several the one with the highest COUNT, as the StackGANs' authors number their snapshots.
+    Of several the one with the highest COUNT, as the StackGANs' authors number their snapshots. A folder may also hold
+    the chapter's own NAME_G.pt, with its discriminator beside it.
     """
     if not os.path.isdir(path or '.'):
         return path
     ours = os.path.join(path, f'{name}.pt')
     snapshots = [file for place in ('', 'Model')
                  for file in glob.glob(os.path.join(glob.escape(path), place, 'netG_*.pth')) if COUNT.search(file)]
+    generator = os.path.join(path, f'{name}_G.pt')
+    if not os.path.isfile(ours) and os.path.isfile(generator):
+        return generator
     return ours if os.path.isfile(ours) or not snapshots else max(snapshots, key=count_of)
 
 

@@ -16,6 +16,7 @@ VARIANTS = 64  # of a network, each compiled by itself: other shapes, with or wi
 
 def add_compile_flag(parser):
     parser.add_argument('--compile', type=auto_or_boolean, nargs='?', const=True, default='auto', metavar='BOOL',
+                        modes=('train', 'resume'),
                         help='train with compiled networks: first steps take long, the others less; auto: on one GPU '
                              'where that works and without --accumulate; never on a CPU, where the first step alone '
                              'takes minutes, nor on several GPUs, where it is untried (default: auto)')

@@ -9,7 +9,7 @@ def prepare(options, device, generator, discriminators, heads=()):
     Raises UserError where that cannot be done here.
     """
     called = generator, *discriminators, *heads
-    is_accumulated = vars(options).get('accumulate', 1) > 1  # text2image has no such flag
+    is_accumulated = getattr(options, 'accumulate', 1) > 1  # text2image has no such flag
     if is_accumulated and options.compile is True:
         raise UserError('--compile True and --accumulate: give one of them')
     # From the inside out: what is computed again for a gradient has the first time's precision, and compiled is all.

@@ -1,23 +1,22 @@
 """Configuration files: `--cfg FILE.yml` stands for flags, and a flag typed on the command line wins over it."""
-import argparse
 import difflib
 import os
-import sys
 
 import yaml
 
-from common import run
+from common import flags, run
 from common.errors import UserError
 
 NOT_IN_FILES = ('cfg', 'help', 'resume', 'text', 'interpolate')
 PATHS = ('checkpoint', 'data_dir', 'encoder', 'image_folder', 'lsun', 'stage1', 'text_file')  # what is read
 
 
-def add_cfg_flag(parser):
-    parser.add_argument('--cfg', metavar='FILE', help='take flags from this YAML file; what is typed wins over it')
+def add_cfg_flag(parser, modes):
+    parser.add_argument('--cfg', metavar='FILE', modes=modes,
+                        help='take flags from this YAML file; what is typed wins over it')
 
 
-def parse_options(parser, keys, translate, chapter_dir):
+def parse_options(parser, mode_of, keys, translate, chapter_dir):
     """As `run.parse_options`, after `--cfg`, whose path may be relative to the current folder or to the chapter's.
 
     The file may also use `keys`, the names of the authors' code, nested ones joined with dots: 'TRAIN.BATCH_SIZE'.
@@ -26,7 +25,7 @@ def parse_options(parser, keys, translate, chapter_dir):
     """
     path = parser.parse_args().cfg
     if not path:
-        return run.parse_options(parser)
+        return run.parse_options(parser, mode_of)
     path = find(path, [chapter_dir])
     ours, theirs = _read(path, {action.dest for action in parser._actions} - set(NOT_IN_FILES), keys)
     translated, ignored = translate(theirs, path) if theirs else ({}, [])
@@ -34,10 +33,10 @@ def parse_options(parser, keys, translate, chapter_dir):
         print(f'{path}: means nothing here and is ignored: {", ".join(ignored)}')
     cfg_dir = os.path.dirname(os.path.abspath(path))
     folders = [cfg_dir, os.path.dirname(cfg_dir), chapter_dir]  # the authors' paths start above their cfg/
-    arguments = [part for name, value in {**translated, **ours}.items() if value not in (None, '')
-                 for part in _argument(name, find(str(value), folders) if name in PATHS else value)]
-    _check(parser, arguments, path)
-    return run.parse_options(parser, arguments + sys.argv[1:])
+    arguments = flags.as_arguments({name: find(str(value), folders) if name in PATHS and value else value
+                                    for name, value in {**translated, **ours}.items()})
+    flags.check_arguments(parser, arguments, path)
+    return run.parse_options(parser, mode_of, arguments)
 
 
 def find(path, folders):
@@ -70,20 +69,3 @@ def _flatten(values, prefix=''):
     for key, value in values.items():
         flat |= _flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value}
     return flat
-
-
-def _argument(name, value):
-    return [f'--{name}', *map(str, value)] if isinstance(value, list) else [f'--{name}={value}']
-
-
-def _check(parser, arguments, path):
-    """Raises UserError, where argparse would show how the program is called, which says nothing about a file."""
-    parser.exit_on_error = False
-    try:
-        _, surplus = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise UserError(f'{path}: {error}') from error
-    finally:
-        parser.exit_on_error = True
-    if surplus:
-        raise UserError(f'{path}: a list where one value belongs: {", ".join(surplus)} is too much')

@@ -2,6 +2,7 @@
 import argparse
 import os
 import random
+import unicodedata
 
 import numpy as np
 import torch
@@ -11,6 +12,49 @@ from common.errors import UserError
 from common.precision import add_precision_flag
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+# What a command can be asked for. A script may have more modes of its own.
+TRAIN, RESUME, EVALUATE, TEXT = 'train', 'resume', 'evaluate', 'text'
+TRAINING, GENERATING = (TRAIN, RESUME), (EVALUATE, TEXT)
+ALL = (*TRAINING, *GENERATING)
+
+LARGEST = 2 ** 31 - 1      # of whole numbers and of weights: what is larger is a typing error, and overflows
+LARGEST_SEED = 10 ** 18
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose flags say in which modes they are used: typed in another mode, a flag is refused.
+
+    What a configuration file or a resumed run says is not refused: it may be meant for several modes.
+    """
+
+    def add_argument(self, *names, modes=None, **settings):
+        """As of `ArgumentParser`; `modes` are the modes in which the flag has an effect."""
+        action = super().add_argument(*names, **settings)
+        action.modes = modes
+        return action
+
+    def typed(self, arguments):
+        """The flags that the command line `arguments` names, as argparse's actions."""
+        nothing = object()  # argparse leaves what a namespace already has, but for what is typed
+        namespace = argparse.Namespace(**{action.dest: None if isinstance(action, argparse._AppendAction) else nothing
+                                          for action in self._actions})
+        found = vars(self.parse_args(arguments, namespace))
+        return [action for action in self._actions if found.get(action.dest) not in (None, nothing)]
+
+    def refuse_unused(self, arguments, mode):
+        """Raise UserError where `arguments` name a flag that has no effect in `mode`."""
+        for action in self.typed(arguments):
+            if mode in action.modes:
+                continue
+            flag, trains = action.option_strings[0], mode in TRAINING
+            advice = ('add --train False' if trains and not set(TRAINING) & set(action.modes) else
+                      'the run goes on with its own; leave it out, or start a new run' if mode == RESUME else
+                      'leave it out')
+            raise UserError(f'{flag}: has no effect with {WHEN.get(mode, f"--{mode}")}; {advice}')
+
+
+WHEN = {TRAIN: '--train', RESUME: '--resume', EVALUATE: '--train False'}  # what a mode is asked for with
 
 
 def boolean(text):
@@ -22,10 +66,10 @@ def boolean(text):
     raise argparse.ArgumentTypeError(f'{text!r} is neither True nor False')
 
 
-def add_boolean(parser, name, default, help):
+def add_boolean(parser, name, default, help, **settings):
     """A flag that can be written `--name`, `--name True` and `--name False`."""
     parser.add_argument(name, type=boolean, nargs='?', const=True, default=default, metavar='BOOL',
-                        help=f'{help} (default: {default})')
+                        help=f'{help} (default: {default})', **settings)
 
 
 def positive(number):
@@ -43,69 +87,136 @@ def _checked(number, kind, is_fine, complaint):
         value = number(text)
         if not is_fine(value):
             raise argparse.ArgumentTypeError(f'{text} {complaint}')
+        if value > LARGEST:
+            raise argparse.ArgumentTypeError(f'{text[:40]} is too large')
         return value
     parse.__name__ = f'{kind} {number.__name__}'
     return parse
 
 
-def add_run_flags(parser, model, epochs, batch_size, lr, chapter_dir):
-    """The flags that every chapter's main.py shares; the arguments are the chapter's defaults."""
-    parser.add_argument('--model', default=model, help=f'name of the model: of its checkpoint file (default: {model})')
-    add_boolean(parser, '--cuda', True, 'use the GPU where there is one')
-    add_boolean(parser, '--train', True, 'train; False: evaluate')
-    parser.add_argument('--data_dir', type=os.path.abspath, metavar='DIR',
+def seed(text):
+    """An argparse type: a whole number that every generator takes, and a good many numbers after it, too."""
+    value = int(text)
+    if abs(value) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f'{text[:40]} is too large: give a number of up to 18 digits')
+    return value
+
+
+def is_clean(text):
+    """False for control characters, which a terminal would obey, and for bytes that were no UTF-8."""
+    return not any(unicodedata.category(letter) in ('Cc', 'Cs') for letter in text)
+
+
+def plain_name(text):
+    """An argparse type: a name that a file or a folder can have, not a path to one."""
+    if not text.strip(' .') or set(text) & set('/\\') or not is_clean(text) or len(text) > 100:
+        raise argparse.ArgumentTypeError(f'{text[:100]!r} is no plain name, of which files and folders are made')
+    return text
+
+
+def add_run_flags(parser, model, epochs, batch_size, lr, chapter_dir, all_modes=ALL, seed_modes=(TRAIN, *GENERATING),
+                  batch_modes=TRAINING, resume_modes=(RESUME, *GENERATING), train_modes=None):
+    """The flags that every section's main.py shares; the other arguments are the section's defaults and its modes.
+
+    `all_modes` are all that it has; `--seed`, `--batch_size`, `--resume` and `--train` have an effect in
+    some of them.
+    """
+    parser.add_argument('--model', type=plain_name, default=model, modes=all_modes,
+                        help=f'name of the model: of its checkpoint file (default: {model})')
+    add_boolean(parser, '--cuda', True, 'use the GPU where there is one', modes=all_modes)
+    add_boolean(parser, '--train', True, 'train; False: evaluate', modes=train_modes or all_modes)
+    parser.add_argument('--data_dir', type=os.path.abspath, metavar='DIR', modes=all_modes,
                         help='folder of the HDF5 file (default: data/DATASET in the repository)')
-    parser.add_argument('--dataset', default='birds', help='name of the HDF5 file, without ending (default: birds)')
+    parser.add_argument('--dataset', type=plain_name, default='birds', modes=all_modes,
+                        help='name of the HDF5 file, without ending (default: birds)')
     parser.add_argument('--out_dir', type=os.path.abspath, default=os.path.join(chapter_dir, 'output'), metavar='DIR',
+                        modes=all_modes,
                         help='every run makes a folder of its own in here (default: output beside main.py)')
-    parser.add_argument('--epochs', type=positive(int), default=epochs, help=f'default: {epochs}')
-    parser.add_argument('--batch_size', type=positive(int), default=batch_size,
+    parser.add_argument('--epochs', type=positive(int), default=epochs, modes=TRAINING, help=f'default: {epochs}')
+    parser.add_argument('--batch_size', type=positive(int), default=batch_size, modes=batch_modes,
                         help=f'items in a step of each process: N of torchrun take N times as many '
                              f'(default: {batch_size})')
-    parser.add_argument('--lr', type=positive(float), default=lr, help=f'learning rate (default: {lr})')
-    parser.add_argument('--log_interval', type=positive(int), default=20,
+    parser.add_argument('--lr', type=positive(float), default=lr, modes=TRAINING,
+                        help=f'learning rate (default: {lr})')
+    parser.add_argument('--log_interval', type=positive(int), default=20, modes=TRAINING,
                         help='steps between two lines of the log (default: 20)')
-    parser.add_argument('--seed', type=int, default=1, help='of every random number (default: 1)')
-    parser.add_argument('--resume', nargs='?', const='newest', metavar='RUN',
-                        help='go on with a run: its folder, or without a value the newest one')
+    parser.add_argument('--seed', type=seed, default=1, modes=seed_modes,
+                        help='seed of the random numbers; a resumed run goes on with its own (default: 1)')
+    parser.add_argument('--resume', nargs='?', const='newest', metavar='RUN', modes=resume_modes,
+                        help='go on with a run: its folder, or without a value the newest one; '
+                             'with --train False: generate with it')
 
 
-def add_drawing_flags(parser):
+def add_drawing_flags(parser, encoder_modes=(TEXT,)):
     """Which sentences a trained GAN draws, and what reads them."""
-    parser.add_argument('--text', action='append', metavar='SENTENCE', help='draw this sentence; can be repeated')
-    parser.add_argument('--text_file', metavar='FILE', help='draw the sentences of this file, one a line')
-    parser.add_argument('--encoder', metavar='FILE',
+    parser.add_argument('--text', action='append', metavar='SENTENCE', modes=(TEXT,),
+                        help='draw this sentence; can be repeated')
+    parser.add_argument('--text_file', metavar='FILE', modes=(TEXT,),
+                        help='draw the sentences of this file, one a line')
+    parser.add_argument('--encoder', metavar='FILE', modes=encoder_modes,
                         help='sentence encoder for --text (default: the one in the run, or beside the data)')
 
 
-def add_stackgan_flags(parser, widths, weights):
-    """What both StackGANs have. `widths` and `weights` (of losses) list (name, default, what it is)."""
+def add_stackgan_flags(parser, widths, weights, drawing_modes, encoder_modes):
+    """What both StackGANs have. `widths` and `weights` (of losses) list (name, default, what it is).
+
+    `drawing_modes` are all modes but those of training, `encoder_modes` those that read sentences.
+    """
     for name, default, what in widths:
-        parser.add_argument(f'--{name}', type=positive(int), default=default, metavar='N',
+        parser.add_argument(f'--{name}', type=positive(int), default=default, metavar='N', modes=TRAINING,
                             help=f'{what} (default: {default})')
     for name, default, what in weights:
-        parser.add_argument(f'--{name}', type=non_negative(float), default=default, metavar='W',
+        parser.add_argument(f'--{name}', type=non_negative(float), default=default, metavar='W', modes=TRAINING,
                             help=f'weight of {what} (default: {default})')
-    parser.add_argument('--checkpoint', metavar='FILE',
+    parser.add_argument('--checkpoint', metavar='FILE', modes=(TRAIN, *drawing_modes),
                         help='draw with this checkpoint (default: of the newest run), or start a training from it: '
                              'a run folder, its .pt, or a netG_*.pth')
-    parser.add_argument('--gpu', type=int, default=0, metavar='N',
+    parser.add_argument('--gpu', type=int, default=0, metavar='N', modes=(*TRAINING, *drawing_modes),
                         help='which GPU; -1: the CPU; processes of torchrun have one each (default: 0)')
-    parser.add_argument('--workers', type=non_negative(int), default=4,
+    parser.add_argument('--workers', type=non_negative(int), default=4, modes=TRAINING,
                         help='processes that prepare pictures, at most one per core; 0: this process does; pictures '
                              'are the same with any number (default: 4)')
-    parser.add_argument('--accumulate', type=positive(int), default=1, metavar='N',
+    parser.add_argument('--accumulate', type=positive(int), default=1, metavar='N', modes=TRAINING,
                         help='less memory, more time: discriminators see a batch in N parts, whose statistics their '
                              'batch norms take, and activations are computed again (default: 1, as the authors do)')
-    add_boolean(parser, '--cache', True, 'decode and resize photographs once, into a file beside the data')
+    add_boolean(parser, '--cache', True, 'decode and resize photographs once, into a file beside the data',
+                modes=TRAINING)
     add_precision_flag(parser)
-    add_drawing_flags(parser)
+    add_drawing_flags(parser, encoder_modes)
 
 
 def dataset_file(options):
     """The path of the HDF5 file that `--data_dir` and `--dataset` name."""
     folder = options.data_dir or os.path.join(ROOT, 'data', options.dataset)
     return os.path.join(folder, f'{options.dataset}.hdf5')
+
+
+def as_arguments(values):
+    """{flag: value} as arguments of a command line; what is None or empty is left out."""
+    return [part for name, value in values.items() if value not in (None, '')
+            for part in ([f'--{name}', *map(str, value)] if isinstance(value, list) else [f'--{name}={value}'])]
+
+
+def check_arguments(parser, arguments, path):
+    """Raise UserError where the parser refuses what the file `path` says: argparse would show the program's usage."""
+    parser.exit_on_error = False
+    try:
+        _, surplus = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(f'{path}: {error}') from error
+    finally:
+        parser.exit_on_error = True
+    if surplus:
+        raise UserError(f'{path}: a list where one value belongs: {", ".join(surplus)} is too much')
+
+
+def mode_of(options, *own_modes):
+    """What the options ask for: one of `ALL`, or of `own_modes`, flags that are modes of their own."""
+    if options.train:
+        return RESUME if options.resume else TRAIN
+    own = next((name for name in own_modes if getattr(options, name)), None)
+    has_text = getattr(options, 'text', None) or getattr(options, 'text_file', None)
+    return own or (TEXT if has_text else EVALUATE)
 
 
 def print_options(options):
@@ -146,16 +257,14 @@ def seed_everything(seed):
 def follow(options, resumed, train, draw, evaluate):
     """Do what the options of a GAN's main.py ask for: call one of three functions with (options, device, resumed).
 
-    Raises UserError where they ask for two things at once, or for several processes to draw.
+    Raises UserError where they ask for several processes to draw.
     """
-    sentences = [f'--{name}' for name in ('text', 'text_file', 'interpolate') if vars(options).get(name)]
-    if options.train and sentences:
-        raise UserError(f'{sentences[0]}: draws with a trained model; add --train False')
+    sentences = [name for name in ('text', 'text_file', 'interpolate') if getattr(options, name, None)]
     if ranks.world_size() > 1 and not options.train:
         raise UserError('--train False: draws in one process; start it with python, not with torchrun')
     ranks.join()
     print_options(options)
-    device = choose_device(options.cuda, vars(options).get('gpu', 0))
+    device = choose_device(options.cuda, getattr(options, 'gpu', 0))
     seed_everything(options.seed)
     task = train if options.train else draw if sentences else evaluate
     task(options, device, resumed)
@@ -172,7 +281,11 @@ def read_sentences(texts, text_file):
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f'{text_file}: cannot be read as UTF-8 text ({error}); '
                             '--text_file takes a sentence a line') from error
-    sentences = [sentence.strip() for sentence in sentences if sentence.strip()]
+    sentences = [sentence.replace('\t', ' ').strip() for sentence in sentences if sentence.strip()]
+    for sentence in sentences:
+        if not is_clean(sentence):
+            raise UserError(f'{text_file or "--text"}: {ascii(sentence[:60])} has control characters, or is not valid '
+                            'UTF-8; write the sentence anew')
     if not sentences:
         raise UserError(f'{text_file or "--text"}: no sentence in it; write one, as in --text "a small red bird"')
     return sentences

@@ -1,11 +1,20 @@
 """Pictures for people: grids of tensors, and sheets with the sentence under each picture."""
+import contextlib
+import functools
 import textwrap
+import unicodedata
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn.functional import interpolate, pad
 
-LINE = 2  # pixels between the pictures of a grid
+LINE = 2    # pixels between the pictures of a grid
+LINES = 12  # of a caption on a sheet
+NO_LETTER = chr(0x10FFFF)
+# Of Linux, macOS and Windows: for most alphabets, for Chinese, Japanese and Korean, and for those of India.
+FONTS = ('DejaVuSans.ttf', 'NotoSans-Regular.ttf', 'Arial Unicode.ttf', 'arial.ttf',
+         'NotoSansCJK-Regular.ttc', 'wqy-zenhei.ttc', 'PingFang.ttc', 'msyh.ttc', 'simsun.ttc',
+         'NotoSansDevanagari-Regular.ttf', 'Lohit-Devanagari.ttf', 'Kohinoor.ttc', 'Nirmala.ttf')
 
 
 def to_pixels(images):
@@ -47,19 +56,54 @@ def real_over_generated(real, fake):
 
 
 def caption_sheet(images, captions, columns=8, size=128):
-    """One PIL image: every PIL image of `images` at `size` x `size` with its caption below it."""
-    font = ImageFont.load_default(11)
-    wrapped = [textwrap.wrap(caption, width=size // 6) for caption in captions]
+    """One PIL image: every PIL image of `images` at `size` x `size` with its caption below it, up to `LINES` lines."""
+    texts = [font_and_text(caption) for caption in captions]
+    wrapped = [textwrap.wrap(text, size // letter_width(text), max_lines=LINES, placeholder=' ...')
+               for _, text in texts]
     text_height = 14 * max(map(len, wrapped)) + 8
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     sheet = Image.new('RGB', (columns * (size + 8) + 8, rows * (size + text_height + 8) + 8), 'white')
     draw = ImageDraw.Draw(sheet)
-    for i, (image, lines) in enumerate(zip(images, wrapped)):
+    for i, (image, (font, _), lines) in enumerate(zip(images, texts, wrapped)):
         x, y = 8 + i % columns * (size + 8), 8 + i // columns * (size + text_height + 8)
         sheet.paste(image.convert('RGB').resize((size, size), Image.Resampling.BICUBIC), (x, y))
         draw.multiline_text((x, y + size + 4), '\n'.join(lines), fill='black', font=font, spacing=2)
     return sheet
+
+
+def font_and_text(caption):
+    """(a font that has all letters of the caption, the caption); letters that no font here has are their code points.
+
+    Pillow's own font has those of European languages; for others there is what the system has installed.
+    """
+    letters = set(caption)
+    for font in fonts():
+        if all(map(functools.partial(has_letter, font), letters)):
+            return font, caption
+    own = fonts()[0]
+    return own, ''.join(letter if has_letter(own, letter) else f'<{ord(letter):X}>' for letter in caption)
+
+
+def letter_width(text):
+    """Pixels, about: Chinese and Japanese letters are twice as wide as others."""
+    return 11 if any(unicodedata.east_asian_width(letter) in 'WF' for letter in text) else 6
+
+
+@functools.cache
+def fonts():
+    """Pillow's own font, and those of `FONTS` that the system has."""
+    found = [ImageFont.load_default(11)]
+    for name in FONTS:
+        with contextlib.suppress(OSError):
+            found.append(ImageFont.truetype(name, 11))
+    return found
+
+
+@functools.cache
+def has_letter(font, letter):
+    """Whether the font draws something else for this letter than for one that does not exist."""
+    return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask(NO_LETTER))
 
 
 def side_by_side(columns, size):

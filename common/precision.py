@@ -12,7 +12,7 @@ BF16_CPU_FLAGS = {'avx512_bf16', 'amx_bf16'}
 
 
 def add_precision_flag(parser):
-    parser.add_argument('--precision', choices=CHOICES, default='auto',
+    parser.add_argument('--precision', choices=CHOICES, default='auto', modes=('train', 'resume'),
                         help='train in fp32, tf32 or bf16; auto: bf16 where the hardware has it, else fp32 '
                              '(default: auto)')
 

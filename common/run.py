@@ -2,15 +2,19 @@
 import json
 import os
 import re
+import sys
 import time
 
-from common import checkpoint, ranks
+from common import checkpoint, flags, ranks
 from common.errors import UserError
+from common.files import atomic_write, explained
 from common.locks import lock_file
 
 LOCKS = []  # open files: a lock lasts as long as its file is open
 STAMP = r'_\d{8}_\d{6}(_\d+)?'  # what `new_run` puts after the name
 ENCODER = 'encoder.pt'  # the sentence encoder's name in a run folder
+OPTIONS = 'options.json'
+PATHS = ('data_dir', 'image_folder', 'lsun', 'stage1', 'checkpoint', 'encoder', 'text_file', 'cfg')  # among options
 
 
 def new_run(out_dir, name, options):
@@ -31,9 +35,13 @@ def new_run(out_dir, name, options):
 
 
 def write_options(run_dir, options):
-    """Note the options with which a run is made, or goes on: those that a later `--resume` takes over."""
-    with open(os.path.join(run_dir, 'options.json'), 'w', encoding='utf-8') as file:
-        json.dump(options, file, indent=1, sort_keys=True)
+    """Note the options with which a run is made, or goes on: those that a later `--resume` takes over.
+
+    Of the paths in it, it is noted, too, where they are as seen from the run: they may move together.
+    """
+    seen_from_run = {name: os.path.relpath(options[name], run_dir) for name in PATHS if options.get(name)}
+    with atomic_write(os.path.join(run_dir, OPTIONS)) as file:
+        file.write(json.dumps(options | {'seen_from_run': seen_from_run}, indent=1, sort_keys=True).encode())
 
 
 def find_run(out_dir, checkpoint, dataset='', stage=None):
@@ -67,27 +75,42 @@ def _option(run_dir, name):
 
 
 def read_options(run_dir):
-    """The options with which the run was started. Raises UserError where they cannot be read."""
-    path = os.path.join(run_dir, 'options.json')
+    """The options with which the run was started, a dict. Raises UserError where they cannot be read.
+
+    A path that is no longer there is found again where it was as seen from the run.
+    """
+    path = os.path.join(run_dir, OPTIONS)
     try:
         with open(path, encoding='utf-8') as file:
-            return json.load(file)
-    except (OSError, ValueError) as error:
+            options = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f'{path}: cannot be read ({error}), so the run cannot go on') from error
+    if not isinstance(options, dict):
+        raise UserError(f'{path}: holds a {type(options).__name__} where a run notes its options; put back the file '
+                        'that the run made, or start a new run')
+    seen_from_run = options.pop('seen_from_run', {})
+    for name, place in seen_from_run.items() if isinstance(seen_from_run, dict) else ():
+        moved = os.path.join(run_dir, str(place))
+        if name in PATHS and not os.path.exists(str(options.get(name))) and os.path.exists(moved):
+            options[name] = os.path.abspath(moved)
+    return options
 
 
 def lock(run_dir):
     """Keep a run to this process until it ends. Raises UserError where another one is training in it."""
-    locked = lock_file(os.path.join(run_dir, 'lock'))
+    path = os.path.join(run_dir, 'lock')
+    with explained(path):
+        locked = lock_file(path)
     if locked is None:
         raise UserError(f'{run_dir}: another process is training in it')
     LOCKS.append(locked)
 
 
-def begin(model, options, resumed, name):
+def begin(model, options, resumed, name, data):
     """The folder to train in: a new one called NAME_DATE, or, with the model as it was left there, `resumed`.
 
-    It is kept to this process, which is rank 0: the others, that write nothing, get ''.
+    `data` says what is trained on, as of `describe`. The folder is kept to this process, which is rank 0: the others,
+    that write nothing, get ''. Raises UserError where a run would go on with other data than it was trained on.
     """
     run_dir = ''
     if ranks.rank() == 0:
@@ -95,20 +118,37 @@ def begin(model, options, resumed, name):
         lock(run_dir)
     if resumed:
         model.load_from(resumed)
+        check_same_data(resumed, model.data, data)
         model.set_lr(options.lr)
     if resumed and run_dir:
         write_options(resumed, vars(options))
-    model.options = vars(options)
+    model.options, model.data = vars(options), data
     ranks.unite(model.netG, *(model.netsD if hasattr(model, 'netsD') else [model.netD]))
     return run_dir
 
 
-def checkpoint_file(options, resumed, of_dataset):
-    """What to draw with: the run that `--resume` names, or `--checkpoint`, or the newest run (as `trained_checkpoint`).
+def check_same_data(run_dir, before, now):
+    """Raise UserError where the descriptions of what a run was trained on, and is to go on with, differ.
 
-    Raises UserError where there is none.
+    What one of them does not say is not compared: a run of an earlier version says nothing, and goes on.
     """
-    if options.checkpoint and not resumed:
+    changed = [part for part in ('captions', 'pictures', 'embeddings')
+               if before.get(part) and now.get(part) and before[part] != now[part]]
+    if changed:
+        raise UserError(f'{run_dir}: was trained on other {" and ".join(changed)} than {now.get("file", "the data")} '
+                        'holds now; put back what it was trained on, or start a new run')
+    if not before:
+        print(f'{run_dir}: does not say what it was trained on, so nobody can tell whether the data is still the same')
+
+
+def checkpoint_file(options, resumed, of_dataset):
+    """What to generate with: the run that `--resume` names, or `--checkpoint`, or the newest run.
+
+    Raises UserError where there is none, or two.
+    """
+    if options.checkpoint and resumed:
+        raise UserError(f'--resume {resumed} and --checkpoint {options.checkpoint}: give one of them')
+    if options.checkpoint:
         return existing(options.checkpoint, options)
     return trained_checkpoint(options, resumed, of_dataset)
 
@@ -117,7 +157,8 @@ def existing(path, options):
     """The checkpoint file that the flag's value `path` names. Raises UserError where there is none."""
     file = checkpoint.find(path, options.model)
     if not os.path.exists(file):
-        beside = f', nor below the folder of {options.cfg}' if options.cfg else ''
+        cfg = getattr(options, 'cfg', None)
+        beside = f', nor below the folder of {cfg}' if cfg else ''
         raise UserError(f'{file}: no such checkpoint here{beside}; give a run folder, its {options.model}.pt '
                         'or a snapshot in its Model/')
     return file
@@ -128,23 +169,52 @@ def trained_checkpoint(options, resumed=None, of_dataset=True):
 
     Where a `--stage` is asked for, of runs of that one.
     """
-    name, stage = f'{options.model}.pt', vars(options).get('stage')
+    name, stage = f'{options.model}.pt', getattr(options, 'stage', None)
     return os.path.join(resumed or find_run(options.out_dir, name, options.dataset if of_dataset else '', stage), name)
 
 
-def parse_options(parser, arguments=None):
+def parse_options(parser, mode_of, from_file=()):
     """Parse the command line; with `--resume`, options that it does not name keep the values of that run.
 
-    `arguments` (a list of strings) takes the command line's place. Returns (options, the folder of the run to go on
+    `mode_of(options)` says what is asked for, and flags that have no effect in that mode are refused. `from_file`, a
+    list of strings, are arguments that the command line wins over. Returns (options, the folder of the run to go on
     with or None).
     """
-    options = parser.parse_args(arguments)
-    if not options.resume:
-        return options, None
-    run_dir = options.resume
-    if run_dir == 'newest':
-        is_named = options.dataset != parser.get_default('dataset')
-        run_dir = os.path.dirname(trained_checkpoint(options, of_dataset=is_named))
-    parser.set_defaults(**{name: value for name, value in read_options(run_dir).items() if name in vars(options)})
-    options = parser.parse_args(arguments)
+    typed = sys.argv[1:]
+    options, run_dir = parser.parse_args([*from_file, *typed]), None
+    parser.refuse_unused(typed, mode_of(options))
+    if options.resume:
+        run_dir, name = _run_to_resume(parser, options)
+        parser.set_defaults(out_dir=os.path.dirname(run_dir))
+        options = parser.parse_args([*_kept_arguments(parser, run_dir, options.train), *from_file, *typed])
+        options.model = name or options.model
     return options, run_dir
+
+
+def _run_to_resume(parser, options):
+    """The run's folder that `--resume` names, and the name of its model where that is named, too, by a checkpoint."""
+    named = options.resume
+    if named == 'newest' and not os.path.exists(named):
+        is_of_dataset = options.dataset != parser.get_default('dataset')
+        named = trained_checkpoint(options, of_dataset=is_of_dataset)
+    if os.path.isfile(named):
+        folder, name = os.path.split(os.path.abspath(named))
+        return folder, os.path.splitext(name)[0]
+    return os.path.abspath(named), None
+
+
+def _kept_arguments(parser, run_dir, trains):
+    """The options that a run noted, as arguments of a command line. Raises UserError where the parser refuses one.
+
+    When the run is not to go on but to generate, what it once started from is left out.
+    """
+    kept = read_options(run_dir)
+    names = {action.dest for action in parser._actions} - {'help', 'resume', 'out_dir'}
+    names -= set() if trains else {'checkpoint'}
+    if kept.get('data_dir') and not os.path.isdir(str(kept['data_dir'])):
+        print(f'{run_dir}: its data was in {kept["data_dir"]}, which is not here; looking for it in the default folder '
+              '(or say where it is with --data_dir)')
+        del kept['data_dir']
+    arguments = flags.as_arguments({name: kept[name] for name in names & kept.keys()})
+    flags.check_arguments(parser, arguments, os.path.join(run_dir, OPTIONS))
+    return arguments

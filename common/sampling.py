@@ -10,10 +10,11 @@ import torch
 from tqdm import tqdm
 
 from common import memory, run
-from common.errors import UserError
+from common.files import atomic_write, explained
 from common.pictures import caption_sheet, grid, side_by_side, to_pil, to_pixels
 
-SHOWN = 64           # pictures on the sheet of a run that draws without sentences
+SHOWN = 64           # pictures on the sheet of a run that draws without sentences, and rows on one of several sizes
+ON_SHEET = 256       # pictures on a sheet with their sentences
 SHEET_COLUMNS = 8    # of that sheet
 AHEAD = 128          # pictures that wait to be written before drawing waits too
 COMPRESSION = 2      # of these: Pillow's 6 makes files a tenth smaller in three times the time
@@ -44,35 +45,50 @@ def reproducible(net, device, seed):
             net.train(was_training)
 
 
-def generate_all(model, embeddings, options):
-    """As `model.generate`, a list of the pictures of every size, for as many embeddings as there are."""
-    parts = [[images.cpu() for images in model.generate(part, seed)]
-             for seed, part in enumerate(embeddings.split(options.batch_size), options.seed)]
-    return [torch.cat(images) for images in zip(*parts)]
+def in_batches(generate, embeddings, options):
+    """Yield what `generate(embeddings, seed)` gives, lists of images [B, 3, S, S], of one batch after the other."""
+    for seed, part in enumerate(embeddings.split(options.batch_size), options.seed):
+        yield generate(part, seed)
 
 
-def write_pictures(options, kind, images, captions):
-    """Every picture as a PNG and all on one sheet, in a new folder; the captions are printed beside the names.
+def write_pictures(options, kind, batches, captions, sizes=None):
+    """Every picture as a PNG and the first of them on a sheet, in a new folder; captions are printed beside the names.
 
-    Returns the folder.
+    `batches` yields lists of images [B, 3, S, S] in [-1, 1], small to large, of which the largest are written as they
+    come. Where there are several sizes, the sheet named `sizes` has a row of them for each of the first sentences.
     """
     folder = run.new_run(options.out_dir, kind, vars(options))
-    pictures = [to_pil(image) for image in images]
-    for number, (picture, caption) in enumerate(zip(pictures, captions), 1):
-        picture.save(os.path.join(folder, f'{number:03d}.png'))
-        print(f'  {number:03d}.png  {caption}')
-    with open(os.path.join(folder, 'captions.txt'), 'w', encoding='utf-8') as file:
-        file.write(''.join(f'{number:03d}.png\t{caption}\n' for number, caption in enumerate(captions, 1)))
-    caption_sheet(pictures, captions).save(os.path.join(folder, 'sheet.png'))
-    print(f'all on one sheet: {os.path.join(folder, "sheet.png")}')
+    with atomic_write(os.path.join(folder, 'captions.txt')) as file:
+        file.write(''.join(f'{number:03d}.png\t{caption}\n' for number, caption in enumerate(captions, 1)).encode())
+    on_sheet, rows = [], []
+
+    def pictures():
+        number = 0
+        for images in batches:
+            if number < SHOWN:
+                rows.append([of_size[:SHOWN - number].cpu() for of_size in images])
+            for image in to_pixels(images[-1]).cpu():
+                number += 1
+                print(f'  {number:03d}.png  {captions[number - 1]}')
+                if number <= ON_SHEET:
+                    on_sheet.append(to_pil(image))
+                yield os.path.join(folder, f'{number:03d}.png'), image
+
+    save_pictures(pictures(), len(captions), quiet=True)
+    save_sheet(caption_sheet(on_sheet, captions[:ON_SHEET]), os.path.join(folder, 'sheet.png'))
+    is_all = 'all' if len(captions) <= ON_SHEET else f'the first {ON_SHEET}'
+    print(f'{is_all} on one sheet: {os.path.join(folder, "sheet.png")}')
+    if sizes and len(rows[0]) > 1:
+        columns = [torch.cat(column) for column in zip(*rows)]
+        save_sheet(side_by_side(columns, columns[-1].shape[-1]), os.path.join(folder, sizes))
+        print(f'small beside large: {os.path.join(folder, sizes)}')
     return folder
 
 
-def write_sizes(folder, name, images):
-    """The sheet folder/NAME: a row of every sentence's pictures from `images`, as of `generate_all`, at one size."""
-    sheet = os.path.join(folder, name)
-    side_by_side(images, images[-1].shape[-1]).save(sheet)
-    print(f'small beside large: {sheet}')
+def save_sheet(picture, path):
+    """Write a PIL image as a PNG. Raises UserError where it cannot be written."""
+    with atomic_write(path) as file:
+        picture.save(file, 'PNG')
 
 
 def write_samples(options, count, draw):
@@ -92,7 +108,7 @@ def write_samples(options, count, draw):
                 yield os.path.join(folder, f'{number:05d}.png'), image
 
     save_pictures(pictures(), count)
-    to_pil(grid(torch.stack(shown), min(SHEET_COLUMNS, len(shown)))).save(os.path.join(folder, 'sheet.png'))
+    save_sheet(to_pil(grid(torch.stack(shown), min(SHEET_COLUMNS, len(shown)))), os.path.join(folder, 'sheet.png'))
     print(f'{count} pictures in {folder}, the first {len(shown)} on one sheet: '
           f'{os.path.join(folder, "sheet.png")}')
 
@@ -100,7 +116,7 @@ def write_samples(options, count, draw):
 def write_strip(options, images, captions):
     """Pictures [N, 3, S, S] in [-1, 1] side by side, from the first caption's to the last one's, in a new folder."""
     strip = os.path.join(run.new_run(options.out_dir, 'interpolate', vars(options)), 'strip.png')
-    to_pil(grid(images.cpu(), len(images))).save(strip)
+    save_sheet(to_pil(grid(images.cpu(), len(images))), strip)
     print(f'from "{captions[0]}" to "{captions[-1]}": {strip}')
 
 
@@ -149,11 +165,14 @@ def _file_name(text):
     return re.sub(r'[\\/:*?"<>|\x00-\x1f]', '_', text).lstrip('.') or '_'
 
 
-def save_pictures(pictures, total):
-    """Write PNGs in threads while the next are drawn: `pictures` yields (path, image as `to_pil` takes it)."""
+def save_pictures(pictures, total, quiet=False):
+    """Write PNGs in threads while the next are drawn: `pictures` yields (path, image as `to_pil` takes it).
+
+    With `quiet`, no progress is shown.
+    """
     waiting = deque()
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for path, image in tqdm(pictures, 'drawing', total, unit=' pictures', disable=None):
+        for path, image in tqdm(pictures, 'drawing', total, unit=' pictures', disable=quiet or None):
             waiting.append(threads.submit(_save_picture, path, image))
             if len(waiting) > AHEAD:
                 waiting.popleft().result()
@@ -162,8 +181,6 @@ def save_pictures(pictures, total):
 
 
 def _save_picture(path, image):
-    try:
+    with explained(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         to_pil(image).save(path, compress_level=COMPRESSION)
-    except OSError as error:
-        raise UserError(f'{path}: cannot be written ({error})') from error

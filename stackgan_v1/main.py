@@ -16,7 +16,7 @@ sys.path.insert(0, os.path.dirname(HERE))
 from char_cnn_rnn import reading
 from common import compiled, computing, config, flags, run
 from common.errors import UserError, run_command
-from common.sampling import generate_all, write_evaluation, write_pictures, write_sizes
+from common.sampling import in_batches, write_evaluation, write_pictures
 from data.cropped_dataset import CroppedDataset
 from data.multiscale_dataset import shuffled_batches
 from stackgan_v1.authors_cfg import KEYS, translate
@@ -31,28 +31,31 @@ NARROWEST = {1: 2, 2: 4}                 # --gf_dim, of which the last layer has
 
 def parse_flags():
     """(options, the folder of the run to go on with or None)."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_run_flags(parser, model='stackgan_v1', epochs=600, batch_size=64, lr=0.0002, chapter_dir=HERE)
-    parser.add_argument('--stage', type=int, choices=[1, 2],
+    parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_run_flags(parser, model='stackgan_v1', epochs=600, batch_size=64, lr=0.0002, chapter_dir=HERE,
+                        batch_modes=flags.ALL)
+    parser.add_argument('--stage', type=int, choices=[1, 2], modes=flags.ALL,
                         help='1: sketch sentences at 64 x 64; 2: refine the sketches to 256 x 256 '
                              '(default: 1; when drawing, the checkpoint\'s)')
-    parser.add_argument('--stage1', metavar='FILE',
+    parser.add_argument('--stage1', metavar='FILE', modes=(flags.TRAIN,),
                         help='the trained Stage-I that --stage 2 refines: a run folder, its .pt, or a netG_epoch_N.pth')
-    parser.add_argument('--lr_decay_epoch', type=flags.positive(int), metavar='EPOCHS',
+    parser.add_argument('--lr_decay_epoch', type=flags.positive(int), metavar='EPOCHS', modes=flags.TRAINING,
                         help='epochs after each of which the learning rate is halved (default: 50, in Stage-II 100)')
-    parser.add_argument('--z_dim', type=flags.positive(int), metavar='N',
+    parser.add_argument('--z_dim', type=flags.positive(int), metavar='N', modes=flags.TRAINING,
                         help=f'numbers of noise (default: {Z_DIM}, in Stage-II those of its Stage-I)')
     flags.add_stackgan_flags(
         parser, [('gf_dim', 128, 'width of the generator'), ('df_dim', 64, 'of the discriminator'),
                  ('condition_dim', 128, 'of the condition'), ('residuals', 4, 'residual blocks of Stage-II')],
-        [('kl_coef', 2.0, 'the KL divergence of conditions')])
+        [('kl_coef', 2.0, 'the KL divergence of conditions')],
+        drawing_modes=flags.GENERATING, encoder_modes=(flags.TEXT,))
     compiled.add_compile_flag(parser)
-    config.add_cfg_flag(parser)
-    parser.add_argument('--config_name', metavar='NAME',
+    config.add_cfg_flag(parser, flags.ALL)
+    parser.add_argument('--config_name', type=flags.plain_name, metavar='NAME', modes=(flags.TRAIN,),
                         help='run folders are DATASET_NAME_DATE (default: stageI or stageII)')
     parser.add_argument('--snapshot_interval', type=flags.positive(int), default=SNAPSHOT_INTERVAL, metavar='EPOCHS',
+                        modes=flags.TRAINING,
                         help=f'epochs between two Model/netG_epoch_N.pth (default: {SNAPSHOT_INTERVAL})')
-    options, resumed = config.parse_options(parser, KEYS, translate, HERE)
+    options, resumed = config.parse_options(parser, flags.mode_of, KEYS, translate, HERE)
     return (complete(options, resumed) if options.train else options), resumed
 
 
@@ -97,7 +100,8 @@ def train(options, device, resumed):
     model.create_optim(options.lr)
     if options.cache:  # after all that can be refused: it takes minutes
         dataset.cached()
-    run_dir = run.begin(model, options, resumed, f'{options.dataset}_{options.config_name}')
+    run_dir = run.begin(model, options, resumed, f'{options.dataset}_{options.config_name}',
+                        reading.describe(dataset))
     if run_dir:
         reading.keep_encoder(dataset, run_dir)
     model.lr_decay_epoch, model.snapshot_interval = options.lr_decay_epoch, options.snapshot_interval
@@ -129,6 +133,7 @@ def evaluate(options, device, resumed):
     file = run.checkpoint_file(options, resumed, of_dataset=True)
     model, file, epochs = load_generator(file, options.model, device, options.stage)
     dataset = CroppedDataset.held_out(flags.dataset_file(options))
+    reading.check_embeddings(model.data, dataset, file)
     write_evaluation(options, dataset, lambda embed, seed: model.generate(embed, seed)[-1], file, f'epoch{epochs}')
 
 
@@ -137,10 +142,8 @@ def draw(options, device, resumed):
     sentences = flags.read_sentences(options.text, options.text_file)
     file = run.checkpoint_file(options, resumed, of_dataset=False)
     model, file, _ = load_generator(file, options.model, device, options.stage)
-    images = generate_all(model, reading.read(options, sentences, file, device), options)
-    folder = write_pictures(options, 'text', images[-1], sentences)
-    if len(images) > 1:
-        write_sizes(folder, 'stages.png', images)
+    embeddings = reading.read(options, sentences, file, model.data, device)
+    write_pictures(options, 'text', in_batches(model.generate, embeddings, options), sentences, sizes='stages.png')
 
 
 if __name__ == '__main__':

@@ -20,51 +20,62 @@ import torch
 from char_cnn_rnn import reading
 from common import compiled, computing, config, flags, run
 from common.errors import UserError, run_command
-from common.sampling import generate_all, write_evaluation, write_pictures, write_samples, write_sizes, write_strip
+from common.sampling import in_batches, write_evaluation, write_pictures, write_samples, write_strip
 from data.multiscale_dataset import MultiscaleDataset, shuffled_batches
 from stackgan_v2.authors_cfg import KEYS, translate
 from stackgan_v2.build_gan import SNAPSHOT_INTERVAL, Model, load_generator, make_networks
 
+INTERPOLATE = 'interpolate'  # a mode of its own
+DRAWING = (*flags.GENERATING, INTERPOLATE)
+MODES = (*flags.TRAINING, *DRAWING)
 STRIP = 9   # pictures from one sentence to the other
 COUNT = 64  # pictures without sentences
 
 
 def parse_flags():
     """(options, the folder of the run to go on with or None)."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_run_flags(parser, model='stackgan_v2', epochs=600, batch_size=24, lr=0.0002, chapter_dir=HERE)
+    parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_run_flags(parser, model='stackgan_v2', epochs=600, batch_size=24, lr=0.0002, chapter_dir=HERE,
+                        all_modes=MODES, seed_modes=(flags.TRAIN, *DRAWING),
+                        batch_modes=(*flags.TRAINING, *flags.GENERATING), resume_modes=(flags.RESUME, *DRAWING))
     add_model_flags(parser)
     compiled.add_compile_flag(parser)
-    config.add_cfg_flag(parser)
-    parser.add_argument('--config_name', metavar='NAME',
+    config.add_cfg_flag(parser, MODES)
+    parser.add_argument('--config_name', type=flags.plain_name, metavar='NAME', modes=(flags.TRAIN,),
                         help='run folders are DATASET_NAME_DATE (default: the branches, as in 3stages)')
     parser.add_argument('--snapshot_interval', type=flags.positive(int), default=SNAPSHOT_INTERVAL, metavar='STEPS',
+                        modes=flags.TRAINING,
                         help=f'steps between two Model/netG_COUNT.pth (default: {SNAPSHOT_INTERVAL})')
-    parser.add_argument('--image_folder', type=os.path.abspath, metavar='DIR',
+    parser.add_argument('--image_folder', type=os.path.abspath, metavar='DIR', modes=flags.TRAINING,
                         help='train without text on the pictures in DIR/CLASS/')
-    parser.add_argument('--lsun', type=os.path.abspath, metavar='DIR', help='train without text on DIR/CLASS_lmdb')
-    parser.add_argument('--classes', nargs='+', metavar='CLASS',
+    parser.add_argument('--lsun', type=os.path.abspath, metavar='DIR', modes=flags.TRAINING,
+                        help='train without text on DIR/CLASS_lmdb')
+    parser.add_argument('--classes', nargs='+', metavar='CLASS', modes=flags.TRAINING,
                         help='of --image_folder (default: all) or --lsun, as in church_outdoor_train')
-    parser.add_argument('--interpolate', nargs=2, metavar='SENTENCE', help='a strip from one sentence to the other')
-    flags.add_boolean(parser, '--example', False, 'evaluate with one grid per photograph, not a picture per caption')
-    parser.add_argument('--count', type=flags.positive(int),
+    parser.add_argument('--interpolate', nargs=2, metavar='SENTENCE', modes=(INTERPOLATE,),
+                        help='a strip from one sentence to the other')
+    flags.add_boolean(parser, '--example', False, 'evaluate with one grid per photograph, not a picture per caption',
+                      modes=(flags.EVALUATE,))
+    parser.add_argument('--count', type=flags.positive(int), modes=(flags.EVALUATE,),
                         help=f'pictures to draw with a generator without text (default: {COUNT})')
     parser.set_defaults(dataset=None)
-    options, resumed = config.parse_options(parser, KEYS, translate, HERE)
+    options, resumed = config.parse_options(parser, lambda options: flags.mode_of(options, INTERPOLATE),
+                                            KEYS, translate, HERE)
     return complete(options), resumed
 
 
 def add_model_flags(parser):
     """The widths of the networks and the weights of the losses."""
-    parser.add_argument('--branches', type=int, choices=range(1, 6), default=3,
+    parser.add_argument('--branches', type=int, choices=range(1, 6), default=3, modes=flags.TRAINING,
                         help='sizes of pictures: 64, 128, 256, 512, 1024 pixels (default: 3)')
     flags.add_stackgan_flags(
         parser, [('gf_dim', 64, 'width of the generators'), ('df_dim', 64, 'of the discriminators'),
                  ('z_dim', 100, 'numbers of noise'), ('embedding_dim', 128, 'of the condition'),
                  ('residuals', 2, 'residual blocks of a stage')],
         [('kl_coef', 2.0, 'the KL divergence of conditions'), ('uncond_coef', 1.0, 'the unconditional losses'),
-         ('color_coef', 0.0, 'colour consistency between neighbouring branches')])
-    flags.add_boolean(parser, '--conditional', None, 'read sentences')
+         ('color_coef', 0.0, 'colour consistency between neighbouring branches')],
+        drawing_modes=DRAWING, encoder_modes=(flags.TEXT, INTERPOLATE))
+    flags.add_boolean(parser, '--conditional', None, 'read sentences', modes=flags.TRAINING)
 
 
 def complete(options):
@@ -106,7 +117,8 @@ def train(options, device, resumed):
     model.create_optim(options.lr)
     if options.cache and not (options.image_folder or options.lsun):  # after all that can be refused: it takes minutes
         dataset.cached()
-    run_dir = run.begin(model, options, resumed, f'{options.dataset}_{options.config_name}')
+    run_dir = run.begin(model, options, resumed, f'{options.dataset}_{options.config_name}',
+                        reading.describe(dataset))
     if options.conditional and run_dir:
         reading.keep_encoder(dataset, run_dir)
     model.snapshot_interval = options.snapshot_interval
@@ -146,6 +158,7 @@ def evaluate(options, device, resumed):
     if options.count:
         raise UserError(f'--count {options.count}: {file} reads sentences; without --count it draws all held-out ones')
     dataset = MultiscaleDataset.held_out(flags.dataset_file(options))
+    reading.check_embeddings(model.data, dataset, file)
     write_evaluation(options, dataset, lambda embed, seed: model.generate(embed, seed)[-1], file, f'iteration{steps}',
                      options.example)
 
@@ -157,17 +170,15 @@ def draw(options, device, resumed):
     if not model.netG.conditional:
         raise UserError(f'{file}: was trained without text, so it reads no sentences; '
                         'leave them out to draw --count pictures')
-    embeddings = reading.read(options, sentences, file, device)
+    embeddings = reading.read(options, sentences, file, model.data, device)
     if options.interpolate:
         # One by one, so that all have the same noise and the same draw of the condition.
         between = [torch.lerp(*embeddings, weight)[None] for weight in torch.linspace(0, 1, STRIP)]
         images = [model.generate(embedding, options.seed)[-1] for embedding in between]
         write_strip(options, torch.cat(images), sentences)
     else:
-        images = generate_all(model, embeddings, options)
-        folder = write_pictures(options, 'text', images[-1], sentences)
-        if len(images) > 1:
-            write_sizes(folder, 'branches.png', images)
+        write_pictures(options, 'text', in_batches(model.generate, embeddings, options), sentences,
+                       sizes='branches.png')
 
 
 if __name__ == '__main__':

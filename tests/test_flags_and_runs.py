@@ -1,6 +1,5 @@
 """Command-line flags, and the folders that runs leave."""
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -36,7 +35,7 @@ def test_boolean_flags(args, expected):
 @pytest.mark.parametrize('args', [['--lr', '0'], ['--lr', 'nan'], ['--epochs', '-1'], ['--epochs', '1.5'],
                                   ['--train', 'maybe'], ['--batch_size', 'x']])
 def test_values_out_of_range_are_refused(args, capsys):
-    parser = flags.argparse.ArgumentParser()
+    parser = flags.Parser()
     flags.add_run_flags(parser, 'text2image', 200, 256, 0.0002, 'here')
     with pytest.raises(SystemExit) as caught:
         parser.parse_args(args)
@@ -45,10 +44,10 @@ def test_values_out_of_range_are_refused(args, capsys):
 
 def test_options_of_a_run_are_kept_unless_named(tmp_path, monkeypatch):
     def parse(*args):
-        parser = flags.argparse.ArgumentParser()
+        parser = flags.Parser()
         flags.add_run_flags(parser, 'text2image', 200, 256, 0.0002, str(tmp_path))
         monkeypatch.setattr(sys, 'argv', ['main.py', *args])
-        return run.parse_options(parser)
+        return run.parse_options(parser, lambda options: 'resume' if options.resume else 'train')
 
     options, _ = parse('--epochs', '7', '--batch_size', '4', '--train', '--model', 'mine')
     folder = run.new_run(str(tmp_path), 'birds', vars(options) | {'an_option_of_old': 1})
@@ -56,8 +55,7 @@ def test_options_of_a_run_are_kept_unless_named(tmp_path, monkeypatch):
     assert run_dir == folder and (resumed.epochs, resumed.batch_size, resumed.model) == (9, 4, 'mine')
     run.write_options(folder, vars(resumed))
     assert parse('--resume', folder)[0].epochs == 9
-    with open(os.path.join(folder, 'options.json'), encoding='utf-8') as file:
-        assert json.load(file) == vars(resumed)
+    assert run.read_options(folder) == vars(resumed)
     for broken in (str(tmp_path), str(tmp_path / 'nothing')):
         with pytest.raises(UserError, match='options.json: cannot be read'):
             parse('--resume', broken)

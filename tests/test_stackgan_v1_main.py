@@ -268,8 +268,8 @@ def test_the_authors_file_is_accepted_as_it_is(folder, call):
     evaluating = AUTHORS.replace('FLAG: True', 'FLAG: False').replace("NET_G: ''", "NET_G: 'x.pth'").replace(
         "NET_D: ''", "NET_D: 'y.pth'").replace("GPU_ID: '0'", "GPU_ID: '1,2'").replace("'../data/coco'", "'data'")
     (folder / 'authors.yml').write_text(evaluating)
-    options = call.options('--cfg', 'authors.yml', '--gf_dim', '64')
-    assert (options.train, options.checkpoint, options.gpu, options.gf_dim) == (False, 'x.pth', 1, 64)
+    options = call.options('--cfg', 'authors.yml', '--batch_size', '7')
+    assert (options.train, options.checkpoint, options.gpu, options.batch_size) == (False, 'x.pth', 1, 7)
     assert options.data_dir == str(folder / 'data') and 'NET_D' in options.said and 'GPU_ID 2' in options.said
     first = re.sub(r'.*(STAGE1_G|STAGE:|BATCH_SIZE|LR_DECAY|SNAPSHOT|KL|R_NUM).*\n|.*COEFF:\n', '', AUTHORS)
     (folder / 'authors.yml').write_text(first.replace('256', '64'))

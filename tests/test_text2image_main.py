@@ -1,5 +1,4 @@
 """text2image/main.py as a person runs it: from another folder, on a tiny file."""
-import json
 import os
 import re
 import shlex
@@ -13,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from common import run
 from common.errors import run_command
 from tests import tiny
 from text2image import main
@@ -79,8 +79,7 @@ def test_training_prints_its_options_and_fills_its_folder(folder, straight):
     files = set(os.listdir(straight.run))
     assert {'options.json', 'log.txt', 'samples', 'text2image.pt', 'encoder.pt'} <= files
     assert any('tfevents' in name for name in files) and not any('partial' in name for name in files)
-    with open(os.path.join(straight.run, 'options.json'), encoding='utf-8') as file:
-        kept = json.load(file)
+    kept = run.read_options(straight.run)
     assert (kept['epochs'], kept['batch_size'], kept['cuda'], kept['text']) == (EPOCHS, 4, False, None)
     contents = torch.load(os.path.join(straight.run, 'text2image.pt'), weights_only=True)
     assert contents['options'] == kept and contents['progress']['step'] == EPOCHS * STEPS
@@ -95,19 +94,20 @@ def test_a_killed_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(folder, s
     assert '--cuda True, but PyTorch finds no CUDA device here: using the CPU' in killed.out
     step, command = re.search(r'^stopped after step (\d+); go on with: python (.*)$', killed.out, re.MULTILINE).groups()
     assert int(step) < EPOCHS * STEPS
-    run, = runs_in(folder / 'killed', 'tiny_')
+    killed_run, = runs_in(folder / 'killed', 'tiny_')
 
     resumed = finish(start(folder, *shlex.split(command)))  # as the message says
-    assert (resumed.status, resumed.err) == (0, '') and runs_in(folder / 'killed', 'tiny_') == [run]
-    ours, theirs = (torch.load(os.path.join(one, 'text2image.pt'), weights_only=True) for one in (run, straight.run))
+    assert (resumed.status, resumed.err) == (0, '') and runs_in(folder / 'killed', 'tiny_') == [killed_run]
+    ours, theirs = (torch.load(os.path.join(one, 'text2image.pt'), weights_only=True)
+                    for one in (killed_run, straight.run))
     for net in ('netG', 'netD'):
         assert all(torch.equal(value, ours[net][key]) for key, value in theirs[net].items())
     assert torch.equal(ours['progress']['rng']['cpu'], theirs['progress']['rng']['cpu'])
 
     more = finish(start(folder, '--resume', '--out_dir', 'killed', '--epochs', str(EPOCHS + 1)))  # the newest run
-    assert (more.status, more.err) == (0, '') and runs_in(folder / 'killed', 'tiny_') == [run]
+    assert (more.status, more.err) == (0, '') and runs_in(folder / 'killed', 'tiny_') == [killed_run]
     assert re.search(r'^  batch_size +4\n(.*\n)*  dataset +tiny$', more.out, re.MULTILINE)
-    with open(os.path.join(run, 'log.txt'), encoding='utf-8') as log:
+    with open(os.path.join(killed_run, 'log.txt'), encoding='utf-8') as log:
         steps = [int(found) for found in re.findall(r'^epoch .*  step (\d+)', log.read(), re.MULTILINE)]
     assert steps == list(range(1, (EPOCHS + 1) * STEPS + 1))
 
@@ -186,7 +186,7 @@ def test_errors_say_what_to_do(folder, error, tmp_path):
     assert 'empty: no run on tiny with a text2image.pt' in error(*DATA, '--out_dir', 'empty', '--resume')
     assert 'nowhere/options.json: cannot be read' in error(*DATA, '--resume', 'nowhere')
     for more in ([], ['--text', 'a red bird']):
-        assert error(*evaluate, *DATA, *more, '--checkpoint', 'no.pt') == 'error: no.pt: no such checkpoint'
+        assert 'error: no.pt: no such checkpoint' in error(*evaluate, *DATA, *more, '--checkpoint', 'no.pt')
     assert 'no.txt: cannot be read' in error(*evaluate, '--text_file', 'no.txt')
     assert '--text: no sentence in it' in error(*evaluate, '--text', ' ')
     assert not (folder / 'empty').exists()

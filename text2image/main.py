@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from char_cnn_rnn import reading
 from common import compiled, computing, flags, precision, ranks, run
 from common.errors import run_command
-from common.sampling import write_pictures
+from common.sampling import in_batches, write_pictures
 from data.txt2image_dataset import Text2ImageDataset
 from text2image.build_gan import Model
 
@@ -26,19 +26,22 @@ EVAL_SIZE = 64
 
 def parse_flags():
     """(options, the folder of the run to go on with or None)."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_run_flags(parser, model='text2image', epochs=200, batch_size=256, lr=0.0002, chapter_dir=HERE)
-    parser.add_argument('--channels', type=int, choices=[3], default=3, help='of the pictures (default: 3)')
+    parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_run_flags(parser, model='text2image', epochs=200, batch_size=256, lr=0.0002, chapter_dir=HERE,
+                        batch_modes=(*flags.TRAINING, flags.TEXT))
+    parser.add_argument('--channels', type=int, choices=[3], default=3, modes=flags.ALL,
+                        help='of the pictures (default: 3)')
     for name, default, what in [('l1_coef', 50, 'feature matching'), ('l2_coef', 100, 'the pixel loss'),
                                 ('cls_coef', 0, 'real pictures with wrong sentences (GAN-CLS)'),
                                 ('int_coef', 0, 'interpolated sentences (GAN-INT)')]:
         parser.add_argument(f'--{name}', type=flags.non_negative(float), default=default, metavar='W',
-                            help=f'weight of {what} (default: {default})')
-    parser.add_argument('--checkpoint', metavar='FILE', help='draw with this checkpoint (default: of the newest run)')
+                            modes=flags.TRAINING, help=f'weight of {what} (default: {default})')
+    parser.add_argument('--checkpoint', metavar='FILE', modes=(flags.TRAIN, *flags.GENERATING),
+                        help='draw with this checkpoint (default: of the newest run), or start a training from it')
     precision.add_precision_flag(parser)
     compiled.add_compile_flag(parser)
     flags.add_drawing_flags(parser)
-    return run.parse_options(parser)
+    return run.parse_options(parser, flags.mode_of)
 
 
 def main():
@@ -54,8 +57,10 @@ def train(options, device, resumed):
     loader = DataLoader(dataset, options.batch_size, sampler=ranks.sampler(dataset), collate_fn=dataset.collate)
     model = make_model(options, device, loader)
     computing.prepare(options, device, model.netG, [model.netD])
+    if options.checkpoint and not resumed:
+        model.load_from(options.checkpoint)
     model.create_optim(options.lr)
-    run_dir = run.begin(model, options, resumed, options.dataset)
+    run_dir = run.begin(model, options, resumed, options.dataset, reading.describe(dataset))
     if run_dir:
         reading.keep_encoder(dataset, run_dir)
     print(f'Training on {len(dataset)} captions of {len(dataset.pictures)} pictures; everything goes to {run_dir}',
@@ -68,20 +73,22 @@ def evaluate(options, device, resumed):
     """A sheet of pictures for captions of classes that were not trained on."""
     dataset = Text2ImageDataset.held_out(flags.dataset_file(options))
     loader = DataLoader(dataset, EVAL_SIZE, shuffle=True, collate_fn=dataset.collate)
-    file = options.checkpoint or run.trained_checkpoint(options, resumed)
+    file = run.checkpoint_file(options, resumed, of_dataset=True)
     model = load_model(file, options, device, loader)
+    reading.check_embeddings(model.data, dataset, file)
     images, captions = model.eval()
     print(f'{file} draws captions of /{dataset.split}:')
-    write_pictures(options, 'eval', images, captions)
+    write_pictures(options, 'eval', [[images]], captions)
 
 
 def draw(options, device, resumed):
     """A picture for each sentence that the user typed."""
     sentences = flags.read_sentences(options.text, options.text_file)
-    file = options.checkpoint or run.trained_checkpoint(options, resumed, of_dataset=False)
+    file = run.checkpoint_file(options, resumed, of_dataset=False)
     model = load_model(file, options, device)
-    embeddings = reading.read(options, sentences, file, device)
-    write_pictures(options, 'text', model.generate(embeddings, options.seed), sentences)
+    embeddings = reading.read(options, sentences, file, model.data, device)
+    write_pictures(options, 'text', in_batches(lambda part, seed: [model.generate(part, seed)], embeddings, options),
+                   sentences)
 
 
 def make_model(options, device, data_loader=None):

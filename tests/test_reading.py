@@ -1,0 +1,175 @@
+"""The sentence is read by the encoder that belongs to the model, or not at all."""
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from char_cnn_rnn import main as encoder_main
+from char_cnn_rnn.build_encoder import fingerprint, load_encoder, save_encoder
+from char_cnn_rnn.encoder import CharCnnRnn
+from common import run
+from data import layout
+from stackgan_v2 import main as stackgan_v2
+from tests import tiny
+from tests.commands import DATA, Caller, newest
+from text2image import main
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+SPLITS = {'train': {'001.Auk': 2, '002.Jay': 2}, 'test': {'004.Wren': 1, '005.Lark': 1}}
+TRAINING = ['--epochs', '1', '--batch_size', '4', '--out_dir', 'out']
+DRAW = ['--train', 'False', '--out_dir', 'out', '--text', 'a crow']
+UNKNOWN = 'does not say which encoder it was trained with'
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """data/tiny.hdf5 with an encoder that did not write its embeddings: --embed has not been run."""
+    path = tiny.make(tmp_path / 'data' / 'tiny.hdf5', SPLITS)
+    write_encoder(path, seed=0)
+    return tmp_path
+
+
+@pytest.fixture
+def call(folder, monkeypatch, capsys):
+    return Caller(main, folder, monkeypatch, capsys)
+
+
+@pytest.fixture
+def embed(folder, monkeypatch, capsys):
+    """A function that writes the embeddings of the encoder beside the data, as char_cnn_rnn/main.py --embed does."""
+    command = Caller(encoder_main, folder, monkeypatch, capsys)
+    return lambda: command(*DATA, '--embed', '--encoder', layout.encoder_beside('data/tiny.hdf5'))
+
+
+def write_encoder(path, seed):
+    torch.manual_seed(seed)
+    return save_encoder(CharCnnRnn('birds_cvpr'), path)
+
+
+def path_of(folder):
+    return str(folder / 'data' / 'tiny.hdf5')
+
+
+def test_a_run_reads_with_its_encoder_whatever_lies_beside_the_data(folder, embed, call):
+    assert 'done: 12 embeddings' in embed()
+    with layout.open_file(path_of(folder)) as file:
+        assert file.attrs['encoder'] == fingerprint(load_encoder(layout.encoder_beside(path_of(folder))))
+    call(*DATA, *TRAINING)
+    trained = newest(folder / 'out', 'tiny')
+    right = call(*DRAW)
+    assert UNKNOWN not in right and f'read by {trained}/encoder.pt' in right
+    write_encoder(path_of(folder), seed=1)  # another one beside the data, and then no data at all
+    for checkpoint in (trained, trained / 'text2image.pt'):
+        said = call(*DRAW, *DATA, '--checkpoint', checkpoint)
+        assert f'read by {trained}/encoder.pt' in said and UNKNOWN not in said
+    shutil.copy(trained / 'text2image.pt', folder / 'alone.pt')
+    error = call.error(*DRAW, *DATA, '--checkpoint', 'alone.pt')
+    assert 'tiny.encoder.pt: is not the sentence encoder that alone.pt was trained with' in error
+    assert 'is not the sentence encoder' in call.error(*DRAW, '--encoder', layout.encoder_beside(path_of(folder)))
+    said = call(*DRAW, *DATA, '--checkpoint', 'alone.pt', '--encoder', trained / 'encoder.pt')
+    assert f'read by {trained}/encoder.pt' in said and UNKNOWN not in said
+
+
+def test_a_model_of_published_embeddings_refuses_the_encoder_beside_the_data(folder, call):
+    """The embeddings are nobody's: random numbers, as another encoder's would be."""
+    assert 'so this run keeps no encoder' in call(*DATA, *TRAINING)
+    assert not (newest(folder / 'out', 'tiny') / 'encoder.pt').exists()
+    assert 'tiny.encoder.pt: is not the sentence encoder' in call.error(*DRAW, *DATA)
+
+
+def test_the_encoder_of_published_embeddings_is_known_by_what_it_reads(folder, embed, call):
+    embed()
+    with layout.replace_file(path_of(folder), copy=True) as file:
+        del file.attrs['encoder']  # as of pickles: nothing says whose they are
+    assert 'keeps no encoder' not in call(*DATA, *TRAINING)
+    assert UNKNOWN not in call(*DRAW)
+
+
+def test_a_run_does_not_go_on_with_other_embeddings(folder, embed, call):
+    embed()
+    call(*DATA, *TRAINING)
+    trained = newest(folder / 'out', 'tiny')
+    kept = (trained / 'encoder.pt').read_bytes()
+    write_encoder(path_of(folder), seed=1)
+    embed()
+    error = call.error('--out_dir', 'out', '--resume', '--epochs', '2')
+    assert f'{trained}: was trained on other embeddings than tiny.hdf5 holds now' in error
+    assert (trained / 'encoder.pt').read_bytes() == kept
+    error = call.error(*DATA, '--train', 'False', '--out_dir', 'out')
+    assert 'tiny.hdf5: its embeddings are not of the sentence encoder' in error and '--embed --encoder' in error
+    call(*DRAW)  # its own encoder is still there
+
+
+def test_a_run_does_not_go_on_with_other_pictures_or_captions(folder, embed, call):
+    embed()
+    call(*DATA, *TRAINING)
+    shutil.copy(path_of(folder), folder / 'kept.hdf5')
+    for field, part, value in (('img', 'pictures', np.void(tiny.jpeg(99))), ('txt', 'captions', 'another caption')):
+        shutil.copy(folder / 'kept.hdf5', path_of(folder))
+        with layout.replace_file(path_of(folder), copy=True) as file:
+            group = next(iter(file['train'].values()))
+            del group[field]
+            group[field] = value
+        assert f'was trained on other {part} than' in call.error('--out_dir', 'out', '--resume', '--epochs', '2')
+    shutil.copy(folder / 'kept.hdf5', path_of(folder))
+    assert 'step 4' in call('--out_dir', 'out', '--resume', '--epochs', '2', '--log_interval', '1')
+
+
+def test_what_is_not_known_is_said(folder, embed, call, monkeypatch, capsys):
+    embed()
+    call(*DATA, *TRAINING)
+    trained = newest(folder / 'out', 'tiny')
+    contents = torch.load(trained / 'text2image.pt', weights_only=True)
+    torch.save({**contents, 'data': {}}, trained / 'text2image.pt')  # as of an earlier version
+    said = call('--out_dir', 'out', '--resume', '--epochs', '2')
+    assert f'{trained}: does not say what it was trained on' in said
+    torch.save(contents['netG'], folder / 'generator.pt')
+    assert f'generator.pt: {UNKNOWN}' in call(*DRAW, *DATA, '--checkpoint', 'generator.pt')
+    assert f'generator.pt: {UNKNOWN}' in call(*DATA, '--train', 'False', '--checkpoint', 'generator.pt')
+
+    tree = Caller(stackgan_v2, folder, monkeypatch, capsys)
+    tree(*DATA, '--epochs', '1', '--batch_size', '2', '--branches', '1', '--gf_dim', '2', '--df_dim', '2', '--workers',
+         '0', '--out_dir', 'tree')
+    snapshot, = (newest(folder / 'tree', 'tiny') / 'Model').glob('netG_*.pth')
+    assert UNKNOWN not in tree(*DRAW, '--checkpoint', snapshot)  # the run keeps the encoder
+    shutil.copy(snapshot, folder)
+    assert f'{snapshot.name}: {UNKNOWN}' in tree(*DRAW, *DATA, '--checkpoint', snapshot.name)
+    write_encoder(path_of(folder), seed=1)
+    assert 'is not the sentence encoder' in tree.error(*DRAW, '--checkpoint', snapshot,
+                                                       '--encoder', layout.encoder_beside(path_of(folder)))
+
+
+def test_what_the_encoder_does_not_read_is_said(folder, embed, call):
+    embed()
+    call(*DATA, *TRAINING)
+    said = call('--train', 'False', '--out_dir', 'out', '--text', 'красная птица', '--text', 'a café' + ' bird' * 50,
+                '--text', 'a red bird')
+    assert '"красная птица": the encoder does not read а и к н п р с т ц я; it reads " "' in said
+    assert 'does not read é; it reads "a caf bird' in said and 'and not the 55 after them' in said
+    assert '"a red bird": the encoder' not in said
+
+
+def test_an_encoder_of_one_class_is_refused(folder, monkeypatch, capsys):
+    tiny.make(path_of(folder), {'train': {'001.Auk': 3}, 'test': {'002.Jay': 1}})
+    command = Caller(encoder_main, folder, monkeypatch, capsys)
+    error = command.error(*DATA, '--image_encoder', 'scratch', '--out_dir', 'out')
+    assert 'all 3 photographs of /train are of one class' in error and not os.path.exists(folder / 'out')
+
+
+def test_a_run_that_moved_finds_its_data_again(folder, embed, call):
+    embed()
+    call(*DATA, *TRAINING)
+    os.makedirs(folder / 'elsewhere')
+    for part in ('data', 'out'):
+        shutil.move(folder / part, folder / 'elsewhere' / part)
+    trained = newest(folder / 'elsewhere' / 'out', 'tiny')
+    assert 'step 4' in call('--resume', trained, '--epochs', '2', '--log_interval', '1')
+    assert run.read_options(trained)['data_dir'] == str(folder / 'elsewhere' / 'data')
+    call('--train', 'False', '--resume', trained, '--text', 'a crow')
+    assert newest(folder / 'elsewhere' / 'out', 'text_').is_dir() and not (folder / 'out').exists()
+    shutil.move(folder / 'elsewhere' / 'data', folder / 'data')  # the data has moved, the run has not
+    said = call('--resume', trained, '--epochs', '3', '--data_dir', 'data')
+    assert 'is not here' in said and 'done: ' in said
