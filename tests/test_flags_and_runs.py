@@ -8,6 +8,7 @@ import pytest
 
 from common import flags, run
 from common.errors import UserError
+from tests.errors import one_line
 
 
 def test_sentences_come_from_the_command_line_and_from_a_file(tmp_path):
@@ -19,6 +20,9 @@ def test_sentences_come_from_the_command_line_and_from_a_file(tmp_path):
         with pytest.raises(UserError) as caught:
             flags.read_sentences(texts, name)
         assert '\n' not in str(caught.value)
+    for text in ('a \udcff bird', 'a \x1b[2Jbird', 'a\0bird'):  # not UTF-8, and what a terminal would obey
+        assert 'control characters, or is not valid UTF-8' in one_line(flags.read_sentences, [text], None)
+    assert flags.read_sentences(['a\tred bird', 'क्‍ष 红鸟'], None) == ['a red bird', 'क्‍ष 红鸟']
     file.write_bytes(b'\xff\xfe\x00bird')
     with pytest.raises(UserError, match='UTF-8'):
         flags.read_sentences(None, str(file))
@@ -32,7 +36,9 @@ def test_boolean_flags(args, expected):
     assert parser.parse_args(args).train is expected
 
 
-@pytest.mark.parametrize('args', [['--lr', '0'], ['--lr', 'nan'], ['--epochs', '-1'], ['--epochs', '1.5'],
+@pytest.mark.parametrize('args', [['--lr', '0'], ['--lr', 'nan'], ['--lr', 'inf'], ['--seed', '1' * 23],
+                                  ['--batch_size', '1' * 30], ['--dataset', '../birds'], ['--model', 'a/b'],
+                                  ['--dataset', ''], ['--model', '..'], ['--epochs', '-1'], ['--epochs', '1.5'],
                                   ['--train', 'maybe'], ['--batch_size', 'x']])
 def test_values_out_of_range_are_refused(args, capsys):
     parser = flags.Parser()
@@ -59,6 +65,48 @@ def test_options_of_a_run_are_kept_unless_named(tmp_path, monkeypatch):
     for broken in (str(tmp_path), str(tmp_path / 'nothing')):
         with pytest.raises(UserError, match='options.json: cannot be read'):
             parse('--resume', broken)
+
+
+def parse(folder, monkeypatch, *typed):
+    parser = flags.Parser()
+    flags.add_run_flags(parser, 'text2image', 200, 256, 0.0002, str(folder))
+    monkeypatch.setattr(sys, 'argv', ['main.py', *map(str, typed)])
+    return run.parse_options(parser, flags.mode_of)
+
+
+@pytest.mark.parametrize('text, message', [
+    ('[1, 2]', 'options.json: holds a list where a run notes its options'), ('3', 'holds a int'),
+    ('{"epochs": ', 'options.json: cannot be read'), ('[' * 100_000, 'options.json: cannot be read'),
+    ('\x00', 'options.json: cannot be read'),
+    ('{"epochs": "many"}', "options.json: argument --epochs: invalid positive int value: 'many'"),
+    ('{"epochs": [1, 2]}', 'options.json: a list where one value belongs: 2 is too much'),
+    ('{"epochs": {"a": 1}}', 'options.json: argument --epochs'), ('{"seed": 1e400}', 'options.json: argument --seed'),
+    ('{"model": "../../x"}', 'options.json: argument --model'), ('{"data_dir": 7}', '')])
+def test_options_of_a_run_are_checked(tmp_path, monkeypatch, text, message):
+    (tmp_path / 'options.json').write_text(text)
+    if message:
+        assert message in one_line(parse, tmp_path, monkeypatch, '--resume', tmp_path)
+    else:
+        assert parse(tmp_path, monkeypatch, '--resume', tmp_path)[0].data_dir is None
+
+
+def test_a_run_is_named_by_its_folder_or_by_a_checkpoint_in_it(tmp_path, monkeypatch):
+    folder = run.new_run(str(tmp_path), 'birds', {'model': 'mine', 'epochs': 7})
+    for name in ('x.pt', 'mine.pt'):
+        open(os.path.join(folder, name), 'w').close()
+    for named, model in ((folder, 'mine'), (f'{folder}/mine.pt', 'mine'), (f'{folder}/x.pt', 'x')):
+        options, resumed = parse(tmp_path, monkeypatch, '--resume', named)
+        assert (resumed, options.model, options.epochs, options.out_dir) == (folder, model, 7, str(tmp_path))
+    assert 'cannot be read' in one_line(parse, tmp_path, monkeypatch, '--resume', f'{folder}/y.pt')
+
+
+def test_a_run_that_cannot_be_written_is_one_line(tmp_path):
+    folder = run.new_run(str(tmp_path), 'birds', {})
+    os.makedirs(os.path.join(folder, 'lock'))  # what a folder without write permission does to others than root
+    assert 'lock: cannot be written' in one_line(run.lock, folder)
+    os.remove(os.path.join(folder, 'options.json'))
+    os.makedirs(os.path.join(folder, 'options.json', 'x'))
+    assert 'options.json: cannot be written' in one_line(run.write_options, folder, {})
 
 
 def test_runs_never_share_a_folder(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.utils import make_grid
 
-from common.pictures import grid, to_pil, to_pixels
+from common.pictures import LINES, caption_sheet, font_and_text, fonts, grid, has_letter, to_pil, to_pixels
 
 
 @pytest.mark.parametrize('count, columns', [(1, 1), (2, 1), (3, 3), (5, 3), (9, 8)])
@@ -31,3 +31,19 @@ def test_drawing_does_not_import_what_takes_seconds():
     slow = '{"torchvision", "torch._dynamo", "torch.utils.tensorboard", "sympy"}'
     command = [sys.executable, '-c', f'{mains}; print({slow} & set(sys.modules))']
     assert subprocess.run(command, cwd=root, capture_output=True, text=True).stdout == 'set()\n'
+
+
+def test_a_sheet_shows_what_was_typed_in_any_script():
+    for caption in ('a red bird', 'un oiseau coloré “ébène” – très petit', 'Ägäis'):
+        assert font_and_text(caption) == (fonts()[0], caption)
+    for caption in ('красная птица', '红色的小鸟', 'एक चिड़िया', '\U0001f426'):
+        font, shown = font_and_text(caption)
+        assert all(has_letter(font, letter) for letter in shown)
+        # With a font that has the letters, they are shown; without one, their code points.
+        assert shown == caption or set(shown) <= set('<>0123456789ABCDEF ')
+
+
+def test_a_long_caption_does_not_make_a_tall_sheet():
+    image = to_pil(torch.zeros(3, 8, 8))
+    sheet = caption_sheet([image, image], ['word ' * 100_000, 'a crow'])
+    assert sheet.height < 128 + 14 * (LINES + 2) + 32
