@@ -75,7 +75,7 @@ def caption_sheet(images, captions, columns=8, size=128):
 def font_and_text(caption):
     """(a font that has all letters of the caption, the caption); letters that no font here has are their code points.
 
-    Pillow's own font has those of European languages; for others there is what the system has installed.
+    Pillow's own font has those of English; for others there is what the system has installed.
     """
     letters = set(caption)
     for font in fonts():

@@ -34,9 +34,8 @@ def test_drawing_does_not_import_what_takes_seconds():
 
 
 def test_a_sheet_shows_what_was_typed_in_any_script():
-    for caption in ('a red bird', 'un oiseau coloré, très petit', 'Ägäis'):
-        assert font_and_text(caption) == (fonts()[0], caption)
-    for caption in ('“ébène”', 'красная птица', '红色的小鸟', 'एक चिड़िया', '\U0001f426'):
+    assert font_and_text('a red bird') == (fonts()[0], 'a red bird')
+    for caption in ('un oiseau “coloré”', 'красная птица', '红色的小鸟', 'एक चिड़िया', '\U0001f426'):
         font, shown = font_and_text(caption)
         assert all(has_letter(font, letter) for letter in shown)
         # With a font that has the letters, they are shown; without one, their code points.
