@@ -6,13 +6,19 @@
     python main.py --train False --query "a small red bird"     the held-out pictures that match a sentence best
     python main.py --embed                                      write every caption's embedding into the HDF5 file
 """
-import argparse
-import io
 import os
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
+
+from common import signals
+
+if __name__ == '__main__':
+    signals.end_at_once()  # while the imports take seconds
+
+import argparse
+import io
 
 import torch
 from PIL import Image

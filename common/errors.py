@@ -1,7 +1,9 @@
 """Errors that the person at the keyboard can mend."""
-import signal
+import os
 import sys
 import time
+
+from common import signals
 
 
 class UserError(Exception):
@@ -15,11 +17,14 @@ class CannotWrite(UserError):
 def run_command(main):
     """Call `main()`; turn a `UserError` into one line on stderr and exit status 1, Ctrl-C into status 130.
 
-    SIGTERM ends the process as an exception would, so that what is half written is removed.
+    SIGTERM (status 143) and SIGHUP (129) end the process as an exception would, so that what is half written is
+    removed. A reader of standard output that is gone ends it as SIGPIPE would (141).
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    _replace_closed_streams()
     try:
-        main()
+        with signals.raised():
+            main()
+            sys.stdout.flush()
     except UserError as error:
         from common import ranks  # which raises UserErrors itself
         if ranks.rank() > 0:
@@ -27,3 +32,21 @@ def run_command(main):
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError:
+        _end_if_nothing_can_be_said()
+        raise
+
+
+def _replace_closed_streams():
+    """Python has None for a stream that is closed when it starts (`main.py >&-`)."""
+    sys.stdout, sys.stderr = (stream or open(os.devnull, 'w') for stream in (sys.stdout, sys.stderr))
+
+
+def _end_if_nothing_can_be_said():
+    """End the process where standard output, a pipe or a file, is what cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
+        sys.exit(141 if isinstance(error, BrokenPipeError) else
+                 f'error: standard output cannot be written ({error.strerror})')

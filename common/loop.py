@@ -1,20 +1,21 @@
 """The loop around a Model's `train_step`: epochs, progress bar, log, curves, samples, checkpoints, interruptions."""
 import contextlib
 import math
-import os
 import shlex
-import signal
 import sys
-import threading
 import time
 
 import torch
 from tqdm import tqdm
 
-from common import ranks
+from common import ranks, signals, torch_errors
 from common.errors import UserError
+from common.log import Log
 
 SECONDS_BETWEEN_CHECKPOINTS = 300  # what a run that is killed outright loses at most
+SECONDS_BETWEEN_ATTEMPTS = 60      # to write one for which there was no room
+SECONDS_AT_THE_END = 600           # in which the last one is tried again and again
+PAUSE_AT_THE_END = 10              # seconds between two of these attempts
 
 
 def new_progress():
@@ -31,22 +32,24 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
     """Call `model.train_step` for every batch of `model.data_loader` until `model.progress` has `epochs` epochs.
 
     With `out_dir`, writes there: log.txt, TensorBoard curves, `sample()` (a PIL image) after every epoch, and through
-    `model.save_to(out_dir)` a checkpoint. SIGINT and SIGTERM finish the step, save, and raise KeyboardInterrupt.
-    `after_step()` and `after_epoch()` are called where they are given.
+    `model.save_to(out_dir)` a checkpoint. `after_step()` and `after_epoch()` are called where they are given. What
+    cannot be written, because the disk is full, is said and tried again while the training goes on.
+    SIGINT and SIGTERM finish the step, save, and raise KeyboardInterrupt; before the end of the first step at once.
     A run that goes on from a checkpoint computes what it would have computed without the interruption; of several
     ranks (`common.ranks`), with the rest of the epoch and random numbers of its own. Losses are means over the ranks.
+    Raises UserError where something that was to be written could not be, when the training ends.
     """
-    progress, losses, saved_at, warned = model.progress, {}, time.monotonic(), False
+    progress, losses, warned = model.progress, {}, False
     verbose, world_size = verbose and ranks.rank() == 0, ranks.world_size()
     _regroup(progress, model.data_loader)
-    with _stop_signals() as stop, _Log(out_dir, verbose, progress['step']) as log:
+    with (signals.noted() as stop, Log(out_dir, verbose, progress['step']) as log,
+          _explained(out_dir, lambda: progress['step'] + 1)):
+        saves = _Saves(model, out_dir, log)
         if progress['epoch'] >= epochs:
             log.line(f'nothing to do: {progress["epoch"]} epochs are done; give more with --epochs')
         while progress['epoch'] < epochs:
-            batches = _batches_left(model.data_loader, progress)
-            with (_progress_bar(model.data_loader, progress, epochs, verbose) as bar,
-                  _explained(out_dir, lambda: progress['step'] + 1)):
-                for batch in batches:
+            with _progress_bar(model.data_loader, progress, epochs, verbose) as bar:
+                for batch in _batches_left(model.data_loader, progress, stop):
                     size = _batch_size(batch)
                     progress['batch'] += 1
                     if size < 2:
@@ -54,33 +57,33 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
                             log.line('a batch of one picture has no batch statistics: left out, now and in every epoch')
                         warned = True
                         continue
-                    losses = model.train_step(batch)
+                    with _let_act(stop, not losses):  # the first step: it may compile networks, for minutes
+                        losses = model.train_step(batch)
                     progress['step'] += 1
                     bar.update(size * world_size)
                     log.count(size * world_size)
                     if progress['step'] % log_interval == 0:
                         log.losses(progress, epochs, _read(losses, progress['step'], out_dir), bar)
                     if after_step:
-                        after_step()
-                    is_late = time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS
-                    is_stopped, is_late = ranks.anywhere(bool(stop), is_late)
+                        with log.attempt('the snapshot'):
+                            after_step()
+                    is_stopped, is_late = ranks.anywhere(bool(stop), saves.is_late())
                     if is_stopped:
-                        _save(model, losses, out_dir)
-                        log.line(f'stopped after step {progress["step"]}' + _how_to_go_on(out_dir))
-                        ranks.wait()  # for rank 0 to have saved: torchrun ends all others when one has ended
-                        raise KeyboardInterrupt
+                        saves.stop(losses)
                     if is_late:
-                        _save(model, losses, out_dir)
-                        progress['rng'], saved_at = None, time.monotonic()  # the generators go on from here
+                        saves.save(losses)
+            if _stops_alone(stop):
+                saves.stop(losses)
             if progress['step'] == 0:
                 raise UserError('no batch of two or more pictures to train on: is the split empty, or --batch_size 1?')
             progress['epoch'], progress['batch'] = progress['epoch'] + 1, 0
             if after_epoch:
-                after_epoch()
+                with log.attempt('the snapshot'):
+                    after_epoch()
             if out_dir and sample:
-                _write_sample(sample(), out_dir, progress['epoch'])
+                log.sample(sample(), progress['epoch'])
             if progress['epoch'] == epochs:
-                _save(model, losses, out_dir)
+                saves.finish(losses, stop)
 
 
 def _regroup(progress, data_loader):
@@ -94,22 +97,44 @@ def _regroup(progress, data_loader):
         progress['rng'] = progress['epoch_rng'] = rng_state()
 
 
-def _batches_left(data_loader, progress):
-    """The batches of the epoch under way that have not been trained on, with the generators as they then were."""
+def _batches_left(data_loader, progress, stop):
+    """Yield the batches of the epoch under way that have not been trained on, with the generators as they then were.
+
+    A signal ends this early where it finds it waiting for worker processes: they may be stuck.
+    """
     if ranks.world_size() > 1:
         data_loader.sampler.set_epoch(progress['epoch'])
     now = progress['rng'] or rng_state()
     set_rng_state(progress['epoch_rng'] if progress['batch'] else now)
     progress['epoch_rng'] = rng_state()
     batches = iter(data_loader)
-    for _ in range(progress['batch']):
-        if next(batches, None) is None:
-            raise UserError(f'the run had done {progress["batch"]} batches of its epoch, but now there are fewer: '
-                            'go on with the same data and the same --batch_size')
+    with _let_act(stop, progress['batch'] > 0):
+        for _ in range(progress['batch']):
+            if next(batches, None) is None:
+                raise UserError(f'the run had done {progress["batch"]} batches of its epoch, but now there are fewer: '
+                                'go on with the same data and the same --batch_size')
     if progress['batch']:
         set_rng_state(now)
     progress['rng'] = None
-    return batches
+    try:
+        while True:
+            with _let_act(stop, getattr(data_loader, 'num_workers', 0) > 0):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+    except KeyboardInterrupt:
+        if progress['batch'] == 0:
+            set_rng_state(progress['epoch_rng'])  # as if the epoch had not begun
+
+
+def _let_act(stop, is_allowed):
+    """A block in which a signal raises KeyboardInterrupt, if that `is_allowed`: not on one of several ranks."""
+    return stop.acting() if is_allowed and ranks.world_size() == 1 else contextlib.nullcontext()
+
+
+def _stops_alone(stop):
+    return bool(stop) and ranks.world_size() == 1
 
 
 def _progress_bar(data_loader, progress, epochs, verbose):
@@ -154,20 +179,37 @@ def _read(losses, step, out_dir):
 
 @contextlib.contextmanager
 def _explained(out_dir, step):
-    """Raises UserError instead of PyTorch's errors about memory, or about what comes of weights that are not finite.
+    """Raises UserError instead of PyTorch's errors that are no bugs (`common.torch_errors`), or what comes of them.
 
     `step()` is the number of the step under way; a GPU may report an error of it later, wherever it is waited for.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise UserError(f'step {step()}: the GPU has too little memory; try a smaller --batch_size, or, for StackGANs, '
-                        '--accumulate') from error
-    except RuntimeError as error:
-        # Binary cross-entropy refuses a probability of NaN: a GPU in an assertion, perhaps of an earlier step.
-        if 'should be between 0 and 1' in str(error) or 'device-side assert' in str(error):
-            raise UserError(f'a probability is not a number at step {step()}: {_diverged(out_dir)}') from error
+    except (RuntimeError, MemoryError) as error:
+        if explanation := _explanation(error, step(), out_dir):
+            raise UserError(explanation) from error
         raise
+
+
+def _explanation(error, step, out_dir):
+    """A line for the user, or None where the error is unknown."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return (f'step {step}: the GPU has too little memory; try a smaller --batch_size, or, for StackGANs, '
+                '--accumulate')
+    if torch_errors.is_out_of_memory(error):
+        return (f'step {step}: this machine has too little memory; try a smaller --batch_size, or, for StackGANs, '
+                'fewer --workers or --accumulate')
+    if torch_errors.is_dead_worker(error):
+        return (f'step {step}: a process that reads pictures has ended ({_one_line(error)}), as a rule because this '
+                'machine has too little memory; go on with --resume and fewer --workers, or 0')
+    if torch_errors.is_not_finite(error):
+        return f'a probability is not a number at step {step}: {_diverged(out_dir)}'
+    if torch_errors.is_of_gpu(error):
+        return f'step {step}: the GPU has failed ({_one_line(error)}); go on from the last checkpoint with --resume'
+
+
+def _one_line(error):
+    return str(error).partition('\n')[0].strip().rstrip('.')[:200]
 
 
 def _diverged(out_dir):
@@ -175,81 +217,76 @@ def _diverged(out_dir):
             'try a smaller --lr')
 
 
-def _save(model, losses, out_dir):
-    _read(losses, model.progress['step'], out_dir)  # weights that have diverged must not replace good ones
-    model.progress['rng'] = rng_state()
-    if out_dir:
-        model.save_to(out_dir, verbose=False)
+class _Saves:
+    """Writes the checkpoints of a training: from time to time, when it is stopped, and at its end."""
 
+    def __init__(self, model, out_dir, log):
+        self.model, self.out_dir, self.log = model, out_dir, log
+        self.due = time.monotonic() + SECONDS_BETWEEN_CHECKPOINTS
+        self.good = model.progress['step']  # the step of the last one
 
-def _write_sample(image, out_dir, epoch):
-    os.makedirs(os.path.join(out_dir, 'samples'), exist_ok=True)
-    image.save(os.path.join(out_dir, 'samples', f'epoch_{epoch:04d}.png'))
+    def is_late(self):
+        return time.monotonic() > self.due
+
+    def save(self, losses):
+        """Write one, or say why that cannot be done now, and when it is due again."""
+        self._check(losses)
+        is_written = self._try()
+        wait = SECONDS_BETWEEN_CHECKPOINTS if is_written else min(SECONDS_BETWEEN_CHECKPOINTS, SECONDS_BETWEEN_ATTEMPTS)
+        self.due = time.monotonic() + wait
+        self.model.progress['rng'] = None  # the generators go on from here
+
+    def stop(self, losses):
+        """Write one and raise KeyboardInterrupt, or UserError where it cannot be written."""
+        self._check(losses)
+        stopped = f'stopped after step {self.model.progress["step"]}'
+        is_written = self._try()
+        if is_written:
+            self.log.line(stopped + _how_to_go_on(self.out_dir))
+        ranks.wait()  # for rank 0 to have saved: torchrun ends all others when one has ended
+        if is_written:
+            raise KeyboardInterrupt
+        self._fail(stopped)
+
+    def finish(self, losses, stop):
+        """Write the last one. Raises UserError where that, or another file, cannot be written in the end."""
+        self._check(losses)
+        if not self._try():
+            self.log.line(f'the training is done; its checkpoint is tried for {SECONDS_AT_THE_END // 60} minutes')
+            self._insist(stop)
+        self.log.flush()
+        if self.log.troubles:
+            self._fail('the training is done')
+
+    def _insist(self, stop):
+        """Try to write the checkpoint again and again, for a while or until a signal comes."""
+        give_up = time.monotonic() + SECONDS_AT_THE_END
+        while not stop and time.monotonic() < give_up:
+            with contextlib.suppress(KeyboardInterrupt), stop.acting():
+                time.sleep(PAUSE_AT_THE_END)
+            if self._try():
+                return
+
+    def _check(self, losses):
+        """Weights that have diverged must not replace good ones."""
+        _read(losses, self.model.progress['step'], self.out_dir)
+
+    def _try(self):
+        """Whether a checkpoint of where the run now stands could be written."""
+        what, progress = 'the checkpoint', self.model.progress
+        progress['rng'] = rng_state()
+        with self.log.attempt(what, f' (the last good one: step {self.good})'):
+            if self.out_dir:
+                self.model.save_to(self.out_dir, verbose=False)
+            self.good = progress['step']
+        return what not in self.log.troubles
+
+    def _fail(self, when):
+        troubles = '; '.join(self.log.troubles.values())
+        raise UserError(f'{when}, but not all could be written: {troubles}; the last good checkpoint: step {self.good}')
 
 
 def _how_to_go_on(out_dir):
     launcher = 'python' if ranks.world_size() == 1 else 'torchrun ...'
     command = f'{launcher} {shlex.quote(sys.argv[0])} --train --resume {shlex.quote(out_dir)}'
     return f'; go on with: {command}' if out_dir else ''
-
-
-@contextlib.contextmanager
-def _stop_signals():
-    """A list that is empty until SIGINT or SIGTERM comes; a second signal acts at once."""
-    stop = []
-
-    def note(number, frame):
-        stop.append(number)
-        signal.signal(number, previous[number])
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-class _Log:
-    """Lines to log.txt, to the console where no progress bar shows them, and losses to TensorBoard."""
-
-    def __init__(self, out_dir, verbose, step):
-        self.file = self.writer = None
-        self.verbose, self.images, self.since = verbose, 0, time.monotonic()
-        if out_dir:
-            from torch.utils.tensorboard import SummaryWriter  # takes seconds to import: only where it is used
-            os.makedirs(out_dir, exist_ok=True)
-            self.file = open(os.path.join(out_dir, 'log.txt'), 'a', encoding='utf-8')
-            self.writer = SummaryWriter(out_dir, purge_step=step + 1)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.file:
-            self.file.close()
-            self.writer.close()
-
-    def line(self, text, console=True):
-        if self.file:
-            print(text, file=self.file, flush=True)
-        if self.verbose and console:
-            tqdm.write(text)
-
-    def count(self, images):
-        self.images += images
-
-    def losses(self, progress, epochs, losses, bar):
-        """A line and a point of the curves for a step's losses (a dict of floats), with the speed since the last."""
-        speed = self.images / (time.monotonic() - self.since)
-        self.images, self.since = 0, time.monotonic()
-        text = '  '.join(f'{name} {value:.4f}' for name, value in losses.items())
-        bar.set_postfix_str(text)
-        self.line(f'epoch {progress["epoch"] + 1}/{epochs}  step {progress["step"]}  {text}  {speed:.3g} images/s',
-                  console=bar.disable)
-        if self.writer:
-            for name, value in {**losses, 'images_per_second': speed}.items():
-                self.writer.add_scalar(name, value, progress['step'])

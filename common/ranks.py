@@ -6,7 +6,9 @@ process that torchrun has not started, nothing here does anything.
 """
 import contextlib
 import os
+import signal
 import sys
+import time
 from datetime import timedelta
 
 import numpy as np
@@ -15,9 +17,11 @@ from torch import distributed, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DistributedSampler, RandomSampler
 
+from common import signals, torch_errors
 from common.errors import UserError
 
 TIMEOUT = timedelta(minutes=10)  # for the slowest to come, from a machine that first has to make its data cache
+SECONDS_TO_STOP = 30             # without torchrun: as many as it gives to processes that it ends
 
 
 def world_size():
@@ -44,6 +48,7 @@ def join():
         return
     if rank() > 0:
         sys.stdout = open(os.devnull, 'w')
+    signals.when_parent_ends(_stop_alone)
     try:
         distributed.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo', timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
@@ -51,6 +56,15 @@ def join():
                         'with a --master_addr that every machine reaches') from error
     register_optimizer_step_pre_hook(_average_gradients)
     print(f'{world_size()} processes train together: the batch is {world_size()} times --batch_size')
+
+
+def _stop_alone():
+    """End this process as torchrun would, which is no longer there to do it: a training stops and saves."""
+    if local_rank() == 0:
+        print('torchrun has ended: its processes on this machine stop, too', file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SECONDS_TO_STOP)
+    os._exit(128 + signal.SIGTERM)  # it waits for a process that no longer comes, where no signal reaches it
 
 
 def leave():
@@ -65,8 +79,11 @@ def _meeting():
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or 'CUDA error' in str(error):
-            raise  # of this process's own GPU, which the loop explains
+        if torch_errors.is_of_gpu(error):
+            raise  # of this process's own, which the loop explains
+        if '/dev/shm' in str(error):  # of NCCL
+            raise UserError(f'process {rank()} of {world_size()}: /dev/shm has too little room for NCCL; enlarge it '
+                            '(Docker: --shm-size=1g), or set NCCL_SHM_DISABLE=1') from error
         raise UserError(f'process {rank()} of {world_size()} waits in vain for another: it has ended, or has not come '
                         f'for {TIMEOUT.seconds // 60} minutes; what it said itself tells why') from error
 

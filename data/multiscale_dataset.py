@@ -3,21 +3,22 @@
 Crops are cut and flipped where the frames are, on the CPU: they are half of the bytes that would go to a GPU, and all
 frames of CUB-200-2011, 3.5 GB, would take the memory that small GPUs need. The rest is done there, a batch at once.
 """
+import functools
 import io
 import os
 import signal
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from operator import attrgetter
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
-from common import ranks
+from common import ranks, signals
+from common.errors import UserError
 from data import layout
 from data.cache import load_frames
 from data.captioned_photographs import CaptionedPhotographs
@@ -135,16 +136,50 @@ class CroppedItems(Sequence):
 
 
 class CropLoader(DataLoader):
-    """A DataLoader whose workers only cut crops, a batch of which is finished at once, on `device`."""
+    """A DataLoader whose workers only cut crops, a batch of which is finished at once, on `device`.
+
+    Raises UserError where workers cannot be started, and what reading a batch raises.
+    """
 
     def __init__(self, dataset, batch_size, device, sampler, **options):
         # A generator of its own, so that it does not draw from PyTorch's when it starts workers.
-        super().__init__(SeededDataset(dataset), batch_size, sampler=SeededSampler(sampler),
-                         collate_fn=attrgetter('batch'), generator=torch.Generator(), **options)
+        super().__init__(SeededDataset(dataset), batch_size, sampler=SeededSampler(sampler), collate_fn=to_be_sent,
+                         generator=torch.Generator(), **options)
         self.finish, self.device = dataset.finish, device
 
     def __iter__(self):
-        return (self.finish(batch, self.device) for batch in super().__iter__())
+        try:
+            batches = super().__iter__()
+        except (OSError, RuntimeError) as error:
+            raise UserError(f'--workers {self.num_workers}: cannot be started ({" ".join(str(error).split())[:200]}); '
+                            'enlarge /dev/shm (Docker: --shm-size=1g) or the memory, or use --workers 0') from error
+        return map(self._finished, batches)
+
+    def _finished(self, batch):
+        if isinstance(batch, UserError):
+            raise batch
+        return self.finish(batch, self.device)
+
+
+def to_be_sent(items):
+    """The batch of `CroppedItems`, from a worker by way of its pipe; an error as it is."""
+    if get_worker_info() is None or isinstance(items, UserError):
+        return getattr(items, 'batch', items)
+    return {name: ThroughPipe(values) if torch.is_tensor(values) else values for name, values in items.batch.items()}
+
+
+class ThroughPipe:
+    """A tensor that goes to another process in the pipe itself.
+
+    PyTorch would put it into /dev/shm, of which Docker gives 64 MB: two of a StackGAN++'s batches for each of 4 workers
+    are more, and where one does not fit, the main process waits for it for ever.
+    """
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __reduce__(self):
+        return torch.from_numpy, (self.tensor.numpy(),)
 
 
 def shuffled_batches(dataset, batch_size, workers, device):
@@ -163,11 +198,13 @@ def shuffled_batches(dataset, batch_size, workers, device):
 def leave_the_group(_=None):
     """For worker processes: a Ctrl-C, or a SIGTERM to all, is for the main process, which saves and then ends these.
 
-    SIGTERM still ends a worker: that is how the main process does it when it fails.
+    SIGTERM still ends a worker: that is how the main process does it when it fails. Where that is killed, they end by
+    themselves, even if they are writing into a pipe that nobody reads.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, 'setpgrp'):
         os.setpgrp()
+    signals.when_parent_ends(functools.partial(os._exit, 1))
 
 
 def sizes_of(branches, base_size=64):

@@ -2,6 +2,9 @@
 import torch
 from torch.utils.data import Dataset
 
+from common.errors import UserError
+from common.torch_errors import is_out_of_memory
+
 
 class SeededSampler:
     """The numbers that `sampler` gives, each with a seed: (number, seed).
@@ -26,7 +29,11 @@ class SeededSampler:
 
 
 class SeededDataset(Dataset):
-    """A data set that is asked for batches of (number, seed); the first seed is that of all that the batch draws."""
+    """A data set that is asked for batches of (number, seed); the first seed is that of all that the batch draws.
+
+    A UserError is returned in the batch's place: raised in a worker, it would come to the main process with a traceback
+    in its text.
+    """
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -41,7 +48,15 @@ class SeededDataset(Dataset):
         numbers, seeds = zip(*numbers_and_seeds)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seeds[0])
-            return self.dataset.__getitems__(list(numbers))
+            try:
+                return self.dataset.__getitems__(list(numbers))
+            except UserError as error:
+                return error
+            except (MemoryError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    return UserError('too little memory to read pictures; use fewer --workers or a smaller '
+                                     '--batch_size')
+                raise
 
 
 def new_seed(generator=None):

@@ -6,12 +6,18 @@
     python main.py --train False                                            a picture for every held-out caption
     python main.py --train False --text "a small red bird with black wings"
 """
-import argparse
 import os
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
+
+from common import signals
+
+if __name__ == '__main__':
+    signals.end_at_once()  # while the imports take seconds
+
+import argparse
 
 from char_cnn_rnn import reading
 from common import compiled, computing, config, flags, run

@@ -8,12 +8,18 @@
     python main.py --train --image_folder FOLDER                            train without text on FOLDER/CLASS/*.jpg
     python main.py --train False --count 64                                 draw without text
 """
-import argparse
 import os
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
+
+from common import signals
+
+if __name__ == '__main__':
+    signals.end_at_once()  # while the imports take seconds
+
+import argparse
 
 import torch
 

@@ -5,12 +5,18 @@
     python main.py --train False                                            64 pictures for held-out captions
     python main.py --train False --text "a small red bird with black wings"
 """
-import argparse
 import os
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
+
+from common import signals
+
+if __name__ == '__main__':
+    signals.end_at_once()  # while the imports take seconds
+
+import argparse
 
 from torch.utils.data import DataLoader
 

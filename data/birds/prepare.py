@@ -5,20 +5,27 @@
 Both downloads as published: `--cub` is the folder that holds images.txt, `--text` the one that holds CLASS/NAME.txt.
 The zero-shot split is that of StackGAN, 150 species to train on and 50 others to test with.
 """
+import os
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, '..', '..'))
+
+from common import signals
+
+if __name__ == '__main__':
+    signals.end_at_once()  # while the imports take seconds
+
 import argparse
 import contextlib
 import itertools
-import os
 import shutil
-import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.join(HERE, '..', '..'))
 from common.errors import UserError, run_command  # noqa: E402
 from data import layout  # noqa: E402
 from data.birds import cub, published_embeddings  # noqa: E402

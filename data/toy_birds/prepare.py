@@ -7,22 +7,28 @@ colour is neither seen nor measured apart from the body. Of the 30 classes, the 
 and blue are only in /test: no model has seen them, though each colour is in /train with other partners. /valid holds a
 tenth of the pictures of the training classes. `color_accuracy` says how often a picture shows the colours asked for.
 """
+import os
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, '..', '..'))
+
+from common import signals
+
+if __name__ == '__main__':
+    signals.end_at_once()  # while the imports take seconds
+
 import argparse
 import functools
 import io
 import multiprocessing
-import os
 import random
 import signal
-import sys
 from collections import Counter
 
 import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
-
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.join(HERE, '..', '..'))
 
 from common.errors import UserError, run_command
 from data import layout
