@@ -145,7 +145,8 @@ def _kind(module):
 
 def _array(module, name):
     """A weight as an array of its own. Raises ValueError where it points outside of what the file stored for it."""
-    return np.array(_table(module)[name].array(), np.float32)
+    with np.errstate(over='ignore'):  # whoever loads the weights sees that they are finite
+        return np.array(_table(module)[name].array(), np.float32)
 
 
 def _set(weights, name, weight, module):

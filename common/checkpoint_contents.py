@@ -12,6 +12,7 @@ from common.loop import new_progress
 
 NAMES = 5_000         # in a state dict; the largest networks here have a few hundred
 NOTES, DEPTH = 100_000, 10  # items in the options of a run, and how deep they are nested
+SHOWN = 100           # captions with their embeddings in the description of a data set
 LARGEST = 2 ** 40     # number of a step
 MOMENTS = {torch.optim.Adam: ('exp_avg', 'exp_avg_sq'), torch.optim.RMSprop: ('square_avg',)}
 NUMBERS = ('lr', 'betas', 'eps', 'weight_decay', 'alpha')  # of an optimizer, which a checkpoint may set
@@ -84,11 +85,12 @@ def checked_notes(contents, path):
     """(options, data): the dicts of a checkpoint in which a run notes how, and on what, it was trained; empty ones
     where it has none.
     """
-    notes = contents.get('options', {}), contents.get('data', {})
-    for name, note in zip(('options', 'data'), notes):
-        if not isinstance(note, dict) or not _is_plain(note):
-            raise UserError(f'{path}: its {name} are no dict of numbers, text and tensors')
-    return notes
+    options, data = contents.get('options', {}), contents.get('data', {})
+    if not isinstance(options, dict) or not _is_plain(options):
+        raise UserError(f'{path}: its options are no dict of numbers and text')
+    if not isinstance(data, dict) or not _is_description(data):
+        raise UserError(f'{path}: its data is no description of what it was trained on')
+    return options, data
 
 
 def checked_progress(contents, path):
@@ -182,6 +184,18 @@ def _is_state_of(device, state):
     except RuntimeError:
         return False
     return True
+
+
+def _is_description(data):
+    """Whether a dict holds text or None, but for `shown`, a list of captions, and their `shown_embeddings`, [N, D]."""
+    shown, embeddings = data.get('shown', []), data.get('shown_embeddings', torch.empty(0, 1))
+    if not isinstance(shown, list) or not torch.is_tensor(embeddings) or embeddings.dim() != 2:
+        return False
+    texts = [value for name, value in data.items() if name not in ('shown', 'shown_embeddings')]
+    return (all(isinstance(text, str) for text in (*data, *shown))
+            and all(isinstance(text, str | None) for text in texts)
+            and len(shown) == len(embeddings) <= SHOWN
+            and embeddings.is_floating_point() and bool(torch.isfinite(embeddings).all()))
 
 
 def _is_plain(note):

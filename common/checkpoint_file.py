@@ -12,7 +12,6 @@ import collections
 import io
 import math
 import pickletools
-import re
 import struct
 import zipfile
 import zlib
@@ -23,7 +22,6 @@ ZIP, PICKLE = b'PK\x03\x04', b'\x80'  # how the two formats begin
 MAGIC_NUMBER, PROTOCOL = 0x1950a86a20f9469cfc6c, 1001  # of the older one
 LOCAL_HEADER = struct.Struct('<4s22xHH')  # of a record: signature, ..., lengths of its name and of what follows that
 END = struct.Struct('<4s12xIH')  # of the directory: signature, ..., where it begins, length of a comment behind it
-TRAILER = re.compile(rb'\nlength (\d+) crc32 ([0-9a-f]{8})\n\Z')
 LONGEST_TRAILER = 64
 IN_ZIP64 = 2 ** 32 - 1  # where the directory begins, if that is noted in another place, for it is beyond 4 GB
 CHUNK = 2 ** 20
@@ -155,32 +153,27 @@ def _begin(file, record):
 # --- the older format -------------------------------------------------------------------------------------------------
 
 def _check_legacy(file):
-    _check_trailer(file)
     file.seek(0)
     magic, protocol, _, contents, _ = (_run(file) for _ in range(5))
     if (magic[0], protocol[0]) != (MAGIC_NUMBER, PROTOCOL):
         raise _Wrong('is a pickle, but no checkpoint; save the state_dict() of the model with torch.save')
     storages = contents[1].values()
     end = file.tell() + sum(storages) + 8 * len(storages)  # each has its length in front of it
-    if (size := file.seek(0, io.SEEK_END)) < end:
-        raise _damaged(f'it is cut off: {end - size} bytes are missing')
-
-
-def _check_trailer(file):
-    """Raise _Wrong where a file has a `trailer` and something in front of it has changed."""
     size = file.seek(0, io.SEEK_END)
-    file.seek(max(0, size - LONGEST_TRAILER))
-    found = TRAILER.search(file.read())
-    if not found:
-        return
-    left, crc = size - len(found[0]), 0
-    if left != int(found[1]):
-        raise _damaged(f'it has {left} bytes where {int(found[1])} were written')
+    if size < end:
+        raise _damaged(f'it is cut off: {end - size} bytes are missing')
+    if size > end:
+        _check_trailer(file, end)
+
+
+def _check_trailer(file, length):
+    """Raise _Wrong unless the first `length` bytes of a file have the checksum that the `trailer` behind them says."""
     file.seek(0)
+    crc, left = 0, length
     while left:
         chunk = file.read(min(left, CHUNK))
         crc, left = zlib.crc32(chunk, crc), left - len(chunk)
-    if crc != int(found[2], 16):
+    if file.read(LONGEST_TRAILER) != trailer(length, crc):
         raise _damaged('it has changed since it was written')
 
 
