@@ -10,6 +10,7 @@ from char_cnn_rnn import torch7
 from char_cnn_rnn.encoder import EMBED_DIM, VARIANTS, CharCnnRnn, init_weights, one_hot, sje_loss
 from char_cnn_rnn.image_encoder import image_side
 from common import checkpoint
+from common.checkpoint_file import shown
 from common.errors import UserError
 from common.loop import new_progress, train_loop
 from data import layout
@@ -68,7 +69,7 @@ class Model:
             init_weights(self.image_side)
         self.optim = None
         self.progress = new_progress()
-        self.options, self.data = {}, {}
+        self.options, self.data, self.keep = {}, {}, checkpoint.KEEP
 
     def create_optim(self, lr):
         """RMSprop for both sides; the learning rate falls to 0.98 of itself every epoch."""
@@ -143,7 +144,7 @@ class Model:
                     'data': self.data}
         if self.optim is not None:
             contents['optim'] = self.optim.state_dict()
-        checkpoint.save(file, contents)
+        checkpoint.save(file, contents, keep=self.keep)
         if verbose:
             print(f'saved {file}')
         return file
@@ -151,22 +152,22 @@ class Model:
     def load_from(self, path='', name=None, verbose=True):
         """Read what `save_to` wrote; `path` is the file or its folder.
 
-        With an optimiser already made (`create_optim`), its state and the progress are read too. Raises UserError where
-        the file is missing, damaged, refused, or of another variant or image encoder.
+        With an optimiser already made (`create_optim`), its state and the progress are read too. In place of a damaged
+        NAME.pt in a folder, what was kept from before it is read. Raises UserError where the file is missing, damaged,
+        refused, or of another variant or image encoder.
         """
-        file = path if os.path.isfile(path) else os.path.join(path, f'{name or self.name}.pt')
+        file = path if os.path.isfile(path) else checkpoint.newest(os.path.join(path, f'{name or self.name}.pt'))
         contents = checkpoint.load(file)
         if 'image_side' not in contents:
             raise UserError(f'{file}: has no image side, so it is no checkpoint of this training')
         for what, ours in (('variant', self.encoder.variant), ('image_encoder', self.image_encoder)):
-            if contents[what] != ours:
-                raise UserError(f'{file}: was trained with --{what} {contents[what]}, not {ours}')
-        checkpoint.load_weights(self.encoder, contents['encoder'], file)
-        checkpoint.load_weights(self.image_side, contents['image_side'], file)
-        self.options, self.data = contents['options'], contents.get('data', {})
-        if self.optim is not None and 'optim' in contents:
-            self.optim.load_state_dict(contents['optim'])
-            self.progress = contents['progress']
+            theirs = shown(contents.get(what)).strip('\'"')
+            if theirs != ours:
+                raise UserError(f'{file}: was trained with --{what} {theirs}, not {ours}')
+        is_training = self.optim is not None and 'optim' in contents
+        checkpoint.take_over(self, contents, file, [(self.encoder, contents.get('encoder'), file),
+                                                    (self.image_side, contents['image_side'], file)],
+                             [(self.optim, contents['optim'], f'{file}: its optim')] if is_training else [])
         if verbose:
             print(f'loaded {file}')
 
@@ -177,10 +178,10 @@ def load_encoder(path, device='cpu'):
     Raises UserError where the file is missing, damaged, refused or holds no sentence encoder.
     """
     contents = torch7.read_encoder(path) if path.endswith('.t7') else checkpoint.load(path)
-    state_dict = contents.get('encoder', contents)
+    state_dict = checkpoint.without_module(contents.get('encoder', contents), path)
     variant = contents.get('variant') or _variant_of(state_dict, path)
-    if variant not in VARIANTS:
-        raise UserError(f'{path}: its encoder is of an unknown variant, {variant!r}')
+    if not isinstance(variant, str) or variant not in VARIANTS:
+        raise UserError(f'{path}: its encoder is of an unknown variant, {shown(variant)}')
     with torch.random.fork_rng(devices=[]):  # first weights are drawn, only to be replaced: no run should notice
         encoder = CharCnnRnn(variant)
     checkpoint.load_weights(encoder, state_dict, path)
@@ -204,13 +205,12 @@ def save_encoder(encoder, hdf5_file):
 
 def _variant_of(state_dict, path):
     """The variant that has weights of these names and shapes."""
-    shapes = {key.removeprefix('module.'): tuple(value.shape)
-              for key, value in state_dict.items() if torch.is_tensor(value)}
+    shapes = {key: tuple(value.shape) for key, value in state_dict.items() if torch.is_tensor(value)}
     if 'conv3.weight' not in shapes:
         raise UserError(f'{path}: holds no sentence encoder (no weights named conv3.weight)')
     if 'rnn.i2h_update.weight' in shapes:
         return 'birds_icml'
-    return 'birds_cvpr' if shapes['conv3.weight'][0] == 256 else 'flowers_icml'
+    return 'birds_cvpr' if shapes['conv3.weight'][:1] == (256,) else 'flowers_icml'
 
 
 @torch.no_grad()

@@ -101,7 +101,7 @@ def train(options, device, resumed):
         run.check_same_data(resumed, model.data, data)
         model.decay_lr()  # from the --lr that counts now
         run.write_options(resumed, vars(options))
-    model.options, model.data = vars(options), data
+    model.options, model.data, model.keep = vars(options), data, options.keep
     print(f'Training on {len(index.captions)} captions of {len(index.names)} pictures of {len(set(index.classes))} '
           f'classes; everything goes to {run_dir}', flush=True)
     model.train(options.epochs, options.log_interval, run_dir)
@@ -138,7 +138,7 @@ def encoder_file(options):
     """The file that `--encoder` names, itself or the run it is in, or that of the newest run on the data set."""
     if options.encoder:
         return checkpoint.find(options.encoder, options.model)
-    return run.trained_checkpoint(options)
+    return checkpoint.newest(run.trained_checkpoint(options))
 
 
 def load_model(options, device):

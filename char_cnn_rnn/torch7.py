@@ -1,6 +1,5 @@
 """The authors' sentence encoder, a Torch7 file, as a state dict of `CharCnnRnn`.
 
-The file is read with the `torchfile` package, which builds numbers, tables and arrays and runs none of the Lua in it.
 What is in it (github.com/reedscot/cvpr2016, modules/HybridCNN.lua and FixedGRU.lua): `protos.enc_doc` holds, in
 Sequentials or nngraph modules, convolutions, an nngraph module that unrolls the recurrent net over its steps, and a
 Linear to 1,024. Convolutions and that Linear can be told apart by their shapes. The recurrent net's Linears all look
@@ -17,62 +16,50 @@ A file that keeps no connections, only lists of modules, is taken to list the Li
 construct them, `GRU_ROLES` or `RNN_ROLES`; nothing in such a file could tell whether that is so.
 """
 import os
-import sys
 
 import numpy as np
 import torch
 
 from char_cnn_rnn.encoder import EMBED_DIM
+from common import torch7_file
 from common.errors import UserError
+from common.torch7_file import Object, Table
 
 CONVOLUTIONS = {70: 1, 384: 2, 512: 3}  # by the number of channels they read
 RNN_ROLES = ('i2h', 'h2h')
 GRU_ROLES = ('i2h_update', 'h2h_update', 'i2h_reset', 'h2h_reset', *RNN_ROLES)
-DEPTH = 100000  # a graph of 18 steps is nested deeper than Python's default of 1,000 calls
+MOST = 2000  # layers or connections; an encoder of 18 steps has some hundred
 
 
 def read_encoder(path):
     """The state dict of the `CharCnnRnn` in a .t7 file. Raises UserError if missing, damaged or another network."""
     if not os.path.isfile(path):
         raise UserError(f'{path}: no such file')
-    stored = _read(path)
     try:
-        return _state_dict(_table(_table(stored)[b'protos'])[b'enc_doc'])
+        stored = torch7_file.read(path)
+    except ValueError as error:
+        raise UserError(f'{path}: not a Torch7 file, or damaged ({error}); download it again') from error
+    try:
+        return _state_dict(_table(_table(stored)['protos'])['enc_doc'])
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
         raise UserError(f'{path}: holds no character CNN-RNN under protos.enc_doc '
-                        f'({type(error).__name__}: {error})') from error
-
-
-def _read(path):
-    """The tables and objects of the file, as `torchfile` builds them."""
-    try:
-        import torchfile
-    except ImportError as error:
-        raise UserError(f'{path}: reading Torch7 files needs the torchfile package: pip install torchfile') from error
-    depth = sys.getrecursionlimit()
-    sys.setrecursionlimit(DEPTH)
-    try:
-        return torchfile.load(path, use_list_heuristic=False)
-    except Exception as error:  # torchfile checks nothing, so a damaged file can fail in any way
-        raise UserError(f'{path}: not a Torch7 file, or damaged ({type(error).__name__}: {error})') from error
-    finally:
-        sys.setrecursionlimit(depth)
+                        f'({type(error).__name__}: {" ".join(str(error).split())[:200]})') from error
 
 
 def _state_dict(document_encoder):
     modules, nodes = _find(document_encoder)
     weights = {}
     for module in modules:
-        kind, weight = _kind(module), _array(module, b'weight')
+        kind, weight = _kind(module), _array(module, 'weight')
         if kind == 'TemporalConvolution':
             # [out, kernel x in] with all channels of a place side by side -> [out, in, kernel]
-            kernel = int(_table(module)[b'kW'])
+            kernel = int(_table(module)['kW'])
             weight = weight.reshape(len(weight), kernel, -1).transpose(0, 2, 1)
             _set(weights, f'conv{CONVOLUTIONS[weight.shape[1]]}', weight, module)
         elif kind == 'Linear' and len(weight) == EMBED_DIM:
             _set(weights, 'emb_proj', weight, module)
-    for role, module in list(_roles_by_connection(nodes)) or _roles_by_order(document_encoder):
-        _set(weights, f'rnn.{role}', _array(module, b'weight'), module)
+    for role, module in dict.fromkeys(_roles_by_connection(nodes)) or _roles_by_order(document_encoder):
+        _set(weights, f'rnn.{role}', _array(module, 'weight'), module)
     return weights
 
 
@@ -85,37 +72,41 @@ def _find(root):
         if id(table) in seen:
             continue
         seen.add(id(table))
-        if b'weight' in table:
+        if 'weight' in table:
             modules.append(item)
-        if b'mapindex' in table and b'module' in table:
+        if 'mapindex' in table and 'module' in table:
             nodes.append(table)
+        if len(modules) + len(nodes) > MOST:
+            raise ValueError('it has more layers than any encoder')
         todo += [*table.keys(), *table.values()]
     return modules, nodes
 
 
 def _roles_by_connection(nodes):
     """Yield (name, Linear) for every Linear of the unrolled recurrent net, by what it is connected to."""
-    parents = {id(node): _numbered(node[b'mapindex']) for node in nodes}
+    parents = {id(node): _numbered(node['mapindex']) for node in nodes}
     children = {}
     for node in nodes:
         for parent in parents[id(node)]:
             children.setdefault(id(parent), []).append(node)
+    if sum(map(len, children.values())) > MOST:
+        raise ValueError('it has more connections than any encoder')
 
     def feeds(node, *kinds):
-        return [child for child in children.get(id(node), []) if _kind(child[b'module']) in kinds]
+        return [child for child in children.get(id(node), []) if _kind(child['module']) in kinds]
 
     for node in nodes:
-        if _kind(node[b'module']) != 'Linear':
+        if _kind(node['module']) != 'Linear':
             continue
         for joined in feeds(node, 'CAddTable'):
             side = 'i2h' if parents[id(joined)][0] is node else 'h2h'
             for gate in feeds(joined, 'Sigmoid'):
                 # Only the update gate is also used as 1 - update.
-                yield f'{side}_update' if feeds(gate, 'MulConstant') else f'{side}_reset', node[b'module']
+                yield f'{side}_update' if feeds(gate, 'MulConstant') else f'{side}_reset', node['module']
             if feeds(joined, 'Tanh', 'ReLU', 'Threshold'):
-                yield side, node[b'module']
+                yield side, node['module']
         if feeds(node, 'Tanh', 'ReLU', 'Threshold'):
-            yield 'i2h', node[b'module']
+            yield 'i2h', node['module']
 
 
 def _roles_by_order(document_encoder):
@@ -126,19 +117,21 @@ def _roles_by_order(document_encoder):
         if id(module) in seen:
             continue
         seen.add(id(module))
-        if _kind(module) == 'Linear' and len(_table(module)[b'weight']) != EMBED_DIM:
-            distinct.setdefault(_array(module, b'weight').tobytes(), module)
-        todo += reversed(_numbered(_table(module).get(b'modules', {})))
+        if _kind(module) == 'Linear' and _table(module)['weight'].size[:1] != (EMBED_DIM,):
+            distinct.setdefault(_array(module, 'weight').tobytes(), module)
+        if len(distinct) > len(GRU_ROLES):
+            break
+        todo += reversed(_numbered(_table(module).get('modules', {})))
     for roles in (RNN_ROLES, GRU_ROLES):
         if len(roles) == len(distinct):
             return zip(roles, distinct.values())
-    raise ValueError(f'its recurrent net has {len(distinct)} linear maps, not {len(RNN_ROLES)} or {len(GRU_ROLES)}')
+    raise ValueError(f'the number of linear maps in its recurrent net is not {len(RNN_ROLES)} or {len(GRU_ROLES)}')
 
 
 def _table(item):
-    """The fields of a table or of an object; an empty dict for anything else."""
-    table = item if isinstance(item, dict) else getattr(item, '_obj', None)
-    return table if isinstance(table, dict) else {}
+    """The fields of a table or of an object; an empty table for anything else."""
+    table = item.fields if isinstance(item, Object) else item
+    return table if isinstance(table, Table) else Table()
 
 
 def _numbered(table):
@@ -147,26 +140,19 @@ def _numbered(table):
 
 
 def _kind(module):
-    return '' if isinstance(module, dict) else getattr(module, '_typename', b'').decode().rpartition('.')[2]
+    return module.kind.rpartition('.')[2] if isinstance(module, Object) else ''
 
 
 def _array(module, name):
     """A weight as an array of its own. Raises ValueError where it points outside of what the file stored for it."""
-    view = _table(module)[name]
-    stored = view
-    while isinstance(getattr(stored, 'base', None), np.ndarray) or hasattr(getattr(stored, 'base', None), 'base'):
-        stored = stored.base
-    last = sum((size - 1) * stride for size, stride in zip(view.shape, view.strides)) + view.itemsize
-    start = view.__array_interface__['data'][0] - stored.__array_interface__['data'][0]
-    if min(view.strides, default=0) < 0 or start < 0 or start + last > stored.nbytes or view.size > stored.size:
-        raise ValueError('a weight is larger than its storage')
-    return np.array(view, np.float32)
+    with np.errstate(over='ignore'):  # whoever loads the weights sees that they are finite
+        return np.array(_table(module)[name].array(), np.float32)
 
 
 def _set(weights, name, weight, module):
     """Note a layer's weight and bias; ValueError where another module of the same role has other weights."""
     pair = {f'{name}.weight': torch.from_numpy(np.ascontiguousarray(weight)),
-            f'{name}.bias': torch.from_numpy(_array(module, b'bias'))}
+            f'{name}.bias': torch.from_numpy(_array(module, 'bias'))}
     for key, value in pair.items():
         if not torch.equal(weights.setdefault(key, value), value):
             raise ValueError(f'{key} is not the same in all steps')

@@ -1,36 +1,119 @@
 """Checkpoint files: written whole or not at all, and read without running any code of theirs."""
+import contextlib
 import glob
 import os
-import pickle
 import re
-import zipfile
+import shutil
+import zlib
 
 import torch
 
-from common.errors import UserError
+from common import checkpoint_file
+from common.checkpoint_contents import (
+    check_shapes,
+    checked_notes,
+    checked_optimizer,
+    checked_progress,
+    checked_weights,
+    without_module,
+)
+from common.checkpoint_file import Unreadable
+from common.errors import CannotWrite, UserError
+from common.files import explained, partial_file
 
 COUNT = re.compile(r'_(\d+)\.pth$')  # steps or epochs, in the name of a generator that the StackGANs write
+KEEP = 2  # files of a run's checkpoint: the newest, and those before it
 
 
-def save(path, contents, old_format=False):
+def save(path, contents, old_format=False, keep=1):
     """Write a dict of tensors, numbers, strings and containers of them; `path` changes only once all is on the disk.
 
-    `old_format` is what PyTorch reads that is older than 1.6.
+    `old_format` is what PyTorch reads that is older than 1.6. What the file held before stays as PATH.1, and so on,
+    `keep` files in all. Raises CannotWrite; what was there before is then still there.
     """
-    partial = f'{path}.partial-{os.getpid()}'
+    with partial_file(path) as partial, explained(path):
+        with open(partial, 'r+b') as file:
+            _write(path, file, contents, old_format)
+        _keep_older(path, keep)
+
+
+def _write(path, file, contents, old_format):
+    """Write a checkpoint into an open file; of the older format, that has no checksum, with a line that has one."""
+    watched = _Watched(file)
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with open(partial, 'wb') as file:
-            torch.save(contents, file, _use_new_zipfile_serialization=not old_format)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
-        raise UserError(f'{path}: cannot be written ({_one_line(error)}); '
-                        'what it held before is still there') from error
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
+        torch.save(contents, watched, _use_new_zipfile_serialization=not old_format)
+    except RuntimeError as error:  # which is what torch makes of an error of the file
+        raise watched.error or CannotWrite(f'{path}: cannot be written ({_one_line(error)})') from error
+    if old_format:
+        file.write(checkpoint_file.trailer(file.tell(), watched.crc))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+class _Watched:
+    """A file to write to: the CRC-32 of what was written, and the error where it could not be."""
+
+    def __init__(self, file):
+        self.file, self.crc, self.error = file, 0, None
+
+    def write(self, data):
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.crc = zlib.crc32(data, self.crc)
+        return len(data)
+
+    def flush(self):
+        self.file.flush()
+
+
+def _keep_older(path, keep):
+    """Let PATH also be PATH.1, which was to become PATH.2, ... so that with a new PATH there are `keep` files."""
+    for number in reversed(range(1, keep - 1)):
+        if os.path.isfile(f'{path}.{number}'):
+            os.replace(f'{path}.{number}', f'{path}.{number + 1}')
+    if keep > 1 and os.path.isfile(path):
+        _copy(path, f'{path}.1')
+    for file in files_of(path)[keep:]:
+        os.remove(file)
+
+
+def _copy(path, target):
+    """Give a file a second name, which it keeps when another takes its first; without hard links, copy it."""
+    temporary = f'{path}.partial-older'  # one that a killed process left is removed as others are
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(temporary)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, target)
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(temporary)  # still there where both names were of the same file already
+
+
+def files_of(path):
+    """Those that there are of PATH, PATH.1, PATH.2, ..."""
+    older = [file for file in glob.glob(f'{glob.escape(path)}.*') if file.removeprefix(f'{path}.').isdecimal()]
+    older.sort(key=lambda file: int(file.removeprefix(f'{path}.')))
+    return [file for file in (path, *older) if os.path.isfile(file)]
+
+
+def newest(path):
+    """PATH, or where it is damaged or gone the newest of PATH.1, ... that is whole, which is said; else PATH."""
+    reason = 'which is gone'
+    for file in files_of(path):
+        try:
+            checkpoint_file.check(file)
+        except Unreadable as error:
+            reason = f'since {error}' if file == path else reason
+        else:
+            if file != path:
+                print(f'{file}: taken in place of {os.path.basename(path)}, {reason}')
+            return file
+    return path
 
 
 def load(path, mapped=False):
@@ -41,83 +124,108 @@ def load(path, mapped=False):
     """
     if not os.path.isfile(path):
         raise UserError(f'{path}: no such checkpoint')
+    is_zip = checkpoint_file.check(path)
     try:
-        contents = torch.load(path, map_location='cpu', weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise UserError(f'{path}: refused: not a checkpoint of tensors alone; a pickled module could run code when '
-                        f'it is loaded. Save its state_dict() instead') from error
-    except Exception as error:  # bytes that are no checkpoint lead the reader into errors of any kind
-        raise UserError(f'{path}: damaged, or no checkpoint ({_one_line(error)})') from error
+        contents = torch.load(path, map_location='cpu', weights_only=True, mmap=mapped and is_zip)
+    except Exception as error:  # what is wrong and was not found by `check` leads PyTorch into errors of any kind
+        raise Unreadable(f'{path}: damaged, or no checkpoint ({_one_line(error)})') from error
     if not isinstance(contents, dict):
-        raise UserError(f'{path}: holds a {type(contents).__name__}, not a checkpoint or a state dict')
+        raise Unreadable(f'{path}: holds a {type(contents).__name__}, not a checkpoint or a state dict')
     return contents
 
 
 def load_weights(module, state_dict, path):
     """Load a state dict into a module, with or without DataParallel's `module.` in front of its keys.
 
-    Raises UserError that names the first key that is missing, unknown or of another shape.
+    Raises UserError that names the first key that is missing, unknown, of another shape or not finite.
+    """
+    load_all([(module, state_dict, path)])
+
+
+def load_all(networks, optimizers=()):
+    """Load state dicts, all of them, or where one does not fit none.
+
+    `networks` are triples of a module, its state dict and the file that this is from; `optimizers` of an optimizer, its
+    state dict, and what that is, `FILE: its NAME`. Raises UserError as `load_weights` does.
+    """
+    weights = [checked_weights(*one) for one in networks]
+    states = [checked_optimizer(*one) for one in optimizers]
+    for (module, *_), fitting in zip(networks, weights):
+        module.load_state_dict(fitting)
+    for (optimizer, *_), fitting in zip(optimizers, states):
+        _load_optimizer(optimizer, fitting)
+
+
+def _load_optimizer(optimizer, state_dict):
+    """Load an optimizer's state dict, with what it keeps of a parameter in the memory order of that parameter.
+
+    Fused Adam takes the order for granted, and the machine that wrote the state may have another (`make_fast`).
+    """
+    optimizer.load_state_dict(state_dict)
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter).copy_(value)
+
+
+def build(make, state_dict, path):
+    """The network that `make()` builds, whose widths are those of the tensors in a state dict.
+
+    Raises UserError, before anything is allocated, where the state dict is not of such a network: a file of some kB
+    can say that it is of one of some TB.
     """
     try:
-        module.load_state_dict(without_module(state_dict, path))
-    except RuntimeError as error:
-        raise UserError(f'{path}: does not fit {type(module).__name__}: {_one_line(error)}') from error
-
-
-def without_module(state_dict, path):
-    """A state dict without DataParallel's `module.` in front of its keys. Raises UserError where it is none."""
-    if not isinstance(state_dict, dict) or not all(isinstance(key, str) for key in state_dict):
-        raise UserError(f'{path}: holds no state dict where one belongs')
-    return {key.removeprefix('module.'): value for key, value in state_dict.items()}
+        with torch.device('meta'):
+            network = make()
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, AssertionError) as error:
+        raise UserError(f'{path}: its weights have shapes that those of no network here have') from error
+    check_shapes(network, without_module(state_dict, path), path)
+    return make()
 
 
 def save_pair(model, path='', name=None, verbose=True):
-    """Write `model`'s netG, netD, progress and options, and where it has them optim_G and optim_D, to `path/NAME.pt`.
-
-    Whole or not at all. Returns the file.
+    """Write `model`'s netG, netD, progress, options and data, and where it has them optim_G and optim_D, to
+    `path/NAME.pt`, whole or not at all; what that held before stays as NAME.pt.1 (`model.keep`). Returns the file.
     """
     file = os.path.join(path, f'{name or model.name}.pt')
     contents = {'netG': model.netG.state_dict(), 'netD': model.netD.state_dict(),
                 'progress': model.progress, 'options': model.options, 'data': model.data}
     if model.optim_G is not None:
         contents |= {'optim_G': model.optim_G.state_dict(), 'optim_D': model.optim_D.state_dict()}
-    save(file, contents)
+    save(file, contents, keep=model.keep)
     if verbose:
         print(f'saved {file}')
     return file
 
 
-def load_optimiser(optimiser, state_dict):
-    """Load an optimiser's state dict, with what it keeps of a parameter in the memory order of that parameter.
-
-    Fused Adam takes the order for granted, and the machine that wrote the state may have another (`make_fast`).
-    """
-    optimiser.load_state_dict(state_dict)
-    for parameter, state in optimiser.state.items():
-        for name, value in state.items():
-            if torch.is_tensor(value) and value.shape == parameter.shape:
-                state[name] = torch.empty_like(parameter).copy_(value)
-
-
 def load_pair(model, contents, path):
-    """Take over what `save_pair` wrote; of a training, only where `model` has optimisers already.
+    """Take over what `save_pair` wrote; of a training, only where `model` has optimizers already.
 
-    Raises UserError as `load_weights` does.
+    Raises UserError as `load_weights` does; the model is then as it was.
     """
-    load_weights(model.netG, contents['netG'], path)
-    load_weights(model.netD, contents['netD'], path)
-    model.options, model.data = contents.get('options', {}), contents.get('data', {})
-    if model.optim_G is not None and 'optim_G' in contents:
-        load_optimiser(model.optim_G, contents['optim_G'])
-        load_optimiser(model.optim_D, contents['optim_D'])
-        model.progress = contents['progress']
+    is_training = model.optim_G is not None and 'optim_G' in contents
+    optimizers = {'optim_G': model.optim_G, 'optim_D': model.optim_D} if is_training else {}
+    take_over(model, contents, path,
+              [(model.netG, contents.get('netG'), path), (model.netD, contents.get('netD'), path)],
+              [(optimizer, contents.get(name), f'{path}: its {name}') for name, optimizer in optimizers.items()])
+
+
+def take_over(model, contents, path, networks, optimizers):
+    """Take over a checkpoint: networks and optimizers as `load_all` does, its options and data, and with optimizers its
+    progress. Raises UserError as `load_weights` does; the model is then as it was.
+    """
+    options, data = checked_notes(contents, path)
+    progress = checked_progress(contents, path) if optimizers else model.progress
+    load_all(networks, optimizers)
+    model.options, model.data, model.progress = options, data, progress
 
 
 def find(path, name):
     """The file that `path` names: itself, or in the folder NAME.pt, or a netG_*COUNT.pth there or in Model/.
 
     Of several the one with the highest COUNT, as the StackGANs' authors number their snapshots. A folder may also hold
-    the chapter's own NAME_G.pt, with its discriminator beside it.
+    the chapter's own NAME_G.pt, with its discriminator beside it. In place of a NAME.pt that is damaged or gone, the
+    `newest` that was kept.
     """
     if not os.path.isdir(path or '.'):
         return path
@@ -125,15 +233,20 @@ def find(path, name):
     snapshots = [file for place in ('', 'Model')
                  for file in glob.glob(os.path.join(glob.escape(path), place, 'netG_*.pth')) if COUNT.search(file)]
     generator = os.path.join(path, f'{name}_G.pt')
-    if not os.path.isfile(ours) and os.path.isfile(generator):
+    if not files_of(ours) and os.path.isfile(generator):
         return generator
-    return ours if os.path.isfile(ours) or not snapshots else max(snapshots, key=count_of)
+    return newest(ours) if files_of(ours) or not snapshots else max(snapshots, key=count_of)
 
 
 def count_of(file):
     """The number in the name of a file netG_210000.pth or netG_epoch_90.pth, or 0."""
     counted = COUNT.search(file)
     return int(counted[1]) if counted else 0
+
+
+def count_in(contents, file, what):
+    """How many `what`, 'step' or 'epoch', a checkpoint was trained for; of a snapshot, as its name says."""
+    return checked_progress(contents, file)[what] if 'progress' in contents else count_of(file)
 
 
 def _one_line(error):

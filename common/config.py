@@ -1,5 +1,6 @@
 """Configuration files: `--cfg FILE.yml` stands for flags, and a flag typed on the command line wins over it."""
 import difflib
+import math
 import os
 
 import yaml
@@ -8,6 +9,8 @@ from common import flags, run
 from common.errors import UserError
 
 NOT_IN_FILES = ('cfg', 'help', 'resume', 'text', 'interpolate')
+LONGEST, DEEPEST = 50_000, 4  # characters of a file; how deep it is nested: the authors' TRAIN.COEFF.KL is three
+AROUND = (yaml.StreamStartEvent, yaml.StreamEndEvent, yaml.DocumentStartEvent, yaml.DocumentEndEvent)
 PATHS = ('checkpoint', 'data_dir', 'encoder', 'image_folder', 'lsun', 'stage1', 'text_file')  # what is read
 
 
@@ -45,23 +48,101 @@ def find(path, folders):
     return next(filter(os.path.exists, places), path)
 
 
-def _read(path, flags, keys):
-    """({flag: value}, {the authors' key: value})."""
-    try:
-        with open(path, encoding='utf-8') as file:
-            values = yaml.safe_load(file) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f'{path}: cannot be read as YAML ({" ".join(str(error).split())})') from error
-    if not isinstance(values, dict):
-        raise UserError(f'{path}: holds a {type(values).__name__}; write a flag a line, as in: batch_size: 24')
-    ours = {key: value for key, value in values.items() if key in flags}
-    theirs = _flatten({key: value for key, value in values.items() if key not in flags})
+def _read(path, names, keys):
+    """({flag: value}, {the authors' key: value}), where `names` are those of flags."""
+    values = _load(path)
+    ours = {key: value for key, value in values.items() if key in names}
+    theirs = _flatten({key: value for key, value in values.items() if key not in names})
     for key in theirs:
         if key not in keys:
-            near = difflib.get_close_matches(key, [*flags, *keys], 1)
-            raise UserError(f'{path}: unknown key {key!r}; ' + (
+            near = difflib.get_close_matches(key[:100], [*names, *keys], 1)
+            raise UserError(f'{path}: unknown key {key[:100]!r}; ' + (
                 f'did you mean {near[0]!r}?' if near else 'its keys are the flags that --help lists'))
+    for key, value in (ours | theirs).items():
+        if isinstance(value, dict) or isinstance(value, list) and key in theirs:
+            raise UserError(f'{path}: {key} takes one value, not several')
     return ours, theirs
+
+
+def _load(path):
+    """The mapping in a YAML file, a dict of text keys, whose values are numbers, text, lists of those, and dicts.
+
+    It is built from what PyYAML finds in the file one after another, so that nothing in it is made that a configuration
+    does not need: no tags, no anchors with their aliases, nothing nested deep. Raises UserError for those.
+    """
+    try:
+        with open(path, 'rb') as file:
+            text = file.read(LONGEST + 1)
+        if len(text) > LONGEST:
+            raise UserError(f'{path}: is longer than any configuration; write a flag a line, as in: batch_size: 24')
+        events = yaml.parse(text, Loader=yaml.SafeLoader)
+        values = [_value(event, events, 0) for event in events if not isinstance(event, AROUND)]
+    except _Refused as error:
+        raise UserError(f'{path}: line {error.args[1].line + 1}: {error.args[0]}') from error
+    except (OSError, ValueError, OverflowError, yaml.YAMLError) as error:
+        raise UserError(f'{path}: cannot be read as YAML ({" ".join(str(error).split())[:300]})') from error
+    if len(values) > 1:
+        raise UserError(f'{path}: holds {len(values)} documents; leave one, without --- between its lines')
+    if values and values[0] is None:
+        return {}
+    if values and not isinstance(values[0], dict):
+        raise UserError(f'{path}: holds a {type(values[0]).__name__}; write a flag a line, as in: batch_size: 24')
+    return values[0] if values else {}
+
+
+class _Refused(Exception):
+    """What a configuration needs not, and where it stands."""
+
+
+def _value(event, events, depth):
+    """The value that begins with an event of PyYAML's parser, whose next ones are read from the iterator `events`."""
+    if isinstance(event, yaml.AliasEvent) or event.anchor:
+        raise _Refused('names of values, & and *, mean nothing here; write the value itself', event.start_mark)
+    if event.tag and event.tag != '!':
+        raise _Refused(f'types are not given here ({event.tag[:40]!r}); leave out what begins with !', event.start_mark)
+    if isinstance(event, yaml.ScalarEvent):
+        return _scalar(event)
+    if depth >= DEEPEST:
+        raise _Refused('is nested deeper than any configuration', event.start_mark)
+    return (_list if isinstance(event, yaml.SequenceStartEvent) else _mapping)(events, depth + 1)
+
+
+def _list(events, depth):
+    items = []
+    for event in events:
+        if isinstance(event, yaml.SequenceEndEvent):
+            return items
+        if isinstance(event, yaml.CollectionStartEvent):
+            raise _Refused('a list is of single values', event.start_mark)
+        items.append(_value(event, events, depth))
+
+
+def _mapping(events, depth):
+    values = {}
+    for event in events:
+        if isinstance(event, yaml.MappingEndEvent):
+            return values
+        if not isinstance(event, yaml.ScalarEvent):
+            raise _Refused('a key is a single word', event.start_mark)
+        if event.value in values:
+            raise _Refused(f'{event.value[:100]!r} is there a second time; leave one', event.start_mark)
+        _value(event, events, depth)  # refuses what is refused of a value
+        values[event.value] = _value(next(events), events, depth)
+
+
+def _scalar(event):
+    """A number, a bool, None or text, as YAML 1.1 takes it; text where it would be something else, such as a date."""
+    text = event.value
+    if not flags.is_clean(text):
+        raise _Refused('has a line break or another control character in a value', event.start_mark)
+    kind = yaml.SafeLoader('').resolve(yaml.ScalarNode, text, event.implicit).rpartition(':')[2]
+    if kind not in ('int', 'float', 'bool', 'null') or kind != 'bool' and ':' in text:
+        return text
+    is_short = len(text) < 100  # Python refuses to read numbers of some thousand digits
+    value = is_short and yaml.SafeLoader('').construct_object(yaml.ScalarNode(f'tag:yaml.org,2002:{kind}', text))
+    if not is_short or kind == 'float' and not math.isfinite(value):
+        raise _Refused(f'{text[:40]} is no number to compute with', event.start_mark)
+    return value
 
 
 def _flatten(values, prefix=''):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from common import ranks
+from common.checkpoint import KEEP
 from common.errors import UserError
 from common.precision import add_precision_flag
 
@@ -142,6 +143,9 @@ def add_run_flags(parser, model, epochs, batch_size, lr, chapter_dir, all_modes=
                         help='steps between two lines of the log (default: 20)')
     parser.add_argument('--seed', type=seed, default=1, modes=seed_modes,
                         help='seed of the random numbers; a resumed run goes on with its own (default: 1)')
+    parser.add_argument('--keep', type=positive(int), default=KEEP, metavar='N', modes=TRAINING,
+                        help='checkpoints of a run that are kept: the newest, and those before it for when that is '
+                             f'damaged (default: {KEEP})')
     parser.add_argument('--resume', nargs='?', const='newest', metavar='RUN', modes=resume_modes,
                         help='go on with a run: its folder, or without a value the newest one; '
                              'with --train False: generate with it')

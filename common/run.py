@@ -6,6 +6,7 @@ import sys
 import time
 
 from common import checkpoint, flags, ranks
+from common.checkpoint import files_of
 from common.errors import UserError
 from common.files import atomic_write, explained
 from common.locks import lock_file
@@ -52,13 +53,13 @@ def find_run(out_dir, checkpoint, dataset='', stage=None):
     found = []
     if os.path.isdir(out_dir):
         found = [os.path.join(out_dir, name, checkpoint) for name in os.listdir(out_dir)]
-    found = [path for path in found if os.path.isfile(path) and
+    found = [path for path in found if files_of(path) and
              (not dataset or _dataset_of(os.path.dirname(path)) == dataset) and
              (not stage or _option(os.path.dirname(path), 'stage') == stage)]
     if not found:
         runs = 'run' + f' of Stage-{"I" * (stage or 0)}' * bool(stage) + f' on {dataset}' * bool(dataset)
         raise UserError(f'{out_dir}: no {runs} with a {checkpoint} in it yet; train one first (--train)')
-    return os.path.dirname(max(found, key=os.path.getmtime))
+    return os.path.dirname(max(found, key=lambda path: os.path.getmtime(files_of(path)[0])))
 
 
 def _dataset_of(run_dir):
@@ -122,7 +123,7 @@ def begin(model, options, resumed, name, data):
         model.set_lr(options.lr)
     if resumed and run_dir:
         write_options(resumed, vars(options))
-    model.options, model.data = vars(options), data
+    model.options, model.data, model.keep = vars(options), data, options.keep
     ranks.unite(model.netG, *(model.netsD if hasattr(model, 'netsD') else [model.netD]))
     return run_dir
 
@@ -150,7 +151,7 @@ def checkpoint_file(options, resumed, of_dataset):
         raise UserError(f'--resume {resumed} and --checkpoint {options.checkpoint}: give one of them')
     if options.checkpoint:
         return existing(options.checkpoint, options)
-    return trained_checkpoint(options, resumed, of_dataset)
+    return checkpoint.newest(trained_checkpoint(options, resumed, of_dataset))
 
 
 def existing(path, options):
@@ -196,7 +197,7 @@ def _run_to_resume(parser, options):
     named = options.resume
     if named == 'newest' and not os.path.exists(named):
         is_of_dataset = options.dataset != parser.get_default('dataset')
-        named = trained_checkpoint(options, of_dataset=is_of_dataset)
+        return os.path.dirname(trained_checkpoint(options, of_dataset=is_of_dataset)), None
     if os.path.isfile(named):
         folder, name = os.path.split(os.path.abspath(named))
         return folder, os.path.splitext(name)[0]

@@ -69,7 +69,7 @@ class Model:
         self.loss_adv = nn.BCELoss()
         self.optim_G = self.optim_D = None
         self.progress = new_progress()
-        self.options, self.data = {}, {}
+        self.options, self.data, self.keep = {}, {}, checkpoint.KEEP
 
     def create_optim(self, lr, alpha=0.5, beta=0.999):
         """Adam for both networks, with betas (`alpha`, `beta`); a Stage-I inside the generator is not trained."""
@@ -201,18 +201,18 @@ class Model:
         """Read what `save_to` wrote, or the authors' netG_epoch_N.pth, and netD_epoch_last.pth if that is beside it.
 
         `path` is the file, or a folder with NAME.pt, or one with netG_epoch_N.pth in it or in its Model/ (of several
-        the highest N). With optimisers already made (`create_optim`), their states and the progress are read too.
-        Raises UserError where the file is missing, damaged, refused or of another network.
+        the highest N). In place of a NAME.pt there that is damaged, what was kept from before it is read, which is
+        said. With optimisers already made (`create_optim`), their states and the progress are read too. Raises
+        UserError where the file is missing, damaged, refused or of another network; the model is then as it was.
         """
         file = checkpoint.find(path, name or self.name)
         contents = checkpoint.load(file)
         if 'netD' in contents:
             checkpoint.load_pair(self, contents, file)
         else:
-            checkpoint.load_weights(self.netG, contents, file)
             beside = os.path.join(os.path.dirname(file), f'{LAST_DISCRIMINATOR}.pth')
-            if os.path.isfile(beside):
-                checkpoint.load_weights(self.netD, checkpoint.load(beside), beside)
+            with_it = [(self.netD, checkpoint.load(beside), beside)] if os.path.isfile(beside) else []
+            checkpoint.load_all([(self.netG, contents, file), *with_it])
         if verbose:
             print(f'loaded {file}')
 
@@ -225,13 +225,12 @@ def load_generator(path, name, device='cpu', stage=None):
     file = checkpoint.find(path, name)
     contents = checkpoint.load(file, mapped=True)
     weights = checkpoint.without_module(contents.get('netG', contents), file)
-    netG = make_fast(generator_of(weights, file), device)
+    netG = make_fast(checkpoint.build(lambda: generator_of(weights, file), weights, file), device)
     is_of = 2 if isinstance(netG, Stage2Generator) else 1
     if stage not in (None, is_of):
         raise UserError(f'{file}: holds a Stage-{"I" * is_of} generator, but Stage-{"I" * stage} is asked for here')
     checkpoint.load_weights(netG, weights, file)
-    epochs = contents['progress']['epoch'] if 'progress' in contents else checkpoint.count_of(file)
-    return Model(name, device, None, netG, None), file, epochs
+    return Model(name, device, None, netG, None), file, checkpoint.count_in(contents, file, 'epoch')
 
 
 def generator_of(weights, file):

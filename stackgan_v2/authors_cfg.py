@@ -44,7 +44,7 @@ def _data(values):
     if 'lsun' in folder:
         if folder.endswith('_lmdb'):
             return {'lsun': os.path.dirname(folder), 'classes': [os.path.basename(folder).removesuffix('_lmdb')]}
-        name = values.get('DATASET_NAME', '')
+        name = str(values.get('DATASET_NAME') or '')
         return {'lsun': folder, 'classes': [LSUN_CLASSES.get(name, name)]}
     if 'imagenet' in folder or values.get('GAN.B_CONDITION') is False:
         return {'image_folder': folder}

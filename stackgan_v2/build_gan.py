@@ -72,7 +72,7 @@ class Model:
         self.optim_G, self.optims_D = None, []
         self.snapshot_interval = SNAPSHOT_INTERVAL
         self.progress = new_progress()
-        self.options, self.data = {}, {}
+        self.options, self.data, self.keep = {}, {}, checkpoint.KEEP
 
     def create_optim(self, lr, alpha=0.5, beta=0.999):
         """Adam for every network, with betas (`alpha`, `beta`)."""
@@ -231,7 +231,7 @@ class Model:
         if self.optim_G is not None:
             contents |= {'optim_G': self.optim_G.state_dict(),
                          'optims_D': [optimiser.state_dict() for optimiser in self.optims_D]}
-        checkpoint.save(file, contents)
+        checkpoint.save(file, contents, keep=self.keep)
         if verbose:
             print(f'saved {file}')
         return file
@@ -254,8 +254,9 @@ class Model:
         """Read what `save_to` wrote, or the authors' netG_COUNT.pth, with netD0.pth, ... where those are beside it.
 
         `path` is the file, or a folder with NAME.pt, or one with netG_COUNT.pth in it or in its Model/ (of several the
-        highest COUNT). With optimisers already made (`create_optim`), their states and the progress are read too.
-        Raises UserError where the file is missing, damaged, refused or of another network.
+        highest COUNT). In place of a NAME.pt there that is damaged, what was kept from before it is read, which is
+        said. With optimisers already made (`create_optim`), their states and the progress are read too. Raises
+        UserError where the file is missing, damaged, refused or of another network; the model is then as it was.
         """
         file = checkpoint.find(path, name or self.name)
         self._take(checkpoint.load(file), file)
@@ -268,32 +269,44 @@ class Model:
         Of one with fewer branches, those: the tree grows, and the others start with the weights that they have.
         """
         live = checkpoint.without_module(contents.get('netG', contents), file)
-        branches = shape_of(live, file)['branches']
+        branches, is_training = shape_of(live, file)['branches'], self.optim_G is not None and 'optim_G' in contents
+        untrained = {}
         if branches < len(self.netsD):
-            if self.optim_G is not None and 'optim_G' in contents:
+            if is_training:
                 raise UserError(f'{file}: has {branches} of {len(self.netsD)} branches; a run cannot grow, but a new '
                                 'one can start from it, with --checkpoint')
             print(f'{file}: the tree grows from {branches} to {len(self.netsD)} branches; the new ones are untrained')
-            live = {**self.netG.state_dict(), **live}
-        checkpoint.load_weights(self.netG, {**live, **contents.get('average_G', {})}, file)
-        self.averaged = [parameter.detach().clone() for parameter in self.netG.parameters()]
-        checkpoint.load_weights(self.netG, live, file)
+            untrained = {name: value for name, value in self.netG.state_dict().items() if name not in live}
+        buffers = {name: live[name] for name, _ in self.netG.named_buffers() if name in live}
+        average = checkpoint.without_module(contents.get('average_G', live), file)
+        average = checkpoint.checked_weights(self.netG, {**untrained, **buffers, **average}, file)
+        networks, optimizers = [(self.netG, {**untrained, **live}, file)], []
         if 'netG' not in contents:
-            self._take_discriminators_beside(file, branches)
-            return
-        for netD, weights in zip(self.netsD, contents.get('netsD', [])):
-            checkpoint.load_weights(netD, weights, file)
-        self.options, self.data = contents.get('options', {}), contents.get('data', {})
-        if self.optim_G is not None and 'optim_G' in contents:
-            for optimiser, state in zip((self.optim_G, *self.optims_D), (contents['optim_G'], *contents['optims_D'])):
-                checkpoint.load_optimiser(optimiser, state)
-            self.progress = contents['progress']
+            networks += self._discriminators_beside(file, branches)
+        elif self.netsD:
+            networks += [(netD, weights, file)
+                         for netD, weights in zip(self.netsD, _listed(contents, 'netsD', branches, file))]
+        if is_training:
+            optimizers = [(self.optim_G, contents['optim_G'], f'{file}: its optim_G')]
+            optimizers += [(optimizer, state, f'{file}: one of its optims_D') for optimizer, state in
+                           zip(self.optims_D, _listed(contents, 'optims_D', branches, file))]
+        checkpoint.take_over(self, contents, file, networks, optimizers)
+        self.averaged = [torch.empty_like(parameter).copy_(average[name])
+                         for name, parameter in self.netG.named_parameters()]
 
-    def _take_discriminators_beside(self, file, branches):
+    def _discriminators_beside(self, file, branches):
+        """What `checkpoint.load_all` takes of the authors' netD0.pth, ..., where they are all beside `file`."""
         files = [os.path.join(os.path.dirname(file), f'netD{i}.pth') for i in range(branches)]
-        if all(map(os.path.isfile, files)):
-            for netD, path in zip(self.netsD, files):
-                checkpoint.load_weights(netD, checkpoint.load(path), path)
+        if not all(map(os.path.isfile, files)):
+            return []
+        return [(netD, checkpoint.load(path), path) for netD, path in zip(self.netsD, files)]
+
+
+def _listed(contents, name, count, file):
+    """The list `name` of a checkpoint. Raises UserError where it has not one entry for each of `count` branches."""
+    if not isinstance(contents.get(name), list) or len(contents[name]) != count:
+        raise UserError(f'{file}: its {name} is no list of {count} state dicts, one for each branch')
+    return contents[name]
 
 
 def load_generator(path, name, device='cpu'):
@@ -303,10 +316,12 @@ def load_generator(path, name, device='cpu'):
     """
     file = checkpoint.find(path, name)
     contents = checkpoint.load(file, mapped=True)
-    netG = make_fast(Generator(**shape_of(contents.get('netG', contents), file)), device)
+    weights = contents.get('netG', contents)
+    shape = shape_of(weights, file)
+    netG = make_fast(checkpoint.build(lambda: Generator(**shape), weights, file), device)
     model = Model(name, device, None, netG, [])
     model._take(contents, file)
-    return model, file, contents['progress']['step'] if 'progress' in contents else checkpoint.count_of(file)
+    return model, file, checkpoint.count_in(contents, file, 'step')
 
 
 def shape_of(state_dict, file):

@@ -165,7 +165,7 @@ def test_what_a_run_leaves(straight):
                                                                  'netG_epoch_3.pth']
     assert 'loss_KL' in open(os.path.join(folder, 'log.txt'), encoding='utf-8').read()
     contents = torch.load(os.path.join(folder, 'stackgan_v1.pt'), weights_only=True)
-    assert set(contents) == {'netG', 'netD', 'optim_G', 'optim_D', 'progress', 'options'}
+    assert set(contents) == {'netG', 'netD', 'optim_G', 'optim_D', 'progress', 'options', 'data'}
     assert contents['options'] == {'stage': stage} and contents['progress']['step'] == EPOCHS * STEPS
 
 

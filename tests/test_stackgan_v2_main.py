@@ -248,7 +248,7 @@ def test_errors_of_configuration_files_name_them(folder, call):
                           ('TREE: {BASE_SIZE: 32}', 'TREE.BASE_SIZE is 32, but can only be 64 here'),
                           ('TRAIN: {GENERATOR_LR: 1, DISCRIMINATOR_LR: 2}', 'learn at one rate'),
                           ('- lr', 'holds a list'), ('lr: [', 'cannot be read as YAML'),
-                          ('lr: !!python/object/apply:os.system ["touch sprung"]', 'cannot be read as YAML')]:
+                          ('lr: !!python/object/apply:os.system ["touch sprung"]', 'line 1: types are not given here')]:
         (folder / 'wrong.yml').write_text(text)
         error = call.error('--cfg', 'wrong.yml')
         assert error.startswith('error: wrong.yml: ') and message in error, text

@@ -154,7 +154,7 @@ def test_what_a_run_leaves(straight):
         assert grid.size == (3 * 130 + 2, 4 * 130 + 2)  # four items: two branches and a real picture
     assert 'loss_D_0' in open(os.path.join(folder, 'log.txt'), encoding='utf-8').read()
     contents = torch.load(os.path.join(folder, 'stackgan_v2.pt'), weights_only=True)
-    assert set(contents) == {'netG', 'netsD', 'average_G', 'optim_G', 'optims_D', 'progress', 'options'}
+    assert set(contents) == {'netG', 'netsD', 'average_G', 'optim_G', 'optims_D', 'progress', 'options', 'data'}
     assert contents['options'] == {'lr': 2e-4} and contents['progress']['step'] == EPOCHS * STEPS
 
 

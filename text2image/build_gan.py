@@ -39,7 +39,7 @@ class Model:
         self.loss_adv, self.loss_l1, self.loss_l2 = nn.BCELoss(), nn.L1Loss(), nn.MSELoss()
         self.optim_G = self.optim_D = None
         self.progress = new_progress()
-        self.options, self.data = {}, {}
+        self.options, self.data, self.keep = {}, {}, checkpoint.KEEP
 
     def create_optim(self, lr, alpha=0.5, beta=0.999):
         """Adam for both networks, with betas (`alpha`, `beta`)."""
@@ -135,18 +135,19 @@ class Model:
     def load_from(self, path='', name=None, verbose=True):
         """Read what `save_to` wrote, or a plain state dict of either network; `path` is the file or its folder.
 
-        A folder may also hold the two files of the chapter's own `save_to`, NAME_G.pt and NAME_D.pt.
+        A folder may also hold the two files of the chapter's own `save_to`, NAME_G.pt and NAME_D.pt. In place of a
+        damaged NAME.pt in a folder, what was kept from before it is read.
         With optimisers already made (`create_optim`), their states and the progress are read too. Raises UserError
         where the file is missing, damaged, refused or of another network.
         """
-        file = os.path.join(path, f'{name or self.name}.pt') if os.path.isdir(path or '.') else path
+        file = checkpoint.newest(os.path.join(path, f'{name or self.name}.pt')) if os.path.isdir(path or '.') else path
         pair = {net: f'{file.removesuffix(".pt")}_{net[-1]}.pt' for net in ('netG', 'netD')}
         if os.path.isfile(pair['netG']) and not os.path.isfile(file):
             contents = {net: checkpoint.load(one) for net, one in pair.items()}
         else:
             contents = checkpoint.load(file)
         if not contents.keys() >= pair.keys():
-            is_discriminator = any('output.0.weight' in key for key in contents)
+            is_discriminator = any('output.0.weight' in str(key) for key in contents)
             checkpoint.load_weights(self.netD if is_discriminator else self.netG, contents, file)
         else:
             checkpoint.load_pair(self, contents, file)

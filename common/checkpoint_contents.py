@@ -1,0 +1,217 @@
+"""What is in a checkpoint, checked against what it is for: networks, optimizers, and the notes of a run.
+
+Each function returns what can be taken over as it is, and raises a UserError that names the file and the item.
+"""
+import math
+
+import torch
+
+from common.checkpoint_file import shown
+from common.errors import UserError
+from common.loop import new_progress
+
+NAMES = 5_000         # in a state dict; the largest networks here have a few hundred
+NOTES, DEPTH = 100_000, 10  # items in the options of a run, and how deep they are nested
+SHOWN = 100           # captions with their embeddings in the description of a data set
+LARGEST = 2 ** 40     # number of a step
+MOMENTS = {torch.optim.Adam: ('exp_avg', 'exp_avg_sq'), torch.optim.RMSprop: ('square_avg',)}
+NUMBERS = ('lr', 'betas', 'eps', 'weight_decay', 'alpha')  # of an optimizer, which a checkpoint may set
+WAYS = ('fused', 'foreach')  # of computing the same
+COUNTER = 'num_batches_tracked'  # of a batch norm: PyTorch before 0.4.1 had none
+
+
+def without_module(state_dict, path):
+    """A state dict without DataParallel's `module.` in front of its names. Raises UserError where it is none."""
+    if (not isinstance(state_dict, dict) or len(state_dict) > NAMES
+            or not all(isinstance(name, str) for name in state_dict)):
+        raise UserError(f'{path}: holds no state dict where one belongs')
+    return {name.removeprefix('module.'): value for name, value in state_dict.items()}
+
+
+def check_shapes(network, weights, path):
+    """Raise UserError unless `weights`, a dict, holds the tensors that `network` has, of their shapes and kinds."""
+    ours = network.state_dict()
+    for name, value in ours.items():
+        if name not in weights:
+            if name.endswith(COUNTER):
+                continue
+            raise _misfit(network, path, f'{name} is missing')
+        theirs = weights[name]
+        if not torch.is_tensor(theirs):
+            raise _misfit(network, path, f'{name} is no tensor')
+        if theirs.shape != value.shape:
+            raise _misfit(network, path, f'{name} is {_size(theirs)}, not {_size(value)}')
+        if theirs.is_floating_point() != value.is_floating_point() or theirs.dtype == torch.bool:
+            raise _misfit(network, path, f'{name} is of {theirs.dtype}, not {value.dtype}')
+    if unknown := weights.keys() - ours.keys():
+        raise _misfit(network, path, f'it has no {shown(min(unknown))}')
+
+
+def checked_weights(network, state_dict, path):
+    """A state dict for `network` that it can load, without `module.` in front of its names.
+
+    Raises UserError that names the first tensor that is missing, unknown, of another shape or kind, or not finite.
+    """
+    weights = without_module(state_dict, path)
+    check_shapes(network, weights, path)
+    for name, value in weights.items():
+        if not torch.isfinite(value).all():
+            raise UserError(f'{path}: {name} has numbers that are not finite: the training had diverged; '
+                            'use an earlier checkpoint')
+    return weights
+
+
+def checked_optimizer(optimizer, state_dict, where):
+    """An optimizer's state dict, so that `optimizer` can load it and go on from it. `where` names it: `FILE: its NAME`.
+
+    Raises UserError unless it is of an optimizer of the same kind and of parameters of the same shapes.
+    """
+    if not _is_state_dict(state_dict):
+        raise UserError(f'{where} is no state of an optimizer, so the training cannot go on from it')
+    ours = optimizer.state_dict()['param_groups']
+    groups, states = state_dict['param_groups'], state_dict['state']
+    if len(groups) != len(ours) or any(group['params'] != own['params'] for group, own in zip(groups, ours)):
+        raise UserError(f'{where} is of other parameters than the training has here')
+    parameters = dict(enumerate(parameter for group in optimizer.param_groups for parameter in group['params']))
+    if unknown := states.keys() - parameters.keys():
+        raise UserError(f'{where} is of a parameter {shown(min(unknown, key=str))} that there is not')
+    return {'param_groups': [_checked_group(group, own, where) for group, own in zip(groups, ours)],
+            'state': {number: _checked_state(state, parameters[number], MOMENTS[type(optimizer)],
+                                             f'{where}, parameter {number},')
+                      for number, state in states.items()}}
+
+
+def checked_notes(contents, path):
+    """(options, data): the dicts of a checkpoint in which a run notes how, and on what, it was trained; empty ones
+    where it has none.
+    """
+    options, data = contents.get('options', {}), contents.get('data', {})
+    if not isinstance(options, dict) or not _is_plain(options):
+        raise UserError(f'{path}: its options are no dict of numbers and text')
+    if not isinstance(data, dict) or not _is_description(data):
+        raise UserError(f'{path}: its data is no description of what it was trained on')
+    return options, data
+
+
+def checked_progress(contents, path):
+    """Where the run stood that a checkpoint is of, as in `common.loop.new_progress`."""
+    progress, fresh = contents.get('progress'), new_progress()
+    if not isinstance(progress, dict):
+        raise UserError(f'{path}: does not say how far it was trained (its progress is no dict)')
+    progress = {name: progress.get(name, value) for name, value in fresh.items()}
+    for name, value in progress.items():
+        is_right = _is_generators(value) if fresh[name] is None else type(value) is int and 0 <= value < LARGEST
+        if not is_right:
+            raise UserError(f'{path}: its progress is damaged: {name} is not what a training counts or draws from')
+    if not progress['world_size'] or progress['batch'] and progress['epoch_rng'] is None:
+        raise UserError(f'{path}: its progress is damaged: it does not say how the epoch under way began')
+    return progress
+
+
+def _misfit(network, path, reason):
+    return UserError(f'{path}: does not fit {type(network).__name__}: {reason}')
+
+
+def _size(tensor):
+    return ' x '.join(map(str, tensor.shape)) or 'a single number'
+
+
+def _is_state_dict(state):
+    return (isinstance(state, dict) and isinstance(state.get('state'), dict)
+            and all(isinstance(one, dict) for one in state['state'].values())
+            and isinstance(state.get('param_groups'), list)
+            and all(isinstance(group, dict) and isinstance(group.get('params'), list)
+                    and all(type(number) is int for number in group['params']) for group in state['param_groups']))
+
+
+def _checked_group(group, ours, where):
+    """A group of parameters with the numbers of the checkpoint, which must be computed with in the way that ours is."""
+    checked = dict(ours)
+    for name, own in ours.items():
+        value = group.get(name, own)
+        if name in NUMBERS and _is_number_like(value, own) or name in WAYS and isinstance(value, bool | None):
+            checked[name] = value
+        elif name != 'params' and not (isinstance(value, bool | int | float | None) and value == own):
+            raise UserError(f'{where} was computed with {name} {shown(value)}, not {own}')
+    if checked.get('fused') and checked.get('foreach'):
+        raise UserError(f'{where} says fused and foreach, of which only one can be')
+    return checked
+
+
+def _is_number_like(value, own):
+    """Whether `value` is a number, or a tuple of as many numbers, as `own` is, and none of them negative."""
+    if isinstance(own, tuple):
+        return (isinstance(value, (tuple, list)) and len(value) == len(own)
+                and all(_is_number_like(part, 0.0) and part < 1 for part in value))
+    return type(value) in (int, float) and 0 <= value < LARGEST and math.isfinite(value)
+
+
+def _checked_state(state, parameter, moments, where):
+    """What an optimizer keeps of a parameter: its moments, of the parameter's shape, and the number of steps."""
+    if state.keys() != {'step', *moments}:
+        raise UserError(f'{where} has not what its optimizer keeps: step, {", ".join(moments)}')
+    step = state['step']
+    if torch.is_tensor(step):
+        step = step.item() if step.numel() == 1 else math.nan
+    if type(step) not in (int, float) or not 0 <= step < LARGEST:
+        raise UserError(f'{where} has a step that is no number of steps')
+    for name in moments:
+        value = state[name]
+        if not torch.is_tensor(value) or not value.is_floating_point() or value.shape != parameter.shape:
+            raise UserError(f'{where} has a {name} that is not {_size(parameter)} numbers')
+        if not torch.isfinite(value).all():
+            raise UserError(f'{where} has a {name} with numbers that are not finite: the training had diverged; '
+                            'use an earlier checkpoint')
+    return {**state, 'step': torch.tensor(float(step))}
+
+
+def _is_generators(state):
+    """Whether `state` is None, or the states of PyTorch's generators as `common.loop.rng_state` gives them."""
+    if state is None:
+        return True
+    if not isinstance(state, dict) or not isinstance(state.get('cuda'), list):
+        return False
+    return _is_state_of('cpu', state.get('cpu')) and all(_is_state_of('cuda', one) for one in state['cuda'])
+
+
+def _is_state_of(device, state):
+    if not torch.is_tensor(state) or state.dtype != torch.uint8 or state.dim() != 1:
+        return False
+    if device == 'cuda' and not torch.cuda.is_available():
+        return True  # it will not be used
+    try:
+        torch.Generator(device).set_state(state.contiguous())
+    except RuntimeError:
+        return False
+    return True
+
+
+def _is_description(data):
+    """Whether a dict holds text or None, but for `shown`, a list of captions, and their `shown_embeddings`, [N, D]."""
+    shown, embeddings = data.get('shown', []), data.get('shown_embeddings', torch.empty(0, 1))
+    if not isinstance(shown, list) or not torch.is_tensor(embeddings) or embeddings.dim() != 2:
+        return False
+    texts = [value for name, value in data.items() if name not in ('shown', 'shown_embeddings')]
+    return (all(isinstance(text, str) for text in (*data, *shown))
+            and all(isinstance(text, str | None) for text in texts)
+            and len(shown) == len(embeddings) <= SHOWN
+            and embeddings.is_floating_point() and bool(torch.isfinite(embeddings).all()))
+
+
+def _is_plain(note):
+    """Whether a dict holds text, numbers, None, tensors, and lists, tuples and dicts with text keys of them."""
+    todo, seen = [(note, 0)], 0
+    while todo:
+        item, depth = todo.pop()
+        seen += 1
+        if isinstance(item, dict):
+            if not all(isinstance(key, str) for key in item):
+                return False
+            todo += [(part, depth + 1) for part in item.values()]
+        elif isinstance(item, (list, tuple)):
+            todo += [(part, depth + 1) for part in item]
+        elif item is not None and not isinstance(item, (str, bool, int, float, torch.Tensor)):
+            return False
+        if depth > DEPTH or seen + len(todo) > NOTES:
+            return False
+    return True

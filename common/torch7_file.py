@@ -1,0 +1,165 @@
+"""Torch7's binary files (torch.save in Lua), read without believing what they say about sizes.
+
+Reading makes numbers, text, tables, tensors and objects of classes, whose fields are tables; nothing of it is run. Time
+and memory are those of the file's size, however deep it is nested.
+"""
+import inspect
+import math
+import re
+import struct
+
+import numpy as np
+
+NIL, NUMBER, STRING, TABLE, TORCH, BOOLEAN = range(6)
+FUNCTIONS = (6, 7, 8)  # as bytes, which nobody here looks at
+ARRAY = re.compile(r'torch\.(?:Cuda)?(Byte|Char|Short|Int|Long|Half|Float|Double|)(Tensor|Storage)')
+DTYPES = {'Byte': 'u1', 'Char': 'i1', 'Short': '<i2', 'Int': '<i4', 'Long': '<i8', 'Half': '<f2', 'Float': '<f4',
+          'Double': '<f8', '': '<f4'}  # a torch.CudaTensor is of floats
+
+
+INT, LONG, DOUBLE = map(struct.Struct, ('<i', '<q', '<d'))
+DIMENSIONS = 32
+
+
+class Table(dict):
+    """A Lua table: equal only to itself, so that it can be a key of another."""
+    __slots__ = ()
+    __hash__, __eq__ = object.__hash__, object.__eq__
+
+
+class Object:
+    """An object of a Torch class, `kind`, such as nn.Linear. Its `fields` are mostly a table."""
+    __slots__ = ('kind', 'fields')
+
+    def __init__(self, kind):
+        self.kind, self.fields = kind, None
+
+
+class Tensor:
+    """A tensor as the file describes it, over a storage that it may share with others."""
+    __slots__ = ('size', 'stride', 'offset', 'storage')
+
+    def __init__(self, size, stride, offset, storage):
+        self.size, self.stride, self.offset, self.storage = size, stride, offset, storage
+
+    def array(self):
+        """A read-only numpy array. Raises ValueError where it would be larger than its storage, or outside of it."""
+        if not self.size or self.storage is None:
+            return np.empty(0, np.float32)
+        if not isinstance(self.storage, np.ndarray):
+            raise ValueError('a tensor has no storage')
+        last = self.offset + sum((length - 1) * step for length, step in zip(self.size, self.stride))
+        if (min(self.size) < 1 or min(self.stride) < 0 or self.offset < 0 or last >= len(self.storage)
+                or math.prod(self.size) > len(self.storage)):
+            raise ValueError('a tensor is larger than its storage')
+        return np.lib.stride_tricks.as_strided(self.storage[self.offset:], self.size,
+                                               [step * self.storage.itemsize for step in self.stride], writeable=False)
+
+
+def read(path):
+    """What a Torch7 file holds: None, numbers, bools, text (of latin-1), and the classes above.
+
+    Raises ValueError, with the reason, where it is none or is damaged.
+    """
+    try:
+        with open(path, 'rb') as file:
+            return _Reader(file.read()).read()
+    except (OSError, TypeError) as error:  # of a key that is an array
+        raise ValueError(' '.join(f'{type(error).__name__}: {error}'.split())) from error
+
+
+class _Reader:
+    """Reads `data` from its beginning. Of what has parts, a generator is at work, which yields for each part."""
+
+    def __init__(self, data):
+        self.data, self.place, self.met = data, 0, {}
+
+    def read(self):
+        at_work, value = [], self._begin()
+        while True:
+            if inspect.isgenerator(value):
+                at_work.append(value)
+                value = None
+            elif not at_work:
+                return value
+            try:
+                at_work[-1].send(value)
+                value = self._begin()
+            except StopIteration as finished:
+                at_work.pop()
+                value = finished.value
+
+    def _begin(self):
+        """The value that begins here, or a generator that reads it."""
+        kind = self._int()
+        if kind == NIL:
+            return None
+        if kind == NUMBER:
+            return self._number(DOUBLE)
+        if kind == STRING:
+            return self._string()
+        if kind == BOOLEAN:
+            return self._int() == 1
+        if kind not in (TABLE, TORCH, *FUNCTIONS):
+            raise ValueError(f'there is no type {kind}')
+        index = self._int()
+        if index in self.met:
+            return self.met[index]
+        self.met[index] = None
+        if kind == TABLE:
+            return self._table(index)
+        return self._torch(index) if kind == TORCH else self._function()
+
+    def _table(self, index):
+        table = self.met[index] = Table()
+        for _ in range(self._length()):
+            key = yield
+            if key is None:
+                raise ValueError('a table has no key for a value')
+            table[key] = yield
+        return table
+
+    def _function(self):
+        self._bytes(self._length())
+        yield
+
+    def _torch(self, index):
+        kind = self._string()
+        if kind.startswith('V '):  # a version, which files did not have at first
+            kind = self._string()
+        array = ARRAY.fullmatch(kind)
+        if not array:
+            found = self.met[index] = Object(kind)
+            found.fields = yield
+        elif array[2] == 'Storage':
+            dtype = np.dtype(DTYPES[array[1]])
+            found = self.met[index] = np.frombuffer(self._bytes(self._number(LONG) * dtype.itemsize), dtype)
+        else:
+            dimensions = self._length()
+            if dimensions > DIMENSIONS:
+                raise ValueError(f'a tensor of {dimensions} dimensions')
+            size, stride = (tuple(self._number(LONG) for _ in range(dimensions)) for _ in range(2))
+            offset = self._number(LONG) - 1  # they count from 1
+            found = self.met[index] = Tensor(size, stride, offset, (yield))
+        return found
+
+    def _length(self):
+        length = self._int()
+        if length < 0:
+            raise ValueError('a length is below zero')
+        return length
+
+    def _string(self):
+        return str(self._bytes(self._length()), 'latin-1')
+
+    def _int(self):
+        return self._number(INT)
+
+    def _number(self, kind):
+        return kind.unpack(self._bytes(kind.size))[0]
+
+    def _bytes(self, count):
+        if not 0 <= count <= len(self.data) - self.place:
+            raise ValueError('it ends too early')
+        self.place += count
+        return memoryview(self.data)[self.place - count:self.place]
