@@ -3,15 +3,13 @@ import contextlib
 import math
 import os
 import shlex
-import signal
 import sys
-import threading
 import time
 
 import torch
 from tqdm import tqdm
 
-from common import ranks
+from common import ranks, signals
 from common.errors import UserError
 
 SECONDS_BETWEEN_CHECKPOINTS = 300  # what a run that is killed outright loses at most
@@ -39,7 +37,7 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
     progress, losses, saved_at, warned = model.progress, {}, time.monotonic(), False
     verbose, world_size = verbose and ranks.rank() == 0, ranks.world_size()
     _regroup(progress, model.data_loader)
-    with _stop_signals() as stop, _Log(out_dir, verbose, progress['step']) as log:
+    with signals.noted() as stop, _Log(out_dir, verbose, progress['step']) as log:
         if progress['epoch'] >= epochs:
             log.line(f'nothing to do: {progress["epoch"]} epochs are done; give more with --epochs')
         while progress['epoch'] < epochs:
@@ -191,26 +189,6 @@ def _how_to_go_on(out_dir):
     launcher = 'python' if ranks.world_size() == 1 else 'torchrun ...'
     command = f'{launcher} {shlex.quote(sys.argv[0])} --train --resume {shlex.quote(out_dir)}'
     return f'; go on with: {command}' if out_dir else ''
-
-
-@contextlib.contextmanager
-def _stop_signals():
-    """A list that is empty until SIGINT or SIGTERM comes; a second signal acts at once."""
-    stop = []
-
-    def note(number, frame):
-        stop.append(number)
-        signal.signal(number, previous[number])
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class _Log:
