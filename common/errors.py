@@ -17,6 +17,9 @@ def run_command(main):
 
     SIGTERM ends the process as an exception would, so that what is half written is removed.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')  # a name that the terminal cannot show must not stop anything
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         main()
