@@ -75,12 +75,12 @@ def check_name(path):
     """Raise UserError where a new HDF5 file cannot bear the name `path`, by which --data_dir and --dataset find it."""
     stem, ending = os.path.splitext(path)
     if os.path.isdir(path):
-        raise UserError(f'{path}: is a folder; name a file in it, such as {os.path.join(path, "birds.hdf5")}')
+        raise UserError(f'--out {path}: is a folder; name a file in it, such as {os.path.join(path, "birds.hdf5")}')
     if ending not in ENDINGS:
-        raise UserError(f'{path}: must end in {" or ".join(ENDINGS)}, or --dataset would not find it')
+        raise UserError(f'--out {path}: must end in {" or ".join(ENDINGS)}, or --dataset would not find it')
     for other in ENDINGS:
         if other != ending and os.path.exists(stem + other):
-            raise UserError(f'{path}: beside it lies {os.path.basename(stem + other)}, which --dataset '
+            raise UserError(f'--out {path}: beside it lies {os.path.basename(stem + other)}, which --dataset '
                             f'{shlex.quote(_stem(path))} would also mean; give it another name')
 
 
@@ -176,13 +176,10 @@ def _reserve(file, needed):
 def write_photograph(file, split, photograph):
     """Add a photograph and its captions to `split`, in groups of its name, or where that is taken, of CLASS.NAME.
 
-    Raises UserError where that one is taken, too, and what `replace_file` raises.
+    Raises UserError where the split has one of this class and name, and what `replace_file` raises.
     """
     captions, embeddings = photograph.captions, photograph.embeddings
-    group_names = photograph.name, f'{photograph.class_name}.{photograph.name}'
-    group_name = next((name for name in group_names if f'{name}_0' not in file[split]), None)
-    if group_name is None:
-        raise UserError(f'{group_names[1]}: two photographs of this class and name in /{split}')
+    group_name = _group_name(file[split], photograph)
     _reserve(file, len(photograph.jpeg) + sum(len(caption.encode()) for caption in captions)
              + len(captions) * (CAPTION_BYTES + len(group_name) + (0 if embeddings is None else EMBEDDING_BYTES)))
     once = {}
@@ -201,6 +198,17 @@ def write_photograph(file, split, photograph):
         group.create_dataset('txt', data=caption, dtype=TEXT)
         if embeddings is not None:
             _write_embedding(group, embeddings[k])
+
+
+def _group_name(split, photograph):
+    group_name = photograph.name
+    while f'{group_name}_0' in split:
+        namesake = split[f'{group_name}_0']
+        if (namesake['class'].asstr()[()], namesake['name'].asstr()[()]) == (photograph.class_name, photograph.name):
+            raise UserError(f'{photograph.class_name}/{photograph.name}: two photographs of this class and name in '
+                            f'{split.name}')
+        group_name = f'{photograph.class_name}.{group_name}'
+    return group_name
 
 
 def write_embeddings(path, embeddings, source, encoder=None):

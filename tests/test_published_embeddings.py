@@ -349,8 +349,7 @@ HOSTILE = {
     'a tensor of 2^31 dimensions': struct.pack('<iii3s', 4, 1, 3, b'V 1') + string('torch.FloatTensor') + b'\xff' * 16,
     'a text of 2 GB': struct.pack('<ii', 2, 2 ** 31 - 1),
     'a table of 2^31': struct.pack('<iii', 3, 9, 2 ** 31 - 1),
-    'a class that numpy has': struct.pack('<iii3s', 4, 1, 3, b'V 1') + string('torch.HalfTensor') +
-                             struct.pack('<iqqq', 1, 1, 1, 1) + b'\0' * 99,
+    'halves': tensor(struct.pack('<iii3s', 4, 2, 3, b'V 1') + string('torch.HalfStorage') + b'\0' * 9),
 }
 
 
