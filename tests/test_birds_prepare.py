@@ -340,7 +340,7 @@ def test_errors_name_the_file_and_keep_what_there_was(tmp_path, monkeypatch, out
     assert f'{ANI}: is in the class lists of both train and test' in error(monkeypatch, *good, *both, *end)
     assert 'absent.txt' in error(monkeypatch, *good, '--train_classes', tmp_path / 'absent.txt', *end)
     nothing = make_cub(tmp_path / 'nothing', {f'{ANI}/x': (b'', captions(1))})
-    assert 'no usable photograph (1 skipped)' in error(monkeypatch, *nothing, *end)
+    assert 'no usable photograph (1 skipped, the first is' in error(monkeypatch, *nothing, *end)
     assert 'is a folder' in error(monkeypatch, *good, '--out', tmp_path)
     assert 'must end in .hdf5 or .h5' in error(monkeypatch, *good, '--out', tmp_path / 'birds')
     write(tmp_path / 'x.hdf5', 'kept')

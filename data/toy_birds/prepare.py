@@ -139,7 +139,7 @@ def prepare(out, count, seed):
     with signals.hold():
         pool = ProcessPoolExecutor(initializer=follow_the_parent)
         try:
-            birds = pool.map(functools.partial(make, seed=seed), range(count), chunksize=8)
+            birds = pool.map(functools.partial(make, seed=seed), range(count), chunksize=2)
             with layout.replace_file(out) as file:
                 for split, photograph in tqdm(birds, total=count, desc='birds', unit='', disable=None):
                     layout.write_photograph(file, split, photograph)
