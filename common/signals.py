@@ -3,7 +3,7 @@ import contextlib
 import signal
 import threading
 
-_held = []  # the signals that came while `hold` holds them
+_held = None  # the signals that came while `hold` holds them
 
 
 @contextlib.contextmanager
@@ -34,12 +34,16 @@ def hold():
     program goes on as if nobody had wanted to stop it.
     """
     global _held
-    outer = _held
+    if _held is not None:  # a block within such a block
+        yield
+        return
+    came = []
     try:
-        with noted() as _held:
+        with noted() as came:
+            _held = came
             yield
     finally:
-        came, _held = _held, outer
+        _held = None
         _act(came)
 
 
@@ -49,5 +53,5 @@ def let_act():
 
 
 def _act(came):
-    if came:
+    if came:  # which None is not
         signal.raise_signal(came.pop(0))

@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from common.errors import UserError
 from data import layout
+from data.pictures import check_size
 
 DEFAULT_SPLIT = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'split_150_50.json')
 
@@ -108,11 +109,12 @@ def check_names(entries):
 def read_jpeg(path):
     """(bytes of a JPEG, (width, height) as it is seen, whether it was PNG or WebP) of a picture that decodes wholly.
 
-    Raises ValueError where it does not.
+    Raises ValueError where it does not, or is of a size that is not read later (`data.pictures`).
     """
     data = _contents(path, 'its photograph is')
     try:
         with Image.open(io.BytesIO(data), formats=['JPEG', 'PNG', 'WEBP']) as image:
+            check_size(*image.size)
             size = image.size[::-1] if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else image.size
             if image.format in ('PNG', 'WEBP'):
                 return _as_jpeg(image), size, True
