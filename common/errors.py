@@ -21,6 +21,9 @@ def run_command(main):
     removed. A reader of standard output that is gone ends it as SIGPIPE would (141).
     """
     _replace_closed_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')  # a name that the terminal cannot show must not stop anything
     try:
         with signals.raised():
             main()

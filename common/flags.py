@@ -190,9 +190,9 @@ def add_stackgan_flags(parser, widths, weights, drawing_modes, encoder_modes):
 
 
 def dataset_file(options):
-    """The path of the HDF5 file that `--data_dir` and `--dataset` name."""
-    folder = options.data_dir or os.path.join(ROOT, 'data', options.dataset)
-    return os.path.join(folder, f'{options.dataset}.hdf5')
+    """The path of the HDF5 file of `--data_dir` and `--dataset`: NAME.hdf5, or NAME.h5 where only that exists."""
+    stem = os.path.join(options.data_dir or os.path.join(ROOT, 'data', options.dataset), options.dataset)
+    return next((path for path in (f'{stem}.hdf5', f'{stem}.h5') if os.path.isfile(path)), f'{stem}.hdf5')
 
 
 def as_arguments(values):

@@ -1,7 +1,7 @@
 """The HDF5 layout of captioned pictures: the only place that knows the paths inside the file.
 
     /train /valid /test          a group each
-        NAME_0 .. NAME_9         a group per caption of the photograph NAME
+        NAME_0 .. NAME_9         a group per caption of the photograph NAME (CLASS.NAME where two classes have a NAME)
             name                 str, the photograph's name, without directory and ending
             img                  void, the bytes of the JPEG
             embeddings           float32 [1024], the sentence embedding (absent until an encoder has been run)
@@ -14,6 +14,7 @@ photograph five times. Here `img`, `name`, `class` and `bbox` exist once per pho
 groups of all its captions: readers of either file notice no difference.
 """
 import contextlib
+import errno
 import os
 import shlex
 import shutil
@@ -23,14 +24,20 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from common import signals
 from common.errors import UserError
+from common.files import check_space, explained, partial_file
 
+ENDINGS = ('.hdf5', '.h5')  # of a file's name
 SPLITS = ('train', 'valid', 'test')
 EMBED_DIM = 1024
 ENCODER_LENGTH = 200  # characters that the attribute `encoder` may have
 TEXT = h5py.string_dtype('utf-8')
 # Groups as compact link messages instead of B-trees and heaps: at ten groups a photograph that halves the overhead.
 LIBRARY_VERSIONS = ('v108', 'v110')
+CAPTION_BYTES, EMBEDDING_BYTES = 800, 4400  # what a caption's group takes in the file, and its embedding (measured)
+MARGIN = 2 ** 20  # bytes; HDF5 keeps less of what it has yet to write
+NO_RESERVATION = (None, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # of systems and disks that cannot keep room
 
 
 @dataclass
@@ -62,6 +69,19 @@ class Index:
         """(class, name, K): the caption with this number is sentence K, as the file counts them, of a photograph."""
         photo = self.photo_of[caption]
         return self.classes[photo], self.names[photo], self.keys[caption].rpartition('_')[2]
+
+
+def check_name(path):
+    """Raise UserError where a new HDF5 file cannot bear the name `path`, by which --data_dir and --dataset find it."""
+    stem, ending = os.path.splitext(path)
+    if os.path.isdir(path):
+        raise UserError(f'--out {path}: is a folder; name a file in it, such as {os.path.join(path, "birds.hdf5")}')
+    if ending not in ENDINGS:
+        raise UserError(f'--out {path}: must end in {" or ".join(ENDINGS)}, or --dataset would not find it')
+    for other in ENDINGS:
+        if other != ending and os.path.exists(stem + other):
+            raise UserError(f'--out {path}: beside it lies {os.path.basename(stem + other)}, which --dataset '
+                            f'{shlex.quote(_stem(path))} would also mean; give it another name')
 
 
 def how_to_prepare(path):
@@ -118,35 +138,53 @@ def replace_file(path, copy=False):
     """Yield an HDF5 file open for writing that takes the name `path` only when the block ends without an error.
 
     With `copy` it starts as a copy of what `path` holds. A reader, or a run killed halfway, finds the old file or the
-    new one, never half of one. Raises UserError where it cannot be written.
+    new one, never half of one. SIGINT and SIGTERM act between two photographs or embeddings. Raises CannotWrite where
+    it cannot be written, the disk being full or otherwise.
     """
-    partial = f'{path}.partial-{os.getpid()}'
-    try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with signals.hold(), partial_file(path) as partial, explained(path):
         if copy:
             shutil.copyfile(path, partial)
-        with h5py.File(partial, 'r+' if copy else 'w', libver=LIBRARY_VERSIONS) as file:
+        # Without HDF5's own lock, as `partial_file` has the file locked.
+        with h5py.File(partial, 'r+' if copy else 'w', libver=LIBRARY_VERSIONS, locking=False) as file:
             for split in SPLITS:
                 file.require_group(split)
             yield file
+            file.flush()
+            os.truncate(partial, file.id.get_filesize())  # what `_reserve` has too much
         with open(partial, 'rb') as written:
             os.fsync(written.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f'{path}: cannot be written ({" ".join(str(error).split())})') from error
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
+
+
+def _reserve(file, needed):
+    """Have the disk keep room for `needed` more bytes of an open file; let a signal act first.
+
+    HDF5 crashes where it finds a disk full, then or when it closes the file. So nothing is handed to it before there is
+    room for it, with a margin for what it writes at the end. Raises OSError or CannotWrite where there is not.
+    """
+    signals.let_act()
+    end, handle = file.id.get_filesize(), file.id.get_vfd_handle()
+    if os.fstat(handle).st_size >= end + needed + MARGIN:
+        return
+    try:
+        os.posix_fallocate(handle, end, needed + 2 * MARGIN)
+    except (AttributeError, OSError) as error:
+        if getattr(error, 'errno', None) not in NO_RESERVATION:
+            raise
+        check_space(file.filename, needed + 2 * MARGIN)
 
 
 def write_photograph(file, split, photograph):
-    """Add a photograph and its captions to `split`. Raises UserError where that split has one of the same name."""
+    """Add a photograph and its captions to `split`, in groups of its name, or where that is taken, of CLASS.NAME.
+
+    Raises UserError where the split has one of this class and name, and what `replace_file` raises.
+    """
+    captions, embeddings = photograph.captions, photograph.embeddings
+    group_name = _group_name(file[split], photograph)
+    _reserve(file, len(photograph.jpeg) + sum(len(caption.encode()) for caption in captions)
+             + len(captions) * (CAPTION_BYTES + len(group_name) + (0 if embeddings is None else EMBEDDING_BYTES)))
     once = {}
-    for k, caption in enumerate(photograph.captions):
-        try:
-            group = file[split].create_group(f'{photograph.name}_{k}')
-        except ValueError as error:
-            raise UserError(f'{photograph.name}: two photographs of this name in /{split}') from error
+    for k, caption in enumerate(captions):
+        group = file[split].create_group(f'{group_name}_{k}')
         if not once:
             group.create_dataset('name', data=photograph.name, dtype=TEXT)
             group.create_dataset('img', data=np.void(photograph.jpeg))
@@ -158,8 +196,19 @@ def write_photograph(file, split, photograph):
             for field_name, dataset in once.items():
                 group[field_name] = dataset
         group.create_dataset('txt', data=caption, dtype=TEXT)
-        if photograph.embeddings is not None:
-            _write_embedding(group, photograph.embeddings[k])
+        if embeddings is not None:
+            _write_embedding(group, embeddings[k])
+
+
+def _group_name(split, photograph):
+    group_name = photograph.name
+    while f'{group_name}_0' in split:
+        namesake = split[f'{group_name}_0']
+        if (namesake['class'].asstr()[()], namesake['name'].asstr()[()]) == (photograph.class_name, photograph.name):
+            raise UserError(f'{photograph.class_name}/{photograph.name}: two photographs of this class and name in '
+                            f'{split.name}')
+        group_name = f'{photograph.class_name}.{group_name}'
+    return group_name
 
 
 def write_embeddings(path, embeddings, source, encoder=None):
@@ -173,9 +222,11 @@ def write_embeddings(path, embeddings, source, encoder=None):
             if len(rows) != len(file[split]):
                 raise UserError(f'{path}: /{split} has {len(file[split])} captions, '
                                 f'but there are {len(rows)} embeddings')
+    check_space(path, os.path.getsize(path) + EMBEDDING_BYTES * sum(map(len, embeddings.values())))
     with replace_file(path, copy=True) as file:
         for split, rows in embeddings.items():
             for key, row in zip(file[split], rows):
+                _reserve(file, EMBEDDING_BYTES)
                 _write_embedding(file[split][key], row)
         file.attrs['embeddings'] = source
         file.attrs.pop('encoder', None)  # that of the embeddings before

@@ -21,7 +21,7 @@ def read_picture(source):
         with warnings.catch_warnings():
             warnings.simplefilter('error', Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
-                _check_size(*picture.size)
+                check_size(*picture.size)
                 return ImageOps.exif_transpose(picture).convert('RGB')
     except BadPicture:
         raise
@@ -29,7 +29,8 @@ def read_picture(source):
         raise BadPicture(' '.join(str(error).split()) or type(error).__name__) from error
 
 
-def _check_size(width, height):
+def check_size(width, height):
+    """Raise BadPicture where a picture of this size would take too much memory, here or in a cache."""
     if width * height > PIXELS:
         raise BadPicture(f'it has {width} x {height} pixels, and {PIXELS:,} are the most that are decoded')
     if max(width, height) > ASPECT * min(width, height):

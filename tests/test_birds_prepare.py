@@ -2,6 +2,8 @@
 import io
 import os
 import pickle
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import checkpoint
+from common import flags
 from common.errors import UserError
 from data import layout
 from data.birds import prepare
@@ -33,17 +35,17 @@ def write(path, data):
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
 
 
-def make_cub(folder, photographs, line_end='\n', boxes=True):
+def make_cub(folder, photographs, line_end='\n', boxes=True, box='2.0 30.5 20.0', ending='.jpg'):
     """A tiny CUB_200_2011 and text_c10; `photographs` maps CLASS/NAME to (bytes or None, captions or None)."""
     cub, text = folder / 'CUB_200_2011', folder / 'text_c10'
     for key, (data, captions) in photographs.items():
         if data is not None:
-            write(cub / 'images' / f'{key}.jpg', data)
+            write(cub / 'images' / f'{key}{ending}', data)
         if captions is not None:
             write(text / f'{key}.txt', line_end.join([*captions, '']))
-    write(cub / 'images.txt', ''.join(f'{k} {key}.jpg{line_end}' for k, key in enumerate(photographs, 1)))
+    write(cub / 'images.txt', ''.join(f'{k} {key}{ending}{line_end}' for k, key in enumerate(photographs, 1)))
     if boxes:
-        lines = [f'{k} {k}.0 2.0 30.5 20.0{line_end}' for k in range(1, len(photographs) + 1)]
+        lines = [f'{k} {k}.0 {box}{line_end}' for k in range(1, len(photographs) + 1)]
         write(cub / 'bounding_boxes.txt', ''.join(lines))
     return ['--cub', str(cub), '--text', str(text)]
 
@@ -152,17 +154,111 @@ def test_runs_from_any_folder(tmp_path):
     assert done.returncode == 1 and done.stderr.startswith('error: ') and len(done.stderr.splitlines()) == 1
 
 
+def test_one_name_in_two_classes(tmp_path, monkeypatch, out):
+    photographs = {f'{name}/0000': (jpeg(seed=k), captions(name)) for k, name in enumerate(('red', 'blue', 'green'))}
+    photographs |= {'blue/blue.0000': (jpeg(seed=8), captions('x', 2)), 'other/0000': (jpeg(), captions(9)),
+                    'other2/0000': (jpeg(), captions(9))}
+    write(tmp_path / 'list.txt', 'red\nblue\ngreen\n')
+    run(monkeypatch, *make_cub(tmp_path, photographs), '--train_classes', tmp_path / 'list.txt', '--out', out)
+    with layout.open_file(str(out)) as file:
+        index = layout.read_index(file, 'train')
+        assert sorted(zip(index.classes, index.names)) == [
+            ('blue', '0000'), ('blue', 'blue.0000'), ('green', '0000'), ('red', '0000')]
+        for number, (class_name, name, key) in enumerate(zip(index.classes, index.names, index.img_keys)):
+            data, texts = photographs[f'{class_name}/{name}']
+            assert layout.read_jpeg(file, 'train', key) == data
+            assert [text for text, photo in zip(index.captions, index.photo_of) if photo == number] == texts
+
+
+def picture(kind, mode='RGB', color=None, **options):
+    buffer = io.BytesIO()
+    Image.new(mode, (40, 30), color).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_png_and_webp_become_jpegs(tmp_path, monkeypatch, capsys, out):
+    given = {'png': picture('PNG', color='red'), 'webp': picture('WEBP', color='red', lossless=True),
+             'clear': picture('PNG', 'RGBA', (0, 0, 0, 0)), 'half': picture('PNG', 'LA', (0, 128)),
+             'palette': picture('PNG', 'P', 0, transparency=0), 'gray': picture('PNG', 'L', 100)}
+    photographs = {f'{ANI}/{name}': (data, captions(name)) for name, data in given.items()}
+    photographs[f'{ANI}/deep'] = (picture('PNG', 'I;16'), captions('deep'))
+    photographs[f'{ANI}/jpeg'] = (jpeg(), captions('jpeg'))
+    run(monkeypatch, *make_cub(tmp_path, photographs, ending='.png'), '--out', out)
+    said = capsys.readouterr().out
+    assert 'stored as JPEG: 6 photographs (they are PNG or WebP' in said
+    assert f'skipped {ANI}/deep: its photograph is unreadable (more than 8 bits a pixel' in said
+    colors = {'png': (254, 0, 0), 'webp': (254, 0, 0), 'clear': (255, 255, 255), 'half': (127, 127, 127),
+              'palette': (255, 255, 255), 'gray': (100, 100, 100)}
+    with layout.open_file(str(out)) as file:
+        for name, color in colors.items():
+            image = Image.open(io.BytesIO(layout.read_jpeg(file, 'test', f'{name}_0')))
+            assert (image.format, image.size, image.mode) == ('JPEG', (40, 30), 'RGB')
+            assert np.abs(np.subtract(image.getpixel((20, 15)), color)).max() <= 2, name
+        assert layout.read_jpeg(file, 'test', 'jpeg_0') == jpeg()
+
+
+def test_a_jpeg_keeps_its_bytes_and_its_orientation(tmp_path, monkeypatch, capsys, out):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = picture('JPEG', exif=exif), picture('PNG', exif=exif)
+    photographs = {f'{ANI}/{k}': (data, captions(k)) for k, data in enumerate(turned)}
+    run(monkeypatch, *make_cub(tmp_path, photographs, box='2.0 20.0 30.5'), '--out', out)
+    with layout.open_file(str(out)) as file:
+        assert layout.read_jpeg(file, 'test', '0_0') == turned[0]
+        assert Image.open(io.BytesIO(layout.read_jpeg(file, 'test', '1_0'))).size == (30, 40)
+    assert 'bounding box reaches' not in capsys.readouterr().out
+
+
+def test_boxes_outside_are_counted(tmp_path, monkeypatch, capsys, out):
+    run(monkeypatch, *make_cub(tmp_path, birds(), box='2.0 39.0 20.0'), '--out', out)
+    assert 'bounding box reaches outside: 4 photographs (' in capsys.readouterr().out
+
+
+def test_captions_that_the_encoder_does_not_read_are_counted(tmp_path, monkeypatch, capsys, out):
+    texts = ['a red bird', 'красная птица', 'très petit', 'x' * 202, 'A tab\tin it, and \x1b']
+    run(monkeypatch, *make_cub(tmp_path, {f'{ANI}/one': (jpeg(), texts)}), '--out', out)
+    said = capsys.readouterr().out
+    assert 'does not read: in 3 captions (\\t \\x1b è а и к' in said
+    assert 'longer than the 201 characters that the sentence encoder reads: 1 captions' in said
+
+
+def test_the_ending_h5_is_found_by_everything(tmp_path, monkeypatch, capsys):
+    run(monkeypatch, *make_cub(tmp_path, birds()), '--out', tmp_path / 'my birds.h5')
+    command = shlex.split(capsys.readouterr().out.split('make them with: ')[1].split('\n')[0].split('&&')[1])
+    options = dict(zip(command[3::2], command[4::2]))
+    assert flags.dataset_file(types.SimpleNamespace(data_dir=options['--data_dir'], dataset=options['--dataset'])) == \
+        str(tmp_path / 'my birds.h5')
+    write(tmp_path / 'my birds.hdf5', '')
+    found = flags.dataset_file(types.SimpleNamespace(data_dir=str(tmp_path), dataset='my birds'))
+    assert found.endswith('.hdf5')
+
+
+@pytest.mark.parametrize('encoding', ['ascii', 'cp1252', 'utf-8'])
+def test_names_never_stop_it(tmp_path, encoding):
+    strange = os.fsdecode(os.path.join(os.fsencode(tmp_path), b'caf\xe9'))
+    os.mkdir(strange)
+    photographs = {'鳥/小鳥': (jpeg(), captions('红'))}
+    photographs |= {f'鳥/{name}': (b'', captions(1)) for name in ('é\u2029x', '\x1b[31m')}
+    args = make_cub(tmp_path, photographs)
+    write(tmp_path / 'list.txt', '鳥\n')
+    done = subprocess.run([sys.executable, SCRIPT, *args, '--train_classes', str(tmp_path / 'list.txt'),
+                           '--out', os.path.join(strange, '鳥.h5')],
+                          env=os.environ | {'PYTHONIOENCODING': encoding}, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b'') and b'\x1b' not in done.stdout
+    assert os.listdir(strange) == ['鳥.h5'] and done.stdout.count(b'skipped ') == 3, done.stdout
+
+
 # --- what cannot be used ----------------------------------------------------------------------------------------------
 
 def test_defects_are_named_and_the_rest_goes_on(tmp_path, monkeypatch, capsys, out):
     whole = jpeg((200, 200))
-    png = io.BytesIO()
-    Image.new('RGB', (9, 9)).save(png, 'PNG')
+    gif = io.BytesIO()
+    Image.new('RGB', (9, 9)).save(gif, 'GIF')
     broken = {
         f'{ANI}/cut': (whole[:len(whole) // 2], captions(1), 'unreadable'),
         f'{ANI}/absent': (None, captions(1), 'missing'),
         f'{ANI}/empty': (b'', captions(1), 'not a JPEG'),
-        f'{ANI}/png': (png.getvalue(), captions(1), 'not a JPEG'),
+        f'{ANI}/gif': (gif.getvalue(), captions(1), 'not a JPEG'),
         f'{ANI}/silent': (whole, None, 'captions are missing'),
         f'{ANI}/blank': (whole, ['', '  '], 'no captions'),
         f'{ANI}/nul': (whole, ['a bird\0'], 'NUL'),
@@ -189,6 +285,39 @@ def test_defects_are_named_and_the_rest_goes_on(tmp_path, monkeypatch, capsys, o
         assert len(file['train']) == len(file['test']) == 30
 
 
+@pytest.mark.parametrize('box', ['0.5 0.25 0.2', '1 1 1'])
+def test_boxes_in_fractions_are_recognized(tmp_path, monkeypatch, out, box):
+    args = make_cub(tmp_path, {f'{ANI}/one': (jpeg(), captions(1))}, box=box)
+    said = error(monkeypatch, *args, '--out', out)
+    assert 'no usable photograph (1 skipped' in said and 'fractions of the picture' in said and 'in pixels' in said
+
+
+def test_own_classes_without_class_lists(tmp_path, monkeypatch, out):
+    said = error(monkeypatch, *make_cub(tmp_path, {'rose/one': (jpeg(), captions(1))}), '--out', out)
+    assert 'rose' in said and 'none of the 200 of CUB-200-2011' in said and '--train_classes FILE' in said
+
+
+def test_pictures_of_many_pixels_are_skipped(tmp_path, monkeypatch, capsys, out):
+    sizes = {'large': (300, 300), 'huge': (500, 500), 'long': (65000, 1)}
+    photographs = birds() | {f'{ANI}/{name}': (jpeg(size), captions(1)) for name, size in sizes.items()}
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 80000)
+    run(monkeypatch, *make_cub(tmp_path, photographs), '--out', out)
+    done = capsys.readouterr()
+    assert done.out.count('exceeds limit of') == 2 and 'skipped 3 photographs' in done.out and done.err == ''
+    assert 'it has 65000 x 1 pixels' in done.out
+
+
+def test_pipes_are_not_waited_for(tmp_path, monkeypatch, capsys, out):
+    args = make_cub(tmp_path, birds() | {f'{ANI}/photograph': (None, captions(1)), f'{ANI}/text': (jpeg(), None)})
+    os.mkfifo(tmp_path / 'CUB_200_2011/images' / ANI / 'photograph.jpg')
+    os.mkfifo(tmp_path / 'text_c10' / ANI / 'text.txt')
+    run(monkeypatch, *args, '--out', out)
+    assert 'skipped 2 photographs' in capsys.readouterr().out
+    os.remove(tmp_path / 'CUB_200_2011/images.txt')
+    os.mkfifo(tmp_path / 'CUB_200_2011/images.txt')
+    assert 'is not a file' in error(monkeypatch, *args, '--out', out)
+
+
 def test_dry_run_says_the_same_and_writes_nothing(tmp_path, monkeypatch, capsys, out):
     photographs = birds() | {f'{ANI}/absent': (None, captions(1))}
     run(monkeypatch, *make_cub(tmp_path, photographs), '--out', out, '--dry_run')
@@ -212,22 +341,26 @@ def test_errors_name_the_file_and_keep_what_there_was(tmp_path, monkeypatch, out
     assert f'{ANI}: is in the class lists of both train and test' in error(monkeypatch, *good, *both, *end)
     assert 'absent.txt' in error(monkeypatch, *good, '--train_classes', tmp_path / 'absent.txt', *end)
     nothing = make_cub(tmp_path / 'nothing', {f'{ANI}/x': (b'', captions(1))})
-    assert 'no usable photograph (1 skipped)' in error(monkeypatch, *nothing, *end)
+    assert 'no usable photograph (1 skipped, the first is' in error(monkeypatch, *nothing, *end)
     assert 'is a folder' in error(monkeypatch, *good, '--out', tmp_path)
+    assert 'must end in .hdf5 or .h5' in error(monkeypatch, *good, '--out', tmp_path / 'birds')
+    write(tmp_path / 'x.hdf5', 'kept')
+    assert 'beside it lies x.hdf5' in error(monkeypatch, *good, '--out', tmp_path / 'x.h5')
     write(tmp_path / 'good/CUB_200_2011/images.txt', '1\n')
     assert 'images.txt' in error(monkeypatch, *good, *end)
     assert out.read_text() == 'kept' and os.listdir(out.parent) == ['birds.hdf5']
 
 
 def test_a_full_disk_is_foreseen(tmp_path, monkeypatch, out):
-    monkeypatch.setattr(prepare.shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=1000))
-    assert 'make room' in error(monkeypatch, *make_cub(tmp_path, birds()), '--out', out)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=1000))
+    assert 'disk full' in error(monkeypatch, *make_cub(tmp_path, birds()), '--out', out)
     assert os.listdir(out.parent) == []
 
 
 PAUSE = '''
 import sys, time
 sys.path.insert(0, {root!r})
+from common import signals
 from common.errors import run_command
 from data import layout
 from data.birds import prepare
@@ -237,7 +370,9 @@ def pause_halfway(*args):
     written.append(args)
     if len(written) == 3:
         print('halfway', flush=True)
-        time.sleep(60)
+        for _ in range(600):
+            time.sleep(.1)
+            signals.let_act()
 layout.write_photograph = pause_halfway
 run_command(prepare.main)
 '''
@@ -302,23 +437,6 @@ def test_embeddings_of_torch7_files(tmp_path, monkeypatch, out):
         assert file.attrs['embeddings'] == 'icml2016 t7'
         row = layout.read_embeddings(file, 'test', ['Ani_1_7'])[0]
     np.testing.assert_array_equal(row, embedding(f'{ANI}/Ani_1')[7])
-
-
-def test_embeddings_of_the_encoder(tmp_path, monkeypatch, out):
-    from char_cnn_rnn.build_encoder import embed_captions, load_encoder
-    from char_cnn_rnn.encoder import CharCnnRnn
-    given = str(tmp_path / 'my.pt')
-    checkpoint.save(given, CharCnnRnn('birds_cvpr').state_dict())
-    monkeypatch.setattr(prepare, 'CHUNK', 4)
-    run(monkeypatch, *make_cub(tmp_path, birds()), '--encoder', given, '--out', out)
-    encoder = load_encoder(layout.encoder_beside(str(out)))  # put there for --text
-    with layout.open_file(str(out)) as file:
-        assert file.attrs['embeddings'] == 'char_cnn_rnn encoder'
-        for split in ('train', 'test'):
-            index = layout.read_index(file, split)
-            assert len(index.keys) == 30
-            expected = embed_captions(encoder, index.captions, verbose=False)
-            np.testing.assert_allclose(layout.read_embeddings(file, split, index.keys), expected, atol=1e-5)
 
 
 def test_only_one_source(monkeypatch, capsys):

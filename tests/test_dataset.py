@@ -71,11 +71,11 @@ def test_the_chapters_loader_reads_our_file(birds):
         assert example['class'][()].decode() == '001.Auk' and example['name'][()].decode() == 'Auk_0'
 
 
-def test_two_photographs_of_one_name_are_refused(tmp_path):
+def test_two_photographs_of_one_class_and_name_are_refused(tmp_path):
     photograph = next(tiny.photographs('train', {'001.Auk': 1}))
     with layout.replace_file(str(tmp_path / 'a.hdf5')) as file:
         layout.write_photograph(file, 'train', photograph)
-        with pytest.raises(UserError, match='Auk_0: two photographs of this name in /train'):
+        with pytest.raises(UserError, match='001.Auk/Auk_0: two photographs of this class and name in /train'):
             layout.write_photograph(file, 'train', photograph)
 
 

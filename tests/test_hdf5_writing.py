@@ -1,15 +1,192 @@
-"""HDF5 files that appear whole or not at all, and what they say about themselves."""
+"""HDF5 files that appear whole or not at all, whatever happens to the disk or the process meanwhile."""
+import contextlib
+import errno
+import glob
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import types
+
 import h5py
 import numpy as np
+import pytest
 
+from common import signals
+from common.errors import CannotWrite
 from data import layout
+from data.toy_birds import prepare as toy_birds
 from tests import tiny
+from tests.errors import one_line
+
+ROWS = {'train': np.zeros((14, 1024), np.float32)}
+
+
+def photographs(count, size=50000):
+    rows = np.ones((3, 1024), np.float32)
+    for number in range(count):
+        yield layout.Photograph(f'bird_{number}', '001.Auk', bytes(size), ['a bird'] * 3, rows)
+
+
+def write(path, count=40):
+    with layout.replace_file(str(path)) as file:
+        for photograph in photographs(count):
+            layout.write_photograph(file, 'train', photograph)
 
 
 def test_the_fingerprint_of_the_encoder_is_kept_with_its_embeddings(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5', embeddings=False)
-    rows = {'train': np.zeros((14, 1024), np.float32)}
     for encoder in ('1234abcd', None, '5678'):
-        layout.write_embeddings(path, rows, 'a test', encoder)
+        layout.write_embeddings(path, ROWS, 'a test', encoder)
         with h5py.File(path) as file:
             assert file.attrs.get('encoder') == encoder
+
+
+# --- the disk ---------------------------------------------------------------------------------------------------------
+
+def test_room_that_was_reserved_is_given_back(tmp_path, monkeypatch):
+    write(tmp_path / 'a.hdf5')
+    monkeypatch.setattr(layout, '_reserve', lambda *_: None)
+    write(tmp_path / 'b.hdf5')
+    assert (tmp_path / 'a.hdf5').read_bytes() == (tmp_path / 'b.hdf5').read_bytes()
+
+
+@pytest.mark.parametrize('at', [1, 5, 30])
+def test_a_disk_that_fills_up_meanwhile_is_one_line(tmp_path, monkeypatch, at):
+    """`at` allocations succeed, after which another process has taken what was left."""
+    (tmp_path / 'a.hdf5').write_text('kept')
+    allocate, calls = os.posix_fallocate, []
+
+    def until_full(*args):
+        calls.append(args)
+        if len(calls) > at:
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        allocate(*args)
+
+    monkeypatch.setattr(os, 'posix_fallocate', until_full)
+    assert 'a.hdf5: disk full' in one_line(write, tmp_path / 'a.hdf5', 1000)
+    assert os.listdir(tmp_path) == ['a.hdf5'] and (tmp_path / 'a.hdf5').read_text() == 'kept'
+
+
+def test_where_no_room_can_be_kept_the_free_space_is_looked_at(tmp_path, monkeypatch):
+    def cannot(*_):
+        raise OSError(errno.EOPNOTSUPP, 'Operation not supported')
+
+    monkeypatch.setattr(os, 'posix_fallocate', cannot)
+    write(tmp_path / 'a.hdf5')
+    monkeypatch.delattr(os, 'posix_fallocate')  # as on macOS and Windows
+    write(tmp_path / 'a.hdf5')
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=2000))
+    assert 'disk full' in one_line(write, tmp_path / 'a.hdf5')
+    assert os.listdir(tmp_path) == ['a.hdf5']
+
+
+def test_embeddings_for_which_there_is_no_room(tmp_path, monkeypatch):
+    path = tiny.make(tmp_path / 'birds.hdf5')
+    with open(path, 'rb') as file:
+        before = file.read()
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=len(before)))
+    assert 'disk full' in one_line(layout.write_embeddings, path, ROWS, 'a test')
+    with open(path, 'rb') as file:
+        assert file.read() == before
+    assert os.listdir(tmp_path) == ['birds.hdf5']
+
+
+LIMITED = '''
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
+sys.argv = sys.argv[1:]
+sys.path.insert(0, {folder!r})
+runpy.run_path(sys.argv[0], run_name='__main__')
+'''
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no limits of processes')
+def test_a_file_that_may_not_grow_is_one_line_and_no_crash(tmp_path):
+    """HDF5's own writes beyond the limit end in a segmentation fault, as they do on a full disk."""
+    script = os.path.abspath(toy_birds.__file__)
+    done = subprocess.run([sys.executable, '-c', LIMITED.format(folder=os.path.dirname(script)), script, '--out',
+                           'toy.h5', '--count', '120'], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, '')
+    assert done.stderr.startswith('error: toy.h5: cannot be written') and done.stderr.count('\n') == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / 'a.hdf5.partial-123').write_bytes(bytes(1000))
+    write(tmp_path / 'a.hdf5', 1)
+    assert os.listdir(tmp_path) == ['a.hdf5']
+
+
+def test_a_file_can_be_read_while_it_is_replaced(tmp_path):
+    """HDF5 locks what it opens, and `partial_file` what it writes."""
+    path = tiny.make(tmp_path / 'birds.hdf5')
+    with layout.replace_file(path, copy=True) as file, layout.open_file(path) as before:
+        assert len(before['train']) == 14
+        layout.write_photograph(file, 'valid', next(photographs(1)))
+    with layout.open_file(path) as reader, layout.open_file(path) as another:
+        assert len(reader['valid']) == len(another['valid']) == 3
+        layout.write_embeddings(path, ROWS, 'a test')  # while it is being read
+        assert len(reader['valid']) == 3
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('outer', [False, True])
+def test_a_signal_acts_between_two_photographs(tmp_path, outer):
+    written = []
+
+    def writing():
+        with layout.replace_file(str(tmp_path / 'a.hdf5')) as file:
+            for photograph in photographs(9):
+                layout.write_photograph(file, 'train', photograph)
+                written.append(photograph)
+                if len(written) == 3:
+                    os.kill(os.getpid(), signal.SIGINT)
+                    assert len(os.listdir(tmp_path)) == 1
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), signals.hold() if outer else contextlib.nullcontext():
+        writing()
+    assert len(written) == 3 and os.listdir(tmp_path) == [] and signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_signal_acts_when_the_file_is_done_at_the_latest(tmp_path):
+    with pytest.raises(KeyboardInterrupt), layout.replace_file(str(tmp_path / 'a.hdf5')):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert os.listdir(tmp_path) == ['a.hdf5']
+
+
+@pytest.mark.parametrize('how, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_toy_birds_end_with_their_workers(tmp_path, how, status):
+    out = tmp_path / 'toy.hdf5'
+    process = subprocess.Popen([sys.executable, os.path.abspath(toy_birds.__file__), '--out', out, '--count', '5000'],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, text=True)
+    while not any(os.path.getsize(path) > 3e5 for path in glob.glob(f'{out}.partial-*')):
+        assert process.poll() is None
+    process.send_signal(how)
+    assert process.communicate(timeout=30)[1] == ''  # which its workers have open, too: so they have ended
+    assert process.returncode == status
+    if how != signal.SIGKILL:
+        assert os.listdir(tmp_path) == []
+    write(out, 1)
+    assert os.listdir(tmp_path) == ['toy.hdf5']
+
+
+def test_a_killed_worker_is_one_line(tmp_path):
+    script = ('import os, sys; sys.path.insert(0, {folder!r})\n'
+              'from common.errors import run_command\n'
+              'from data.toy_birds import prepare\n'
+              'prepare.draw = lambda *_: os.kill(os.getpid(), 9)\n'
+              'run_command(prepare.main)').format(folder=os.path.join(os.path.dirname(toy_birds.__file__), '../..'))
+    done = subprocess.run([sys.executable, '-c', script, '--out', 'a.hdf5'], cwd=tmp_path, capture_output=True,
+                          text=True)
+    assert done.returncode == 1 and done.stderr.startswith('error: a process that drew birds was killed')
+    assert done.stderr.count('\n') == 1 and os.listdir(tmp_path) == []
+
+
+def test_nothing_is_written_where_that_is_not_possible(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(CannotWrite):
+        write(tmp_path / 'file' / 'a.hdf5')

@@ -2,13 +2,15 @@
 import os
 import pickle
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from common.errors import UserError
 from data.birds.published_embeddings import load_pickle, open_icml, open_pickles
-from tests.torch7_writer import Tensor, dumps
+from tests.errors import one_line
+from tests.torch7_writer import Tensor, Torch, dumps, string
 
 ROWS = np.arange(2 * 1024, dtype=np.float32).reshape(2, 1024) / 100
 
@@ -79,7 +81,7 @@ def test_protocol_0_of_python_2(tmp_path):
 @pytest.mark.parametrize('value', [
     ROWS, np.asfortranarray(ROWS), ROWS.astype('>f8'), np.zeros((0, 3)), np.array(['a', 'bé']), np.array([b'a', b'bc']),
     np.array(['a', None, 3], object), np.array([True, False]), np.float32(1.5), np.int64(-3), np.str_('x'),
-    [1, 2.5, None, True, 'é', (1,), {'a': b'\xff'}, {3}, frozenset([4]), b'', 10 ** 20]], ids=repr)
+    [1, 2.5, None, True, 'é', (1,), [b'\xff', ()], b'', 10 ** 20]], ids=repr)
 def test_arrays_scalars_and_containers_come_back(tmp_path, value, protocol):
     loaded = load_pickle(save(tmp_path / 'a.pickle', pickle.dumps(value, protocol)))
     if isinstance(value, (np.ndarray, np.generic)):
@@ -136,6 +138,14 @@ FORGED = {
     'changed class': lambda marker: b'\x80\x02c__builtin__\nset\nN}U\x03addK\x01s\x86b.',
     'codec': lambda marker: b'\x80\x02c_codecs\nencode\nU\x01aU\x03zip\x86R.',
     'a billion bytes': lambda marker: b'\x80\x02c__builtin__\nbytes\nJ\x00\xca\x9a\x3b\x85R.',
+    'a dictionary': lambda marker: pickle.dumps({1: 2}),
+    'a set': lambda marker: pickle.dumps({1}),
+    'an array that changes': lambda marker: array_of(dtype_of(b'u1'), b'K\x01\x85', b'U\x01atb(K\x01K\x01\x85' +
+                                                     dtype_of(b'u1') + b'\x89U\x01a'),
+    'elements of no size': lambda marker: array_of(dtype_of(b'S0'), b'J\xff\xff\xff\x7f\x85', b'U\0'),
+    'a text in a shape': lambda marker: array_of(dtype_of(b'u1'), b'U\x01a\x85', b'U\x01a'),
+    'a number of 6,000 digits': lambda marker: pickle.dumps(10 ** 6000),
+    'a number of 6,000 digits, protocol 0': lambda marker: b'L' + b'9' * 6000 + b'L\n.',
     'empty': lambda marker: b'',
     'truncated': lambda marker: pickle.dumps(ROWS, 2)[:-500],
     'not a pickle': lambda marker: b'<html>404</html>\n',
@@ -150,6 +160,38 @@ def test_anything_else_is_refused_and_nothing_happens(tmp_path, what):
         load_pickle(path)
     assert path in str(caught.value) and '\n' not in str(caught.value)
     assert os.listdir(tmp_path) == ['forged.pickle']
+
+
+SMALL = {  # but large where they are believed
+    'memo of 2^28': b'\x80\x02K\x01r\0\0\0\x10.',
+    'memo of 2^28, text': b'I1\np268435456\n.',
+    'BINBYTES of 2 GB': b'\x80\x03B\xff\xff\xff\x7fabc.',
+    'BINBYTES8 of 1 EB': b'\x80\x04\x8e' + struct.pack('<Q', 2 ** 60) + b'abc.',
+    'BYTEARRAY8 of 4 GB': b'\x80\x05\x96' + struct.pack('<Q', 2 ** 32) + b'abc.',
+    'BINSTRING of 2 GB': b'\x80\x02T\xff\xff\xff\x7fabc.',
+    'BINUNICODE of 2 GB': b'\x80\x02X\xff\xff\xff\x7fabc.',
+    'frame of 4 GB': b'\x80\x04\x95' + struct.pack('<Q', 2 ** 32) + b'K\x01.',
+    'one text in 20,000 arrays': (
+        b'\x80\x02T' + struct.pack('<i', 10 ** 5) + b'x' * 10 ** 5 + b'q\x000' + MULTIARRAY + b'scalar\nq\x01' +
+        dtype_of(b'u1') + b'q\x02(' + b'h\x01h\x02h\0\x86R' * 20000 + b'l.').replace(b'q\x000', b'q\x00'),
+    'one text encoded 20,000 times': (
+        b'\x80\x02(X' + struct.pack('<i', 10 ** 5) + b'x' * 10 ** 5 + b'q\x00c_codecs\nencode\nq\x01U\6latin1q\x02' +
+        b'h\x01h\0h\x02\x86R' * 20000 + b'l.'),
+}
+
+
+@pytest.mark.parametrize('what', SMALL)
+def test_a_small_file_takes_little_memory(tmp_path, what):
+    path = save(tmp_path / 'forged.pickle', SMALL[what])
+    tracemalloc.start()
+    one_line(load_pickle, path, match='not a pickle that can be read')
+    assert tracemalloc.get_traced_memory()[1] < 2 ** 20 + 20 * len(SMALL[what])
+    tracemalloc.stop()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'a.pickle')
+    one_line(load_pickle, str(tmp_path / 'a.pickle'), match='cannot be read')
 
 
 def test_refusal_names_what_was_asked_for(tmp_path):
@@ -188,9 +230,58 @@ def test_pickles_that_do_not_fit(tmp_path):
         open_pickles(str(tmp_path))
 
 
+def nested(depth):
+    value = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def shared(depth, width=10):
+    """A list of `width` ** `depth` numbers in which all but one list are others a second time."""
+    value = [1.0] * 1024
+    for _ in range(depth):
+        value = [value] * width
+    return value
+
+
+def test_rows_as_lists(tmp_path):
+    save(tmp_path / 'train/filenames.pickle', pickle.dumps(['a/b', 'a/c']))
+    save(tmp_path / 'train/char-CNN-RNN-embeddings.pickle', pickle.dumps([list(ROWS), ROWS.tolist()]))
+    look_up = open_pickles(str(tmp_path))
+    for key in ('a/b', 'a/c'):
+        np.testing.assert_array_equal(look_up(key), ROWS)
+
+
+def test_lists_nested_100_000_deep(tmp_path):
+    save(tmp_path / 'train/filenames.pickle', pickle.dumps(['a/b']))
+    deep = b']' * 10 ** 5 + b'a' * (10 ** 5 - 1)
+    save(tmp_path / 'train/char-CNN-RNN-embeddings.pickle', b'\x80\x02](' + deep + b'e.')
+    with pytest.raises(ValueError, match='numbers'):
+        open_pickles(str(tmp_path))('a/b')
+
+
+@pytest.mark.parametrize('names', [
+    [10 ** 400], [None], [['a/b']], ['x' * 10 ** 5], np.empty((1, 0)), np.array([[b'a']])], ids=range(6))
+def test_names_that_are_none(tmp_path, names):
+    save(tmp_path / 'train/filenames.pickle', pickle.dumps(names))
+    save(tmp_path / 'train/char-CNN-RNN-embeddings.pickle', pickle.dumps([ROWS]))
+    one_line(open_pickles, str(tmp_path), match='filenames.pickle: holds something else than names')
+
+
+def test_a_name_that_comes_twice(tmp_path):
+    save(tmp_path / 'train/filenames.pickle', pickle.dumps(['a/b', 'a/b']))
+    save(tmp_path / 'train/char-CNN-RNN-embeddings.pickle', pickle.dumps([ROWS, ROWS + 1]))
+    one_line(open_pickles, str(tmp_path), match='a second time')
+
+
 @pytest.mark.parametrize('rows, reason', [
     (ROWS[:, :100], r'shape \(2, 100\)'), (ROWS[0], 'shape'), (ROWS * np.nan, 'not finite'), ('abc', 'numbers'),
-    ([[1], [1, 2]], 'numbers')])
+    ([[1], [1, 2]], 'numbers'), (nested(400), 'numbers'), (shared(6), 'numbers'), (shared(1), 'numbers'),
+    ([[10 ** 400] * 1024], 'too large'), (ROWS.astype(float) * 1e300, 'not finite'), (ROWS.astype('S4'), 'numbers'),
+    (ROWS.astype(complex), 'numbers'), (list(ROWS[:, :7]), 'numbers'), ([['1'] * 1024], 'numbers'),
+    (np.array([[None] * 1024]), 'numbers'), (np.empty((0, 3)), 'shape')],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__)
 def test_rows_that_are_no_embedding(tmp_path, rows, reason):
     save(tmp_path / 'train/filenames.pickle', pickle.dumps(['a/b']))
     save(tmp_path / 'train/char-CNN-RNN-embeddings.pickle', pickle.dumps([rows]))
@@ -218,7 +309,8 @@ def test_torch7_files(tmp_path, dtype):
 def test_torch7_sizes_are_not_believed(tmp_path):
     look_up = open_icml(str(save(tmp_path / '001.A/x', b'') and tmp_path))
     for layout in ({'size': (10 ** 6, 1024)}, {'offset': 2}, {'offset': -5}, {'stride': (2 ** 40, 1)},
-                   {'stride': (-1024, 1)}, {'size': (-2, 1024)}):
+                   {'stride': (-1024, 1)}, {'size': (-2, 1024)}, {'size': (10 ** 6, 1024), 'stride': (0, 1)},
+                   {'size': (2 ** 62, 2 ** 62), 'stride': (0, 0)}):
         path = t7_file(tmp_path / '001.A/forged.t7', ROWS, **layout)
         with pytest.raises(ValueError, match='larger than its numbers') as caught:
             look_up('001.A/forged')
@@ -235,6 +327,54 @@ def test_damaged_torch7_files_are_one_line(tmp_path):
         with pytest.raises(ValueError) as caught:
             look_up('001.A/one')
         assert 'one.t7' in str(caught.value) and '\n' not in str(caught.value)
+
+
+def tensor(storage, size=(2, 1024), stride=(1024, 1)):
+    """The bytes of a FloatTensor, number 1, over a storage that is given as bytes."""
+    return (struct.pack('<iii3s', 4, 1, 3, b'V 1') + string('torch.FloatTensor') +
+            struct.pack('<i5q', 2, *size, *stride, 1) + storage)
+
+
+HOSTILE = {
+    'a storage of 2^60': tensor(struct.pack('<iii3s', 4, 2, 3, b'V 1') + string('torch.FloatStorage') +
+                                struct.pack('<q', 2 ** 60)),
+    'a storage of all that follows': tensor(struct.pack('<iii3s', 4, 2, 3, b'V 1') + string('torch.FloatStorage') +
+                                            struct.pack('<q', -1) + ROWS.tobytes()),
+    'a text for a storage': tensor(struct.pack('<i', 2) + string('x' * 9000)),
+    'a table for a storage': tensor(struct.pack('<iii', 3, 2, 0)),
+    'itself for a storage': tensor(struct.pack('<ii', 4, 1)),
+    'a view of one number for a storage': tensor(
+        struct.pack('<iii3s', 4, 2, 3, b'V 1') + string('torch.FloatTensor') + struct.pack('<i3q', 1, 2048, 0, 1) +
+        struct.pack('<iii3s', 4, 3, 3, b'V 1') + string('torch.FloatStorage') + struct.pack('<qf', 1, 1)),
+    'a tensor of 2^31 dimensions': struct.pack('<iii3s', 4, 1, 3, b'V 1') + string('torch.FloatTensor') + b'\xff' * 16,
+    'a text of 2 GB': struct.pack('<ii', 2, 2 ** 31 - 1),
+    'a table of 2^31': struct.pack('<iii', 3, 9, 2 ** 31 - 1),
+    'halves': tensor(struct.pack('<iii3s', 4, 2, 3, b'V 1') + string('torch.HalfStorage') + b'\0' * 9),
+}
+
+
+@pytest.mark.parametrize('what', HOSTILE)
+def test_torch7_files_that_ask_for_more_than_they_have(tmp_path, what):
+    record = struct.pack('<iii', 3, 7, 1) + struct.pack('<i', 2) + string('txt') + HOSTILE[what]
+    save(tmp_path / '001.A/one.t7', record)
+    look_up = open_icml(str(tmp_path))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match='one.t7') as caught:
+        look_up('001.A/one')
+    assert '\n' not in str(caught.value) and tracemalloc.get_traced_memory()[1] < 2 ** 20
+    tracemalloc.stop()
+
+
+def test_torch7_tables_that_hold_themselves(tmp_path):
+    record = {'txt': Tensor(ROWS), 'base': None, 'deep': Torch('nn.Linear', weight=Tensor(ROWS))}
+    record['base'] = record
+    save(tmp_path / '001.A/one.t7', dumps(record))
+    np.testing.assert_array_equal(open_icml(str(tmp_path))('001.A/one'), ROWS)
+    for _ in range(2000):
+        record = [record]
+    save(tmp_path / '001.A/one.t7', dumps(record))
+    with pytest.raises(ValueError, match='RecursionError'):
+        open_icml(str(tmp_path))('001.A/one')
 
 
 def test_wrong_icml_folder(tmp_path):

@@ -1,10 +1,10 @@
 import functools
 import io
-import multiprocessing
 import os
 import random
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -21,9 +21,9 @@ SCRIPT = os.path.abspath(prepare.__file__)
 @pytest.fixture(scope='module')
 def path(tmp_path_factory):
     """A file made by one worker."""
-    path, pool = str(tmp_path_factory.mktemp('toy') / 'toy_birds.hdf5'), multiprocessing.Pool
+    path = str(tmp_path_factory.mktemp('toy') / 'toy_birds.hdf5')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(multiprocessing, 'Pool', functools.partial(pool, 1))
+        patch.setattr(prepare, 'ProcessPoolExecutor', functools.partial(ProcessPoolExecutor, 1))
         prepare.prepare(path, COUNT, seed=3)
     return path
 

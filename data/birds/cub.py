@@ -10,15 +10,24 @@ import os
 import re
 from collections import Counter, namedtuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from common.errors import UserError
 from data import layout
+from data.pictures import check_size
 
 DEFAULT_SPLIT = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'split_150_50.json')
 
 # A line of images.txt; `key` is CLASS/NAME, `box` the text behind the photograph's number in bounding_boxes.txt.
-Entry = namedtuple('Entry', 'split class_name name key jpeg_path text_path box')
+Entry = namedtuple('Entry', 'split class_name name key image_path text_path box')
+
+NO_BOX, BOX_OUTSIDE, MADE_JPEG = 'no bounding box', 'bounding box reaches outside', 'stored as JPEG'
+CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]')  # what a terminal may obey
+REMARKS = {  # about photographs that are used all the same
+    NO_BOX: 'bounding_boxes.txt is absent or does not name them',
+    BOX_OUTSIDE: 'bounding_boxes.txt gives x, y, width and height in pixels, with x and y of the upper left corner',
+    MADE_JPEG: 'they are PNG or WebP; what is transparent in them is now white',
+}
 
 
 def read_lines(path, advice):
@@ -51,6 +60,8 @@ def read_split(list_paths):
 
 def read_numbered(path, advice):
     """A file of CUB's whose lines are an image number and something about that image: (number, something) pairs."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f'{path}: is not a file; {advice}')
     pairs = [line.split(None, 1) for line in read_lines(path, advice)]
     for pair in pairs:
         if len(pair) != 2:
@@ -59,22 +70,22 @@ def read_numbered(path, advice):
 
 
 def list_photographs(cub, text, split_of):
-    """The `Entry` of every line of images.txt that is CLASS/NAME.jpg, its split None where no list has the class.
+    """The `Entry` of every line of images.txt such as CLASS/NAME.jpg, its split None where no list has the class.
 
     Also returns the lines that are not, so that nothing outside the folder is read.
     """
     advice = 'give --cub the folder CUB_200_2011 as published, with images.txt, bounding_boxes.txt and images/'
     pairs = read_numbered(os.path.join(cub, 'images.txt'), advice)
     boxes_path = os.path.join(cub, 'bounding_boxes.txt')
-    boxes = dict(read_numbered(boxes_path, advice)) if os.path.exists(boxes_path) else {}
+    boxes = dict(read_numbered(boxes_path, advice)) if os.path.isfile(boxes_path) else {}
     if not os.path.isdir(os.path.join(cub, 'images')):
         raise UserError(f'{os.path.join(cub, "images")}: no such folder; {advice}')
     entries, strange = [], []
     for number, path in pairs:
         key = os.path.splitext(path)[0]
         parts = re.split(r'[/\\]', key)
-        if len(parts) != 2 or set(parts) & {'', '.', '..'}:
-            strange.append(path)
+        if len(parts) != 2 or set(parts) & {'', '.', '..'} or CONTROL.search(path):
+            strange.append(CONTROL.sub('?', path))
             continue
         class_name, name = parts
         entries.append(Entry(split_of.get(class_name), class_name, name, key, os.path.join(cub, 'images', path),
@@ -87,41 +98,69 @@ def list_photographs(cub, text, split_of):
 
 
 def check_names(entries):
-    """The groups in the file bear the photographs' names: raise UserError where one occurs twice."""
-    for name, count in Counter(entry.name for entry in entries).items():
+    """Raise UserError where two photographs have the same class and name, be it in two folders."""
+    for key, count in Counter((entry.class_name, entry.name) for entry in entries).items():
         if count > 1:
-            paths = [entry.jpeg_path for entry in entries if entry.name == name]
-            raise UserError(f'{name}: {count} photographs have this name ({paths[0]} and {paths[1]}); leave one out')
+            paths = [entry.image_path for entry in entries if (entry.class_name, entry.name) == key]
+            raise UserError(f'{"/".join(key)}: {count} photographs have this class and name ({paths[0]} and '
+                            f'{paths[1]}); leave one out')
 
 
 def read_jpeg(path):
-    """The bytes of a JPEG that decodes from its first line to its last. Raises ValueError where it does not."""
+    """(bytes of a JPEG, (width, height) as it is seen, whether it was PNG or WebP) of a picture that decodes wholly.
+
+    Raises ValueError where it does not, or is of a size that is not read later (`data.pictures`).
+    """
+    data = _contents(path, 'its photograph is')
     try:
-        with open(path, 'rb') as file:
-            jpeg = file.read()
-        with Image.open(io.BytesIO(jpeg), formats=['JPEG']) as image:
+        with Image.open(io.BytesIO(data), formats=['JPEG', 'PNG', 'WEBP']) as image:
+            check_size(*image.size)
+            size = image.size[::-1] if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else image.size
+            if image.format in ('PNG', 'WEBP'):
+                return _as_jpeg(image), size, True
+            image.draft(None, (1, 1))  # an eighth of its width and height: damage shows as well, in less memory
             image.load()
-    except FileNotFoundError as error:
-        raise ValueError('its photograph is missing') from error
     except UnidentifiedImageError as error:
-        raise ValueError('its photograph is not a JPEG') from error
+        raise ValueError('its photograph is not a JPEG, PNG or WebP picture') from error
     except Exception as error:      # a damaged picture makes Pillow raise nearly anything
         raise ValueError(f'its photograph is unreadable ({" ".join(str(error).split())})') from error
-    return jpeg
+    return data, size, False
+
+
+def _as_jpeg(image):
+    """A picture as the bytes of a JPEG, upright and on white."""
+    if image.mode.startswith(('I', 'F')):
+        raise ValueError('more than 8 bits a pixel; save it with 8')
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+    jpeg = io.BytesIO()
+    image.convert('RGB').save(jpeg, 'JPEG', quality=95)
+    return jpeg.getvalue()
+
+
+def _contents(path, what):
+    """The bytes of a file. Raises ValueError, which starts with `what`, where there is none; a pipe would never end."""
+    if not os.path.isfile(path):
+        raise ValueError(f'{what} missing')
+    try:
+        with open(path, 'rb') as file:
+            return file.read()
+    except OSError as error:
+        raise ValueError(f'{what} unreadable ({error.strerror})') from error
 
 
 def read_captions(path):
     """The captions of a photograph, one a line. Raises ValueError where there are none."""
     try:
-        with open(path, encoding='utf-8-sig') as file:
-            captions = [line.strip() for line in file if line.strip()]
-    except FileNotFoundError as error:
-        raise ValueError('its captions are missing') from error
-    except (OSError, ValueError) as error:
+        text = _contents(path, 'its captions are').decode('utf-8-sig')
+    except UnicodeDecodeError as error:
         raise ValueError(f'its captions are unreadable ({error})') from error
+    captions = [line.strip() for line in io.StringIO(text, newline=None) if line.strip()]
     if not captions:
         raise ValueError('it has no captions')
-    if '\0' in ''.join(captions):
+    if '\0' in text:
         raise ValueError('its captions hold a NUL character')
     return captions
 
@@ -135,17 +174,22 @@ def read_box(text):
     except ValueError:
         box = ()
     if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) <= 0:
-        raise ValueError(f'its bounding box {text!r} is not x, y, width and height')
+        raise ValueError(f'its bounding box {text[:60]!r} is not x, y, width and height')
+    if max(box) <= 1:
+        raise ValueError(f'its bounding box {text[:60]!r} is in fractions of the picture, as in files for YOLO; give '
+                         'x and y of the upper left corner, width and height in pixels')
     return box
 
 
 def read_photograph(entry, look_up=None):
-    """The `layout.Photograph` of an entry. Raises ValueError with the reason where it cannot be used."""
-    captions = read_captions(entry.text_path)
-    photograph = layout.Photograph(entry.name, entry.class_name, read_jpeg(entry.jpeg_path), captions,
-                                   bbox=read_box(entry.box))
+    """(`layout.Photograph`, list of REMARKS) of an entry. Raises ValueError with the reason where it cannot be used."""
+    captions, box = read_captions(entry.text_path), read_box(entry.box)
+    jpeg, (width, height), was_another = read_jpeg(entry.image_path)
+    photograph = layout.Photograph(entry.name, entry.class_name, jpeg, captions, bbox=box)
     if look_up:
         photograph.embeddings = look_up(entry.key)
         if len(photograph.embeddings) != len(captions):
             raise ValueError(f'it has {len(captions)} captions but {len(photograph.embeddings)} embeddings')
-    return photograph
+    holds = {MADE_JPEG: was_another, NO_BOX: box is None,
+             BOX_OUTSIDE: box and (box[0] + box[2] > width + 1 or box[1] + box[3] > height + 1)}
+    return photograph, [remark for remark in REMARKS if holds[remark]]

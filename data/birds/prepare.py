@@ -18,20 +18,22 @@ if __name__ == '__main__':
 
 import argparse
 import contextlib
-import itertools
-import shutil
 import time
+import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+from PIL import Image
 from tqdm import tqdm
 
 from common.errors import UserError, run_command  # noqa: E402
+from common.files import check_space  # noqa: E402
+from common.letters import LENGTH, unread  # noqa: E402
 from data import layout  # noqa: E402
 from data.birds import cub, published_embeddings  # noqa: E402
 
-CHUNK = 256     # photographs in memory at a time, and in one go through the encoder
-CAPTION_BYTES, EMBEDDING_BYTES = 800, 4400      # what a caption's group takes in the file, and its embedding (measured)
+CHUNK = 32  # photographs that are read ahead
+SHOWN = 20  # letters that the encoder does not read
 
 
 def parse_args():
@@ -40,110 +42,106 @@ def parse_args():
     parser.add_argument('--cub', nargs='+', required=True, metavar='DIR', help='folders that hold images.txt')
     parser.add_argument('--text', nargs='+', required=True, metavar='DIR',
                         help='folders of the captions, CLASS/NAME.txt, as many as --cub has and in the same order')
-    parser.add_argument('--out', default=os.path.join(HERE, 'birds.hdf5'), metavar='FILE')
+    parser.add_argument('--out', default=os.path.join(HERE, 'birds.hdf5'), metavar='FILE',
+                        help='HDF5 file, .hdf5 or .h5 (default: birds.hdf5 beside this script)')
     for split in layout.SPLITS:
         parser.add_argument(f'--{split}_classes', metavar='FILE',
                             help=f"classes of /{split}, one a line (default: StackGAN's 150 and 50 for all three)")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument('--encoder', metavar='CKPT', help='sentence encoder trained by char_cnn_rnn/main.py')
     source.add_argument('--pickles', metavar='DIR', help="StackGAN's embeddings: train/ and test/ with their pickles")
     source.add_argument('--icml', metavar='DIR', help="Reed's embeddings: CLASS/NAME.t7")
     parser.add_argument('--dry_run', action='store_true', help='say what would be written and skipped; write nothing')
     return parser.parse_args()
 
 
+def skip(skipped, key, reason):
+    """Print that a photograph is left out, and why; add that to the list `skipped`."""
+    skipped.append(f'{key}: {reason}')
+    tqdm.write(f'skipped {skipped[-1]}')
+
+
 def read_all(entries, look_up, skipped):
-    """Yield (split, Photograph) lists of up to CHUNK; add the keys of those that cannot be used to `skipped`."""
+    """Yield (split, Photograph, remarks) of every entry; add those that cannot be used to `skipped`."""
     def attempt(entry):
         try:
             return entry, cub.read_photograph(entry, look_up)
         except ValueError as error:
             return entry, error
 
-    with ThreadPoolExecutor() as pool, tqdm(total=len(entries), unit=' photographs', disable=None) as bar:
-        waiting = ()
-        for start in range(0, len(entries) + CHUNK, CHUNK):     # the pool reads a chunk while the last one is written
-            done, waiting = waiting, pool.map(attempt, entries[start:start + CHUNK])
-            usable = []
-            for entry, result in done:
-                bar.update()
-                if isinstance(result, ValueError):
-                    skipped.append(entry.key)
-                    tqdm.write(f'skipped {entry.key}: {result}')
-                else:
-                    usable.append((entry.split, result))
-            if usable:
-                yield usable
+    pool = ThreadPoolExecutor()
+    try:
+        with tqdm(total=len(entries), unit=' photographs', disable=None) as bar:
+            waiting = ()
+            for start in range(0, len(entries) + CHUNK, CHUNK):     # the pool reads a chunk while the last is written
+                done, waiting = waiting, pool.map(attempt, entries[start:start + CHUNK])
+                for entry, result in done:
+                    signals.let_act()
+                    bar.update()
+                    if isinstance(result, ValueError):
+                        skip(skipped, entry.key, result)
+                    else:
+                        yield entry.split, *result
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def open_embeddings(args):
-    """(source, look_up, encoder): who made the embeddings, and how to get at them, or what makes them; or all None."""
+    """(source, look_up): who made the embeddings, and the function that finds a photograph's; or None, None."""
     if args.pickles:
-        return 'StackGAN pickles', published_embeddings.open_pickles(args.pickles), None
+        return 'StackGAN pickles', published_embeddings.open_pickles(args.pickles)
     if args.icml:
-        return 'icml2016 t7', published_embeddings.open_icml(args.icml), None
-    if args.encoder:
-        # `data` imports no chapter; only this command does, and only when it is asked to.
-        from char_cnn_rnn.build_encoder import load_encoder
-        return 'char_cnn_rnn encoder', None, load_encoder(args.encoder)
-    return None, None, None
+        return 'icml2016 t7', published_embeddings.open_icml(args.icml)
+    return None, None
 
 
-def check_space(entries, source, out):
-    """Raise UserError where the disk cannot hold the file: HDF5 crashes when one fills up, and leaves half a file."""
-    needed = sum(os.path.getsize(entry.jpeg_path) for entry in entries if os.path.isfile(entry.jpeg_path))
-    needed += len(entries) * 10 * (CAPTION_BYTES + (EMBEDDING_BYTES if source else 0))
-    free = shutil.disk_usage(os.path.dirname(out)).free
-    if needed > free:
-        raise UserError(f'{out}: needs about {needed / 1e6:.0f} MB, but its disk has {free / 1e6:.0f} MB left; '
-                        'make room, or give --out another place')
-
-
-def write(file, usable, encoder):
-    """Write a list of (split, Photograph), which `encoder` gives their embeddings where there is one."""
-    if encoder:
-        from char_cnn_rnn.build_encoder import embed_captions
-        captions = list(itertools.chain.from_iterable(photograph.captions for _, photograph in usable))
-        rows = iter(embed_captions(encoder, captions, verbose=False))
-        for _, photograph in usable:
-            photograph.embeddings = list(itertools.islice(rows, len(photograph.captions)))
-    for split, photograph in usable:
-        layout.write_photograph(file, split, photograph)
+def expected_size(entries, has_embeddings):
+    """About how many bytes the file will have, ten captions a photograph."""
+    jpegs = sum(os.path.getsize(entry.image_path) for entry in entries if os.path.isfile(entry.image_path))
+    caption = layout.CAPTION_BYTES + (layout.EMBEDDING_BYTES if has_embeddings else 0)
+    return jpegs + len(entries) * 10 * caption
 
 
 def convert(entries, skipped, args):
     """Read the photographs of `entries` and write them to `args.out` unless it is a dry run.
 
-    Adds those that cannot be used to `skipped`. Returns who made the embeddings (or None) and counts of what there was.
+    Adds those that cannot be used to `skipped`. Returns who made the embeddings (or None), counts of what there was,
+    and the letters of captions that the sentence encoder does not read.
     """
-    count = Counter()
-    source, look_up, encoder = open_embeddings(args)
+    count, letters = Counter(), set()
+    source, look_up = open_embeddings(args)
     with contextlib.nullcontext() if args.dry_run else layout.replace_file(args.out) as file:
-        if not args.dry_run:
-            check_space(entries, source, args.out)
-        for usable in read_all(entries, look_up, skipped):
-            for split, photograph in usable:
-                count.update({(split, 'photographs'): 1, (split, 'captions'): len(photograph.captions),
-                              'bytes': len(photograph.jpeg), 'boxless': photograph.bbox is None})
-            if not args.dry_run:
-                write(file, usable, encoder)
+        if file is not None:
+            check_space(args.out, expected_size(entries, look_up))
+        for split, photograph, remarks in read_all(entries, look_up, skipped):
+            count.update({(split, 'photographs'): 1, (split, 'captions'): len(photograph.captions),
+                          'bytes': len(photograph.jpeg), **dict.fromkeys(remarks, 1)})
+            for strange, beyond in map(unread, photograph.captions):
+                letters |= strange
+                count.update(strange=bool(strange), long=bool(beyond))
+            if file is not None:
+                layout.write_photograph(file, split, photograph)
         if not count:
-            raise UserError(f'{args.cub[0]}: no usable photograph ({len(skipped)} skipped), so nothing is written; '
-                            'check --cub, --text and the class lists')
-        if source and not args.dry_run:
+            why = f', the first is {skipped[0]}' if skipped else ''
+            raise UserError(f'{args.cub[0]}: no usable photograph ({len(skipped)} skipped{why}), so nothing is '
+                            'written; check --cub, --text and the class lists')
+        if source and file is not None:
             file.attrs['embeddings'] = source
-    if encoder and not args.dry_run:
-        from char_cnn_rnn.build_encoder import save_encoder
-        save_encoder(encoder, args.out)
-    return source, count
+    return source, count, letters
 
 
-def report(count, source, out):
-    """Print what there was: photographs and captions of every split, boxes, embeddings, and the size of the JPEGs."""
+def report(count, letters, source, out):
+    """Print what there was: photographs and captions of every split, what is odd about them, embeddings, bytes."""
     for split in layout.SPLITS:
         print(f'{split}: {count[split, "photographs"]} photographs, {count[split, "captions"]} captions')
-    if count['boxless']:
-        print(f'no bounding box: {count["boxless"]} photographs (bounding_boxes.txt is absent or does not name them)')
+    for remark, explanation in cub.REMARKS.items():
+        if count[remark]:
+            print(f'{remark}: {count[remark]} photographs ({explanation})')
+    if count['strange']:
+        shown = [letter if letter.isprintable() else ascii(letter)[1:-1] for letter in sorted(letters)[:SHOWN]]
+        print(f'letters that the sentence encoder does not read: in {count["strange"]} captions '
+              f'({" ".join(shown)}{" ..." if len(letters) > SHOWN else ""})')
+    if count['long']:
+        print(f'longer than the {LENGTH} characters that the sentence encoder reads: {count["long"]} captions')
     print(f'embeddings: {source or "none yet; make them with: " + layout.how_to_embed(out)}')
     print(f'JPEGs: {count["bytes"] / 1e6:.1f} MB')
 
@@ -161,22 +159,27 @@ def say_unlisted(entries, split_of):
 def main():
     """List the photographs, convert those that can be used, and say what came of it."""
     start, args = time.time(), parse_args()
+    # Pillow only warns of pictures of 90 to 180 million pixels. They are skipped like larger ones.
+    warnings.simplefilter('error', Image.DecompressionBombWarning)
     args.out = os.path.abspath(args.out)
+    layout.check_name(args.out)
     if len(args.cub) != len(args.text):
         raise UserError(f'--cub has {len(args.cub)} folders but --text {len(args.text)}; give a --text for every --cub')
-    if os.path.isdir(args.out):
-        raise UserError(f'{args.out}: is a folder; --out takes the name of a file')
     lists = {split: getattr(args, f'{split}_classes') for split in layout.SPLITS}
     split_of, entries, skipped = cub.read_split(lists), [], []
     for folder, text in zip(args.cub, args.text):
         listed, strange = cub.list_photographs(folder, text, split_of)
         entries += listed
-        skipped += strange
-    for path in skipped:
-        print(f'skipped {path}: images.txt must name a photograph as CLASS/NAME.jpg')
-    cub.check_names(entries)
-    source, count = convert([entry for entry in entries if entry.split], skipped, args)
-    report(count, source, args.out)
+        for path in strange:
+            skip(skipped, path, 'images.txt must name a photograph as CLASS/NAME.jpg')
+    chosen = [entry for entry in entries if entry.split]
+    if entries and not chosen and not any(lists.values()):
+        raise UserError(f'{args.cub[0]}: its classes ({entries[0].class_name} is one) are none of the 200 of '
+                        'CUB-200-2011; give lists of your own, a class name a line, with --train_classes FILE and '
+                        '--test_classes FILE')
+    cub.check_names(chosen)
+    source, count, letters = convert(chosen, skipped, args)
+    report(count, letters, source, args.out)
     say_unlisted(entries, split_of if any(lists.values()) else {})
     done = 'would write' if args.dry_run else f'wrote {os.path.getsize(args.out) / 1e6:.1f} MB to'
     print(f'{done} {args.out} ({time.time() - start:.0f} s); skipped {len(skipped)} photographs')

@@ -6,11 +6,13 @@ photograph's caption file. It raises ValueError with the reason where a photogra
 import os
 
 import numpy as np
-import torchfile
 
 from common.errors import UserError
 from data.birds.untrusted_pickle import load_pickle, one_line
+from data.birds.untrusted_torch7 import load_torch7
 from data.layout import EMBED_DIM
+
+LONGEST_NAME = 1000     # of a photograph, CLASS/NAME
 
 
 def open_pickles(folder):
@@ -35,8 +37,13 @@ def open_pickles(folder):
         if len(names) != len(embeddings):
             raise UserError(f'{names_path}: names {len(names)} photographs, but {os.path.basename(rows_path)} has the '
                             f'embeddings of {len(embeddings)}; take both from the same download')
-        names = [name.decode('latin1') if isinstance(name, bytes) else str(name) for name in names]
-        rows.update(zip(names, embeddings))
+        if not all(isinstance(name, (str, bytes)) and len(name) <= LONGEST_NAME for name in names):
+            raise UserError(f'{names_path}: holds something else than names, CLASS/NAME; get it anew')
+        known = len(rows)
+        rows.update((name.decode('latin1') if isinstance(name, bytes) else str(name), embedding)
+                    for name, embedding in zip(names, embeddings))
+        if len(rows) < known + len(names):
+            raise UserError(f'{names_path}: names a photograph a second time; take all files from the same download')
 
     def look_up(key):
         if key not in rows:
@@ -62,10 +69,20 @@ def open_icml(folder):
 
 
 def _checked_rows(rows):
+    """float32 [captions, 1024] of an array, or a list of arrays or lists. Raises ValueError where it is something else.
+
+    No list is handed to numpy before its form is known: one that holds another many times over could fill the memory.
+    """
+    if isinstance(rows, (list, tuple)):
+        if len(set(map(id, rows))) < len(rows) or not all(map(_is_row, rows)):
+            raise ValueError(f'its embedding does not consist of rows of {EMBED_DIM} numbers')
+    elif not _is_array(rows):
+        raise ValueError('its embedding does not consist of numbers')
     try:
-        rows = np.asarray(rows, np.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError('its embedding does not consist of numbers') from error
+        with np.errstate(over='ignore'):    # infinity is found below
+            rows = np.asarray(rows, np.float32)
+    except OverflowError as error:
+        raise ValueError('its embedding has numbers that are too large') from error
     if rows.ndim != 2 or rows.shape[1] != EMBED_DIM:
         raise ValueError(f'its embedding has shape {rows.shape}, not (captions, {EMBED_DIM})')
     if not np.isfinite(rows).all():
@@ -73,31 +90,22 @@ def _checked_rows(rows):
     return rows
 
 
-def _read_t7(path):
-    """The tensor `txt` of a Torch7 file. Raises ValueError with the reason where it cannot be read.
+def _is_array(value):
+    return isinstance(value, np.ndarray) and value.dtype.kind in 'fiu'
 
-    torchfile evaluates nothing (a Lua function stays a string of bytes), but it believes every size in the file.
-    """
+
+def _is_row(row):
+    if isinstance(row, (list, tuple)):
+        return len(row) == EMBED_DIM and all(isinstance(x, (int, float, np.integer, np.floating)) for x in row)
+    return _is_array(row) and row.shape == (EMBED_DIM,)
+
+
+def _read_t7(path):
+    """The tensor `txt` of a Torch7 file. Raises ValueError with the reason where it cannot be read."""
     try:
-        record = torchfile.load(path, force_8bytes_long=True)       # longs are 8 bytes, also where the C type has 4
-    except Exception as error:      # a damaged file can raise nearly anything
+        record = load_torch7(path)
+    except Exception as error:      # the first lines say of which kinds; MemoryError is another
         raise ValueError(f'{path} cannot be read as a Torch7 file ({one_line(error)})') from error
     if not isinstance(record, dict) or not isinstance(record.get(b'txt'), np.ndarray):
         raise ValueError(f'{path} holds no tensor txt')
     return record[b'txt']
-
-
-def _read_tensor(reader, _version):
-    """In torchfile's place: its own reader makes a view beyond the end of memory where a file is cut off or made up."""
-    dims = reader.read_int()
-    size, stride = ([reader.read_long() for _ in range(dims)] for _ in range(2))
-    start, storage = reader.read_long() - 1, reader.read_obj()
-    if dims == 0 or storage is None:
-        return np.empty(0, np.float32)
-    last = start + sum((n - 1) * step for n, step in zip(size, stride))
-    if min(size) < 1 or min(stride) < 0 or start < 0 or last >= len(storage):
-        raise ValueError('the tensor is larger than its numbers')
-    return np.lib.stride_tricks.as_strided(storage[start:], size, [step * storage.itemsize for step in stride])
-
-
-torchfile.type_handlers.update({name: _read_tensor for name in torchfile.type_handlers if name.endswith(b'Tensor')})

@@ -1,18 +1,33 @@
 """Unpickle files that others made, without trusting them.
 
-A pickle is a program and may do anything when it is loaded, so only the few names that arrays, scalars and plain
-containers need are admitted, and each of those is a stand-in that checks its arguments: numpy's own
-`dtype.__setstate__` takes flags from the file that would make numpy follow made-up pointers.
+A pickle is a program and may do anything when it is loaded, so only the few names that arrays, scalars, lists and
+tuples need are admitted, and each of those is a stand-in that checks its arguments: numpy's own `dtype.__setstate__`
+takes flags from the file that would make numpy follow made-up pointers. As a small file could also ask for much memory
+or time, its opcodes are looked through before any is followed, and copies of its bytes are counted.
 """
+import functools
 import math
+import mmap
+import os
 import pickle
+import pickletools
 import re
 
 import numpy as np
 
 from common.errors import UserError
 
-NUMBERS_OR_TEXT = re.compile(r'[<>|=]?([?biufcSU]\d{0,9}|O\d?)')
+NUMBERS_OR_TEXT = re.compile(r'[<>|=]?([?biufc]\d{0,2}|[SU][1-9]\d{0,3}|O\d?)')
+# No dictionaries and sets, which keys that collide fill slowly, and nothing that makes objects.
+OPCODES = set("""
+    PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT STRING BINSTRING
+    SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8
+    EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT
+    MEMOIZE GLOBAL STACK_GLOBAL REDUCE BUILD""".split())
+# How many bytes say how long an argument is.
+WIDTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4,
+          pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8}
+COPIES = 2      # of each byte of the file: as bytes, where it was text, and in an array
 
 
 class _Dtype:
@@ -20,7 +35,7 @@ class _Dtype:
 
     def __init__(self, spec, *_align_and_copy):
         if not NUMBERS_OR_TEXT.fullmatch(spec):
-            raise pickle.UnpicklingError(f'an array of {spec!r}')
+            raise pickle.UnpicklingError('an array of neither numbers nor text')
         self.dtype = np.dtype(spec)
 
     def __setstate__(self, state):
@@ -31,7 +46,10 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
-    """An array whose state has to hold exactly what its shape asks for: numpy's own check overflows, or is not made."""
+    """An array whose state has to hold exactly what its shape asks for: numpy's own check overflows, or is not made.
+
+    `count` is told of the copy that is made of the state's bytes. A state can be set once.
+    """
 
     def __setstate__(self, state):
         _version, shape, dtype, fortran, data = state
@@ -40,8 +58,9 @@ class _Array(np.ndarray):
         else:
             data = _bytes(data)
             held, item = len(data), dtype.dtype.itemsize
-        if any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) * item != held:
-            raise pickle.UnpicklingError(f'an array of shape {shape} with other contents')
+        vars(self).pop('count')(held)
+        if len(shape) > 32 or any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) * item != held:
+            raise pickle.UnpicklingError(f'an array whose shape does not fit its {held} bytes')
         super().__setstate__((1, shape, dtype.dtype, bool(fortran), data))
 
 
@@ -67,64 +86,117 @@ def _bytes(data):
     return data.encode('latin1') if isinstance(data, str) else bytes(memoryview(data))
 
 
-def _reconstruct(subtype, shape, typecode):
+def _reconstruct(count, subtype, shape, typecode):
     if subtype is not _NDARRAY or shape != (0,) or typecode not in ('b', b'b'):
         raise pickle.UnpicklingError('something else than a numpy array')
-    return _Array(0, np.int8)
+    array = _Array(0, np.int8)
+    array.count = count
+    return array
 
 
-def _scalar(dtype, data):
+def _scalar(count, dtype, data):
     if dtype.dtype == object:
         raise pickle.UnpicklingError('an object in the place of a number')
+    count(len(data))
     return np.frombuffer(_bytes(data), dtype.dtype).reshape(())[()]
 
 
-def _frombuffer(data, dtype, shape, order, *_axis_order):
+def _frombuffer(count, data, dtype, shape, order, *_axis_order):
+    count(len(data))
     return np.frombuffer(_bytes(data), dtype.dtype).reshape(shape, order=order)
 
 
-def _encode(text, encoding):
+def _encode(count, text, encoding):
     if encoding not in ('latin1', 'latin-1'):
-        raise pickle.UnpicklingError(f'text in {encoding!r}')
+        raise pickle.UnpicklingError('text in another encoding than latin1')
+    count(len(text))
     return text.encode('latin1')
 
 
-def _admitted():
-    """What a pickle may name, by module and name; Python 2 and older numpy say the same with other modules."""
-    admitted = {('_codecs', 'encode'): _Admitted(_encode), ('numpy', 'dtype'): _Admitted(_Dtype),
+def _admitted(count):
+    """What a pickle may name, by module and name; Python 2 and older numpy say the same with other modules.
+
+    `count(n)` is called for n bytes that are going to be copied.
+    """
+    def admit(function):
+        return _Admitted(functools.partial(function, count))
+
+    admitted = {('_codecs', 'encode'): admit(_encode), ('numpy', 'dtype'): _Admitted(_Dtype),
                 ('numpy', 'ndarray'): _NDARRAY}
     for module in ('numpy.core', 'numpy._core'):
-        admitted[f'{module}.multiarray', '_reconstruct'] = _Admitted(_reconstruct)
-        admitted[f'{module}.multiarray', 'scalar'] = _Admitted(_scalar)
-        admitted[f'{module}.numeric', '_frombuffer'] = _Admitted(_frombuffer)
+        admitted[f'{module}.multiarray', '_reconstruct'] = admit(_reconstruct)
+        admitted[f'{module}.multiarray', 'scalar'] = admit(_scalar)
+        admitted[f'{module}.numeric', '_frombuffer'] = admit(_frombuffer)
     for module in ('__builtin__', 'builtins'):
         admitted[module, 'bytes'] = _Admitted(lambda: b'')      # protocol 2 writes empty bytes as bytes()
-        admitted[module, 'set'], admitted[module, 'frozenset'] = set, frozenset
     return admitted
+
+
+def _look_through(file):
+    """Refuse an open pickle with opcodes that embeddings need not, or with lengths and places beyond the file.
+
+    Like pickletools.genops, which copies every argument, and cannot read all of what Python 2 wrote.
+    """
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        opcode, end = None, 0
+        while opcode != 'STOP':
+            if end >= len(data):
+                raise pickle.UnpicklingError('it is cut off')
+            known = pickletools.code2op.get(chr(data[end]))
+            opcode, start = known and known.name, end + 1
+            if opcode not in OPCODES:
+                raise pickle.UnpicklingError(f'the opcode {opcode or data[end]} is none that embeddings need')
+            end = _end(data, known, start)
+            if opcode in ('FRAME', 'PUT', 'LONG_BINPUT'):
+                number = int(data[start:end]) if opcode == 'PUT' else int.from_bytes(data[start:end], 'little')
+                if number > len(data):
+                    raise pickle.UnpicklingError(f'{opcode} {number} is beyond its end')
+
+
+def _end(data, opcode, start):
+    """Where the argument of an opcode, which starts at `start`, ends in a pickle's bytes."""
+    kind = opcode.arg.n if opcode.arg else 0
+    if kind == pickletools.UP_TO_NEWLINE:
+        for _ in range(2 if opcode.name == 'GLOBAL' else 1):
+            start = data.find(b'\n', start) + 1 or len(data)
+        return start
+    if kind < 0:
+        start, kind = start + WIDTHS[kind], int.from_bytes(data[start:start + WIDTHS[kind]], 'little')
+    return start + kind
 
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file):
         super().__init__(file, encoding='latin1')
-        self.path, self.admitted = file.name, _admitted()
+        self.path, self.admitted = file.name, _admitted(self.count)
+        self.copies_left = COPIES * os.fstat(file.fileno()).st_size
+
+    def count(self, size):
+        """Refuse a file that has the same bytes copied again and again."""
+        self.copies_left -= size
+        if self.copies_left < 0:
+            raise pickle.UnpicklingError('arrays that hold more than the file')
 
     def find_class(self, module, name):
         if module.endswith('\r') or name.endswith('\r'):
             raise _converted(self.path)
         if (module, name) not in self.admitted:
-            raise UserError(f'{self.path}: asks for {module!r} {name!r}, but a pickle of embeddings holds arrays, '
-                            'scalars and plain containers and nothing else; do not use this file, get it anew')
+            raise UserError(f'{self.path}: asks for {module[:60]!r} {name[:60]!r}, but a pickle of embeddings holds '
+                            'arrays, scalars, lists and tuples and nothing else; do not use this file, get it anew')
         return self.admitted[module, name]
 
 
 def load_pickle(path):
-    """Load a pickle of protocol 0 to 5, of Python 2 or 3, that holds nothing but arrays, scalars and plain containers.
+    """Load a pickle of protocol 0 to 5, of Python 2 or 3, that holds nothing but arrays, scalars, lists and tuples.
 
     Python 2's byte strings become str (latin1), arrays a subclass of np.ndarray that differs in how it is unpickled.
     Raises UserError where the file is missing or damaged, was converted to Windows line ends or asks for anything else.
     """
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError(0, 'not a file')      # opening a pipe would wait for ever
         with open(path, 'rb') as file:
+            _look_through(file)
             loaded = _Unpickler(file).load()
     except UserError:
         raise
@@ -157,5 +229,5 @@ def _has_windows_line_ends(path, text_pickle=False):
 
 
 def one_line(error):
-    """An exception's kind and message on one line."""
-    return ' '.join(f'{type(error).__name__}: {error}'.split())
+    """An exception's kind and the beginning of its message on one line."""
+    return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]

@@ -24,13 +24,17 @@ import io
 import multiprocessing
 import random
 import signal
+import threading
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from common.errors import UserError, run_command
+from common.files import check_space
 from data import layout
 from data.toy_birds.drawing import PALETTE, SCENES, draw, imagine, shapes
 from data.toy_birds.sentences import describe
@@ -40,6 +44,7 @@ CLASSES = [f'{body}_body_{wings}_wings' for body in PALETTE for wings in PALETTE
 APART = {frozenset(pair) for pair in (('yellow', 'blue'), ('black', 'white'))}
 UNSEEN = {name for name in CLASSES if frozenset(name.split('_')[::2]) in APART}
 MIN_COUNT = 2 * len(CLASSES)
+BYTES = 15000  # what a bird and its captions take in the file (measured)
 
 
 def colors_of(class_name):
@@ -121,31 +126,40 @@ def make(number, seed):
     return split, layout.Photograph(name, class_name, jpeg.getvalue(), describe(bird, rng), bbox=box)
 
 
-def leave_signals_to_the_parent():
-    """Ctrl-C is for the parent, which ends the pool; else every worker would print its own traceback."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def follow_the_parent():
+    """Have a worker leave signals to the parent, which ends it, and end where the parent was killed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def prepare(out, count, seed):
     """Write `count` birds to the HDF5 file `out`; returns how many are in each split."""
     if count < MIN_COUNT:
         raise UserError(f'--count {count}: give {MIN_COUNT} or more, so that every class and every split has a bird')
-    if os.path.isdir(out):
-        raise UserError(f'--out {out}: is a folder; name a file in it, such as {os.path.join(out, "toy_birds.hdf5")}')
+    layout.check_name(out)
+    check_space(out, count * BYTES)
     counts = Counter()
-    pool = multiprocessing.Pool(initializer=leave_signals_to_the_parent)
-    with pool, layout.replace_file(out) as file:
-        birds = pool.imap(functools.partial(make, seed=seed), range(count), chunksize=16)
-        for split, photograph in tqdm(birds, total=count, desc='birds', unit='', disable=None):
-            layout.write_photograph(file, split, photograph)
-            counts[split] += 1
+    with signals.hold():
+        pool = ProcessPoolExecutor(initializer=follow_the_parent)
+        try:
+            birds = pool.map(functools.partial(make, seed=seed), range(count), chunksize=2)
+            with layout.replace_file(out) as file:
+                for split, photograph in tqdm(birds, total=count, desc='birds', unit='', disable=None):
+                    layout.write_photograph(file, split, photograph)
+                    counts[split] += 1
+        except BrokenProcessPool as error:
+            raise UserError('a process that drew birds was killed, perhaps for want of memory; start again') from error
+        finally:
+            pool.shutdown(cancel_futures=True)
     return counts
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', default=os.path.join(HERE, 'toy_birds.hdf5'), help='HDF5 file (beside this script)')
+    parser.add_argument('--out', default=os.path.join(HERE, 'toy_birds.hdf5'),
+                        help='HDF5 file, .hdf5 or .h5 (toy_birds.hdf5 beside this script)')
     parser.add_argument('--count', type=int, default=2000, help=f'birds to draw, at least {MIN_COUNT} (%(default)s)')
     parser.add_argument('--seed', type=int, default=1, help='the same seed gives the same birds (%(default)s)')
     args = parser.parse_args()
