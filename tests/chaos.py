@@ -49,6 +49,7 @@ from stackgan_v1.build_gan import Model, make_networks
 STOPPED = {signal.SIGKILL: {-9}, signal.SIGTERM: {143, 130, -15}, signal.SIGINT: {130, -2}}  # and their exit statuses
 MOST_KILLS = 3              # of a victim
 PATIENCE = 60               # seconds that whatever should take none may take on a busy machine
+GRACE = 1                   # second, and half the time of a command: what goes on for longer has not heard a signal
 PARTIAL = '*.partial*'      # the names of files that are being written
 OF_A_START = {'resume', 'stamp'}  # keys of JSON and checkpoints that say how or when, not what: not compared
 KINDS = ('lost', 'different', 'left behind', 'badly ended')
@@ -183,7 +184,7 @@ class Chaos:
         if status is None:
             victim.end()
             self.report('badly ended', victim, f'{number.name} does not end it')
-        elif status == 0 and took > max(1, 0.3 * seconds):
+        elif status == 0 and took > GRACE + seconds / 2:
             self.report('badly ended', victim, f'goes on for {took:.1f} s after {number.name}, to its end')
         elif 'Traceback' in said and is_ours or status not in {0, *STOPPED[number]} and not (
                 'KeyboardInterrupt' in said and not is_ours):
@@ -266,7 +267,8 @@ class Victim:
         runs = self.runs()
         if not runs or self.process.returncode != 1 or 'Traceback' in self.said():
             return False
-        if any(file.name != 'encoder.pt' for file in runs[0].rglob('*.pt*')) or 'no such checkpoint' not in self.said():
+        weights = [file for file in runs[0].rglob('*.pt*') if file.suffix in ('.pt', '.pth')]
+        if any(file.name != 'encoder.pt' for file in weights) or 'no such checkpoint' not in self.said():
             return False
         self.empty_runs.append(runs[0])
         return True
@@ -412,6 +414,7 @@ def main(arguments=None):
     parser.add_argument('--parallel', type=int, default=2, metavar='N', help='victims at a time (default: %(default)s)')
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # victims of a shell's background job would ignore it
     start, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix='chaos-'))
     commands = [command for command in all_commands(folder / 'inputs') if command.name.startswith(tuple(args.only))]
     if not commands:
