@@ -50,6 +50,7 @@ STOPPED = {signal.SIGKILL: {-9}, signal.SIGTERM: {143, 130, -15}, signal.SIGINT:
 MOST_KILLS = 3              # of a victim
 PATIENCE = 60               # seconds that whatever should take none may take on a busy machine
 GRACE = 1                   # second, and half the time of a command: what goes on for longer has not heard a signal
+STARTUP = 0.1               # seconds in which Python itself answers Ctrl-C, with a traceback
 PARTIAL = '*.partial*'      # the names of files that are being written
 OF_A_START = {'resume', 'stamp'}  # keys of JSON and checkpoints that say how or when, not what: not compared
 KINDS = ('lost', 'different', 'left behind', 'badly ended')
@@ -76,8 +77,8 @@ def all_commands(inputs):
     lists = ' '.join(f'--{split}_classes {inputs}/{split}.txt' for split in ('train', 'test'))
     trainings = {
         'text2image': ('text2image', f'{gan} --epochs 2 --batch_size 12'),
-        'stackgan_v1, Stage-I': ('stackgan_v1', f'{gan} {narrow} --condition_dim 6 --z_dim 5 --epochs 3 --workers 0'),
-        'stackgan_v1, Stage-II': ('stackgan_v1', f'{gan} {narrow} --condition_dim 6 --epochs 2 --workers 1 --stage 2 '
+        'stackgan_v1 stage 1': ('stackgan_v1', f'{gan} {narrow} --condition_dim 6 --z_dim 5 --epochs 3 --workers 0'),
+        'stackgan_v1 stage 2': ('stackgan_v1', f'{gan} {narrow} --condition_dim 6 --epochs 2 --workers 1 --stage 2 '
                                                  f'--stage1 {inputs}/stage1'),
         'stackgan_v2': ('stackgan_v2', f'{gan} {narrow} --embedding_dim 6 --z_dim 5 --epochs 2 --workers 1'),
         'char_cnn_rnn': ('char_cnn_rnn', f'{encoder} --image_encoder scratch --epochs 3'),
@@ -171,23 +172,23 @@ class Chaos:
         at = victim.age()
         victim.kill(number)
         victim.wait(seconds + PATIENCE)
-        self.done += 1  # one thread at a time gets here with a number of its own: see `say`
-        self.say(f'[{self.done:2}/{self.kills}] {victim.command.name}: {number.name} at {at:.2f} s'
-                 f'{", in a write" if is_in_write else ""} -> {victim.status}')
-        self.judge_end(victim, number, victim.age() - at, seconds)
+        with self.lock:
+            self.done += 1
+            print(f'[{self.done:2}/{self.kills}] {victim.command.name}: {number.name} at {at:.2f} s'
+                  f'{", in a write" if is_in_write else ""} -> {victim.status}', flush=True)
+        self.judge_end(victim, number, at, seconds)
         return True
 
-    def judge_end(self, victim, number, took, seconds):
-        """Whether a victim stopped at the first signal, and said nothing that is for programmers."""
-        status, said = victim.status, victim.said()
-        is_ours = str(self.code) in said  # a traceback of Python's own start, before it has read our code, is not
+    def judge_end(self, victim, number, at, seconds):
+        """Whether a victim stopped at the signal `number` that it got `at` this age, without a traceback."""
+        status, took, said = victim.status, victim.age() - at, victim.said()
+        is_python = 'KeyboardInterrupt' in said and (at < STARTUP or str(self.code) not in said)
         if status is None:
             victim.end()
             self.report('badly ended', victim, f'{number.name} does not end it')
         elif status == 0 and took > GRACE + seconds / 2:
             self.report('badly ended', victim, f'goes on for {took:.1f} s after {number.name}, to its end')
-        elif 'Traceback' in said and is_ours or status not in {0, *STOPPED[number]} and not (
-                'KeyboardInterrupt' in said and not is_ours):
+        elif not is_python and ('Traceback' in said or status not in {0, *STOPPED[number]}):
             self.report('badly ended', victim, f'status {status} after {number.name}: {victim.last_words()}')
 
     def judge(self, victim, expected):

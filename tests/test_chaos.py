@@ -9,7 +9,11 @@ from tests.chaos import Chaos, Command
 
 # What a command does with a file, in a third of a second. `write` is right: whole or not at all.
 SCRIPT = '''
-import glob, os, signal, subprocess, sys, time
+import signal, sys
+if not sys.argv[0].endswith('traceback'):
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+import glob, os, subprocess, time
 
 def write(path, text='whole'):
     for left in glob.glob(f'{path}.partial*'):
@@ -46,6 +50,7 @@ def orphan():
         child.kill(), child.wait()
 
 def traceback():
+    time.sleep(1)
     right()
 
 def train():
@@ -58,11 +63,7 @@ def lost():
         sys.exit('error: cannot go on')
     train()
 
-does = os.path.basename(sys.argv[0])
-if does != 'traceback':
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-globals()[does]()
+globals()[os.path.basename(sys.argv[0])]()
 '''
 
 
@@ -72,17 +73,24 @@ globals()[does]()
     ('deaf', 'badly ended', 'to its end'), ('traceback', 'badly ended', 'KeyboardInterrupt'),
     ('lost', 'lost', 'ends with status 1: error: cannot go on')])
 def test_every_kind_of_finding_is_told(does, kind, what, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(chaos, 'PATIENCE', 3)
+    monkeypatch.setattr(chaos, 'PATIENCE', 2)
     monkeypatch.setattr(chaos, 'GRACE', 0)
+    monkeypatch.setattr(chaos, 'STARTUP', 0.3)
     for name in ('code', 'data'):
         (tmp_path / name).mkdir()
     (tmp_path / 'code' / does).write_text(SCRIPT)
     command = Command(does, does, [], is_training=does in ('train', 'lost'))
     tried = Chaos([command], 6, 2, tmp_path / 'victims', tmp_path / 'code', tmp_path / 'data')
-    summary, said = tried.run(), capsys.readouterr().out
+    summary, said = tried.run(parallel=6), capsys.readouterr().out
     assert re.match('6 kills over 1 commands: ', summary) and said.count(' -> ') == 6, said
     if kind is None:
         assert summary.endswith(': 0 lost, 0 different, 0 left behind, 0 badly ended'), said
         assert not os.listdir(tmp_path / 'victims')
     else:
         assert tried.found[kind] > 0 and re.search(f'^{kind.upper()}: {does}, in .*{re.escape(what)}', said, re.M), said
+
+
+def test_killed_commands_end_as_if_they_had_not_been(capfd):
+    """The short form of `make chaos`."""
+    names = ['stackgan_v1 stage 1', 'toy_birds']
+    assert chaos.main(['--kills', '4', '--seed', '1', '--only', *names]) == 0, capfd.readouterr().out
