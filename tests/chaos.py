@@ -70,10 +70,10 @@ class Command:
 
 def all_commands(inputs):
     """Every command that writes, on the files of `make_inputs`."""
-    read = '--data_dir data --dataset birds --out_dir out --cuda False --log_interval 1'
-    gan = f'--train {read} --precision fp32 --compile False'
+    read = '--data_dir data --dataset birds --cuda False'
+    gan = f'--train {read} --out_dir out --log_interval 1 --precision fp32 --compile False'
     narrow = '--gf_dim 4 --df_dim 4 --residuals 1 --batch_size 8 --snapshot_interval 1'
-    encoder = f'--train {read} --variant birds_cvpr --batch_size 8'
+    encoder = f'--train {read} --out_dir out --log_interval 1 --variant birds_cvpr --batch_size 8'
     lists = ' '.join(f'--{split}_classes {inputs}/{split}.txt' for split in ('train', 'test'))
     trainings = {
         'text2image': ('text2image', f'{gan} --epochs 2 --batch_size 12'),

@@ -80,8 +80,10 @@ def work(connection, folder, modules, limits, seed):
             name, number = connection.recv()
             stack.seek(0), stack.truncate()
             signal.setitimer(signal.ITIMER_PROF, 3 * limits.seconds)  # of processor time; then it ends with a stack
-            if name not in ready:
-                _attempt(targets[name], _rng(seed, name, number), inputs)  # makes what all its inputs are made of
+            if name not in ready:  # the first makes what all the others are made of, and keeps it
+                before = _memory('VmRSS')
+                _attempt(targets[name], _rng(seed, name, number), inputs)
+                baseline += _memory('VmRSS') - before
                 signal.setitimer(signal.ITIMER_PROF, 3 * limits.seconds)
                 ready.add(name)
             Path('/proc/self/clear_refs').write_text('5')  # from here on the largest memory is that of this input
