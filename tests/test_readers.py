@@ -52,7 +52,10 @@ def test_sentences(tmp_path, texts, written):
     assert not any('\n' in sentence or '\r' in sentence for sentence in sentences[len(typed):])
 
 
-@given(st.recursive(SCALARS, lambda inside: st.lists(inside) | st.dictionaries(st.text(), inside)).map(
+NAMES = st.text() | st.sampled_from(['seen_from_run', 'data_dir', 'cfg', 'lr'])
+
+
+@given(st.recursive(SCALARS, lambda inside: st.lists(inside) | st.dictionaries(NAMES, inside)).map(
     lambda value: json.dumps(value).encode()) | BYTES)
 def test_options_of_a_run(tmp_path, written):
     (tmp_path / 'options.json').write_bytes(written)
