@@ -1,5 +1,6 @@
 """What a model draws, again and again the same, and as files."""
 import contextlib
+import hashlib
 import os
 import re
 from collections import deque
@@ -18,6 +19,7 @@ ON_SHEET = 256       # pictures on a sheet with their sentences
 SHEET_COLUMNS = 8    # of that sheet
 AHEAD = 128          # pictures that wait to be written before drawing waits too
 COMPRESSION = 2      # of these: Pillow's 6 makes files a tenth smaller in three times the time
+LONGEST_NAME = 200   # bytes of a name out of a data file; disks take 255, with size, sentence and ending behind it
 EXAMPLE_COLUMNS = 5  # captions in a row of a photograph's grid
 
 
@@ -161,8 +163,13 @@ def _grids(dataset, drawn, folder):
 
 
 def _file_name(text):
-    """A name out of a data file, with nothing in it that leads to another folder."""
-    return re.sub(r'[\\/:*?"<>|\x00-\x1f]', '_', text).lstrip('.') or '_'
+    """A name out of a data file, with nothing in it that leads to another folder, and not too long for a disk."""
+    text = text.encode('utf-8', 'replace').decode('utf-8')  # half a character, as of UTF-16, is none in a file's name
+    name = re.sub(r'[\\/:*?"<>|\x00-\x1f]', '_', text).lstrip('.') or '_'
+    if len(name.encode('utf-8')) <= LONGEST_NAME:
+        return name
+    start = name.encode('utf-8')[:LONGEST_NAME - 17].decode('utf-8', 'ignore')
+    return f'{start}-{hashlib.sha256(name.encode("utf-8")).hexdigest()[:16]}'
 
 
 def save_pictures(pictures, total, quiet=False):

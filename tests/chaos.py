@@ -1,0 +1,433 @@
+"""Kill trainings and conversions at random moments, start them again as a person would, and compare what they leave.
+
+    python tests/chaos.py                                       50 kills over all commands: `make chaos`
+    python tests/chaos.py --only text2image --kills 5 --seed 7  some more of one command
+
+Every command first runs undisturbed, which gives its time and the files to expect. Then its victims get one to three
+kills each: SIGKILL, SIGTERM or SIGINT (which a terminal sends to workers, too), after a random part of that time, and
+every other one only once a file is being written. A training goes on with `--resume RUN`, all else with the same
+command again. Once it is done, its files must hold what those of the undisturbed command hold, to the last bit.
+
+The victims run a copy of the code that differs in one number: trainings write a checkpoint after every step, not every
+five minutes. What is wrong is printed and makes the exit status 1; the folder of such a victim is kept.
+"""
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from char_cnn_rnn.build_encoder import embed_captions, save_encoder
+from char_cnn_rnn.encoder import CharCnnRnn
+from common import checkpoint
+from common.run import STAMP
+from data import layout
+from data.cache import load_split
+from data.toy_birds import prepare
+from stackgan_v1.build_gan import Model, make_networks
+
+STOPPED = {signal.SIGKILL: {-9}, signal.SIGTERM: {143, 130, -15}, signal.SIGINT: {130, -2}}  # and their exit statuses
+MOST_KILLS = 3              # of a victim
+PATIENCE = 60               # seconds that whatever should take none may take on a busy machine
+GRACE = 1                   # second, and half the time of a command: what goes on for longer has not heard a signal
+STARTUP = 0.1               # seconds in which Python itself answers Ctrl-C, with a traceback
+PARTIAL = '*.partial*'      # the names of files that are being written
+OF_A_START = {'resume', 'stamp'}  # keys of JSON and checkpoints that say how or when, not what: not compared
+KINDS = ('lost', 'different', 'left behind', 'badly ended')
+
+CODE = ('char_cnn_rnn', 'common', 'data', 'stackgan_v1', 'stackgan_v2', 'text2image')
+BIRDS, CAPTIONS = 20, 2     # in the data that most commands read
+
+
+@dataclass
+class Command:
+    """What a person types in a folder that holds `data/birds.hdf5`. A training makes its run in `out/`."""
+    name: str
+    script: str
+    arguments: list
+    is_training: bool = False
+
+
+def all_commands(inputs):
+    """Every command that writes, on the files of `make_inputs`."""
+    read = '--data_dir data --dataset birds --cuda False'
+    gan = f'--train {read} --out_dir out --log_interval 1 --precision fp32 --compile False'
+    narrow = '--gf_dim 4 --df_dim 4 --residuals 1 --batch_size 8 --snapshot_interval 1'
+    encoder = f'--train {read} --out_dir out --log_interval 1 --variant birds_cvpr --batch_size 8'
+    lists = ' '.join(f'--{split}_classes {inputs}/{split}.txt' for split in ('train', 'test'))
+    trainings = {
+        'text2image': ('text2image', f'{gan} --epochs 2 --batch_size 12'),
+        'stackgan_v1 stage 1': ('stackgan_v1', f'{gan} {narrow} --condition_dim 6 --z_dim 5 --epochs 3 --workers 0'),
+        'stackgan_v1 stage 2': ('stackgan_v1', f'{gan} {narrow} --condition_dim 6 --epochs 2 --workers 1 --stage 2 '
+                                                 f'--stage1 {inputs}/stage1'),
+        'stackgan_v2': ('stackgan_v2', f'{gan} {narrow} --embedding_dim 6 --z_dim 5 --epochs 2 --workers 1'),
+        'char_cnn_rnn': ('char_cnn_rnn', f'{encoder} --image_encoder scratch --epochs 3'),
+        'char_cnn_rnn, features': ('char_cnn_rnn', f'{encoder} --image_encoder efficientnet_lite0 --epochs 1')}
+    others = {
+        'char_cnn_rnn --embed': ('char_cnn_rnn/main.py', f'--embed {read} --encoder {inputs}/encoder.pt'),
+        'birds/prepare.py': ('data/birds/prepare.py', f'--cub {inputs}/cub --text {inputs}/text {lists} '
+                                                      f'--encoder {inputs}/encoder.pt --out data/made.hdf5'),
+        'toy_birds/prepare.py': ('data/toy_birds/prepare.py', '--count 150 --out data/made.hdf5')}
+    return ([Command(name, f'{section}/main.py', typed.split(), True) for name, (section, typed) in trainings.items()]
+            + [Command(name, script, typed.split()) for name, (script, typed) in others.items()])
+
+
+class Chaos:
+    """Starts `commands` of the code in the folder `code` below `folder`, and kills them until there were `kills`.
+
+    `data` is the folder that each victim finds as its `data/`. `found` counts what was wrong, by kind.
+    """
+
+    def __init__(self, commands, kills, seed, folder, code, data):
+        self.commands, self.kills, self.seed = commands, kills, seed
+        self.folder, self.code, self.data = Path(folder), Path(code), data
+        self.left, self.done, self.found, self.lock = kills, 0, Counter(), threading.Lock()
+
+    def run(self, parallel=2):
+        """Do it, `parallel` victims at a time. Returns the summary, a line."""
+        numbers = itertools.count()
+
+        def torment_all():
+            while self.left > 0:
+                number = next(numbers)
+                self.torment(number, self.commands[number % len(self.commands)])
+
+        with ThreadPoolExecutor(parallel) as threads:
+            names = [command.name for command in self.commands]
+            self.undisturbed = dict(zip(names, threads.map(self.watch, self.commands)))
+            for tormentor in [threads.submit(torment_all) for _ in range(parallel)]:
+                tormentor.result()
+        return (f'{self.done} kills over {len(self.commands)} commands: '
+                + ', '.join(f'{self.found[kind]} {kind}' for kind in KINDS))
+
+    def watch(self, command):
+        """(seconds that a command takes, what its files then hold), with nobody killing it."""
+        victim = Victim(command, self.code, self.folder / re.sub(r'\W+', '_', command.name), self.data)
+        start = time.monotonic()
+        victim.start()
+        if victim.wait(10 * PATIENCE) != 0:
+            raise SystemExit(f'{command.name}: does not even end well undisturbed: {victim.last_words()}')
+        seconds = time.monotonic() - start
+        self.say(f'{command.name}: {seconds:.1f} s undisturbed')
+        files = contents(victim.folder)
+        victim.clear()
+        return seconds, files
+
+    def torment(self, number, command):
+        """Kill victim `number` up to MOST_KILLS times, let it come to its end, and look at what it leaves."""
+        rng, found_before = random.Random(f'{self.seed}/{number}'), sum(self.found.values())
+        victim = Victim(command, self.code, self.folder / str(number), self.data)
+        seconds, expected = self.undisturbed[command.name]
+        kills = rng.randint(1, MOST_KILLS)
+        while True:
+            victim.start()
+            is_struck = kills > 0 and self.strike(victim, rng, seconds)
+            kills -= is_struck
+            status = victim.status if is_struck else victim.wait(10 * seconds + PATIENCE)
+            if status == 0:
+                break
+            if not is_struck and not victim.give_up_empty_run():
+                what = 'hangs' if status is None else f'ends with status {status}'
+                self.report('lost', victim, f'{" ".join(victim.arguments)} {what}: {victim.last_words()}')
+                return victim.end()
+        self.judge(victim, expected)
+        if sum(self.found.values()) == found_before:
+            victim.clear()
+
+    def strike(self, victim, rng, seconds):
+        """Kill a victim at a moment between its start and `seconds` later. False where it came to its end before."""
+        number, delay, then = rng.choice(list(STOPPED)), rng.uniform(0, seconds), rng.uniform(0, 0.05)
+        is_in_write = rng.random() < 0.5
+        with self.lock:
+            if self.left == 0:
+                return False
+            self.left -= 1
+        victim.wait(delay)
+        while is_in_write and victim.status is None and not any(victim.folder.rglob(PARTIAL)):
+            time.sleep(0.002)
+        if victim.wait(then if is_in_write else 0) is not None:
+            with self.lock:
+                self.left += 1
+            return False
+        at = victim.age()
+        victim.kill(number)
+        victim.wait(seconds + PATIENCE)
+        with self.lock:
+            self.done += 1
+            print(f'[{self.done:2}/{self.kills}] {victim.command.name}: {number.name} at {at:.2f} s'
+                  f'{", in a write" if is_in_write else ""} -> {victim.status}', flush=True)
+        self.judge_end(victim, number, at, seconds)
+        return True
+
+    def judge_end(self, victim, number, at, seconds):
+        """Whether a victim stopped at the signal `number` that it got `at` this age, without a traceback."""
+        status, took, said = victim.status, victim.age() - at, victim.said()
+        is_python = 'KeyboardInterrupt' in said and (at < STARTUP or str(self.code) not in said)
+        if status is None:
+            victim.end()
+            self.report('badly ended', victim, f'{number.name} does not end it')
+        elif status == 0 and took > GRACE + seconds / 2:
+            self.report('badly ended', victim, f'goes on for {took:.1f} s after {number.name}, to its end')
+        elif not is_python and ('Traceback' in said or status not in {0, *STOPPED[number]}):
+            self.report('badly ended', victim, f'status {status} after {number.name}: {victim.last_words()}')
+
+    def judge(self, victim, expected):
+        """Whether a victim that has come to its end left what is `expected`, all of it, and nothing else."""
+        if processes := victim.orphans():
+            self.report('left behind', victim, f'processes {processes}')
+        left = [str(path.relative_to(victim.folder)) for path in victim.folder.rglob(PARTIAL)]
+        if left or len(victim.runs()) > 1:
+            self.report('left behind', victim, ', '.join(left + [run.name for run in victim.runs()[1:]]))
+        found = contents(victim.folder)
+        differing = sorted(what for what in {**found, **expected} if found.get(what) != expected.get(what)
+                           and not Path(what).match(PARTIAL))
+        if differing:
+            self.report('different', victim, f'{len(differing)}: {", ".join(differing[:4])} ...')
+
+    def report(self, kind, victim, what):
+        with self.lock:
+            self.found[kind] += 1
+        self.say(f'{kind.upper()}: {victim.command.name}, in {victim.folder}: {what}')
+
+    def say(self, line):
+        with self.lock:
+            print(line, flush=True)
+
+
+class Victim:
+    """A command, and the folder in which it is started again and again."""
+
+    def __init__(self, command, code, place, data):
+        self.command, self.script, self.arguments = command, code / command.script, command.arguments
+        self.place, self.folder, self.groups, self.empty_runs = place, place / 'here', [], []
+        shutil.copytree(data, self.folder / 'data')
+        (place / 'tmp').mkdir()
+
+    @property
+    def status(self):
+        return self.process.poll()
+
+    def start(self):
+        """Start it, or go on with the run that it has begun."""
+        runs = self.runs()
+        self.arguments = ['--train', '--resume', str(runs[0])] if runs else self.command.arguments
+        environment = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONIOENCODING': 'utf-8',
+                                    'TMPDIR': str(self.place / 'tmp')}
+        self.started = time.monotonic()
+        with open(self.place / 'said.txt', 'w') as said:
+            self.process = subprocess.Popen([sys.executable, self.script, *self.arguments], cwd=self.folder,
+                                            stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment,
+                                            start_new_session=True)
+        self.groups.append(self.process.pid)
+
+    def age(self):
+        """Seconds since it was started."""
+        return time.monotonic() - self.started
+
+    def wait(self, seconds):
+        """Its exit status, or None where it has none after so many seconds."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self, number):
+        """Send a signal, as the kernel does to a process, or a terminal to all of them."""
+        if number == signal.SIGINT:
+            os.killpg(self.process.pid, number)
+        else:
+            os.kill(self.process.pid, number)
+
+    def runs(self):
+        """The folders of trainings that can be gone on with, in the order in which they were begun."""
+        found = sorted((self.folder / 'out').glob('*'), key=os.path.getctime) if self.command.is_training else []
+        return [run for run in found if run not in self.empty_runs]
+
+    def give_up_empty_run(self):
+        """Whether it refused to go on with a run because that was killed before its first checkpoint, and said so."""
+        runs = self.runs()
+        if not runs or self.process.returncode != 1 or 'Traceback' in self.said():
+            return False
+        weights = [file for file in runs[0].rglob('*.pt*') if file.suffix in ('.pt', '.pth')]
+        if any(file.name != 'encoder.pt' for file in weights) or 'no such checkpoint' not in self.said():
+            return False
+        self.empty_runs.append(runs[0])
+        return True
+
+    def said(self):
+        return (self.place / 'said.txt').read_text(encoding='utf-8', errors='replace')
+
+    def last_words(self):
+        return ([line.strip() for line in self.said().splitlines() if line.strip()] or ['nothing'])[-1][:300]
+
+    def orphans(self):
+        """Processes of its that are still there, a while after all have been killed or have ended."""
+        for _ in range(PATIENCE):
+            if not (found := [process for process, group in processes() if group in self.groups]):
+                break
+            time.sleep(1)
+        self.end()
+        return found
+
+    def end(self):
+        """End whatever it has started."""
+        for group in {group for _, group in processes()} & set(self.groups):
+            os.killpg(group, signal.SIGKILL)
+
+    def clear(self):
+        shutil.rmtree(self.place)
+
+
+def processes():
+    """(process, group) of all that run here, but for those that only wait to be asked how they ended."""
+    for folder in Path('/proc').glob('[0-9]*'):
+        try:
+            state, _, group = (folder / 'stat').read_text().rpartition(')')[2].split()[:3]
+        except OSError:  # ended meanwhile
+            continue
+        if state != 'Z':
+            yield int(folder.name), int(group)
+
+
+def contents(folder):
+    """{what: its value or checksum} for all that the files below `folder` hold, but for dates, speeds and locks."""
+    for path in folder.glob('data/*.hdf5'):
+        if path.with_suffix('.cache').exists():  # what a cache gives counts, not whether it is older than its file
+            for split in layout.SPLITS:
+                load_split(str(path), split)
+    found = {}
+    for path in folder.rglob('*'):
+        if path.is_file() and path.name != 'lock' and 'tfevents' not in path.name:
+            name = re.sub(STAMP, '_DATE', str(path.relative_to(folder)))
+            found |= {f'{name}{key}': value for key, value in parts_of(path, str(folder))}
+    return found
+
+
+def parts_of(path, folder):
+    """What a file holds: (key, value or checksum) for each part."""
+    if path.suffix in ('.pt', '.pth'):
+        return flatten(checkpoint.load(str(path)), folder)
+    if path.suffix == '.json':
+        return flatten(json.loads(path.read_text(encoding='utf-8')), folder)
+    if path.suffix == '.npz':
+        with np.load(path) as arrays:
+            return flatten(dict(arrays), folder)
+    if path.suffix == '.hdf5':
+        with h5py.File(path) as file:
+            return flatten(tree(file), folder)
+    if path.name == 'log.txt':  # a step may be there twice, with one loss
+        return [(f':{line}', True) for line in re.findall(r'step \d+ .*(?=  )', path.read_text(encoding='utf-8'))]
+    return [('', hashlib.sha256(path.read_bytes()).hexdigest())]
+
+
+def tree(group):
+    """An HDF5 group as a dict."""
+    return {'attributes': dict(group.attrs),
+            **{key: tree(one) if isinstance(one, h5py.Group) else one[()] for key, one in group.items()}}
+
+
+def flatten(value, folder, key=''):
+    """[(key, value)] for all that nested containers hold; of arrays, a checksum; paths without `folder`."""
+    if isinstance(value, dict):
+        return [part for name, one in value.items() if name not in OF_A_START
+                for part in flatten(one, folder, f'{key}:{name}')]
+    if isinstance(value, (list, tuple)):
+        return [part for number, one in enumerate(value) for part in flatten(one, folder, f'{key}:{number}')]
+    if torch.is_tensor(value):
+        value = value.numpy()
+    if isinstance(value, (np.ndarray, np.void)):
+        value = f'{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}'
+    return [(key, str(value).replace(folder, ''))]
+
+
+def copy_code(folder):
+    """A copy of the code in which trainings write a checkpoint after every step."""
+    for path in itertools.chain.from_iterable((ROOT / part).rglob('*') for part in CODE):
+        if path.suffix in ('.py', '.yml', '.json'):
+            copy = folder / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+    loop = folder / 'common' / 'loop.py'
+    often, count = re.subn(r'(?m)^(SECONDS_BETWEEN_CHECKPOINTS = )\d+', r'\g<1>0', loop.read_text(encoding='utf-8'))
+    assert count == 1, 'common/loop.py does not say how often checkpoints are written'
+    loop.write_text(often, encoding='utf-8')
+    return folder
+
+
+def make_inputs(folder):
+    """Drawn birds, as data/birds.hdf5 and as the files of CUB-200-2011, encoders, and a trained Stage-I."""
+    torch.manual_seed(0)
+    encoders = CharCnnRnn('birds_cvpr').eval(), CharCnnRnn('birds_cvpr').eval()
+    data, numbers = str(folder / 'data' / 'birds.hdf5'), itertools.count(1)
+    with layout.replace_file(data) as file:
+        for split, bird in (prepare.make(number, seed=1) for number in range(BIRDS)):
+            bird.captions = bird.captions[:CAPTIONS]
+            bird.embeddings = embed_captions(encoders[0], bird.captions, verbose=False)
+            layout.write_photograph(file, split, bird)
+            write_as_cub(folder, split, bird, next(numbers))
+    save_encoder(encoders[0], data)
+    save_encoder(encoders[1], str(folder / 'hdf5')), (folder / 'hdf5.encoder.pt').rename(folder / 'encoder.pt')
+    stage1 = make_networks(gf_dim=4, df_dim=4, z_dim=5, condition_dim=6)
+    Model('stackgan_v1', 'cpu', None, *stage1).save_to(str(folder / 'stage1'), verbose=False)
+    return folder
+
+
+def write_as_cub(folder, split, bird, number):
+    """Add a photograph to a folder as CUB-200-2011 is published, and its class to the list of its split."""
+    image, text = (folder / f'{kind}/{bird.class_name}/{bird.name}{end}' for kind, end in
+                   (('cub/images', '.jpg'), ('text', '.txt')))
+    for path, written in ((image, bird.jpeg), (text, '\n'.join(bird.captions).encode())):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(written)
+    for path, line in ((folder / 'cub' / 'images.txt', f'{number} {bird.class_name}/{bird.name}.jpg'),
+                       (folder / 'cub' / 'bounding_boxes.txt', f'{number} {" ".join(map(str, bird.bbox))}'),
+                       (folder / f'{split}.txt', bird.class_name)):
+        with open(path, 'a', encoding='utf-8') as file:
+            file.write(f'{line}\n')
+
+
+def main(arguments=None):
+    """Returns the exit status: 0 where nothing was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--kills', type=int, default=50, help='default: %(default)s')
+    parser.add_argument('--seed', type=int, default=random.randrange(10 ** 6), help='of the moments (default: another)')
+    parser.add_argument('--only', nargs='+', metavar='NAME', default=[''], help='commands whose names begin with these')
+    parser.add_argument('--parallel', type=int, default=2, metavar='N', help='victims at a time (default: %(default)s)')
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # victims of a shell's background job would ignore it
+    start, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix='chaos-'))
+    commands = [command for command in all_commands(folder / 'inputs') if command.name.startswith(tuple(args.only))]
+    if not commands:
+        parser.error(f'--only: the commands are {", ".join(command.name for command in all_commands(folder))}')
+    print(f'--seed {args.seed}, in {folder}', flush=True)
+    chaos = Chaos(commands, args.kills, args.seed, folder, copy_code(folder / 'code'),
+                  make_inputs(folder / 'inputs') / 'data')
+    print(chaos.run(args.parallel), f'({(time.monotonic() - start) / 60:.1f} minutes)')
+    if not chaos.found:
+        shutil.rmtree(folder)
+    return bool(chaos.found)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
