@@ -179,7 +179,7 @@ def load_encoder(path, device='cpu'):
     """
     contents = torch7.read_encoder(path) if path.endswith('.t7') else checkpoint.load(path)
     state_dict = checkpoint.without_module(contents.get('encoder', contents), path)
-    variant = contents.get('variant') or _variant_of(state_dict, path)
+    variant = contents['variant'] if 'variant' in contents else _variant_of(state_dict, path)
     if not isinstance(variant, str) or variant not in VARIANTS:
         raise UserError(f'{path}: its encoder is of an unknown variant, {shown(variant)}')
     with torch.random.fork_rng(devices=[]):  # first weights are drawn, only to be replaced: no run should notice

@@ -68,7 +68,7 @@ def views(count):
     return file_of(*(Torch('nn.Linear', weight=Tensor(storage, (10, 10), (10, 1), i + 1)) for i in range(count)))
 
 
-DEEP = 200_000
+DEEP = 50_000
 ATTACKS = {
     'itself': lambda: dumps(itself('nn.Linear')), 'itself, a graph': lambda: dumps(itself('nn.gModule')),
     'no stride': lambda: dumps(tensor((40_000, 40_000), (0, 0))), 'long': lambda: dumps(tensor((10 ** 12,), (1,))),

@@ -1,4 +1,7 @@
 """The authors' Torch7 file, written as their Lua code builds it, must give back the weights it was made from."""
+import functools
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +9,9 @@ import torch
 from char_cnn_rnn import encoder
 from char_cnn_rnn.build_encoder import load_encoder
 from char_cnn_rnn.torch7 import read_encoder
+from common import torch7_file
 from common.errors import UserError
+from tests import fuzz_torch7
 from tests.golden_numbers import fill
 from tests.torch7_writer import Table, Tensor, Torch, dumps
 
@@ -209,3 +214,49 @@ def test_damaged_files(tmp_path):
             assert '\n' not in str(error)
     path.write_bytes(b'<html>404</html>\n')
     assert_one_line(path, 'not a Torch7 file, or damaged')
+
+
+@pytest.mark.parametrize('name', [name for name in fuzz_torch7.ATTACKS if 'more' not in name])
+def test_files_made_to_do_harm(tmp_path, name):
+    """Whatever they say about sizes and however deep they are: at once, and in the memory of the file."""
+    start = time.process_time()
+    fuzz_torch7._read(fuzz_torch7._attack(name), str(tmp_path))
+    assert time.process_time() - start < 8
+
+
+def test_a_table_that_holds_itself(tmp_path):
+    inner = Torch('nn.Linear')
+    inner.fields['base'] = inner.fields
+    path = tmp_path / 'a.t7'
+    path.write_bytes(dumps({'protos': {'enc_doc': inner}}))
+    found = torch7_file.read(str(path))['protos']['enc_doc']
+    assert found.kind == 'nn.Linear' and found.fields['base'] is found.fields
+    assert_one_line(path, 'holds no character CNN-RNN')
+
+
+def test_a_stride_of_0_makes_nothing_larger(tmp_path):
+    path = tmp_path / 'a.t7'
+    path.write_bytes(dumps({'txt': Tensor(np.ones(1, np.float32), (40_000, 40_000), (0, 0)),
+                            'deep': functools.reduce(lambda inner, _: [inner], range(5000), 1.0)}))
+    stored = torch7_file.read(str(path))
+    with pytest.raises(ValueError, match='larger than its storage'):
+        stored['txt'].array()
+    assert list(stored['deep']) == [1.0]
+
+
+def test_the_reader_alone(tmp_path):
+    """Every kind of value; of arrays, every type and any place in a storage that several share."""
+    storage = np.arange(12, dtype=np.float32)
+    value = {'n': None, 'yes': True, 'no': False, 'half': 0.5, 'text': b'\xe9t\xe9', 'list': [1, 2],
+             'double': Tensor(np.ones(2)),
+             'a': Tensor(storage, (2, 3), (6, 2), 2), 'b': Tensor(storage), 'empty': Tensor(np.empty(0, np.float32)),
+             'long': Tensor(np.array([2 ** 60])), 'byte': Tensor(np.array([255], np.uint8))}
+    path = tmp_path / 'a.t7'
+    path.write_bytes(dumps(value))
+    read = torch7_file.read(str(path))
+    assert read['n'] is None and read['yes'] is True and read['no'] is False and read['half'] == 0.5
+    assert read['text'] == 'été' and dict(read['list']) == {1: 1, 2: 2} and read['empty'].array().size == 0
+    assert read['a'].array().tolist() == [[1, 3, 5], [7, 9, 11]] and not read['a'].array().flags.writeable
+    assert np.array_equal(read['b'].array(), storage) and np.shares_memory(read['a'].array(), read['b'].array())
+    assert read['long'].array().tolist() == [2 ** 60] and read['byte'].array().tolist() == [255]
+    assert read['double'].array().dtype == np.float64
