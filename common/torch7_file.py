@@ -44,7 +44,7 @@ class Tensor:
 
     def array(self):
         """A read-only numpy array. Raises ValueError where it would be larger than its storage, or outside of it."""
-        if not self.size or self.storage is None:
+        if not self.size:
             return np.empty(0, np.float32)
         if not isinstance(self.storage, np.ndarray):
             raise ValueError('a tensor has no storage')

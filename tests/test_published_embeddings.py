@@ -312,7 +312,7 @@ def test_torch7_sizes_are_not_believed(tmp_path):
                    {'stride': (-1024, 1)}, {'size': (-2, 1024)}, {'size': (10 ** 6, 1024), 'stride': (0, 1)},
                    {'size': (2 ** 62, 2 ** 62), 'stride': (0, 0)}):
         path = t7_file(tmp_path / '001.A/forged.t7', ROWS, **layout)
-        with pytest.raises(ValueError, match='larger than its numbers') as caught:
+        with pytest.raises(ValueError, match='larger than its storage') as caught:
             look_up('001.A/forged')
         assert path in str(caught.value)
 
@@ -373,7 +373,7 @@ def test_torch7_tables_that_hold_themselves(tmp_path):
     for _ in range(2000):
         record = [record]
     save(tmp_path / '001.A/one.t7', dumps(record))
-    with pytest.raises(ValueError, match='RecursionError'):
+    with pytest.raises(ValueError, match='holds no tensor txt'):
         open_icml(str(tmp_path))('001.A/one')
 
 

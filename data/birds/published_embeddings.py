@@ -7,9 +7,9 @@ import os
 
 import numpy as np
 
+from common import torch7_file
 from common.errors import UserError
 from data.birds.untrusted_pickle import load_pickle, one_line
-from data.birds.untrusted_torch7 import load_torch7
 from data.layout import EMBED_DIM
 
 LONGEST_NAME = 1000     # of a photograph, CLASS/NAME
@@ -103,9 +103,9 @@ def _is_row(row):
 def _read_t7(path):
     """The tensor `txt` of a Torch7 file. Raises ValueError with the reason where it cannot be read."""
     try:
-        record = load_torch7(path)
-    except Exception as error:      # the first lines say of which kinds; MemoryError is another
+        record = torch7_file.read(path)
+        if isinstance(record, torch7_file.Table) and isinstance(record.get('txt'), torch7_file.Tensor):
+            return record['txt'].array()
+    except (ValueError, MemoryError) as error:
         raise ValueError(f'{path} cannot be read as a Torch7 file ({one_line(error)})') from error
-    if not isinstance(record, dict) or not isinstance(record.get(b'txt'), np.ndarray):
-        raise ValueError(f'{path} holds no tensor txt')
-    return record[b'txt']
+    raise ValueError(f'{path} holds no tensor txt')
