@@ -75,7 +75,7 @@ def test_where_no_room_can_be_kept_the_free_space_is_looked_at(tmp_path, monkeyp
 
     monkeypatch.setattr(os, 'posix_fallocate', cannot)
     write(tmp_path / 'a.hdf5')
-    monkeypatch.delattr(os, 'posix_fallocate')  # as on macOS and Windows
+    monkeypatch.delattr(os, 'posix_fallocate')
     write(tmp_path / 'a.hdf5')
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=2000))
     assert 'disk full' in one_line(write, tmp_path / 'a.hdf5')
@@ -129,6 +129,19 @@ def test_a_file_can_be_read_while_it_is_replaced(tmp_path):
         assert len(reader['valid']) == len(another['valid']) == 3
         layout.write_embeddings(path, ROWS, 'a test')  # while it is being read
         assert len(reader['valid']) == 3
+
+
+def test_a_new_file_can_be_read_at_once(tmp_path, monkeypatch):
+    replace, found = os.replace, []
+
+    def replace_and_read(old, new):
+        replace(old, new)
+        with layout.open_file(new) as file:
+            found.append(len(file['train']))
+
+    monkeypatch.setattr(os, 'replace', replace_and_read)
+    write(tmp_path / 'a.hdf5', 2)
+    assert found == [6]
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------
