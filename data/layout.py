@@ -234,11 +234,19 @@ def write_embeddings(path, embeddings, source, encoder=None):
         for split, rows in embeddings.items():
             for key, row in zip(file[split], rows):
                 _reserve(file, EMBEDDING_BYTES)
-                _write_embedding(file[split][key], row)
+                _write_embedding(_own_group(_own_group(file, split), key), row)
         file.attrs['embeddings'] = source
         file.attrs.pop('encoder', None)  # that of the embeddings before
         if encoder:
             file.attrs['encoder'] = encoder
+
+
+def _own_group(parent, key):
+    """The group of this name in a group. Raises UserError for anything else: a link may lead into another file."""
+    if not (isinstance(parent.get(key, getlink=True), h5py.HardLink) and isinstance(parent[key], h5py.Group)):
+        raise UserError(f'{parent.file.filename}: {parent.name.rstrip("/")}/{key} is no group of this file, so nothing '
+                        'is written there; make the file again')
+    return parent[key]
 
 
 def check_room(path, count):

@@ -43,6 +43,20 @@ def test_the_fingerprint_of_the_encoder_is_kept_with_its_embeddings(tmp_path):
             assert file.attrs.get('encoder') == encoder
 
 
+@pytest.mark.parametrize('link', [h5py.ExternalLink('other.hdf5', '/train/Auk_0_0'), h5py.SoftLink('/test')], ids=str)
+def test_embeddings_are_not_written_through_links(tmp_path, link):
+    path, other = (tiny.make(tmp_path / name) for name in ('birds.hdf5', 'other.hdf5'))
+    with h5py.File(path, 'r+') as file:
+        del file['train/Auk_0_0']
+        file['train/Auk_0_0'] = link
+    with open(other, 'rb') as file:
+        before = file.read()
+    one_line(layout.write_embeddings, path, ROWS, 'a test', match='/train/Auk_0_0 is no group of this file')
+    with open(other, 'rb') as file:
+        assert file.read() == before
+    assert sorted(os.listdir(tmp_path)) == ['birds.hdf5', 'other.hdf5']
+
+
 # --- the disk ---------------------------------------------------------------------------------------------------------
 
 def test_room_that_was_reserved_is_given_back(tmp_path, monkeypatch):
