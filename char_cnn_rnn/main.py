@@ -179,7 +179,9 @@ def embed(options, device):
     source = encoder_file(options)
     encoder = load_encoder(source, device)
     print(f'{source} reads the captions of {path}', flush=True)
-    embeddings = {split: embed_captions(encoder, load_split(path, split).index.captions) for split in layout.SPLITS}
+    captions = {split: load_split(path, split).index.captions for split in layout.SPLITS}
+    layout.check_room(path, sum(map(len, captions.values())))
+    embeddings = {split: embed_captions(encoder, captions[split]) for split in layout.SPLITS}
     layout.write_embeddings(path, embeddings, f'{encoder.variant}, {os.path.basename(source)}',
                             fingerprint(encoder))
     beside = save_encoder(encoder, path)

@@ -38,6 +38,7 @@ def partial_file(path):
     try:
         yield file.name
         with explained(path):
+            _lock(file, shared=True)  # so that a reader with a lock of its own, such as HDF5, can open `path` at once
             if os.name == 'nt':
                 file.close()  # Windows does not rename a file that is open
             os.replace(file.name, path)
@@ -103,11 +104,11 @@ def _umask():
     return mask
 
 
-def _lock(file):
+def _lock(file, shared=False):
     """Lock an open file until it is closed. False where another has it locked, None where there are no locks."""
     try:
         import fcntl
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except ImportError:
         return None
     except OSError as error:

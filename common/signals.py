@@ -11,7 +11,7 @@ import time
 
 PAIR = 2  # seconds: torchrun hands a terminal's SIGINT, which its processes get, too, on to them as a SIGTERM
 
-_held = []  # the signals that came while `hold` holds them
+_held = None  # the signals that came while `hold` holds them
 
 
 def end_at_once():
@@ -98,12 +98,16 @@ def hold():
     program goes on as if nobody had wanted to stop it.
     """
     global _held
-    outer = _held
+    if _held is not None:  # a block within such a block, in which signals act, too
+        yield
+        return
+    came = []
     try:
-        with noted() as _held:
+        with noted() as came:
+            _held = came
             yield
     finally:
-        came, _held = _held, outer
+        _held = None
         _act(came)
 
 
@@ -113,7 +117,7 @@ def let_act():
 
 
 def _act(came):
-    if came:
+    if came:  # which None is not
         signal.raise_signal(came.pop(0))
 
 

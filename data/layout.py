@@ -37,7 +37,7 @@ TEXT = h5py.string_dtype('utf-8')
 LIBRARY_VERSIONS = ('v108', 'v110')
 CAPTION_BYTES, EMBEDDING_BYTES = 800, 4400  # what a caption's group takes in the file, and its embedding (measured)
 MARGIN = 2 ** 20  # bytes; HDF5 keeps less of what it has yet to write
-NO_RESERVATION = (None, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # of systems and disks that cannot keep room
+NO_RESERVATION = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # of disks that cannot keep room
 
 
 @dataclass
@@ -149,8 +149,7 @@ def replace_file(path, copy=False):
             for split in SPLITS:
                 file.require_group(split)
             yield file
-            file.flush()
-            os.truncate(partial, file.id.get_filesize())  # what `_reserve` has too much
+            _give_back(file)
         with open(partial, 'rb') as written:
             os.fsync(written.fileno())
 
@@ -162,15 +161,23 @@ def _reserve(file, needed):
     room for it, with a margin for what it writes at the end. Raises OSError or CannotWrite where there is not.
     """
     signals.let_act()
-    end, handle = file.id.get_filesize(), file.id.get_vfd_handle()
-    if os.fstat(handle).st_size >= end + needed + MARGIN:
-        return
-    try:
-        os.posix_fallocate(handle, end, needed + 2 * MARGIN)
-    except (AttributeError, OSError) as error:
-        if getattr(error, 'errno', None) not in NO_RESERVATION:
-            raise
-        check_space(file.filename, needed + 2 * MARGIN)
+    if hasattr(os, 'posix_fallocate'):  # not on macOS and Windows
+        end, handle = file.id.get_filesize(), file.id.get_vfd_handle()
+        if os.fstat(handle).st_size >= end + needed + MARGIN:
+            return
+        try:
+            return os.posix_fallocate(handle, end, needed + 2 * MARGIN)
+        except OSError as error:
+            if error.errno not in NO_RESERVATION:
+                raise
+    check_space(file.filename, needed + MARGIN)
+
+
+def _give_back(file):
+    """Have the disk keep no more room than an open file takes, all of which is written."""
+    file.flush()
+    if hasattr(os, 'posix_fallocate'):
+        os.ftruncate(file.id.get_vfd_handle(), file.id.get_filesize())
 
 
 def write_photograph(file, split, photograph):
@@ -222,16 +229,29 @@ def write_embeddings(path, embeddings, source, encoder=None):
             if len(rows) != len(file[split]):
                 raise UserError(f'{path}: /{split} has {len(file[split])} captions, '
                                 f'but there are {len(rows)} embeddings')
-    check_space(path, os.path.getsize(path) + EMBEDDING_BYTES * sum(map(len, embeddings.values())))
+    check_room(path, sum(map(len, embeddings.values())))
     with replace_file(path, copy=True) as file:
         for split, rows in embeddings.items():
             for key, row in zip(file[split], rows):
                 _reserve(file, EMBEDDING_BYTES)
-                _write_embedding(file[split][key], row)
+                _write_embedding(_own_group(_own_group(file, split), key), row)
         file.attrs['embeddings'] = source
         file.attrs.pop('encoder', None)  # that of the embeddings before
         if encoder:
             file.attrs['encoder'] = encoder
+
+
+def _own_group(parent, key):
+    """The group of this name in a group. Raises UserError for anything else: a link may lead into another file."""
+    if not (isinstance(parent.get(key, getlink=True), h5py.HardLink) and isinstance(parent[key], h5py.Group)):
+        raise UserError(f'{parent.file.filename}: {parent.name.rstrip("/")}/{key} is no group of this file, so nothing '
+                        'is written there; make the file again')
+    return parent[key]
+
+
+def check_room(path, count):
+    """Raise CannotWrite where the disk has no room for a copy of the HDF5 file `path` with `count` new embeddings."""
+    check_space(path, os.path.getsize(path) + count * EMBEDDING_BYTES)
 
 
 def _write_embedding(group, embedding):

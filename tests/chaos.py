@@ -86,7 +86,7 @@ def all_commands(inputs):
     others = {
         'char_cnn_rnn --embed': ('char_cnn_rnn/main.py', f'--embed {read} --encoder {inputs}/encoder.pt'),
         'birds/prepare.py': ('data/birds/prepare.py', f'--cub {inputs}/cub --text {inputs}/text {lists} '
-                                                      f'--encoder {inputs}/encoder.pt --out data/made.hdf5'),
+                                                      '--out data/made.hdf5'),
         'toy_birds/prepare.py': ('data/toy_birds/prepare.py', '--count 150 --out data/made.hdf5')}
     return ([Command(name, f'{section}/main.py', typed.split(), True) for name, (section, typed) in trainings.items()]
             + [Command(name, script, typed.split()) for name, (script, typed) in others.items()])

@@ -1,6 +1,7 @@
 """char_cnn_rnn/main.py as people run it: from another folder, on squares whose captions name their colour."""
 import glob
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -88,6 +89,9 @@ def test_errors_are_one_line(tmp_path, monkeypatch):
     assert '--query' in error(monkeypatch, tmp_path, '--query', 'a red bird')
     assert '--train False' in error(monkeypatch, tmp_path, '--query', 'a red bird', '--train')
     assert 'absent.t7: no such file' in error(monkeypatch, tmp_path, '--embed', '--encoder', 'absent.t7')
+    monkeypatch.setattr(main, 'load_encoder', lambda *_: None)  # nor is it asked to read before there is room
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=2000))
+    assert 'squares.hdf5: disk full' in error(monkeypatch, tmp_path, '--embed', '--encoder', 'a.pt')
     os.remove(tmp_path / 'squares.hdf5')
     for flags in ([], ['--train', 'False', '--encoder', 'absent.pt']):
         assert 'no such' in error(monkeypatch, tmp_path, *flags)

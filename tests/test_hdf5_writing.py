@@ -43,6 +43,20 @@ def test_the_fingerprint_of_the_encoder_is_kept_with_its_embeddings(tmp_path):
             assert file.attrs.get('encoder') == encoder
 
 
+@pytest.mark.parametrize('link', [h5py.ExternalLink('other.hdf5', '/train/Auk_0_0'), h5py.SoftLink('/test')], ids=str)
+def test_embeddings_are_not_written_through_links(tmp_path, link):
+    path, other = (tiny.make(tmp_path / name) for name in ('birds.hdf5', 'other.hdf5'))
+    with h5py.File(path, 'r+') as file:
+        del file['train/Auk_0_0']
+        file['train/Auk_0_0'] = link
+    with open(other, 'rb') as file:
+        before = file.read()
+    one_line(layout.write_embeddings, path, ROWS, 'a test', match='/train/Auk_0_0 is no group of this file')
+    with open(other, 'rb') as file:
+        assert file.read() == before
+    assert sorted(os.listdir(tmp_path)) == ['birds.hdf5', 'other.hdf5']
+
+
 # --- the disk ---------------------------------------------------------------------------------------------------------
 
 def test_room_that_was_reserved_is_given_back(tmp_path, monkeypatch):
@@ -75,7 +89,7 @@ def test_where_no_room_can_be_kept_the_free_space_is_looked_at(tmp_path, monkeyp
 
     monkeypatch.setattr(os, 'posix_fallocate', cannot)
     write(tmp_path / 'a.hdf5')
-    monkeypatch.delattr(os, 'posix_fallocate')  # as on macOS and Windows
+    monkeypatch.delattr(os, 'posix_fallocate')
     write(tmp_path / 'a.hdf5')
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=2000))
     assert 'disk full' in one_line(write, tmp_path / 'a.hdf5')
@@ -129,6 +143,19 @@ def test_a_file_can_be_read_while_it_is_replaced(tmp_path):
         assert len(reader['valid']) == len(another['valid']) == 3
         layout.write_embeddings(path, ROWS, 'a test')  # while it is being read
         assert len(reader['valid']) == 3
+
+
+def test_a_new_file_can_be_read_at_once(tmp_path, monkeypatch):
+    replace, found = os.replace, []
+
+    def replace_and_read(old, new):
+        replace(old, new)
+        with layout.open_file(new) as file:
+            found.append(len(file['train']))
+
+    monkeypatch.setattr(os, 'replace', replace_and_read)
+    write(tmp_path / 'a.hdf5', 2)
+    assert found == [6]
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------

@@ -26,11 +26,11 @@ from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
 from tqdm import tqdm
 
-from common.errors import UserError, run_command  # noqa: E402
-from common.files import check_space  # noqa: E402
-from common.letters import LENGTH, unread  # noqa: E402
-from data import layout  # noqa: E402
-from data.birds import cub, published_embeddings  # noqa: E402
+from common.errors import UserError, run_command
+from common.files import check_space
+from common.letters import LENGTH, unread
+from data import layout
+from data.birds import cub, published_embeddings
 
 CHUNK = 32  # photographs that are read ahead
 SHOWN = 20  # letters that the encoder does not read

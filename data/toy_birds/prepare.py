@@ -21,6 +21,7 @@ if __name__ == '__main__':
 import argparse
 import functools
 import io
+import itertools
 import multiprocessing
 import random
 import signal
@@ -44,6 +45,7 @@ CLASSES = [f'{body}_body_{wings}_wings' for body in PALETTE for wings in PALETTE
 APART = {frozenset(pair) for pair in (('yellow', 'blue'), ('black', 'white'))}
 UNSEEN = {name for name in CLASSES if frozenset(name.split('_')[::2]) in APART}
 MIN_COUNT = 2 * len(CLASSES)
+AHEAD = 1000  # birds
 BYTES = 15000  # what a bird and its captions take in the file (measured)
 
 
@@ -134,6 +136,11 @@ def follow_the_parent():
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
+def batches(count):
+    """The numbers below `count`, as many at a time as may wait to be drawn or written."""
+    return (range(start, min(start + AHEAD, count)) for start in range(0, count, AHEAD))
+
+
 def prepare(out, count, seed):
     """Write `count` birds to the HDF5 file `out`; returns how many are in each split."""
     if count < MIN_COUNT:
@@ -144,7 +151,8 @@ def prepare(out, count, seed):
     with signals.hold():
         pool = ProcessPoolExecutor(initializer=follow_the_parent)
         try:
-            birds = pool.map(functools.partial(make, seed=seed), range(count), chunksize=2)
+            birds = itertools.chain.from_iterable(
+                pool.map(functools.partial(make, seed=seed), numbers, chunksize=2) for numbers in batches(count))
             with layout.replace_file(out) as file:
                 for split, photograph in tqdm(birds, total=count, desc='birds', unit='', disable=None):
                     layout.write_photograph(file, split, photograph)
