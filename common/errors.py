@@ -48,7 +48,7 @@ def _replace_closed_streams():
 def _end_if_nothing_can_be_said():
     """End the process where standard output, a pipe or a file, is what cannot be written."""
     try:
-        sys.stdout.flush()
+        print(flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
         sys.exit(141 if isinstance(error, BrokenPipeError) else

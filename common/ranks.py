@@ -62,7 +62,7 @@ def _stop_alone():
     """End this process as torchrun would, which is no longer there to do it: a training stops and saves."""
     if local_rank() == 0:
         print('torchrun has ended: its processes on this machine stop, too', file=sys.stderr, flush=True)
-    os.kill(os.getpid(), signal.SIGTERM)
+    signals.to_main_thread(signal.SIGTERM)
     time.sleep(SECONDS_TO_STOP)
     os._exit(128 + signal.SIGTERM)  # it waits for a process that no longer comes, where no signal reaches it
 

@@ -43,7 +43,7 @@ def raised():
         if came and isinstance(lost.exc_value, (KeyboardInterrupt, SystemExit)):
             number = came[0]
             came.clear()
-            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()  # once the callback is over
+            threading.Timer(0.05, to_main_thread, [number]).start()  # once the callback is over
         else:
             hook(lost)
 
@@ -119,6 +119,14 @@ def let_act():
 def _act(came):
     if came:  # which None is not
         signal.raise_signal(came.pop(0))
+
+
+def to_main_thread(number):
+    """Send a signal as from outside, and so that it interrupts what the main thread waits for."""
+    if hasattr(signal, 'pthread_kill'):
+        signal.pthread_kill(threading.main_thread().ident, number)
+    else:
+        signal.raise_signal(number)
 
 
 def when_parent_ends(act):

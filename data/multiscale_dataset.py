@@ -5,6 +5,7 @@ frames of CUB-200-2011, 3.5 GB, would take the memory that small GPUs need. The 
 """
 import functools
 import io
+import multiprocessing
 import os
 import signal
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from data.cache import load_frames
 from data.captioned_photographs import CaptionedPhotographs
 from data.seeded import SeededDataset, SeededSampler
 
+SEMAPHORES = 3  # of a worker, for its queue
 DRAWS = 3  # random numbers that `crop` takes: where to cut, across and down, and whether to flip
 
 
@@ -149,6 +151,9 @@ class CropLoader(DataLoader):
 
     def __iter__(self):
         try:
+            if self.num_workers and self._iterator is None:
+                # What PyTorch is about to make, in /dev/shm: its own failure would leave a traceback of a destructor's.
+                [multiprocessing.Lock() for _ in range(SEMAPHORES * (self.num_workers + 2))]
             batches = super().__iter__()
         except (OSError, RuntimeError) as error:
             raise UserError(f'--workers {self.num_workers}: cannot be started ({" ".join(str(error).split())[:200]}); '

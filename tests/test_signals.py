@@ -1,0 +1,232 @@
+"""Ctrl-C, SIGTERM and a terminal that goes away, at any moment of a command; and output that nobody reads."""
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from common import loop, ranks, signals
+from common.errors import CannotWrite
+from common.locks import lock_file
+from tests.small_training import EPOCHS, make_dataset, new_model
+from tests.states import assert_same, everything
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ['text2image/main.py', 'stackgan_v1/main.py', 'stackgan_v2/main.py', 'char_cnn_rnn/main.py',
+            'data/birds/prepare.py', 'data/toy_birds/prepare.py']
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+PATIENCE = 60  # seconds, for a machine that is busy with other things
+
+
+def start(*command, said='ready', prepare=None, **options):
+    """A Python process, once it has printed a line `said`. Shells let background jobs ignore SIGINT: it does not."""
+    def prepare_all():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if prepare:
+            prepare()
+
+    options['env'] = os.environ | {'PYTHONPATH': str(ROOT)} | options.get('env', {})
+    process = subprocess.Popen([sys.executable, *command], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               preexec_fn=prepare_all, **options)
+    assert process.stdout.readline() == f'{said}\n'
+    return process
+
+
+def script(body, imports='import os, sys, time'):
+    """A command whose `main` is `body`."""
+    return ['-c', f'{imports}\nfrom common.errors import UserError, run_command\ndef main():\n'
+                  f'{textwrap.indent(textwrap.dedent(body), "    ")}\nrun_command(main)']
+
+
+def end_of(process, *numbers):
+    """(exit status, what it says on stderr) after signals, some time apart."""
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.3)
+    _, said = process.communicate(timeout=PATIENCE)
+    return process.returncode, said
+
+
+@pytest.fixture(scope='module')
+def slow_imports(tmp_path_factory):
+    """A folder of packages that take an hour to import."""
+    folder = tmp_path_factory.mktemp('packages')
+    for name in ('torch', 'numpy', 'tqdm', 'h5py', 'PIL'):
+        (folder / f'{name}.py').write_text('import time\nprint("ready", flush=True)\ntime.sleep(3600)')
+    return {'PYTHONPATH': str(folder)}
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_imports_end_without_a_word(slow_imports, command):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        assert end_of(start(str(ROOT / command), env=slow_imports), number) == (STATUS[number], '')
+
+
+@pytest.mark.parametrize('number', STATUS)
+def test_a_command_cleans_up_and_ends_without_a_word(tmp_path, number):
+    left = tmp_path / 'left'
+    process = start(*script(f'''
+        try:
+            print('ready', flush=True)
+            time.sleep(3600)
+        finally:
+            open({str(left)!r}, 'w').close()
+    '''))
+    assert end_of(process, number) == (STATUS[number], '') and left.exists()
+
+
+def test_a_signal_that_a_destructor_loses_comes_again():
+    process = start(*script('''
+        class Slow:
+            def __del__(self):
+                print('ready', flush=True)
+                time.sleep(2)
+        Slow()
+        time.sleep(3600)
+    '''))
+    assert end_of(process, signal.SIGINT) == (130, '')
+
+
+def test_a_signal_that_becomes_another_error_is_still_one():
+    process = start(*script('''
+        try:
+            print('ready', flush=True)
+            time.sleep(3600)
+        except BaseException:
+            raise ImportError('a library has made this of it')
+    '''))
+    assert end_of(process, signal.SIGTERM) == (143, '')
+
+
+def test_a_second_signal_ends_what_does_not_end():
+    stuck = script('''
+        try:
+            print('ready', flush=True)
+            time.sleep(3600)
+        finally:
+            time.sleep(3600)
+    ''')
+    assert end_of(start(*stuck), signal.SIGINT, signal.SIGINT) == (130, '')
+
+
+def test_torchruns_signal_after_a_ctrl_c_is_the_same_one(tmp_path):
+    left = tmp_path / 'left'
+    process = start(*script(f'''
+        try:
+            print('ready', flush=True)
+            time.sleep(3600)
+        finally:
+            time.sleep(1)
+            open({str(left)!r}, 'w').close()
+    '''))
+    assert end_of(process, signal.SIGINT, signal.SIGTERM) == (130, '') and left.exists()
+
+
+def test_nohup_is_followed():
+    process = start(*script('''
+        print('ready', flush=True)
+        time.sleep(1)
+    '''), prepare=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert end_of(process, signal.SIGHUP) == (0, '')
+
+
+# --- output -----------------------------------------------------------------------------------------------------------
+
+def run(redirection):
+    """(status, stderr) of a command that prints a lot, in a shell, its output going where `redirection` says."""
+    command = script("for number in range(10_000): print('line', number)")
+    done = subprocess.run(['bash', '-c', f'set -o pipefail; "$0" "$@" {redirection}', sys.executable, *command],
+                          env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize('redirection, end', [
+    ('| head -1', (141, '')), ('>&-', (0, '')), ('2>&-', (0, '')),
+    ('> /dev/full', (1, 'error: standard output cannot be written (No space left on device)\n'))])
+def test_output_that_cannot_be_written(redirection, end):
+    assert run(redirection) == end
+
+
+def test_a_lock_that_cannot_be_made(tmp_path):
+    with pytest.raises(CannotWrite, match='missing/lock: cannot be written'):
+        lock_file(str(tmp_path / 'missing' / 'lock'))
+
+
+# --- a training -------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def dataset(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp('data'))
+
+
+class Stuck:
+    """A loader, as of worker processes, that gives some batches of an epoch, and then none, for an hour."""
+    num_workers = 1
+
+    def __init__(self, loader, batches):
+        self.loader, self.batches = loader, batches
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        for number, batch in enumerate([*self.loader]):
+            if number == self.batches:
+                self.is_waited_for.set()
+                time.sleep(3600)
+            yield batch
+
+
+def stop_when(event):
+    """Have SIGTERM sent once `event` is set."""
+    def stop():
+        event.wait(PATIENCE)
+        signals.to_main_thread(signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+
+
+@pytest.mark.usefixtures('one_thread')
+@pytest.mark.parametrize('batches', [0, 1])
+def test_a_signal_ends_the_wait_for_workers_and_the_run_goes_on_to_the_same_results(dataset, tmp_path, batches):
+    straight = new_model(dataset)
+    straight.train(EPOCHS, verbose=False)
+    model = new_model(dataset)
+    model.train(1, 1, str(tmp_path), verbose=False)
+    loader, model.data_loader = model.data_loader, Stuck(model.data_loader, batches)
+    model.data_loader.is_waited_for = threading.Event()
+    stop_when(model.data_loader.is_waited_for)
+    with pytest.raises(KeyboardInterrupt):
+        model.train(EPOCHS, 1, str(tmp_path), verbose=False)
+    again = new_model(dataset, seed=9)
+    again.load_from(str(tmp_path), verbose=False)
+    assert (again.progress['epoch'], again.progress['batch']) == (1, batches)
+    again.train(EPOCHS, verbose=False)
+    assert_same(everything(again), everything(straight))
+
+
+def test_a_signal_ends_the_first_step_which_may_take_minutes(dataset, tmp_path):
+    model, begun = new_model(dataset), threading.Event()
+
+    def train_step(batch):
+        begun.set()
+        time.sleep(3600)
+
+    model.train_step = train_step
+    stop_when(begun)
+    with pytest.raises(KeyboardInterrupt):
+        model.train(1, 1, str(tmp_path), verbose=False)
+    assert not (tmp_path / 'text2image.pt').exists()
+
+
+def test_one_of_several_ranks_waits_for_the_others(dataset, monkeypatch):
+    """Where it alone stopped, they would wait in vain for it."""
+    monkeypatch.setattr(ranks, 'world_size', lambda: 2)
+    with signals.noted() as stop, loop._let_act(stop, True):
+        signal.raise_signal(signal.SIGTERM)
+    assert stop == [signal.SIGTERM]
