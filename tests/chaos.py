@@ -53,6 +53,7 @@ GRACE = 1                   # second, and half the time of a command: what goes 
 STARTUP = 0.1               # seconds in which Python itself answers Ctrl-C, with a traceback
 PARTIAL = '*.partial*'      # the names of files that are being written
 OF_A_START = {'resume', 'stamp'}  # keys of JSON and checkpoints that say how or when, not what: not compared
+IS_CHECKPOINT = re.compile(r'.*\.pth?(\.\d+)?').fullmatch  # also the one before, NAME.pt.1
 KINDS = ('lost', 'different', 'left behind', 'badly ended')
 
 CODE = ('char_cnn_rnn', 'common', 'data', 'stackgan_v1', 'stackgan_v2', 'text2image')
@@ -268,8 +269,8 @@ class Victim:
         runs = self.runs()
         if not runs or self.process.returncode != 1 or 'Traceback' in self.said():
             return False
-        weights = [file for file in runs[0].rglob('*.pt*') if file.suffix in ('.pt', '.pth')]
-        if any(file.name != 'encoder.pt' for file in weights) or 'no such checkpoint' not in self.said():
+        weights = [file for file in runs[0].rglob('*') if IS_CHECKPOINT(file.name) and file.name != 'encoder.pt']
+        if weights or 'start it again' not in self.said():
             return False
         self.empty_runs.append(runs[0])
         return True
@@ -325,7 +326,7 @@ def contents(folder):
 
 def parts_of(path, folder):
     """What a file holds: (key, value or checksum) for each part."""
-    if path.suffix in ('.pt', '.pth'):
+    if IS_CHECKPOINT(path.name):
         return flatten(checkpoint.load(str(path)), folder)
     if path.suffix == '.json':
         return flatten(json.loads(path.read_text(encoding='utf-8')), folder)
