@@ -58,6 +58,7 @@ KINDS = ('lost', 'different', 'left behind', 'badly ended')
 
 CODE = ('char_cnn_rnn', 'common', 'data', 'stackgan_v1', 'stackgan_v2', 'text2image')
 BIRDS, CAPTIONS = 20, 2     # in the data that most commands read
+PHOTOGRAPHS = 120           # in a folder like that of CUB-200-2011
 
 
 @dataclass
@@ -87,7 +88,7 @@ def all_commands(inputs):
     others = {
         'char_cnn_rnn --embed': ('char_cnn_rnn/main.py', f'--embed {read} --encoder {inputs}/encoder.pt'),
         'birds/prepare.py': ('data/birds/prepare.py', f'--cub {inputs}/cub --text {inputs}/text {lists} '
-                                                      f'--encoder {inputs}/encoder.pt --out data/made.hdf5'),
+                                                      '--out data/made.hdf5'),
         'toy_birds/prepare.py': ('data/toy_birds/prepare.py', '--count 150 --out data/made.hdf5')}
     return ([Command(name, f'{section}/main.py', typed.split(), True) for name, (section, typed) in trainings.items()]
             + [Command(name, script, typed.split()) for name, (script, typed) in others.items()])
@@ -379,13 +380,15 @@ def make_inputs(folder):
     """Drawn birds, as data/birds.hdf5 and as the files of CUB-200-2011, encoders, and a trained Stage-I."""
     torch.manual_seed(0)
     encoders = CharCnnRnn('birds_cvpr').eval(), CharCnnRnn('birds_cvpr').eval()
-    data, numbers = str(folder / 'data' / 'birds.hdf5'), itertools.count(1)
+    data = str(folder / 'data' / 'birds.hdf5')
     with layout.replace_file(data) as file:
-        for split, bird in (prepare.make(number, seed=1) for number in range(BIRDS)):
-            bird.captions = bird.captions[:CAPTIONS]
-            bird.embeddings = embed_captions(encoders[0], bird.captions, verbose=False)
-            layout.write_photograph(file, split, bird)
-            write_as_cub(folder, split, bird, next(numbers))
+        for number in range(PHOTOGRAPHS):
+            split, bird = prepare.make(number, seed=1)
+            write_as_cub(folder, split, bird, number)
+            if number < BIRDS:
+                bird.captions = bird.captions[:CAPTIONS]
+                bird.embeddings = embed_captions(encoders[0], bird.captions, verbose=False)
+                layout.write_photograph(file, split, bird)
     save_encoder(encoders[0], data)
     save_encoder(encoders[1], str(folder / 'hdf5')), (folder / 'hdf5.encoder.pt').rename(folder / 'encoder.pt')
     stage1 = make_networks(gf_dim=4, df_dim=4, z_dim=5, condition_dim=6)
