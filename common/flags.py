@@ -2,6 +2,7 @@
 import argparse
 import os
 import random
+import textwrap
 import unicodedata
 
 import numpy as np
@@ -21,6 +22,7 @@ ALL = (*TRAINING, *GENERATING)
 
 LARGEST = 2 ** 31 - 1      # of whole numbers and of weights: what is larger is a typing error, and overflows
 LARGEST_SEED = 10 ** 18
+LONGEST_COMPLAINT = 300    # letters of what is said about a file: a value in it may have any number of them
 
 
 class Parser(argparse.ArgumentParser):
@@ -207,11 +209,12 @@ def check_arguments(parser, arguments, path):
     try:
         _, surplus = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
-        raise UserError(f'{path}: {error}') from error
+        raise UserError(f'{path}: {textwrap.shorten(str(error), LONGEST_COMPLAINT)}') from error
     finally:
         parser.exit_on_error = True
     if surplus:
-        raise UserError(f'{path}: a list where one value belongs: {", ".join(surplus)} is too much')
+        too_much = textwrap.shorten(', '.join(surplus), LONGEST_COMPLAINT)
+        raise UserError(f'{path}: a list where one value belongs: {too_much} is too much')
 
 
 def mode_of(options, *own_modes):

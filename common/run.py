@@ -8,7 +8,7 @@ import time
 from common import checkpoint, flags, ranks
 from common.checkpoint import files_of
 from common.errors import UserError
-from common.files import atomic_write, explained
+from common.files import atomic_write, explained, remove_leftovers
 from common.locks import lock_file
 
 LOCKS = []  # open files: a lock lasts as long as its file is open
@@ -85,7 +85,9 @@ def read_options(run_dir):
         with open(path, encoding='utf-8') as file:
             options = json.load(file)
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f'{path}: cannot be read ({error}), so the run cannot go on') from error
+        remove_leftovers(path)
+        raise UserError(f'{path}: cannot be read ({error}), so the run cannot go on; start it again without --resume'
+                        ) from error
     if not isinstance(options, dict):
         raise UserError(f'{path}: holds a {type(options).__name__} where a run notes its options; put back the file '
                         'that the run made, or start a new run')
@@ -189,7 +191,17 @@ def parse_options(parser, mode_of, from_file=()):
         parser.set_defaults(out_dir=os.path.dirname(run_dir))
         options = parser.parse_args([*_kept_arguments(parser, run_dir, options.train), *from_file, *typed])
         options.model = name or options.model
+        _check_begun(run_dir, options.model)
     return options, run_dir
+
+
+def _check_begun(run_dir, model):
+    """Raise UserError where a run has no checkpoint, and remove half of one, which nothing else ever would."""
+    path = os.path.join(run_dir, f'{model}.pt')
+    if not checkpoint.files_of(path):
+        remove_leftovers(path)
+        raise UserError(f'{run_dir}: has no {model}.pt: it ended before its first checkpoint, so it cannot go on; '
+                        'start it again without --resume')
 
 
 def _run_to_resume(parser, options):

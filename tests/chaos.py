@@ -53,10 +53,12 @@ GRACE = 1                   # second, and half the time of a command: what goes 
 STARTUP = 0.1               # seconds in which Python itself answers Ctrl-C, with a traceback
 PARTIAL = '*.partial*'      # the names of files that are being written
 OF_A_START = {'resume', 'stamp'}  # keys of JSON and checkpoints that say how or when, not what: not compared
+IS_CHECKPOINT = re.compile(r'.*\.pth?(\.\d+)?').fullmatch  # also the one before, NAME.pt.1
 KINDS = ('lost', 'different', 'left behind', 'badly ended')
 
 CODE = ('char_cnn_rnn', 'common', 'data', 'stackgan_v1', 'stackgan_v2', 'text2image')
 BIRDS, CAPTIONS = 20, 2     # in the data that most commands read
+PHOTOGRAPHS = 120           # in a folder like that of CUB-200-2011
 
 
 @dataclass
@@ -268,8 +270,8 @@ class Victim:
         runs = self.runs()
         if not runs or self.process.returncode != 1 or 'Traceback' in self.said():
             return False
-        weights = [file for file in runs[0].rglob('*.pt*') if file.suffix in ('.pt', '.pth')]
-        if any(file.name != 'encoder.pt' for file in weights) or 'no such checkpoint' not in self.said():
+        weights = [file for file in runs[0].rglob('*') if IS_CHECKPOINT(file.name) and file.name != 'encoder.pt']
+        if weights or 'start it again' not in self.said():
             return False
         self.empty_runs.append(runs[0])
         return True
@@ -325,7 +327,7 @@ def contents(folder):
 
 def parts_of(path, folder):
     """What a file holds: (key, value or checksum) for each part."""
-    if path.suffix in ('.pt', '.pth'):
+    if IS_CHECKPOINT(path.name):
         return flatten(checkpoint.load(str(path)), folder)
     if path.suffix == '.json':
         return flatten(json.loads(path.read_text(encoding='utf-8')), folder)
@@ -378,13 +380,15 @@ def make_inputs(folder):
     """Drawn birds, as data/birds.hdf5 and as the files of CUB-200-2011, encoders, and a trained Stage-I."""
     torch.manual_seed(0)
     encoders = CharCnnRnn('birds_cvpr').eval(), CharCnnRnn('birds_cvpr').eval()
-    data, numbers = str(folder / 'data' / 'birds.hdf5'), itertools.count(1)
+    data = str(folder / 'data' / 'birds.hdf5')
     with layout.replace_file(data) as file:
-        for split, bird in (prepare.make(number, seed=1) for number in range(BIRDS)):
-            bird.captions = bird.captions[:CAPTIONS]
-            bird.embeddings = embed_captions(encoders[0], bird.captions, verbose=False)
-            layout.write_photograph(file, split, bird)
-            write_as_cub(folder, split, bird, next(numbers))
+        for number in range(PHOTOGRAPHS):
+            split, bird = prepare.make(number, seed=1)
+            write_as_cub(folder, split, bird, number)
+            if number < BIRDS:
+                bird.captions = bird.captions[:CAPTIONS]
+                bird.embeddings = embed_captions(encoders[0], bird.captions, verbose=False)
+                layout.write_photograph(file, split, bird)
     save_encoder(encoders[0], data)
     save_encoder(encoders[1], str(folder / 'hdf5')), (folder / 'hdf5.encoder.pt').rename(folder / 'encoder.pt')
     stage1 = make_networks(gf_dim=4, df_dim=4, z_dim=5, condition_dim=6)

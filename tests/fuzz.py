@@ -58,8 +58,8 @@ class Seen:
     inputs: int = 0
     outcomes: Counter = field(default_factory=Counter)
     spent: float = 0.0
-    slowest: float = 0.0
-    largest: float = 0.0
+    slowest: tuple = (0.0, 0)  # seconds, and the number of the input
+    largest: tuple = (0.0, 0)  # megabytes, and the number of the input
     findings: Counter = field(default_factory=Counter)
 
 
@@ -272,7 +272,7 @@ class Fuzzing:
             seen.inputs += 1
             seen.outcomes[outcome] += 1
             seen.spent += seconds
-            seen.slowest, seen.largest = max(seen.slowest, seconds), max(seen.largest, megabytes)
+            seen.slowest, seen.largest = max(seen.slowest, (seconds, number)), max(seen.largest, (megabytes, number))
             if outcome == 'unexpected':
                 kind = reason.partition(': ')[0]
                 seen.findings[kind] += 1
@@ -285,13 +285,15 @@ class Fuzzing:
         """A line for every target, one for every kind of finding that came often, and the total."""
         for name, seen in self.seen.items():
             outcomes = ', '.join(f'{count:,} {outcome}' for outcome, count in sorted(seen.outcomes.items()))
-            yield (f'{name:20} {seen.inputs:7,} inputs: {outcomes}; slowest {seen.slowest:.1f} s, '
-                   f'mean {1000 * seen.spent / max(1, seen.inputs):.1f} ms, largest {seen.largest:.0f} MB')
+            mean = 1000 * seen.spent / max(1, seen.inputs)
+            yield (f'{name:20} {seen.inputs:7,} inputs: {outcomes}; mean {mean:.1f} ms, '
+                   f'slowest {seen.slowest[0]:.1f} s (input {seen.slowest[1]}), '
+                   f'largest {seen.largest[0]:.0f} MB (input {seen.largest[1]})')
             yield from (f'{name}: {count} times {kind}' for kind, count in seen.findings.items() if count > SHOWN)
         all_seen = self.seen.values()
         yield (f'{sum(seen.inputs for seen in all_seen):,} inputs over {len(self.seen)} targets: {self.unexpected()} '
-               f'unexpected, slowest {max(seen.slowest for seen in all_seen):.1f} s, '
-               f'largest {max(seen.largest for seen in all_seen):.0f} MB')
+               f'unexpected, slowest {max(seen.slowest[0] for seen in all_seen):.1f} s, '
+               f'largest {max(seen.largest[0] for seen in all_seen):.0f} MB')
 
     def unexpected(self):
         return sum(seen.outcomes['unexpected'] for seen in self.seen.values())

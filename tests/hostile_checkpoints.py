@@ -89,7 +89,8 @@ def places_in(value, path=()):
 PLAIN = (lambda value: value.bool(), lambda value: value.double(), lambda value: value.half(),
          lambda value: value.long(), lambda value: value.flatten()[:-1], lambda value: value[None],
          lambda value: torch.full_like(value, -1), lambda value: value * torch.nan, lambda value: value + torch.inf,
-         lambda value: nn.Parameter(value.float()), lambda value: torch.empty(0), lambda value: value.tolist())
+         lambda value: nn.Parameter(value.float()), lambda value: torch.empty(0),
+        lambda value: value.flatten()[:999].tolist())
 OTHERS = (None, True, 0, -1, 2 ** 62, 10 ** 30, 1e308, float('nan'), float('inf'), -0.5, '', 'x', 'x' * 500,
           'two\nlines', [], [1], {}, {'a': 1}, {1: 2}, (), (1, 2), (0.5, 1.0), torch.ones(()), torch.ones(3),
           torch.zeros(5056, dtype=torch.uint8), [[]], [None], [{}], {'state': {}, 'param_groups': []},

@@ -57,6 +57,7 @@ def test_options_of_a_run_are_kept_unless_named(tmp_path, monkeypatch):
 
     options, _ = parse('--epochs', '7', '--batch_size', '4', '--train', '--model', 'mine')
     folder = run.new_run(str(tmp_path), 'birds', vars(options) | {'an_option_of_old': 1})
+    open(os.path.join(folder, 'mine.pt'), 'w').close()
     resumed, run_dir = parse('--resume', folder, '--epochs', '9')
     assert run_dir == folder and (resumed.epochs, resumed.batch_size, resumed.model) == (9, 4, 'mine')
     run.write_options(folder, vars(resumed))
@@ -84,6 +85,7 @@ def parse(folder, monkeypatch, *typed):
     ('{"model": "../../x"}', 'options.json: argument --model'), ('{"data_dir": 7}', '')])
 def test_options_of_a_run_are_checked(tmp_path, monkeypatch, text, message):
     (tmp_path / 'options.json').write_text(text)
+    (tmp_path / 'text2image.pt').touch()
     if message:
         assert message in one_line(parse, tmp_path, monkeypatch, '--resume', tmp_path)
     else:
@@ -98,6 +100,17 @@ def test_a_run_is_named_by_its_folder_or_by_a_checkpoint_in_it(tmp_path, monkeyp
         options, resumed = parse(tmp_path, monkeypatch, '--resume', named)
         assert (resumed, options.model, options.epochs, options.out_dir) == (folder, model, 7, str(tmp_path))
     assert 'cannot be read' in one_line(parse, tmp_path, monkeypatch, '--resume', f'{folder}/y.pt')
+
+
+def test_a_run_without_a_checkpoint_says_to_start_again(tmp_path, monkeypatch):
+    folder = run.new_run(str(tmp_path), 'birds', {'model': 'mine'})
+    half = os.path.join(folder, 'mine.pt.partial-123')
+    open(half, 'w').close()
+    message = one_line(parse, tmp_path, monkeypatch, '--resume', folder)
+    assert message.startswith(f'{folder}: has no mine.pt') and message.endswith('start it again without --resume')
+    assert not os.path.exists(half)
+    open(os.path.join(folder, 'mine.pt.1'), 'w').close()  # the one before, where the newest was lost
+    assert parse(tmp_path, monkeypatch, '--resume', folder)[1] == folder
 
 
 def test_a_run_that_cannot_be_written_is_one_line(tmp_path):

@@ -50,7 +50,7 @@ def test_every_kind_of_finding_is_told_and_none_is_the_last(tmp_path, monkeypatc
                          ('busy', r'hangs .* in .*bad_targets.py:\d+'), ('asleep', r'hangs .* in .*bad_targets.py:\d+'),
                          ('dies', 'dies with exit status -11 in '), ('ends', 'SystemExit ')]:
         assert re.search(f'^UNEXPECTED: --seed 1 --only {name} --input 0: {reason}', said, re.MULTILINE), said
-    assert re.search(r'^fine +1 inputs: 1 (accepted|refused); slowest 0.0 s', said, re.MULTILINE)
+    assert re.search(r'^fine +1 inputs: 1 (accepted|refused); mean [0-9.]+ ms, slowest 0.0 s ', said, re.MULTILINE)
     assert '8 inputs over 8 targets: 7 unexpected, slowest 0.' in said
 
 
