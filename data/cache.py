@@ -149,7 +149,7 @@ def _write_split(folder, file, split, stamp):
     Returns (index, fingerprint, encoder).
     """
     index = layout.read_index(file, split)
-    embeddings = layout.read_embeddings(file, split, index.keys) if layout.has_embeddings(file, split) else None
+    embeddings = layout.read_embeddings(file, split, index.keys) if layout.has_embeddings(file, split, index) else None
     fingerprint, encoder = _fingerprint(file, split, index, embeddings), layout.read_encoder(file)
     partial = tempfile.mkdtemp(prefix=f'{split}.partial-', dir=os.path.dirname(folder))
     try:

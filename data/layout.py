@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import UserError
+from data import plain_hdf5
 
 SPLITS = ('train', 'valid', 'test')
 EMBED_DIM = 1024
@@ -97,19 +98,26 @@ def encoder_beside(path):
 
 
 def open_file(path):
-    """Open `path` for reading. Raises UserError where it is missing or not in this layout."""
+    """Open `path` for reading. Raises UserError where it is missing, in use, or not in this layout."""
     if not os.path.isfile(path):
         raise UserError(f'{path}: no such file; make it with: {how_to_prepare(path)}')
     try:
         file = h5py.File(path, 'r')
-    except OSError as error:
-        raise UserError(f'{path}: not a readable HDF5 file ({error}); '
+    except PermissionError as error:
+        raise UserError(f'{path}: cannot be read ({error.strerror}); change its permissions') from error
+    except Exception as error:  # whatever h5py makes of what libhdf5 stumbled over in a damaged file
+        if 'unable to lock file' in str(error):
+            raise UserError(f'{path}: in use by another program; wait until that is done with it') from error
+        raise UserError(f'{path}: not a readable HDF5 file ({_short(error)}); '
                         f'make it again with: {how_to_prepare(path)}') from error
-    missing = [split for split in SPLITS if split not in file]
-    if missing:
+    try:
+        for split in SPLITS:
+            if not _group(file, split):
+                raise UserError(f'{path}: has no group /{split}, so it is not a file of captioned pictures; '
+                                f'make one with: {how_to_prepare(path)}')
+    except BaseException:
         file.close()
-        raise UserError(f'{path}: has no group /{missing[0]}, so it is not a file of captioned pictures; '
-                        f'make one with: {how_to_prepare(path)}')
+        raise
     return file
 
 
@@ -193,30 +201,44 @@ def _write_embedding(group, embedding):
 
 
 def read_index(file, split):
-    """Read the `Index` of a split of an open file, with a progress bar. Raises UserError if a group is incomplete."""
-    index, photo_by_name = Index(), {}
-    for key, group in tqdm(file[split].items(), desc=f'{split}: captions', unit='', leave=False, disable=None):
-        name = key.rpartition('_')[0]
-        try:
-            caption = _text(group['txt'])
+    """Read the `Index` of a split of an open file, with a progress bar. Raises UserError where it is damaged."""
+    index, photo_by_name, group = Index(), {}, _group(file, split)
+    with _damage_named(file, split):
+        keys = plain_hdf5.names(group)
+    room = os.path.getsize(file.filename)  # for text: many groups can link to one long string
+    for key in tqdm(keys, desc=f'{split}: captions', unit='', leave=False, disable=None):
+        with _damage_named(file, split, key):
+            caption, (name, _, number) = plain_hdf5.open_group(group, key), key.rpartition('_')
+            if not name or not number:
+                raise ValueError('it is not named PHOTOGRAPH_K')
+            index.captions.append(plain_hdf5.read_text(file, caption, 'txt').strip())
+            room -= len(index.captions[-1])
             if name not in photo_by_name:
                 photo_by_name[name] = len(index.names)
-                index.names.append(_text(group['name']))
-                index.classes.append(_text(group['class']))
-                index.boxes.append([float(x) for x in group['bbox'][()]] if 'bbox' in group else None)
+                index.names.append(plain_hdf5.read_text(file, caption, 'name'))
+                index.classes.append(plain_hdf5.read_text(file, caption, 'class'))
+                index.boxes.append(_read_box(file, caption) if plain_hdf5.has(caption, 'bbox') else None)
                 index.img_keys.append(key)
-        except KeyError as error:
-            raise UserError(f'{file.filename}: /{split}/{key} is incomplete ({error}); '
-                            f'make the file again with: {how_to_prepare(file.filename)}') from error
+                room -= len(index.names[-1]) + len(index.classes[-1])
+            if room < 0:
+                raise ValueError('with it, there is more text than the file is long')
         index.keys.append(key)
-        index.captions.append(caption.strip())
         index.photo_of.append(photo_by_name[name])
     return index
 
 
+def _read_box(file, caption):
+    box = [float(number) for number in plain_hdf5.read_numbers(file, caption, 'bbox')]
+    if len(box) != 4 or not np.isfinite(box).all():
+        raise ValueError(f'bbox is {box[:5]}, not four numbers')
+    return box
+
+
 def read_jpeg(file, split, key):
-    """The bytes of the JPEG that the caption group `key` shows."""
-    return file[split][key]['img'][()].tobytes()
+    """The bytes of the picture that the caption group `key` shows. Raises UserError where they are damaged."""
+    group = _group(file, split)
+    with _damage_named(file, split, key):
+        return plain_hdf5.read_bytes(file, plain_hdf5.open_group(group, key), 'img')
 
 
 def cannot_be_decoded(path, split, name, error):
@@ -225,34 +247,61 @@ def cannot_be_decoded(path, split, name, error):
                      f'without it: {how_to_prepare(path)}')
 
 
-def has_embeddings(file, split):
-    """True where the split's captions have embeddings (they are written for all or for none)."""
-    return any('embeddings' in file[split][key] for key in list(file[split])[:1])
+def has_embeddings(file, split, index):
+    """True where the captions of a split's `Index` have embeddings (they are written for all or for none)."""
+    group = _group(file, split)
+    for key in index.keys[:1]:
+        with _damage_named(file, split, key):
+            return plain_hdf5.has(plain_hdf5.open_group(group, key), 'embeddings')
+    return False
 
 
 def read_embeddings(file, split, keys):
-    """float32 [len(keys), 1024]. Raises UserError where one is missing."""
-    embeddings = np.empty((len(keys), EMBED_DIM), np.float32)
+    """float32 [len(keys), 1024]. Raises UserError where one is missing, of another width, or not of finite numbers."""
+    embeddings, group = np.empty((len(keys), EMBED_DIM), np.float32), _group(file, split)
     for row, key in zip(embeddings, keys):
-        try:
-            row[:] = file[split][key]['embeddings'][()]
-        except (KeyError, ValueError) as error:
-            raise UserError(f'{file.filename}: /{split}/{key} has no embedding of {EMBED_DIM} numbers ({error}); '
-                            f'write them with: {how_to_embed(file.filename)}') from error
+        with _damage_named(file, split, key):
+            caption = plain_hdf5.open_group(group, key)
+            numbers = plain_hdf5.read_numbers(file, caption, 'embeddings') if plain_hdf5.has(caption, 'embeddings') else ()
+            if len(numbers) == EMBED_DIM:
+                with np.errstate(over='ignore'):  # a larger number than float32 has is not finite, as it should be
+                    row[:] = numbers
+        if len(numbers) != EMBED_DIM or not np.isfinite(row).all():
+            found = f'has no embedding of {EMBED_DIM} numbers (it has {len(numbers)})' if len(numbers) != EMBED_DIM else \
+                'has an embedding with numbers that are infinite or none (NaN)'
+            raise UserError(f'{file.filename}: /{split}/{key} {found}; write them with: {how_to_embed(file.filename)}')
     return embeddings
 
 
 def read_encoder(file):
-    """What the attribute `encoder` of the file says of the encoder that wrote its embeddings, or None."""
+    """What the attribute `encoder` of the file, a string of fixed length, says of what wrote its embeddings, or None."""
     try:
-        value = file.attrs['encoder']
-    except (KeyError, OSError, ValueError, TypeError, RuntimeError):
+        value = plain_hdf5.read_attribute(file, 'encoder', ENCODER_LENGTH)
+    except Exception:  # whatever h5py makes of a damaged one: then it is not known, as where there is none
         return None
-    is_sane = isinstance(value, str) and 0 < len(value) <= ENCODER_LENGTH and value.isprintable()
-    return value if is_sane else None
+    return value if value and value.isprintable() else None
 
 
-def _text(dataset):
-    """A stored string, whichever way its writer stored it: scalar or one-element array, bytes or str."""
-    value = np.ravel(dataset[()])[0]
-    return value.decode('utf-8', 'replace') if isinstance(value, bytes) else str(value)
+def _group(file, split):
+    """The low-level group of a split, or None where there is none. Raises UserError where it is something else."""
+    with _damage_named(file, split):
+        return plain_hdf5.open_group(file.id, split) if plain_hdf5.has(file.id, split) else None
+
+
+@contextlib.contextmanager
+def _damage_named(file, *place):
+    """Raise UserError in place of any error of the block, which reads what is at `place`: split, or split and group."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever h5py makes of what libhdf5 stumbled over, or plain_hdf5 of what it found
+        where = '/'.join(('', *place)).encode('utf-8', 'backslashreplace').decode()
+        raise UserError(f'{file.filename}: {where} is incomplete or damaged ({_short(error)}); '
+                        f'make the file again with: {how_to_prepare(file.filename)}') from error
+
+
+def _short(error):
+    """What an error says, in one line that can be printed."""
+    text = ' '.join(str(error).split()) or type(error).__name__
+    return text.encode('utf-8', 'backslashreplace').decode()[:200]
