@@ -58,6 +58,7 @@ class Index:
     classes: list = field(default_factory=list)       # of every photograph
     boxes: list = field(default_factory=list)         # of every photograph: [x, y, width, height] or None
     img_keys: list = field(default_factory=list)      # of every photograph, the first group that links to its JPEG
+    places: list = field(default_factory=list)        # of every photograph: where its JPEG lies in the file, its bytes
 
     def sentence(self, caption):
         """(class, name, K): the caption with this number is sentence K, as the file counts them, of a photograph."""
@@ -100,7 +101,7 @@ def encoder_beside(path):
 def open_file(path):
     """Open `path` for reading. Raises UserError where it is missing, in use, or not in this layout."""
     if not os.path.isfile(path):
-        raise UserError(f'{path}: no such file; make it with: {how_to_prepare(path)}')
+        raise no_such_file(path)
     try:
         file = h5py.File(path, 'r')
     except PermissionError as error:
@@ -188,7 +189,7 @@ def write_embeddings(path, embeddings, source, encoder=None):
         file.attrs['embeddings'] = source
         file.attrs.pop('encoder', None)  # that of the embeddings before
         if encoder:
-            file.attrs['encoder'] = encoder
+            file.attrs['encoder'] = np.bytes_(encoder)  # of fixed length: see `plain_hdf5.read_attribute`
 
 
 def _write_embedding(group, embedding):
@@ -205,8 +206,8 @@ def read_index(file, split):
     index, photo_by_name, group = Index(), {}, _group(file, split)
     with _damage_named(file, split):
         keys = plain_hdf5.names(group)
-    room = os.path.getsize(file.filename)  # for text: many groups can link to one long string
-    for key in tqdm(keys, desc=f'{split}: captions', unit='', leave=False, disable=None):
+    room = os.path.getsize(file.filename)  # for what is read: many groups can link to one thing
+    for key in plain_hdf5.watched(tqdm(keys, desc=f'{split}: captions', unit='', leave=False, disable=None)):
         with _damage_named(file, split, key):
             caption, (name, _, number) = plain_hdf5.open_group(group, key), key.rpartition('_')
             if not name or not number:
@@ -219,9 +220,10 @@ def read_index(file, split):
                 index.classes.append(plain_hdf5.read_text(file, caption, 'class'))
                 index.boxes.append(_read_box(file, caption) if plain_hdf5.has(caption, 'bbox') else None)
                 index.img_keys.append(key)
-                room -= len(index.names[-1]) + len(index.classes[-1])
+                index.places.append(plain_hdf5.place_of_bytes(file, caption, 'img'))
+                room -= len(index.names[-1]) + len(index.classes[-1]) + index.places[-1][1]
             if room < 0:
-                raise ValueError('with it, there is more text than the file is long')
+                raise ValueError('with it, captions and pictures are longer than the file')
         index.keys.append(key)
         index.photo_of.append(photo_by_name[name])
     return index
@@ -237,8 +239,21 @@ def _read_box(file, caption):
 def read_jpeg(file, split, key):
     """The bytes of the picture that the caption group `key` shows. Raises UserError where they are damaged."""
     group = _group(file, split)
-    with _damage_named(file, split, key):
-        return plain_hdf5.read_bytes(file, plain_hdf5.open_group(group, key), 'img')
+    with _damage_named(file, split, key), open(file.filename, 'rb') as plain:
+        offset, size = plain_hdf5.place_of_bytes(file, plain_hdf5.open_group(group, key), 'img')
+        plain.seek(offset)
+        return plain.read(size)
+
+
+def no_such_file(path):
+    """The UserError about an HDF5 file that is missing."""
+    return UserError(f'{path}: no such file; make it with: {how_to_prepare(path)}')
+
+
+def cannot_be_read(path, where, reason):
+    """The UserError about what is damaged in an HDF5 file: a split, or SPLIT/GROUP."""
+    return UserError(f'{path}: /{where} is incomplete or damaged ({reason}); '
+                     f'make the file again with: {how_to_prepare(path)}')
 
 
 def cannot_be_decoded(path, split, name, error):
@@ -259,22 +274,29 @@ def has_embeddings(file, split, index):
 def read_embeddings(file, split, keys):
     """float32 [len(keys), 1024]. Raises UserError where one is missing, of another width, or not of finite numbers."""
     embeddings, group = np.empty((len(keys), EMBED_DIM), np.float32), _group(file, split)
-    for row, key in zip(embeddings, keys):
+    for row, key in zip(embeddings, plain_hdf5.watched(keys)):
         with _damage_named(file, split, key):
-            caption = plain_hdf5.open_group(group, key)
-            numbers = plain_hdf5.read_numbers(file, caption, 'embeddings') if plain_hdf5.has(caption, 'embeddings') else ()
-            if len(numbers) == EMBED_DIM:
-                with np.errstate(over='ignore'):  # a larger number than float32 has is not finite, as it should be
-                    row[:] = numbers
-        if len(numbers) != EMBED_DIM or not np.isfinite(row).all():
-            found = f'has no embedding of {EMBED_DIM} numbers (it has {len(numbers)})' if len(numbers) != EMBED_DIM else \
-                'has an embedding with numbers that are infinite or none (NaN)'
-            raise UserError(f'{file.filename}: /{split}/{key} {found}; write them with: {how_to_embed(file.filename)}')
+            wrong = _read_embedding(file, plain_hdf5.open_group(group, key), row)
+        if wrong:
+            raise UserError(f'{file.filename}: /{split}/{key} has {wrong}; '
+                            f'write them with: {how_to_embed(file.filename)}')
     return embeddings
 
 
+def _read_embedding(file, caption, row):
+    """Fill `row`; return what is wrong with the embedding, or None."""
+    if not plain_hdf5.has(caption, 'embeddings'):
+        return f'no embedding of {EMBED_DIM} numbers'
+    numbers = plain_hdf5.read_numbers(file, caption, 'embeddings')
+    if len(numbers) != EMBED_DIM:
+        return f'no embedding of {EMBED_DIM} numbers, but one of {len(numbers)}'
+    with np.errstate(over='ignore'):  # what is larger than a float32 can be is infinite then
+        row[:] = numbers
+    return None if np.isfinite(row).all() else 'an embedding with numbers that are infinite or not numbers (NaN)'
+
+
 def read_encoder(file):
-    """What the attribute `encoder` of the file, a string of fixed length, says of what wrote its embeddings, or None."""
+    """What the attribute `encoder` of the file, a string of fixed length, says of what embedded its captions, or None."""
     try:
         value = plain_hdf5.read_attribute(file, 'encoder', ENCODER_LENGTH)
     except Exception:  # whatever h5py makes of a damaged one: then it is not known, as where there is none
@@ -296,12 +318,13 @@ def _damage_named(file, *place):
     except UserError:
         raise
     except Exception as error:  # whatever h5py makes of what libhdf5 stumbled over, or plain_hdf5 of what it found
-        where = '/'.join(('', *place)).encode('utf-8', 'backslashreplace').decode()
-        raise UserError(f'{file.filename}: {where} is incomplete or damaged ({_short(error)}); '
-                        f'make the file again with: {how_to_prepare(file.filename)}') from error
+        raise cannot_be_read(file.filename, _printable('/'.join(place)), _short(error)) from error
 
 
 def _short(error):
     """What an error says, in one line that can be printed."""
-    text = ' '.join(str(error).split()) or type(error).__name__
-    return text.encode('utf-8', 'backslashreplace').decode()[:200]
+    return _printable(' '.join(str(error).split()) or type(error).__name__)[:200]
+
+
+def _printable(text):
+    return text.encode('utf-8', 'backslashreplace').decode()

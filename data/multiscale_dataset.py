@@ -55,7 +55,7 @@ class MultiscaleDataset(CaptionedPhotographs):
 
         Items stay the same. Returns the dataset. Raises UserError where the file cannot be written or one be decoded.
         """
-        self.frames = load_frames(self.file, self.split, self.index, frame_side(self.sizes[-1]),
+        self.frames = load_frames(self.file, self.split, self.fingerprint, frame_side(self.sizes[-1]),
                                   lambda photo, jpeg: np.asarray(self._framed(photo, jpeg)))
         return self
 
@@ -98,8 +98,7 @@ class MultiscaleDataset(CaptionedPhotographs):
         if self.frames is not None:
             return stack_crops([crop(self.frames[photo], self.sizes[-1], *draw)
                                 for photo, draw in zip(photos.tolist(), draws)])
-        with layout.open_file(self.file) as file:  # opened for each batch: an HDF5 handle does not survive a fork
-            jpegs = [layout.read_jpeg(file, self.split, self.index.img_keys[photo]) for photo in photos]
+        jpegs = self.jpegs.read(photos.tolist())
         return stack_crops(in_threads(self._crop, photos.tolist(), jpegs, draws))
 
     def _crop(self, photo, jpeg, draws):

@@ -9,12 +9,17 @@ h5py.File, `group` one of h5py's low-level groups (h5g.GroupID), which take a te
 """
 import math
 import os
+import signal
 
 import numpy as np
 from h5py import h5a, h5d, h5g, h5l, h5o, h5s, h5t
 
 TEXT_BYTES = 1 << 20   # of the longest string that is read
 VLEN_LENGTH_BYTES = 4  # a string of variable length is stored as its length, and where it is
+# What reading a file may take: memory, and seconds of work before its first caption is read, and from one to the next.
+MEMORY, MEMORY_PER_BYTE = 400 << 20, 4
+SECONDS, SECONDS_PER_BYTE = 2, 1 / 10e6
+_seconds_for_all = None  # None where this process is not limited
 
 
 def open_group(parent, name):
@@ -25,6 +30,38 @@ def open_group(parent, name):
 def names(group):
     """Of all that a group holds, in the order in which h5py goes through it."""
     return [name.decode() for name in group]
+
+
+def limit(size):
+    """Let this process, which is there to read a file of `size` bytes, grow in proportion to it, and hang no more.
+
+    Where the system has no such limits (Windows has none, macOS none of memory) it is only apart from others.
+    """
+    global _seconds_for_all
+    try:
+        import resource
+        with open('/proc/self/statm') as file:
+            now = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY + MEMORY_PER_BYTE * size,) * 2)
+    except (ImportError, OSError, ValueError):
+        pass
+    if hasattr(signal, 'setitimer'):
+        _seconds_for_all = SECONDS + size * SECONDS_PER_BYTE
+        _let_work(_seconds_for_all)
+
+
+def watched(items):
+    """Yield the items; end this process where one takes longer, and `limit` has been called."""
+    for item in items:
+        _let_work(SECONDS)
+        yield item
+    _let_work(_seconds_for_all)
+
+
+def _let_work(seconds):
+    """End this process by SIGPROF once it has worked for so long: an endless loop in libhdf5 ends in no other way."""
+    if _seconds_for_all:
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def has(group, name):
@@ -47,13 +84,13 @@ def read_text(file, group, name):
     return bytes(value[0] or b'').decode('utf-8', 'replace')
 
 
-def read_bytes(file, group, name):
-    """The bytes `name`, stored as one opaque value or as bytes."""
+def place_of_bytes(file, group, name):
+    """(offset in the file, number) of the bytes `name`, stored as one opaque value or as an array of bytes."""
     _, stored, count, offset = _open_plain(file, group, name)
     is_opaque = stored.get_class() == h5t.OPAQUE and count == 1
     if not is_opaque and not (stored.get_class() == h5t.INTEGER and stored.get_size() == 1):
         raise ValueError(f'{name} is not a row of bytes')
-    return os.pread(file.id.get_vfd_handle(), count * stored.get_size(), offset)
+    return offset, count * stored.get_size()
 
 
 def read_numbers(file, group, name):
@@ -81,7 +118,7 @@ def read_attribute(file, name, longest):
 
 
 def _open_plain(file, group, name):
-    """What a group holds as `name`: (low-level data set, its type, number of values, offset of its bytes in the file)."""
+    """What a group holds as `name`: (low-level data set, type, number of values, offset of its bytes in the file)."""
     dataset = _open(group, name, h5d.DatasetID, 'a data set')
     plan, stored, count, offset = dataset.get_create_plist(), dataset.get_type(), _count(dataset), dataset.get_offset()
     if plan.get_layout() not in (h5d.CONTIGUOUS, h5d.COMPACT) or plan.get_external_count():
