@@ -189,7 +189,7 @@ def write_embeddings(path, embeddings, source, encoder=None):
         file.attrs['embeddings'] = source
         file.attrs.pop('encoder', None)  # that of the embeddings before
         if encoder:
-            file.attrs['encoder'] = np.bytes_(encoder)  # of fixed length: see `plain_hdf5.read_attribute`
+            file.attrs['encoder'] = encoder
 
 
 def _write_embedding(group, embedding):
@@ -296,12 +296,12 @@ def _read_embedding(file, caption, row):
 
 
 def read_encoder(file):
-    """What the attribute `encoder` of the file, a string of fixed length, says of what embedded its captions, or None."""
+    """What the attribute `encoder` of the file says of the encoder that wrote its embeddings, or None."""
     try:
-        value = plain_hdf5.read_attribute(file, 'encoder', ENCODER_LENGTH)
+        value = plain_hdf5.read_attribute(file, 'encoder')
     except Exception:  # whatever h5py makes of a damaged one: then it is not known, as where there is none
         return None
-    return value if value and value.isprintable() else None
+    return value if value and len(value) <= ENCODER_LENGTH and value.isprintable() else None
 
 
 def _group(file, split):
@@ -318,13 +318,9 @@ def _damage_named(file, *place):
     except UserError:
         raise
     except Exception as error:  # whatever h5py makes of what libhdf5 stumbled over, or plain_hdf5 of what it found
-        raise cannot_be_read(file.filename, _printable('/'.join(place)), _short(error)) from error
+        raise cannot_be_read(file.filename, '/'.join(place), _short(error)) from error
 
 
 def _short(error):
-    """What an error says, in one line that can be printed."""
-    return _printable(' '.join(str(error).split()) or type(error).__name__)[:200]
-
-
-def _printable(text):
-    return text.encode('utf-8', 'backslashreplace').decode()
+    """What an error says, in one line."""
+    return (' '.join(str(error).split()) or type(error).__name__)[:200]

@@ -1,19 +1,23 @@
 """Pictures of strangers: decoded in bounded memory and time, or refused with the reason."""
 import contextlib
 import io
+import os
 import warnings
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # Of all that Pillow reads. Others are not for photographs, and some (EPS) start programs.
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'PPM', 'TIFF', 'GIF')
-PIXELS = 50_500_000  # of the largest picture, which a camera of 50 megapixels takes
-ASPECT = 20          # of the longer side to the shorter: what is cut from one of 304 pixels is then 6080 long at most
-SCANS = 100          # of a JPEG, each of which goes through the whole picture; an ordinary one has up to ten
+PIXELS = 50_500_000      # of the largest picture, which a camera of 50 megapixels takes: 400 MB while it is decoded
+SCANNED = 12 * PIXELS    # pixels of all scans of a JPEG, each of which goes through the picture; there are ten at most
 ORIENTATION = 0x0112  # the tag of EXIF
 UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
            8: Image.Transpose.ROTATE_90}
+
+# Both come from threads, without the picture's name: what is too large is refused here, and the rest does no harm.
+warnings.filterwarnings('error', category=Image.DecompressionBombWarning)
+warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
 
 
 class BadPicture(ValueError):
@@ -26,38 +30,55 @@ def read_picture(source, part=None):
     With `part`, only what lies within the box `part(size)`, (left, top, right, bottom). Size and box are those of the
     picture as it is stored, before it is turned upright, as the boxes of CUB-200-2011 are.
 
-    Raises BadPicture where it cannot be decoded, or it or its part is too large or too narrow.
+    Raises BadPicture where it cannot be decoded, or is too large.
     """
+    with _explained():
+        picture = _decode(source)
+        turn = UPRIGHT.get(_orientation(picture))
+        picture = picture.crop(part(picture.size)) if part else picture
+        picture = picture.convert('RGB') if picture.mode != 'RGB' else picture
+        return picture.transpose(turn) if turn is not None else picture
+
+
+def check_header(path):
+    """Raise BadPicture where the first bytes of a file are not those of a picture that is read, or it is too large."""
+    with _explained(), _opened(path):
+        pass
+
+
+@contextlib.contextmanager
+def _explained():
     try:
-        with warnings.catch_warnings(action='ignore'):  # Pillow's, of what is refused here or does no harm
-            picture = _decode(source)
-            turn = UPRIGHT.get(_orientation(picture))
-            if part:
-                picture = picture.crop(part(picture.size))
-                check_size(*picture.size)
-            picture = picture.convert('RGB') if picture.mode != 'RGB' else picture
-            return picture.transpose(turn) if turn is not None else picture
+        yield
+    except BadPicture:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadPicture(f'it is no picture of a kind that is read: {", ".join(FORMATS)}') from error
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
         raise BadPicture(' '.join(str(error).split())[:200] or type(error).__name__) from error
 
 
 def _decode(source):
     """The picture as it is stored."""
-    with contextlib.nullcontext(io.BytesIO(source)) if isinstance(source, bytes) else open(source, 'rb') as file, \
-            Image.open(file, formats=FORMATS) as picture:
-        check_size(*picture.size)
-        if picture.format in ('JPEG', 'MPO') and (scans := _count_scans(file)) > SCANS:
-            raise BadPicture(f'a JPEG of {scans} scans')
+    with _opened(source) as picture:
         picture.load()
         return picture
 
 
-def check_size(width, height):
-    """Raise BadPicture where a picture of so many pixels, or a part of one, takes too much memory."""
-    if width * height > PIXELS:
-        raise BadPicture(f'it has {width} x {height} pixels, and the most are {PIXELS / 1e6:.1f} million')
-    if max(width, height) > ASPECT * min(width, height):
-        raise BadPicture(f'it has {width} x {height} pixels; the longer side can be {ASPECT} times the shorter')
+@contextlib.contextmanager
+def _opened(source):
+    """A PIL image of which only the header has been read, and its size checked."""
+    is_file = not isinstance(source, bytes)
+    if is_file and not os.path.isfile(source):  # opening a pipe would wait for ever
+        raise BadPicture('there is no such file')
+    with open(source, 'rb') if is_file else io.BytesIO(source) as file, Image.open(file, formats=FORMATS) as picture:
+        width, height = picture.size
+        most = PIXELS // 2 if picture.format == 'WEBP' or picture.mode == 'CMYK' else PIXELS  # these take more memory
+        if not 0 < width * height <= most:
+            raise BadPicture(f'it has {width} x {height} pixels, and {most / 1e6:.0f} million are the most')
+        if picture.format in ('JPEG', 'MPO') and _count_scans(file) * width * height > SCANNED:
+            raise BadPicture('it is a JPEG of too many scans')
+        yield picture
 
 
 def _count_scans(file):

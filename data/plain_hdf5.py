@@ -81,7 +81,7 @@ def read_text(file, group, name):
         raise ValueError(f'{name} would be a string of {length:,} bytes')
     value = np.empty(1, stored.dtype)
     dataset.read(h5s.ALL, h5s.ALL, value)
-    return bytes(value[0] or b'').decode('utf-8', 'replace')
+    return _decoded(value[0])
 
 
 def place_of_bytes(file, group, name):
@@ -103,18 +103,19 @@ def read_numbers(file, group, name):
     return value
 
 
-def read_attribute(file, name, longest):
-    """The attribute `name` of the file, a string of fixed length and at most `longest` bytes, or None."""
+def read_attribute(file, name):
+    """The attribute `name` of the file, a string, or None.
+
+    Nothing but `limit` bounds what libhdf5 takes for one whose length is damaged: it does not tell where that is.
+    """
     if not h5a.exists(file.id, name.encode()):
         return None
     attribute = h5a.open(file.id, name.encode())
-    stored = attribute.get_type()
-    is_string = stored.get_class() == h5t.STRING and not stored.is_variable_str() and stored.get_size() <= longest
-    if not is_string or _count(attribute) != 1:
+    if attribute.get_type().get_class() != h5t.STRING or _count(attribute) != 1:
         return None
     value = np.empty(1, attribute.dtype)
     attribute.read(value)
-    return value[0].decode('utf-8', 'replace')
+    return _decoded(value[0])
 
 
 def _open_plain(file, group, name):
@@ -128,6 +129,10 @@ def _open_plain(file, group, name):
     if offset is None or not size or offset + size > os.fstat(file.id.get_vfd_handle()).st_size:
         raise ValueError(f'{name} is empty, or not whole')
     return dataset, stored, count, offset
+
+
+def _decoded(text):
+    return (text or b'').decode('utf-8', 'replace')
 
 
 def _count(dataset):
