@@ -262,13 +262,13 @@ def cannot_be_decoded(path, split, name, error):
                      f'without it: {how_to_prepare(path)}')
 
 
-def has_embeddings(file, split, index):
-    """True where the captions of a split's `Index` have embeddings (they are written for all or for none)."""
+def has_embeddings(file, split):
+    """True where the split's captions have embeddings (they are written for all or for none)."""
     group = _group(file, split)
-    for key in index.keys[:1]:
-        with _damage_named(file, split, key):
-            return plain_hdf5.has(plain_hdf5.open_group(group, key), 'embeddings')
-    return False
+    with _damage_named(file, split):
+        first = plain_hdf5.names(group)[:1]
+    with _damage_named(file, split, *first):
+        return any(plain_hdf5.has(plain_hdf5.open_group(group, key), 'embeddings') for key in first)
 
 
 def read_embeddings(file, split, keys):

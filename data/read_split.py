@@ -21,7 +21,7 @@ def read(path, split):
     try:
         with layout.open_file(path) as file:
             encoder, index, embeddings = layout.read_encoder(file), layout.read_index(file, split), None
-            if layout.has_embeddings(file, split, index):
+            if layout.has_embeddings(file, split):
                 embeddings = layout.read_embeddings(file, split, index.keys)
         answer = {'index': vars(index), 'encoder': encoder, 'has_embeddings': embeddings is not None}
         return json.dumps(answer), embeddings

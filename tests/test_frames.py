@@ -11,7 +11,7 @@ import torch
 
 from common import files
 from common.flags import ROOT
-from data import cache, layout, multiscale_dataset
+from data import layout, multiscale_dataset
 from data.multiscale_dataset import MultiscaleDataset, frame
 from tests import tiny
 from tests.errors import one_line
