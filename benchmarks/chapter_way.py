@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from common.convolutions import DoubledConv, ProductConv, UpsampleLater
-from data.multiscale_dataset import DRAWS, crop, frame
+from data.multiscale_dataset import DRAWS, crop, crop_box, frame
 
 WORKERS = 8
 
@@ -83,7 +83,9 @@ class PhotographItems(CaptionItems):
 
     def _views(self, group):
         """Cropped around the bird, resized, cut and flipped as the authors do, and reduced to the smaller sizes."""
-        framed = frame(decoded(group), self.sizes[-1], group['bbox'][()] if 'bbox' in group else None)
+        picture = decoded(group)
+        bird = picture.crop(crop_box(picture.size, group['bbox'][()] if 'bbox' in group else None))
+        framed = frame(bird, self.sizes[-1])
         largest = Image.fromarray(crop(np.asarray(framed), self.sizes[-1], *torch.rand(DRAWS).tolist()))
         return [to_floats(largest.resize((size, size), Image.BILINEAR)) for size in self.sizes]
 

@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from char_cnn_rnn.encoder import EMBED_DIM
 from common import checkpoint
-from common.errors import UserError
-from data import layout
+from common.errors import CannotWrite, UserError
+from data import checked_files, layout
 from data.cache import cache_folder, load_split
+from data.pictures import BadPicture, read_picture
 
 FEATURES = {'googlenet': 1024, 'efficientnet_lite0': 1280}
 CHOICES = (*FEATURES, 'scratch')
@@ -69,19 +70,18 @@ def load_photographs(name, path, split, weights=None, device='cpu'):
     """
     if name == 'scratch':
         return load_split(path, split, size=SCRATCH_SIZE).pictures
-    kept = os.path.join(cache_folder(path), f'{name}_{split}.npz')
-    with layout.open_file(path) as file:
-        keys = load_split(path, split).index.img_keys
-        photographs = _fingerprint(file, split, keys, weights)
-        features = _read_kept(kept, photographs)
-        if features is None:
-            features = _compute(file, split, keys, *pretrained(name, weights), torch.device(device))
-            _keep(kept, photographs, features)
+    photographs = load_split(path, split)
+    known = _checksums(photographs.jpegs, weights)
+    folder, kept = cache_folder(path), f'{name}_{split}.npz'
+    features = _read_kept(folder, kept, known)
+    if features is None:
+        features = _compute(photographs, split, *pretrained(name, weights), torch.device(device))
+        _keep(folder, kept, known, features)
     return torch.from_numpy(features)
 
 
-def _fingerprint(file, split, keys, weights):
-    """A checksum of every photograph's bytes: other captions or embeddings leave the features as they are."""
+def _checksums(jpegs, weights):
+    """Of every photograph's bytes: other captions or embeddings leave the features as they are."""
     start = 0
     if weights:
         try:
@@ -90,47 +90,55 @@ def _fingerprint(file, split, keys, weights):
         except OSError as error:
             raise UserError(f'{weights}: cannot be read ({error.strerror}); --image_weights takes a state dict of '
                             'googlenet') from error
-    return np.array([zlib.crc32(layout.read_jpeg(file, split, key), start) for key in keys], np.uint32)
+    return np.array([zlib.crc32(*jpegs.read([photo]), start) for photo in range(len(jpegs.places))], np.uint32)
 
 
-def _read_kept(kept, photographs):
+def _read_kept(folder, kept, known):
+    """The features that are kept, or None where they are of other photographs or not whole."""
     try:
-        with np.load(kept, allow_pickle=False) as stored:
-            return stored['features'] if np.array_equal(stored['photographs'], photographs) else None
+        with np.load(io.BytesIO(checked_files.read(folder, kept)), allow_pickle=False) as stored:
+            return stored['features'] if np.array_equal(stored['photographs'], known) else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
-def _keep(kept, photographs, features):
-    partial = f'{kept}.partial-{os.getpid()}'
+def _keep(folder, kept, known, features):
     try:
-        os.makedirs(os.path.dirname(kept), exist_ok=True)
-        with open(partial, 'wb') as file:
-            np.savez(file, photographs=photographs, features=features)
-        os.replace(partial, kept)
-    except OSError as error:
-        print(f'{kept}: cannot be written ({error}); the features will be computed again next time')
+        with checked_files.write(folder, kept) as file:
+            file.write(_npz(photographs=known, features=features))
+    except CannotWrite as error:
+        print(f'{error}; the features will be computed again next time')
+
+
+def _npz(**arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getbuffer()
 
 
 @torch.inference_mode()
-def _compute(file, split, keys, network, mean, std, width, device):
+def _compute(photographs, split, network, mean, std, width, device):
     """Features float32 [photographs, width] of the whole pictures at 224 x 224."""
     network = network.eval().to(device, memory_format=torch.channels_last)
     mean, std = (torch.tensor(value, device=device).view(-1, 1, 1) for value in (mean, std))
-    features = np.empty((len(keys), width), np.float32)
-    with ThreadPoolExecutor(os.cpu_count()) as threads, \
-            tqdm(total=len(keys), desc=f'{split}: features of photographs', unit='', leave=False, disable=None) as bar:
-        for start in range(0, len(keys), BATCH):
-            jpegs = [layout.read_jpeg(file, split, key) for key in keys[start:start + BATCH]]
-            pixels = torch.from_numpy(np.stack(list(threads.map(_decode, jpegs)))).to(device).permute(0, 3, 1, 2)
-            features[start:start + len(jpegs)] = network((pixels - mean) / std).cpu().numpy()
-            bar.update(len(jpegs))
+    index, jpegs = photographs.index, photographs.jpegs
+    features = np.empty((len(index.names), width), np.float32)
+
+    def decode(photo):
+        try:
+            picture = read_picture(*jpegs.read([photo]))
+        except BadPicture as error:
+            raise layout.cannot_be_decoded(jpegs.path, split, index.names[photo], error) from error
+        return np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads, tqdm(
+            total=len(features), desc=f'{split}: features of photographs', unit='', leave=False, disable=None) as bar:
+        for start in range(0, len(features), BATCH):
+            photos = range(start, min(start + BATCH, len(features)))
+            pixels = torch.from_numpy(np.stack(list(threads.map(decode, photos)))).to(device).permute(0, 3, 1, 2)
+            features[start:photos.stop] = network((pixels - mean) / std).cpu().numpy()
+            bar.update(len(photos))
     return features
-
-
-def _decode(jpeg):
-    with Image.open(io.BytesIO(jpeg)) as image:
-        return np.asarray(image.convert('RGB').resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 
 
 def pretrained(name, weights=None):

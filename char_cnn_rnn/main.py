@@ -18,10 +18,8 @@ if __name__ == '__main__':
     signals.end_at_once()  # while the imports take seconds
 
 import argparse
-import io
 
 import torch
-from PIL import Image
 
 from char_cnn_rnn import image_encoder
 from char_cnn_rnn.build_encoder import ClassBatches, Model, embed_captions, fingerprint, load_encoder, save_encoder
@@ -31,6 +29,7 @@ from common.errors import UserError, run_command
 from common.pictures import caption_sheet
 from data import layout
 from data.cache import load_split
+from data.pictures import read_picture
 
 EMBED, QUERY = 'embed', 'query'  # modes of its own
 MODES = (*flags.TRAINING, flags.EVALUATE, QUERY, EMBED)
@@ -163,13 +162,12 @@ def best_pictures(model, path, split, index, photographs, queries):
     embeddings = torch.from_numpy(embed_captions(model.encoder, queries, verbose=False))
     best = (embeddings @ model.embed_photographs(photographs).T).topk(min(FOUND, len(index.names))).indices.tolist()
     pictures, captions = [], []
-    with layout.open_file(path) as file:
-        for query, photos in zip(queries, best):
-            print(f'  {query}: {", ".join(index.names[photo] for photo in photos)}')
-            for photo in photos:
-                pictures.append(Image.open(io.BytesIO(layout.read_jpeg(file, split, index.img_keys[photo]))))
-                captions.append(index.classes[photo].replace('_', ' '))
-            captions[-len(photos)] = f'"{query}": {captions[-len(photos)]}'
+    jpegs = load_split(path, split).jpegs
+    for query, photos in zip(queries, best):
+        print(f'  {query}: {", ".join(index.names[photo] for photo in photos)}')
+        pictures += map(read_picture, jpegs.read(photos))
+        captions += [index.classes[photo].replace('_', ' ') for photo in photos]
+        captions[-len(photos)] = f'"{query}": {captions[-len(photos)]}'
     return caption_sheet(pictures, captions, columns=len(best[0]))
 
 

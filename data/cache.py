@@ -3,30 +3,59 @@
 `birds.hdf5` gets a folder `birds.cache` with, for each split, index.json (names, classes, captions), embeddings.npy and
 pictures_64.npy: every photograph decoded and resized once. For the StackGANs' crops there are frames_304.bin and
 frames_304.npy: what pictures of 256 pixels are cut from, one after the other, and their heights and widths. All is made
-at first use, by one process while others wait for it, checked against the size and date of the HDF5 file, and made
-again when they have changed. What a process has already read stays as it was.
+at first use, by one process while others wait for it, checked against the size and date of the HDF5 file and its own
+checksums (`data.checked_files`), and made again when anything has changed. What a process has already read stays as it
+was.
 """
 import contextlib
+import glob
 import hashlib
-import io
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from common.errors import UserError
+from common import files
+from common.errors import CannotWrite, UserError
 from common.locks import lock_file
-from data import layout
+from data import checked_files, layout
+from data.pictures import BadPicture, read_picture
 
 FORMAT = 2  # a cache of another format is made again
-CHUNK = 512  # photographs decoded between two writes: bounds the memory
+CHUNK = 128  # photographs that are decoded before the first is written, at most: bounds the memory
+READER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'read_split.py')
+
+
+@dataclass
+class Jpegs:
+    """The bytes of a split's photographs, in the file `path`: `places` of (offset, number), in the version `stamp`."""
+    path: str
+    stamp: dict
+    places: list
+
+    def read(self, photos):
+        """The bytes of each photograph of a list of numbers. Raises UserError where the file is not what it was."""
+        try:
+            with open(self.path, 'rb') as file:
+                if _stamp(file.fileno()) != self.stamp:
+                    raise UserError(f'{self.path}: has changed since it was first read; start again')
+                return [self._read(file, *self.places[photo]) for photo in photos]
+        except OSError as error:
+            raise UserError(f'{self.path}: cannot be read any more ({error.strerror or error})') from error
+
+    @staticmethod
+    def _read(file, offset, size):
+        file.seek(offset)
+        return file.read(size)
 
 
 @dataclass
@@ -40,6 +69,7 @@ class Split:
     says of the encoder that wrote the embeddings, or None.
     """
     index: layout.Index
+    jpegs: Jpegs
     fingerprint: dict
     encoder: str = None
     pictures: torch.Tensor = None
@@ -52,35 +82,34 @@ def load_split(path, split, size=None):
     With `size`, `pictures` holds every photograph squashed to `size` x `size` pixels, as the chapter prepares them.
     Raises UserError where the file is missing, damaged or not in the layout.
     """
-    with layout.open_file(path) as file, _alone_with(path) as cache:
-        folder = os.path.join(cache, split)
-        known = _read_known(folder, _stamp(path))
-        if known is None:
-            known = _write_split(folder, file, split, _stamp(path))
-        index, fingerprint, encoder = known
-        pictures_file = os.path.join(folder, f'pictures_{size}.npy')
-        if size and not os.path.exists(pictures_file):
-            _write_pictures(pictures_file, file, split, index, size)
-        embeddings_file = os.path.join(folder, 'embeddings.npy')
-        return Split(index, fingerprint, encoder, pictures=_map(pictures_file) if size else None,
-                     embeddings=_map(embeddings_file) if os.path.exists(embeddings_file) else None)
+    with _alone_with(path, split) as folder:
+        found = _read_split(folder, path) or _write_split(folder, path, split)
+        if size:
+            shape = len(found.index.names), 3, size, size
+            found.pictures = _read_pictures(folder, shape)
+            if found.pictures is None:
+                _write_pictures(folder, path, split, found, size)
+                found.pictures = _read_pictures(folder, shape)
+        return found
 
 
-def load_frames(path, split, index, shorter, make):
-    """The `Frames` of a split of the HDF5 file `path`, through its cache; `index` is what `load_split` gave of it.
+def load_frames(path, split, fingerprint, shorter, make):
+    """The `Frames` of a split of the HDF5 file `path`, through its cache; `load_split` gave the `fingerprint`.
 
     `make(photo, jpeg)` makes a photograph's, uint8 [H, W, 3], the shorter of H and W `shorter`. Raises UserError where
     the file has changed since, the cache cannot be written, and what `make` does.
     """
-    with layout.open_file(path) as file, _alone_with(path) as cache:
-        folder = os.path.join(cache, split)
-        if (_read_known(folder, _stamp(path)) or [None])[0] != index:
+    with _alone_with(path, split) as folder:
+        found = _read_split(folder, path)
+        if found is None or found.fingerprint != fingerprint:
             raise UserError(f'{path}: has changed while it was being read; start again')
-        pixels, sizes = (os.path.join(folder, f'frames_{shorter}.{ending}') for ending in ('bin', 'npy'))
-        frames = _read_frames(pixels, sizes)
+        frames = _read_frames(folder, shorter, len(found.index.names))
         if frames is None:
-            _write_frames(pixels, sizes, shorter, file, split, index.img_keys, make)
-            frames = _read_frames(pixels, sizes)
+            try:
+                _write_frames(folder, split, found.jpegs, shorter, make)
+            except CannotWrite as error:
+                raise CannotWrite(f'{error}; or read the photographs themselves, with --cache False') from error
+            frames = _read_frames(folder, shorter, len(found.index.names))
         return frames
 
 
@@ -104,8 +133,7 @@ class Frames:
 
 def squash(jpeg, size):
     """A picture file's bytes to uint8 [size, size, 3]: Pillow's default filter, grayscale repeated (chapter 10)."""
-    with Image.open(io.BytesIO(jpeg)) as image:
-        return np.asarray(image.convert('RGB').resize((size, size)))
+    return np.asarray(read_picture(jpeg).resize((size, size)))
 
 
 def cache_folder(path):
@@ -118,57 +146,101 @@ def cache_folder(path):
 
 
 @contextlib.contextmanager
-def _alone_with(path):
-    """The folder of the cache of the HDF5 file `path`, while no other process is in here."""
+def _alone_with(path, split):
+    """The folder of a split's cache of the HDF5 file `path`, while no other process is in any of that file."""
+    if not os.path.isfile(path):
+        raise layout.no_such_file(path)
     folder = cache_folder(path)
-    os.makedirs(folder, exist_ok=True)
-    with lock_file(os.path.join(folder, 'lock'), wait=True):
-        yield folder
+    with files.explained(folder):
+        os.makedirs(os.path.join(folder, split), exist_ok=True)
+        lock = lock_file(os.path.join(folder, 'lock'), wait=True)
+    with lock:
+        _remove_leftovers(folder)
+        yield os.path.join(folder, split)
+
+
+def _remove_leftovers(folder):
+    """Remove what a killed process left in the cache `folder`: this one has its lock, so no other is at work in it."""
+    for left in glob.glob(os.path.join(glob.escape(folder), '**', '*.partial-*'), recursive=True):
+        if os.path.isdir(left):
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            files.remove_leftovers(left.rpartition('.partial-')[0])
 
 
 def _stamp(path):
+    """What tells a version of a file, an open one's number or a path, from others."""
     status = os.stat(path)
     return {'format': FORMAT, 'bytes': status.st_size, 'modified_ns': status.st_mtime_ns}
 
 
-def _read_known(folder, stamp):
-    """The cached (index, fingerprint, encoder), or None where they are not there or the HDF5 file has changed since."""
+def _read_split(folder, path):
+    """The cached `Split`, or None where it is not there, not whole, or the HDF5 file has changed since."""
     try:
-        with open(os.path.join(folder, 'index.json'), encoding='utf-8') as file:
-            stored = json.load(file)
-        if stored['stamp'] != stamp:
+        stored = json.loads(checked_files.read(folder, 'index.json'))
+        if stored['stamp'] != _stamp(path):
             return None
-        return layout.Index(**stored['index']), stored['fingerprint'], stored['encoder']
+        index = layout.Index(**stored['index'])
+        found = Split(index, Jpegs(path, stored['stamp'], index.places), stored['fingerprint'], stored['encoder'])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    if found.fingerprint['embeddings']:
+        found.embeddings = _map(folder, 'embeddings.npy', (len(index.keys), layout.EMBED_DIM), np.float32)
+        return None if found.embeddings is None else found
+    return found
 
 
-def _write_split(folder, file, split, stamp):
-    """Replace the split's cache by a new one that holds index and embeddings; it takes its name only when complete.
-
-    Returns (index, fingerprint, encoder).
-    """
-    index = layout.read_index(file, split)
-    embeddings = layout.read_embeddings(file, split, index.keys) if layout.has_embeddings(file, split) else None
-    fingerprint, encoder = _fingerprint(file, split, index, embeddings), layout.read_encoder(file)
-    partial = tempfile.mkdtemp(prefix=f'{split}.partial-', dir=os.path.dirname(folder))
-    try:
-        if embeddings is not None:
-            np.save(os.path.join(partial, 'embeddings.npy'), embeddings)
-        with open(os.path.join(partial, 'index.json'), 'w', encoding='utf-8') as stored:
-            json.dump({'stamp': stamp, 'fingerprint': fingerprint, 'encoder': encoder, 'index': asdict(index)}, stored)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return index, fingerprint, encoder
+def _write_split(folder, path, split):
+    """Replace the split's cache by a new one that holds index and embeddings. Returns its `Split`."""
+    stamp = _stamp(path)
+    index, encoder, embeddings = _read_apart(path, split)
+    jpegs = Jpegs(path, stamp, index.places)
+    fingerprint = _fingerprint(index, jpegs, embeddings)
+    shutil.rmtree(folder, ignore_errors=True)  # so that nothing of another version stays
+    if embeddings is not None:
+        files.check_space(folder, embeddings.nbytes)
+        with checked_files.write(folder, 'embeddings.npy') as file:
+            np.lib.format.write_array(file, embeddings, allow_pickle=False)
+    with checked_files.write(folder, 'index.json') as file:  # the last: it says that the others are there
+        file.write(json.dumps({'stamp': stamp, 'fingerprint': fingerprint, 'encoder': encoder,
+                               'index': vars(index)}).encode())
+    return _read_split(folder, path) or Split(index, jpegs, fingerprint, encoder)
 
 
-def _fingerprint(file, split, index, embeddings):
+def _read_apart(path, split):
+    """(index, encoder, embeddings or None) of a split of an HDF5 file, which another process reads: see READER."""
+    command = [sys.executable, READER, path, split]
+    # In a session of its own, a Ctrl-C does not reach it: this process gets it, and ends the other.
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True) as reader:
+        try:
+            answer, embeddings = reader.stdout.readline(), None
+            stored = json.loads(answer) if answer.endswith(b'\n') else {}
+            if stored.get('has_embeddings'):
+                embeddings = np.empty((len(stored['index']['keys']), layout.EMBED_DIM), np.float32)
+                if reader.stdout.readinto(memoryview(embeddings).cast('B')) < embeddings.nbytes:
+                    stored = {}
+        except BaseException:
+            reader.kill()
+            raise
+    if 'error' in stored:
+        raise UserError(stored['error'])
+    if not stored:
+        raise layout.cannot_be_read(path, split, _why_it_ended(reader.returncode))
+    return layout.Index(**stored['index']), stored['encoder'], embeddings
+
+
+def _why_it_ended(status):
+    if status >= 0:
+        return f'its reader ended with status {status}'
+    name = signal.Signals(-status).name
+    return 'reading it does not end' if name == 'SIGPROF' else f'its reader ended by {name}'
+
+
+def _fingerprint(index, jpegs, embeddings):
     """What `Split.fingerprint` is. The names of the groups are not in it: they say nothing that is trained on."""
     captions = json.dumps([index.names, index.classes, index.boxes, index.captions, index.photo_of]).encode()
-    jpegs = (layout.read_jpeg(file, split, key) for key in index.img_keys)
-    return {'captions': _digest([captions]), 'pictures': _digest(jpegs),
+    pictures = (jpegs.read([photo])[0] for photo in range(len(jpegs.places)))
+    return {'captions': _digest([captions]), 'pictures': _digest(pictures),
             'embeddings': None if embeddings is None else _digest([embeddings])}
 
 
@@ -181,72 +253,73 @@ def _digest(pieces):
     return digest.hexdigest()[:16]
 
 
-def _write_pictures(path, file, split, index, size):
+def _read_pictures(folder, shape):
+    return _map(folder, f'pictures_{shape[-1]}.npy', shape, np.uint8)
+
+
+def _write_pictures(folder, path, split, found, size):
     """Decode every photograph of the split, in threads (Pillow decodes without Python's lock)."""
-    def decode(name, jpeg):
+    def decode(photo, jpeg):
         try:
             return squash(jpeg, size).transpose(2, 0, 1)
-        except OSError as error:
-            raise layout.cannot_be_decoded(file.filename, split, name, error) from error
+        except BadPicture as error:
+            raise layout.cannot_be_decoded(path, split, found.index.names[photo], error) from error
 
-    partial = f'{path}.partial-{os.getpid()}'
-    shape = (len(index.names), 3, size, size)
-    # A file of no rows cannot be mapped, so an empty split is kept as a file of one row that nothing points to.
-    pictures = np.lib.format.open_memmap(partial, 'w+', np.uint8, (max(1, shape[0]),) + shape[1:])
-    try:
-        with ThreadPoolExecutor(os.cpu_count()) as threads, \
-                tqdm(total=shape[0], desc=f'{split}: pictures at {size} px', unit='', leave=False, disable=None) as bar:
-            for start in range(0, shape[0], CHUNK):
-                jpegs = [layout.read_jpeg(file, split, key) for key in index.img_keys[start:start + CHUNK]]
-                for i, picture in enumerate(threads.map(decode, index.names[start:], jpegs), start):
-                    pictures[i] = picture
-                    bar.update()
-        pictures.flush()
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f'{file.filename} cannot be read, or {partial} cannot be written ({error})') from error
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
+    name, shape = f'pictures_{size}.npy', (len(found.index.names), 3, size, size)
+    files.check_space(os.path.join(folder, name), np.prod(shape))
+    with checked_files.write(folder, name) as file:
+        np.lib.format.write_array_header_1_0(file, {'descr': '|u1', 'fortran_order': False, 'shape': shape})
+        for picture in _made(decode, found.jpegs, f'{split}: pictures at {size} px'):
+            file.write(np.ascontiguousarray(picture))
 
 
-def _read_frames(pixels, sizes):
+def _read_frames(folder, shorter, count):
     """`Frames`, or None where they are not there, or not whole."""
+    sizes = _map(folder, f'frames_{shorter}.npy', (count, 2), np.int64)
+    if sizes is None or not checked_files.is_whole(folder, f'frames_{shorter}.bin'):
+        return None
     try:
-        return Frames(pixels, np.load(sizes, allow_pickle=False))
+        return Frames(os.path.join(folder, f'frames_{shorter}.bin'), sizes.numpy())
     except (OSError, ValueError):
         return None
 
 
-def _write_frames(pixels, sizes, shorter, file, split, keys, make):
-    """Make the frame of every photograph, in threads; the file `sizes`, which says that they are there, comes last."""
-    partial, shapes = f'{pixels}.partial-{os.getpid()}', []
-    squares, free = 3 * shorter ** 2 * len(keys), shutil.disk_usage(os.path.dirname(pixels)).free
-    if free < squares:
-        raise UserError(f'{pixels}: would have {squares / 1e9:.1f} GB or more, and {free / 1e9:.1f} GB are free; '
-                        'make room, or read the photographs themselves with --cache False')
-    print(f'Decoding {len(keys)} photographs once, into {pixels} ({squares / 1e6:,.0f} MB or more)', flush=True)
+def _write_frames(folder, split, jpegs, shorter, make):
+    """Make the frame of every photograph, in threads; the file of sizes, which says that they are there, comes last."""
+    count, shapes, pixels = len(jpegs.places), [], os.path.join(folder, f'frames_{shorter}.bin')
+    squares = 3 * shorter ** 2 * count
+    files.check_space(pixels, squares)
+    print(f'Decoding {count} photographs once, into {pixels} ({squares / 1e6:,.0f} MB or more)', flush=True)
+    with checked_files.write(folder, f'frames_{shorter}.bin') as file:
+        for frame in _made(make, jpegs, f'{split}: frames'):
+            shapes.append(frame.shape[:2])
+            file.write(np.ascontiguousarray(frame))
+    with checked_files.write(folder, f'frames_{shorter}.npy') as file:
+        np.lib.format.write_array(file, np.array(shapes, np.int64).reshape(-1, 2), allow_pickle=False)
+
+
+def _made(make, jpegs, what):
+    """Yield `make(photo, jpeg)` of every photograph in order, made in threads, with a progress bar."""
+    count = len(jpegs.places)
+    with ThreadPoolExecutor(os.cpu_count()) as threads, \
+            tqdm(total=count, desc=what, unit='', leave=False, disable=None) as bar:
+        for start in range(0, count, CHUNK):
+            photos = range(start, min(start + CHUNK, count))
+            for made in threads.map(lambda photo: make(photo, *jpegs.read([photo])), photos):
+                yield made
+                bar.update()
+
+
+def _map(folder, name, shape, dtype):
+    """A tensor over a file's pages: read when touched, shared between processes, and never written back.
+
+    None where the file is not there, not whole, or holds something else.
+    """
+    if not checked_files.is_whole(folder, name):
+        return None
     try:
-        with open(partial, 'wb') as out, ThreadPoolExecutor(os.cpu_count()) as threads, \
-                tqdm(total=len(keys), desc=f'{split}: frames', unit='', leave=False, disable=None) as bar:
-            for start in range(0, len(keys), CHUNK):
-                jpegs = [layout.read_jpeg(file, split, key) for key in keys[start:start + CHUNK]]
-                for frame in threads.map(make, range(start, start + len(jpegs)), jpegs):
-                    shapes.append(frame.shape[:2])
-                    out.write(np.ascontiguousarray(frame))
-                    bar.update()
-        os.replace(partial, pixels)
-        with open(partial, 'wb') as out:
-            np.save(out, np.array(shapes, np.int64).reshape(-1, 2))
-        os.replace(partial, sizes)
-    except OSError as error:
-        raise UserError(f'{partial}: cannot be written ({error}); make room, or read the photographs themselves '
-                        'with --cache False') from error
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
-
-
-def _map(path):
-    """A tensor over the file's pages: read when touched, shared between processes, and never written back."""
-    return torch.from_numpy(np.load(path, mmap_mode='c', allow_pickle=False))
+        # An array of no rows cannot be mapped.
+        array = np.load(os.path.join(folder, name), mmap_mode='c' if shape[0] else None, allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+    return torch.from_numpy(array) if array.shape == shape and array.dtype == dtype else None

@@ -25,7 +25,8 @@ class CaptionedPhotographs(Dataset):
     def __init__(self, datasetFile, split, size=None):
         self.file, self.split = datasetFile, layout.SPLITS[split]
         cached = load_split(datasetFile, self.split, size)
-        self.index, self.pictures, self.embeddings = cached.index, cached.pictures, cached.embeddings
+        self.index, self.jpegs = cached.index, cached.jpegs
+        self.pictures, self.embeddings = cached.pictures, cached.embeddings
         self.fingerprint, self.encoder = cached.fingerprint, cached.encoder
         self.captions, self.classes = cached.index.captions, cached.index.classes
         self.photo_of = torch.tensor(cached.index.photo_of, dtype=torch.long)

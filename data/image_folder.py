@@ -1,29 +1,33 @@
 """Pictures without sentences, at several sizes, for training without text: plain folders, and LSUN."""
 import contextlib
-import io
 import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from common.errors import UserError
 from data.multiscale_dataset import DRAWS, CroppedItems, crop, frame, in_threads, sizes_of, stack_crops, with_all_sizes
+from data.pictures import BadPicture, check_header, read_picture
+
+TRIES = 100  # pictures that are tried in the place of one that cannot be decoded
 
 
 class PlainPictures(Dataset):
-    """An item per picture of `source`, whose `files(indices)` gives for each (name, file): an open one or its path.
+    """An item per picture of `source`, whose `files(indices)` gives for each (name, file): its bytes or its path.
 
     An item is a dict with one entry, `right_images`: a list of float32 [3, S, S] in [-1, 1], small to large,
     S = base_size * 2 ** i for i < branches, prepared as `data.multiscale_dataset` does without a bounding box.
-    What is drawn comes from torch's global generator.
+    What is drawn comes from torch's global generator. A picture that cannot be decoded is named, once, and the next one
+    takes its place: a training does not end over it. Raises UserError where TRIES in a row cannot be.
     """
 
     def __init__(self, source, branches=3, base_size=64):
-        self.source, self.sizes = source, sizes_of(branches, base_size)
+        self.source, self.sizes, self.named = source, sizes_of(branches, base_size), set()
 
     def __len__(self):
         return len(self.source)
@@ -34,27 +38,32 @@ class PlainPictures(Dataset):
     def __getitems__(self, indices):
         """The items of a whole batch, decoded in threads."""
         draws = torch.rand(len(indices), DRAWS, dtype=torch.float64).tolist()
-        crops = stack_crops(in_threads(self._crop, self.source.files(indices), draws))
+        crops = stack_crops(in_threads(self._crop, indices, self.source.files(indices), draws))
         return CroppedItems({'right_images': crops}, self.finish)
 
     def finish(self, batch, device='cpu'):
         """A batch of crops, with lists of pictures in their place, on `device`."""
         return with_all_sizes(batch, self.sizes, device)
 
-    def _crop(self, name_and_file, draws):
+    def _crop(self, index, name_and_file, draws):
         name, file = name_and_file
-        try:
-            with Image.open(file) as photograph:
-                framed = frame(photograph, self.sizes[-1])
-        except OSError as error:
-            raise UserError(f'{name}: cannot be decoded ({error}); remove or replace it') from error
-        return crop(np.asarray(framed), self.sizes[-1], *draws)
+        for attempt in range(1, TRIES + 1):
+            try:
+                return crop(np.asarray(frame(read_picture(file), self.sizes[-1])), self.sizes[-1], *draws)
+            except BadPicture as error:
+                reason = f'{name}: cannot be decoded ({error})'
+                if name not in self.named:
+                    print(f'{reason}; the next picture takes its place', file=sys.stderr, flush=True)
+                self.named.add(name)
+                (name, file), = self.source.files([(index + attempt) % len(self)])
+        raise UserError(f'{reason}, as the {TRIES - 1} before it; remove or replace them')
 
 
 def image_folder(folder, classes=None, branches=3, base_size=64):
     """`PlainPictures` of folder/CLASS/**, all classes or those in the list `classes`.
 
-    Raises UserError where the folder, a class or every picture is missing, and for a picture that cannot be decoded.
+    Files that are not what their names say are named and left out. Raises UserError where the folder, a class or every
+    picture is missing.
     """
     found = _class_folders(folder)
     missing = [name for name in classes or () if name not in found]
@@ -62,6 +71,7 @@ def image_folder(folder, classes=None, branches=3, base_size=64):
         raise UserError(f'{folder}: has no class folder {missing[0]!r} (it has {_some(found)}); '
                         'correct the list of classes, or leave it out to take all')
     source = KeptClasses(folder, classes or found)
+    source.leave_out_what_is_no_picture()
     if len(source) == 0:
         raise UserError(f'{folder}: no pictures in its class folders ({_some(source.classes)}); '
                         'put JPEG or PNG files in them')
@@ -80,6 +90,24 @@ class KeptClasses(ImageFolder):
 
     def files(self, indices):
         return [(self.samples[i][0], self.samples[i][0]) for i in indices]
+
+    def leave_out_what_is_no_picture(self):
+        """Name the files whose first bytes are not those of a picture, and forget them."""
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            checked = threads.map(self._reason, (path for path, _ in self.samples))
+            reasons = list(tqdm(checked, 'pictures', len(self.samples), unit='', leave=False, disable=None))
+        for (path, _), reason in zip(self.samples, reasons):
+            if reason:
+                print(f'skipped {path}: {reason}')
+        self.samples = [sample for sample, reason in zip(self.samples, reasons) if not reason]
+
+    @staticmethod
+    def _reason(path):
+        """Why the file is no picture, or None."""
+        try:
+            check_header(path)
+        except BadPicture as error:
+            return str(error)
 
 
 def _class_folders(folder):
@@ -103,17 +131,14 @@ def lsun(folder, classes, branches=3, base_size=64):
     Raises UserError without the package lmdb, and where a class is missing, empty or damaged.
     """
     try:
-        import lmdb
+        import lmdb  # noqa: F401
     except ImportError as error:
         raise UserError(f'{folder}: LSUN is read with the package lmdb, which is missing: pip install lmdb') from error
     for name in classes:
         if not os.path.isdir(os.path.join(folder, f'{name}_lmdb')):
             raise UserError(f'{os.path.join(folder, name)}_lmdb: no such folder; unpack {name}_lmdb.zip there, '
                             'or correct the class (they are named as church_outdoor_train and bedroom_val)')
-    try:
-        source = Lsun([os.path.join(folder, f'{name}_lmdb') for name in classes])
-    except lmdb.Error as error:
-        raise UserError(f'{folder}: LSUN {_some(classes)} cannot be read ({error}); download it again') from error
+    source = Lsun([os.path.join(folder, f'{name}_lmdb') for name in classes])
     if len(source) == 0:
         raise UserError(f'{folder}: LSUN {_some(classes)} holds no pictures; download it again')
     return PlainPictures(source, branches, base_size)
@@ -136,22 +161,31 @@ class Lsun:
     @staticmethod
     def _read_keys(path):
         """As one numpy array: a list of three million bytes objects would be copied page by page in every worker."""
-        with _open_lmdb(path) as database, database.begin(write=False) as transaction:
+        with _reading(path) as transaction:
             keys = transaction.cursor().iternext(keys=True, values=False)
             return np.array(list(tqdm(keys, os.path.basename(path), unit=' keys', leave=False, disable=None)), bytes)
 
     def files(self, indices):
         with contextlib.ExitStack() as stack:
-            databases = [stack.enter_context(_open_lmdb(path)) for path in self.paths]
-            transactions = [stack.enter_context(database.begin(write=False)) for database in databases]
+            transactions = [stack.enter_context(_reading(path)) for path in self.paths]
             return [self._file(transactions, index) for index in indices]
 
     def _file(self, transactions, index):
         number = int(np.searchsorted(self.ends, index, side='right'))
         key = bytes(self.keys[number][index - self.ends[number]])  # counted from the end of its database
-        return f'{self.paths[number]}: {key.decode("ascii", "replace")}', io.BytesIO(transactions[number].get(key))
+        return f'{self.paths[number]}: {key.decode("ascii", "replace")}', transactions[number].get(key, b'')
 
 
-def _open_lmdb(path):
+@contextlib.contextmanager
+def _reading(path):
+    """A transaction that reads the LMDB database `path`. Raises UserError where it is damaged."""
     import lmdb
-    return lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
+    try:
+        with lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False) as database, \
+                database.begin(write=False) as transaction:
+            size = (database.info()['last_pgno'] + 1) * database.stat()['psize']
+            if os.path.getsize(os.path.join(path, 'data.mdb')) < size:  # it is mapped: reading on is fatal
+                raise lmdb.CorruptedError(f'its file is shorter than {size:,} bytes')
+            yield transaction
+    except lmdb.Error as error:
+        raise UserError(f'{path}: cannot be read ({error}); download it again') from error

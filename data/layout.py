@@ -27,6 +27,7 @@ from tqdm import tqdm
 from common import signals
 from common.errors import UserError
 from common.files import check_space, explained, partial_file
+from data import plain_hdf5
 
 ENDINGS = ('.hdf5', '.h5')  # of a file's name
 SPLITS = ('train', 'valid', 'test')
@@ -64,6 +65,7 @@ class Index:
     classes: list = field(default_factory=list)       # of every photograph
     boxes: list = field(default_factory=list)         # of every photograph: [x, y, width, height] or None
     img_keys: list = field(default_factory=list)      # of every photograph, the first group that links to its JPEG
+    places: list = field(default_factory=list)        # of every photograph: where its JPEG lies in the file, its bytes
 
     def sentence(self, caption):
         """(class, name, K): the caption with this number is sentence K, as the file counts them, of a photograph."""
@@ -117,19 +119,26 @@ def encoder_beside(path):
 
 
 def open_file(path):
-    """Open `path` for reading. Raises UserError where it is missing or not in this layout."""
+    """Open `path` for reading. Raises UserError where it is missing, in use, or not in this layout."""
     if not os.path.isfile(path):
-        raise UserError(f'{path}: no such file; make it with: {how_to_prepare(path)}')
+        raise no_such_file(path)
     try:
         file = h5py.File(path, 'r')
-    except OSError as error:
-        raise UserError(f'{path}: not a readable HDF5 file ({error}); '
+    except PermissionError as error:
+        raise UserError(f'{path}: cannot be read ({error.strerror}); change its permissions') from error
+    except Exception as error:  # whatever h5py makes of what libhdf5 stumbled over in a damaged file
+        if 'unable to lock file' in str(error):
+            raise UserError(f'{path}: in use by another program; wait until that is done with it') from error
+        raise UserError(f'{path}: not a readable HDF5 file ({_short(error)}); '
                         f'make it again with: {how_to_prepare(path)}') from error
-    missing = [split for split in SPLITS if split not in file]
-    if missing:
+    try:
+        for split in SPLITS:
+            if not _group(file, split):
+                raise UserError(f'{path}: has no group /{split}, so it is not a file of captioned pictures; '
+                                f'make one with: {how_to_prepare(path)}')
+    except BaseException:
         file.close()
-        raise UserError(f'{path}: has no group /{missing[0]}, so it is not a file of captioned pictures; '
-                        f'make one with: {how_to_prepare(path)}')
+        raise
     return file
 
 
@@ -264,30 +273,58 @@ def _write_embedding(group, embedding):
 
 
 def read_index(file, split):
-    """Read the `Index` of a split of an open file, with a progress bar. Raises UserError if a group is incomplete."""
-    index, photo_by_name = Index(), {}
-    for key, group in tqdm(file[split].items(), desc=f'{split}: captions', unit='', leave=False, disable=None):
-        name = key.rpartition('_')[0]
-        try:
-            caption = _text(group['txt'])
+    """Read the `Index` of a split of an open file, with a progress bar. Raises UserError where it is damaged."""
+    index, photo_by_name, group = Index(), {}, _group(file, split)
+    with _damage_named(file, split):
+        keys = plain_hdf5.names(group)
+    room = os.path.getsize(file.filename)  # for what is read: many groups can link to one thing
+    for key in plain_hdf5.watched(tqdm(keys, desc=f'{split}: captions', unit='', leave=False, disable=None)):
+        with _damage_named(file, split, key):
+            caption, (name, _, number) = plain_hdf5.open_group(group, key), key.rpartition('_')
+            if not name or not number:
+                raise ValueError('it is not named PHOTOGRAPH_K')
+            index.captions.append(plain_hdf5.read_text(file, caption, 'txt').strip())
+            room -= len(index.captions[-1])
             if name not in photo_by_name:
                 photo_by_name[name] = len(index.names)
-                index.names.append(_text(group['name']))
-                index.classes.append(_text(group['class']))
-                index.boxes.append([float(x) for x in group['bbox'][()]] if 'bbox' in group else None)
+                index.names.append(plain_hdf5.read_text(file, caption, 'name'))
+                index.classes.append(plain_hdf5.read_text(file, caption, 'class'))
+                index.boxes.append(_read_box(file, caption) if plain_hdf5.has(caption, 'bbox') else None)
                 index.img_keys.append(key)
-        except KeyError as error:
-            raise UserError(f'{file.filename}: /{split}/{key} is incomplete ({error}); '
-                            f'make the file again with: {how_to_prepare(file.filename)}') from error
+                index.places.append(plain_hdf5.place_of_bytes(file, caption, 'img'))
+                room -= len(index.names[-1]) + len(index.classes[-1]) + index.places[-1][1]
+            if room < 0:
+                raise ValueError('with it, captions and pictures are longer than the file')
         index.keys.append(key)
-        index.captions.append(caption.strip())
         index.photo_of.append(photo_by_name[name])
     return index
 
 
+def _read_box(file, caption):
+    box = [float(number) for number in plain_hdf5.read_numbers(file, caption, 'bbox')]
+    if len(box) != 4 or not np.isfinite(box).all():
+        raise ValueError(f'bbox is {box[:5]}, not four numbers')
+    return box
+
+
 def read_jpeg(file, split, key):
-    """The bytes of the JPEG that the caption group `key` shows."""
-    return file[split][key]['img'][()].tobytes()
+    """The bytes of the picture that the caption group `key` shows. Raises UserError where they are damaged."""
+    group = _group(file, split)
+    with _damage_named(file, split, key), open(file.filename, 'rb') as plain:
+        offset, size = plain_hdf5.place_of_bytes(file, plain_hdf5.open_group(group, key), 'img')
+        plain.seek(offset)
+        return plain.read(size)
+
+
+def no_such_file(path):
+    """The UserError about an HDF5 file that is missing."""
+    return UserError(f'{path}: no such file; make it with: {how_to_prepare(path)}')
+
+
+def cannot_be_read(path, where, reason):
+    """The UserError about what is damaged in an HDF5 file: a split, or SPLIT/GROUP."""
+    return UserError(f'{path}: /{where} is incomplete or damaged ({reason}); '
+                     f'make the file again with: {how_to_prepare(path)}')
 
 
 def cannot_be_decoded(path, split, name, error):
@@ -298,32 +335,63 @@ def cannot_be_decoded(path, split, name, error):
 
 def has_embeddings(file, split):
     """True where the split's captions have embeddings (they are written for all or for none)."""
-    return any('embeddings' in file[split][key] for key in list(file[split])[:1])
+    group = _group(file, split)
+    with _damage_named(file, split):
+        first = plain_hdf5.names(group)[:1]
+    with _damage_named(file, split, *first):
+        return any(plain_hdf5.has(plain_hdf5.open_group(group, key), 'embeddings') for key in first)
 
 
 def read_embeddings(file, split, keys):
-    """float32 [len(keys), 1024]. Raises UserError where one is missing."""
-    embeddings = np.empty((len(keys), EMBED_DIM), np.float32)
-    for row, key in zip(embeddings, keys):
-        try:
-            row[:] = file[split][key]['embeddings'][()]
-        except (KeyError, ValueError) as error:
-            raise UserError(f'{file.filename}: /{split}/{key} has no embedding of {EMBED_DIM} numbers ({error}); '
-                            f'write them with: {how_to_embed(file.filename)}') from error
+    """float32 [len(keys), 1024]. Raises UserError where one is missing, of another width, or not of finite numbers."""
+    embeddings, group = np.empty((len(keys), EMBED_DIM), np.float32), _group(file, split)
+    for row, key in zip(embeddings, plain_hdf5.watched(keys)):
+        with _damage_named(file, split, key):
+            wrong = _read_embedding(file, plain_hdf5.open_group(group, key), row)
+        if wrong:
+            raise UserError(f'{file.filename}: /{split}/{key} has {wrong}; '
+                            f'write them with: {how_to_embed(file.filename)}')
     return embeddings
+
+
+def _read_embedding(file, caption, row):
+    """Fill `row`; return what is wrong with the embedding, or None."""
+    if not plain_hdf5.has(caption, 'embeddings'):
+        return f'no embedding of {EMBED_DIM} numbers'
+    numbers = plain_hdf5.read_numbers(file, caption, 'embeddings')
+    if len(numbers) != EMBED_DIM:
+        return f'no embedding of {EMBED_DIM} numbers, but one of {len(numbers)}'
+    with np.errstate(over='ignore'):  # what is larger than a float32 can be is infinite then
+        row[:] = numbers
+    return None if np.isfinite(row).all() else 'an embedding with numbers that are infinite or not numbers (NaN)'
 
 
 def read_encoder(file):
     """What the attribute `encoder` of the file says of the encoder that wrote its embeddings, or None."""
     try:
-        value = file.attrs['encoder']
-    except (KeyError, OSError, ValueError, TypeError, RuntimeError):
+        value = plain_hdf5.read_attribute(file, 'encoder')
+    except Exception:  # whatever h5py makes of a damaged one: then it is not known, as where there is none
         return None
-    is_sane = isinstance(value, str) and 0 < len(value) <= ENCODER_LENGTH and value.isprintable()
-    return value if is_sane else None
+    return value if value and len(value) <= ENCODER_LENGTH and value.isprintable() else None
 
 
-def _text(dataset):
-    """A stored string, whichever way its writer stored it: scalar or one-element array, bytes or str."""
-    value = np.ravel(dataset[()])[0]
-    return value.decode('utf-8', 'replace') if isinstance(value, bytes) else str(value)
+def _group(file, split):
+    """The low-level group of a split, or None where there is none. Raises UserError where it is something else."""
+    with _damage_named(file, split):
+        return plain_hdf5.open_group(file.id, split) if plain_hdf5.has(file.id, split) else None
+
+
+@contextlib.contextmanager
+def _damage_named(file, *place):
+    """Raise UserError in place of any error of the block, which reads what is at `place`: split, or split and group."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever h5py makes of what libhdf5 stumbled over, or plain_hdf5 of what it found
+        raise cannot_be_read(file.filename, '/'.join(place), _short(error)) from error
+
+
+def _short(error):
+    """What an error says, in one line."""
+    return (' '.join(str(error).split()) or type(error).__name__)[:200]

@@ -1,37 +1,102 @@
 """Pictures of strangers: decoded in bounded memory and time, or refused with the reason."""
+import contextlib
 import io
+import os
 import warnings
 
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
-PIXELS = 64_000_000  # of the largest picture: 192 MB in RGB, 192 more while it is converted or turned
-ASPECT = 20          # of the longer side to the shorter: a frame of 304 pixels is then 6080 long at most
+# Of all that Pillow reads. Others are not for photographs, and some (EPS) start programs.
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'PPM', 'TIFF', 'GIF')
+PIXELS = 50_500_000      # of the largest picture, which a camera of 50 megapixels takes: 400 MB while it is decoded
+SCANNED = 12 * PIXELS    # pixels of all scans of a JPEG, each of which goes through the picture; there are ten at most
+ORIENTATION = 0x0112  # the tag of EXIF
+UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+           8: Image.Transpose.ROTATE_90}
+
+# Both come from threads, without the picture's name: what is too large is refused here, and the rest does no harm.
+warnings.filterwarnings('error', category=Image.DecompressionBombWarning)
+warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
 
 
 class BadPicture(ValueError):
-    """A picture that cannot be used; its text is the reason."""
+    """A picture that cannot be used; its text is the reason, in one line."""
 
 
-def read_picture(source):
-    """The picture in `source`, a path or the bytes of a file, as a PIL image: upright (EXIF) and in RGB.
+def read_picture(source, part=None):
+    """The picture in `source`, a path or the bytes of a file, as a PIL image in RGB, upright as EXIF says.
 
-    Raises BadPicture where it cannot be decoded, is too large or too narrow.
+    With `part`, only what lies within the box `part(size)`, (left, top, right, bottom). Size and box are those of the
+    picture as it is stored, before it is turned upright, as the boxes of CUB-200-2011 are.
+
+    Raises BadPicture where it cannot be decoded, or is too large.
     """
+    with _explained():
+        picture = _decode(source)
+        turn = UPRIGHT.get(_orientation(picture))
+        picture = picture.crop(part(picture.size)) if part else picture
+        picture = picture.convert('RGB') if picture.mode != 'RGB' else picture
+        return picture.transpose(turn) if turn is not None else picture
+
+
+def check_header(path):
+    """Raise BadPicture where the first bytes of a file are not those of a picture that is read, or it is too large."""
+    with _explained(), opened(path):
+        pass
+
+
+@contextlib.contextmanager
+def _explained():
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('error', Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
-                check_size(*picture.size)
-                return ImageOps.exif_transpose(picture).convert('RGB')
+        yield
     except BadPicture:
         raise
-    except Exception as error:  # Pillow's plugins raise whatever a damaged file made them stumble over
-        raise BadPicture(' '.join(str(error).split()) or type(error).__name__) from error
+    except UnidentifiedImageError as error:
+        raise BadPicture(f'it is no picture of a kind that is read: {", ".join(FORMATS)}') from error
+    except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
+        raise BadPicture(' '.join(str(error).split())[:200] or type(error).__name__) from error
 
 
-def check_size(width, height):
-    """Raise BadPicture where a picture of this size would take too much memory, here or in a cache."""
-    if width * height > PIXELS:
-        raise BadPicture(f'it has {width} x {height} pixels, and {PIXELS:,} are the most that are decoded')
-    if max(width, height) > ASPECT * min(width, height):
-        raise BadPicture(f'it has {width} x {height} pixels; a picture is at most {ASPECT} times as long as wide')
+def _decode(source):
+    """The picture as it is stored."""
+    with opened(source) as picture:
+        picture.load()
+        return picture
+
+
+@contextlib.contextmanager
+def opened(source):
+    """A PIL image of `source`, a path or the bytes of a file, of which only the header has been read.
+
+    Raises BadPicture where it is too large, and what Pillow does where it is none.
+    """
+    is_file = not isinstance(source, bytes)
+    if is_file and not os.path.isfile(source):  # opening a pipe would wait for ever
+        raise BadPicture('there is no such file')
+    with open(source, 'rb') if is_file else io.BytesIO(source) as file, Image.open(file, formats=FORMATS) as picture:
+        width, height = picture.size
+        most = PIXELS // 2 if picture.format == 'WEBP' or picture.mode == 'CMYK' else PIXELS  # these take more memory
+        if not 0 < width * height <= most:
+            raise BadPicture(f'it has {width} x {height} pixels, and {most / 1e6:.0f} million are the most')
+        if picture.format in ('JPEG', 'MPO') and _count_scans(file) * width * height > SCANNED:
+            raise BadPicture('it is a JPEG of too many scans')
+        yield picture
+
+
+def _count_scans(file):
+    """How many scans a JPEG has. Within one, the byte 0xff is followed by none that looks like a marker."""
+    start, scans = file.tell(), 0
+    file.seek(0)
+    while piece := file.read(1 << 20):
+        scans += piece.count(b'\xff\xda')
+    file.seek(start)
+    return scans
+
+
+def _orientation(picture):
+    """EXIF's number for how a picture is to be turned; a damaged entry does not make the picture useless."""
+    try:
+        return picture.getexif().get(ORIENTATION, 1)
+    except Exception:  # as above
+        return 1

@@ -394,8 +394,9 @@ def test_a_fingerprint_says_what_has_changed(tmp_path):
     assert Text2ImageDataset(tiny.make(path, embeddings=False)).fingerprint['embeddings'] is None
 
 
-@pytest.mark.parametrize('attribute, read', [('0123456789abcdef', '0123456789abcdef'), ('', None), ('x' * 1000, None),
-                                             ('two\nlines', None), (5, None), (np.zeros(3), None)])
+@pytest.mark.parametrize('attribute, read', [
+    ('0123456789abcdef', '0123456789abcdef'), (np.bytes_('fixed'), 'fixed'), ('', None), ('x' * 1000, None),
+    ('two\nlines', None), (5, None), (np.zeros(3), None), (['a', 'b'], None)])
 def test_the_encoder_that_a_file_names(tmp_path, attribute, read):
     path = tiny.make(tmp_path / 'birds.hdf5')
     with h5py.File(path, 'a') as file:

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from common import files
 from common.flags import ROOT
-from data import cache, layout, multiscale_dataset
+from data import layout, multiscale_dataset
 from data.multiscale_dataset import MultiscaleDataset, frame
 from tests import tiny
 from tests.errors import one_line
@@ -99,8 +100,8 @@ def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, full)
             message = one_line(MultiscaleDataset(path, **TINY).cached)
-        assert 'No space left on device' in message and '--cache False' in message
+        assert 'disk full' in message and '--cache False' in message
     with monkeypatch.context() as patch:
-        patch.setattr(cache.shutil, 'disk_usage', lambda folder: SimpleNamespace(free=1000))
+        patch.setattr(files.shutil, 'disk_usage', lambda folder: SimpleNamespace(free=1000))
         assert '0.0 GB are free; make room, or' in one_line(MultiscaleDataset(path, **TINY).cached)
     assert not [*tmp_path.glob('**/*partial*'), *tmp_path.glob('**/frames*')]

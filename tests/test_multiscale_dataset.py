@@ -17,6 +17,7 @@ from common.flags import ROOT
 from data import layout, multiscale_dataset
 from data.cropped_dataset import CroppedDataset
 from data.multiscale_dataset import MultiscaleDataset, crop_box, frame
+from data.pictures import read_picture
 from data.seeded import SeededDataset
 from tests import tiny
 from tests.errors import one_line
@@ -79,7 +80,7 @@ def test_crop_boxes(bbox, expected):
 def test_the_frame_is_the_boxs_part_with_its_shorter_side_at_76_64ths():
     picture = Image.new('RGB', (50, 40), (250, 0, 0))
     picture.paste((0, 0, 250), (18, 6, 32, 20))
-    framed = frame(picture, 64, (20, 10, 10, 6))
+    framed = frame(picture.crop(crop_box(picture.size, (20, 10, 10, 6))), 64)
     assert framed.size == (76, 76) and framed.getcolors() == [(76 * 76, (0, 0, 250))]
     assert frame(picture, 64).size == (95, 76) and len(frame(picture, 64).getcolors(9999)) > 1
     reduced = frame(slope((601, 400)), 64)  # 76 x 601 / 400 = 114.19
@@ -105,6 +106,10 @@ def test_views_are_cut_where_they_are_told():
         assert np.array_equal(flipped, upright[:, ::-1])
 
 
+def framed_bird(jpeg, bbox, size):
+    return frame(read_picture(jpeg, lambda whole: crop_box(whole, bbox)), size)
+
+
 def centre(framed, size):
     """The draws for `views` that cut where torchvision's CenterCrop does."""
     room = [side - size for side in framed.size]
@@ -124,8 +129,7 @@ def test_real_photographs_meet_the_golden_pictures(tmp_path):
                 if os.path.basename(name) not in index.names:
                     continue
                 photo = index.names.index(os.path.basename(name))
-                photograph = Image.open(io.BytesIO(layout.read_jpeg(file, split, index.img_keys[photo])))
-                framed = frame(photograph, 256, index.boxes[photo])
+                framed = framed_bird(layout.read_jpeg(file, split, index.img_keys[photo]), index.boxes[photo], 256)
                 for view in views(framed, [64, 128, 256], *centre(framed, 256), 0):
                     size = view.shape[-1]
                     expected = numbers[f'{name}|stackgan_{size}']
@@ -238,7 +242,7 @@ def test_pictures_are_of_the_items_photograph(dataset):
         for i in range(7):
             item = dataset[i]
             photograph = photographs[item['name']]
-            framed = frame(Image.open(io.BytesIO(photograph.jpeg)), 64, photograph.bbox)
+            framed = framed_bird(photograph.jpeg, photograph.bbox, 64)
             corners = [(left, top) for left in range(framed.width - 63) for top in range(framed.height - 63)]
             cuts = [np.asarray(framed)[top:top + 64, left:left + 64] for left, top in corners]
             shown = pixels(item['right_images'][-1])

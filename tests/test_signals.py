@@ -198,7 +198,7 @@ def test_a_signal_ends_the_wait_for_workers_and_the_run_goes_on_to_the_same_resu
     straight.train(EPOCHS, verbose=False)
     model = new_model(dataset)
     model.train(1, 1, str(tmp_path), verbose=False)
-    loader, model.data_loader = model.data_loader, Stuck(model.data_loader, batches)
+    model.data_loader = Stuck(model.data_loader, batches)
     model.data_loader.is_waited_for = threading.Event()
     stop_when(model.data_loader.is_waited_for)
     with pytest.raises(KeyboardInterrupt):

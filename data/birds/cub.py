@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from common.errors import UserError
 from data import layout
-from data.pictures import check_size
+from data.pictures import opened
 
 DEFAULT_SPLIT = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'split_150_50.json')
 
@@ -113,10 +113,9 @@ def read_jpeg(path):
     """
     data = _contents(path, 'its photograph is')
     try:
-        with Image.open(io.BytesIO(data), formats=['JPEG', 'PNG', 'WEBP']) as image:
-            check_size(*image.size)
+        with opened(data) as image:
             size = image.size[::-1] if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else image.size
-            if image.format in ('PNG', 'WEBP'):
+            if image.format not in ('JPEG', 'MPO'):
                 return _as_jpeg(image), size, True
             image.draft(None, (1, 1))  # an eighth of its width and height: damage shows as well, in less memory
             image.load()

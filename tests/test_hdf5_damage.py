@@ -1,0 +1,143 @@
+"""HDF5 files that are damaged, or made to do harm: refused in one line, in bounded memory and time."""
+import os
+import time
+
+import h5py
+import numpy as np
+import pytest
+
+from common.flags import ROOT
+from data import cache, layout, plain_hdf5
+from data.cache import load_split
+from tests import tiny
+from tests.errors import one_line
+from tests.fuzz_hdf5 import ATTACKS, write_attack
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Files are read in this process: starting another takes a quarter of a second."""
+    def read(path, split):
+        with layout.open_file(path) as file:
+            index = layout.read_index(file, split)
+            has = layout.has_embeddings(file, split)
+            return index, layout.read_encoder(file), layout.read_embeddings(file, split, index.keys) if has else None
+
+    monkeypatch.setattr(cache, '_read_apart', read)
+
+
+@pytest.mark.parametrize('attack', ATTACKS)
+def test_attacks(attack, tmp_path, in_this_process):
+    try:
+        path = write_attack(attack, tmp_path)
+    except (ValueError, TypeError, OSError) as error:
+        pytest.fail(f'{attack}: cannot be written: {error!r}')
+    message = one_line(load_split, path, 'train')
+    assert 'make the file again with' in message and '/train' in message and 'secret' not in message
+    assert attack.startswith(('a split', 'one', 'a name')) or '/train/Auk_0_0 ' in message
+
+
+def test_nothing_is_read_by_a_path(tmp_path):
+    with h5py.File(tiny.make(tmp_path / 'birds.hdf5')) as file:
+        for name in ('train/Auk_0_0', '.', '/'):
+            with pytest.raises(ValueError, match='is not a name'):
+                plain_hdf5.open_group(file.id, name)
+
+
+# --- files of others ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('stored', [
+    {'txt': np.bytes_('a bird')}, {'txt': [b'a bird']}, {'txt': np.array(['a bird'], object)},
+    {'img': np.frombuffer(tiny.jpeg(), 'u1')}, {'img': np.frombuffer(tiny.jpeg(), 'i1')},
+    {'embeddings': np.ones(1024, 'f2')}, {'embeddings': np.ones((1, 1024), '>f8')}, {'embeddings': np.ones(1024, 'i4')},
+    {'bbox': np.array([1, 2, 30, 20])}, {'class': np.bytes_('001.Auk')}], ids=str)
+def test_other_ways_to_store_the_same_are_read(stored, tmp_path, in_this_process):
+    path = tiny.make(tmp_path / 'birds.hdf5', {'train': {'001.Auk': 1}})
+    (name, value), = stored.items()
+    with h5py.File(path, 'a') as file:
+        for k in range(2):
+            del file[f'train/Auk_0_{k}'][name]
+            file[f'train/Auk_0_{k}'][name] = value
+    found = load_split(path, 'train')
+    assert found.index.classes == ['001.Auk'] and found.jpegs.read([0])[0][:2] == b'\xff\xd8'
+    if name == 'txt':
+        assert found.index.captions == ['a bird'] * 2
+    elif name == 'img':
+        assert found.jpegs.read([0]) == [tiny.jpeg()]
+    elif name == 'embeddings':
+        assert found.embeddings.eq(1).all()
+    elif name == 'bbox':
+        assert found.index.boxes == [[1, 2, 30, 20]]
+
+
+@pytest.mark.parametrize('rows, wrong', [
+    (np.full(1024, np.nan), r'\(NaN\)'), (np.r_[np.inf, np.zeros(1023)], 'infinite'),
+    (np.full(1024, 1e300), 'infinite'),
+    (np.zeros(768), 'but one of 768'), (np.float32(1), 'but one of 1;')])
+def test_embeddings_that_cannot_be_trained_on_are_named(rows, wrong, tmp_path, in_this_process):
+    path = tiny.make(tmp_path / 'birds.hdf5')
+    with h5py.File(path, 'a') as file:
+        del file['train/Jay_0_1/embeddings']
+        file['train/Jay_0_1/embeddings'] = rows
+    message = one_line(load_split, path, 'train', match=f'/train/Jay_0_1 has .*{wrong}')
+    assert 'write them with: python char_cnn_rnn/main.py' in message
+    assert len(load_split(path, 'test').embeddings) == 8
+
+
+# --- the process that reads ---------------------------------------------------------------------------------------
+
+def test_a_file_that_another_program_has_locked(tmp_path):
+    path = tiny.make(tmp_path / 'birds.hdf5')
+    with h5py.File(path, 'a'):
+        message = one_line(load_split, path, 'train')
+    assert 'in use by another program' in message and 'make it again' not in message
+    assert len(load_split(path, 'train').index.keys) == 14
+
+
+def test_lengths_that_are_damaged(tmp_path):
+    """libhdf5 takes 18 seconds and 4 GB to find that a string is not as long as it says."""
+    path = tiny.make(tmp_path / 'birds.hdf5')
+    with h5py.File(path, 'a') as file:
+        file.attrs['encoder'] = '0123456789abcdef'
+        place = file['train/Auk_0_0/txt'].id.get_offset()
+    with open(path, 'rb') as file:
+        data = file.read()
+    start = time.monotonic()
+    with open(path, 'wb') as file:
+        file.write(data[:place] + b'\xf0\xff\xff\xff' + data[place + 4:])
+    assert 'a string of 4,294,967,280 bytes' in one_line(load_split, path, 'train')
+    assert time.monotonic() - start < 10  # most of it for the new process, on a busy machine
+
+
+@pytest.mark.parametrize('ends, why', [
+    ('while True: pass', 'reading it does not end'), ('bytearray(8 << 30)', 'too much memory'),
+    ('os.kill(os.getpid(), 11)', 'SIGSEGV'), ('os._exit(0)', 'ended with status 0'),
+    ('print(\'{"index": \', end="", flush=True); os.kill(os.getpid(), 9)', 'SIGKILL')])
+def test_a_reader_that_hangs_or_crashes(ends, why, tmp_path, monkeypatch):
+    """As libhdf5 does over some damaged files: a line, and the next file is read."""
+    path, reader = tiny.make(tmp_path / 'birds.hdf5'), tmp_path / 'reader.py'
+    reader.write_text('import os, sys\n'
+                      f'sys.path.insert(0, {ROOT!r})\n'
+                      'from data import layout, plain_hdf5, read_split\n'
+                      'plain_hdf5.SECONDS = 0.1\n'
+                      f'def hostile(*_):\n    {ends}\n'
+                      'layout.read_index = hostile\n'
+                      'read_split.main()\n')
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, 'READER', str(reader))
+        message = one_line(load_split, path, 'train', match=why)
+    assert f'{path}: /train is incomplete or damaged (' in message and 'make the file again with' in message
+    assert len(load_split(path, 'train').index.keys) == 14
+
+
+def test_a_reader_goes_when_it_is_not_waited_for(tmp_path, monkeypatch):
+    path, reader, pid = tiny.make(tmp_path / 'birds.hdf5'), tmp_path / 'reader.py', tmp_path / 'pid'
+    reader.write_text('import os, time\n'
+                      f'open({str(pid)!r}, "w").write(str(os.getpid()))\n'
+                      f'os.kill({os.getpid()}, 2)\n'
+                      'time.sleep(600)\n')
+    monkeypatch.setattr(cache, 'READER', str(reader))
+    with pytest.raises(KeyboardInterrupt):
+        load_split(path, 'train')
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
