@@ -66,15 +66,15 @@ def _decode(source):
 
 
 @contextlib.contextmanager
-def opened(source):
-    """A PIL image of `source`, a path or the bytes of a file, of which only the header has been read.
+def opened(source, formats=FORMATS):
+    """A PIL image of `source`, a path or the bytes of a file of `formats`, of which only the header has been read.
 
     Raises BadPicture where it is too large, and what Pillow does where it is none.
     """
     is_file = not isinstance(source, bytes)
     if is_file and not os.path.isfile(source):  # opening a pipe would wait for ever
         raise BadPicture('there is no such file')
-    with open(source, 'rb') if is_file else io.BytesIO(source) as file, Image.open(file, formats=FORMATS) as picture:
+    with open(source, 'rb') if is_file else io.BytesIO(source) as file, Image.open(file, formats=formats) as picture:
         width, height = picture.size
         most = PIXELS // 2 if picture.format == 'WEBP' or picture.mode == 'CMYK' else PIXELS  # these take more memory
         if not 0 < width * height <= most:

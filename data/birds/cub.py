@@ -113,9 +113,9 @@ def read_jpeg(path):
     """
     data = _contents(path, 'its photograph is')
     try:
-        with opened(data) as image:
+        with opened(data, ['JPEG', 'PNG', 'WEBP']) as image:
             size = image.size[::-1] if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else image.size
-            if image.format not in ('JPEG', 'MPO'):
+            if image.format in ('PNG', 'WEBP'):
                 return _as_jpeg(image), size, True
             image.draft(None, (1, 1))  # an eighth of its width and height: damage shows as well, in less memory
             image.load()
