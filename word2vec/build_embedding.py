@@ -33,12 +33,9 @@ class Model:
         self.options, self.data = {}, {}
 
     def create_optim(self, lr, optimizer='adam'):
-        """Adam, or the paper's plain gradient descent ('sgd')."""
+        """Adam, or the paper's plain gradient descent ('sgd'). The learning rate falls to zero, epoch by epoch."""
+        self.lr = lr
         self.optim = OPTIMIZERS[optimizer](self.net.parameters(), lr=lr)
-
-    def set_lr(self, lr):
-        """Go on with another learning rate than that of a loaded checkpoint."""
-        self.optim.param_groups[0]['lr'] = lr
 
     def train_step(self, batch):
         """One step on a batch of windows. Returns `loss`, the mean of their losses E (a scalar tensor)."""
@@ -80,7 +77,13 @@ class Model:
         """Train until `epochs` epochs are done, those of a loaded checkpoint included. See `common.loop.train_loop`."""
         if self.optim is None:
             raise UserError('call create_optim(lr) before train()')
-        train_loop(self, epochs, log_interval, out_dir, verbose, unit='words', smallest=1)
+        self.decay_lr(epochs)
+        train_loop(self, epochs, log_interval, out_dir, verbose, after_epoch=lambda: self.decay_lr(epochs),
+                   unit='words', smallest=1)
+
+    def decay_lr(self, epochs):
+        """The learning rate of the epoch under way, as far from zero as the training is from its end."""
+        self.optim.param_groups[0]['lr'] = self.lr * max(0, 1 - self.progress['epoch'] / epochs)
 
     @torch.no_grad()
     def nearest(self, vector, count=5, without=()):

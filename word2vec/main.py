@@ -99,7 +99,6 @@ def train(options, device, resumed):
     if resumed:
         model.load_from(resumed)
         run.check_same_data(resumed, model.data, data)
-        model.set_lr(options.lr)
         run.write_options(resumed, vars(options))
     model.options, model.data = vars(options), data
     print(f'Training on {len(split.index.captions)} captions: {len(windows.words)} words, {len(vocabulary)} of them '
