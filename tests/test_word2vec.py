@@ -109,7 +109,7 @@ def test_negative_samples_follow_the_counts():
 # --- captions ---------------------------------------------------------------------------------------------------------
 
 def test_words_of_a_sentence():
-    assert words_of("It's RED, très-rouge (2 wings)\tand 红色!") == ["it's", 'red', 'très', 'rouge', 'wings', 'and', '红色']
+    assert words_of("It's RED, très-rouge (2 wings)\t红色!") == ["it's", 'red', 'très', 'rouge', 'wings', '红色']
 
 
 def test_the_vocabulary_counts_from_the_most_frequent_word():

@@ -31,7 +31,7 @@ NEAREST = 5  # words that a query finds, or an analogy
 def parse_flags():
     """(options, the folder of the run to go on with or None)."""
     parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_run_flags(parser, model='cbow', epochs=20, batch_size=128, lr=0.002, chapter_dir=HERE,
+    flags.add_run_flags(parser, model='cbow', epochs=20, batch_size=256, lr=0.003, chapter_dir=HERE,
                         all_modes=MODES, seed_modes=(flags.TRAIN,), resume_modes=(flags.RESUME,),
                         data_modes=flags.TRAINING, models=list(NETWORKS))
     parser.set_defaults(train=None)  # which `mode_of` sets: words can be asked for without typing --train False
@@ -114,12 +114,10 @@ def ask(options, device):
     print(f'{file} ({len(model.vocabulary)} words):')
     if options.query:
         for word in options.query:
-            print(f'nearest to {word}:')
-            print_nearest(model.nearest(model.vectors([word])[0], NEAREST, without=[word]))
+            print_nearest(f'nearest to {word}', model.nearest(model.vectors([word])[0], NEAREST, without=[word]))
     elif options.analogy:
         a, b, c = options.analogy
-        print(f'{a} is to {b} as {c} is to:')
-        print_nearest(model.analogy(a, b, c, NEAREST))
+        print_nearest(f'{a} is to {b} as {c} is to', model.analogy(a, b, c, NEAREST))
     elif options.plot:
         words = shown_words(model.vocabulary)
         if len(words) < 3:
@@ -131,8 +129,8 @@ def ask(options, device):
         print_colors(model.eval(COLORS))
 
 
-def print_nearest(found):
-    print('\n'.join(f'  {cosine:5.2f}  {word}' for word, cosine in found))
+def print_nearest(question, found):
+    print('\n'.join([f'{question}:', *(f'  {cosine:5.2f}  {word}' for word, cosine in found)]))
 
 
 def print_colors(neighbors):
