@@ -246,6 +246,13 @@ def test_the_map_keeps_the_two_directions_in_which_words_differ_most():
     assert torch.allclose(torch.cdist(pca(rotated), pca(rotated)), torch.cdist(spread, spread), atol=0.1)
 
 
+@pytest.mark.parametrize('words, numbers', [(2, 1), (2, 8), (5, 1)])
+def test_a_map_of_few_words_or_numbers(words, numbers):
+    vocabulary = Vocabulary([f'word{i}' for i in range(words)], [1] * words)
+    assert shown_words(vocabulary) == vocabulary.words
+    draw_words(vocabulary.words, range(words), torch.randn(words, numbers))
+
+
 def test_the_map_shows_colors_and_parts():
     vocabulary = Vocabulary.of(CAPTIONS, 1)
     words = shown_words(vocabulary)

@@ -8,7 +8,7 @@ from PIL import Image
 from data import layout
 from data.cache import load_split
 from tests import tiny
-from tests.commands import Caller, newest, run_in
+from tests.commands import newest, run_in
 from word2vec import main
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -118,10 +118,3 @@ def test_a_run_goes_on_with_its_own_captions_alone(call, data, tmp_path, folder)
 def test_the_checkpoint_holds_tensors_and_words_alone(trained):
     contents = torch.load(trained / 'cbow.pt', weights_only=True)
     assert contents['net']['W'].shape == (WORDS, 8) and len(contents['words']) == WORDS
-
-
-def test_a_map_needs_colors_and_parts(folder, monkeypatch, capsys, tmp_path):
-    tiny.make(tmp_path / 'plain' / 'plain.hdf5', {'train': {'001.Auk': 2}}, ['one two three four'], False)
-    caller = Caller(main, tmp_path, monkeypatch, capsys)
-    caller('--train', '--data_dir', tmp_path / 'plain', '--dataset', 'plain', '--out_dir', tmp_path, *SMALL)
-    assert 'knows 0 colors and parts' in caller.error('--plot', '--dataset', 'plain', '--out_dir', tmp_path)

@@ -120,8 +120,6 @@ def ask(options, device):
         print_nearest(f'{a} is to {b} as {c} is to', model.analogy(a, b, c, NEAREST))
     elif options.plot:
         words = shown_words(model.vocabulary)
-        if len(words) < 3:
-            raise UserError(f'{file}: knows {len(words)} colors and parts of birds, too few for a map')
         sheet = os.path.join(run.new_run(options.out_dir, PLOT, vars(options)), 'words.png')
         draw_words(words, map(model.vocabulary.number, words), model.vectors(words).cpu()).save(sheet)
         print(f'colors and parts of birds by number and by vector: {sheet}')

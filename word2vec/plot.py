@@ -1,6 +1,7 @@
 """The chapter's argument as one image: words by their numbers, which say nothing of likeness, and by their vectors."""
 import torch
 from PIL import Image, ImageDraw
+from torch.nn.functional import pad
 
 from common.pictures import font_and_text
 
@@ -27,14 +28,17 @@ def pca(vectors):
     """The coordinates of N vectors along the two directions in which they vary most: [N, D] -> [N, 2]."""
     centered = vectors - vectors.mean(0)
     directions = torch.linalg.svd(centered, full_matrices=False).Vh[:2]
-    return centered @ directions.T
+    return pad(centered @ directions.T, (0, 2 - len(directions)))  # of vectors of one number there is one direction
 
 
 def shown_words(vocabulary):
-    """The colors and the parts of a bird that an image shows, in the order of their numbers."""
+    """The words that an image shows, in the order of their numbers: colors and parts of a bird.
+
+    Where captions are about something else, the most frequent words.
+    """
     colors = [word for word in vocabulary.words if word in COLORS][:SHOWN]
     parts = [word for word in vocabulary.words if word in PARTS][:SHOWN]
-    return sorted(colors + parts, key=vocabulary.number)
+    return sorted(colors + parts, key=vocabulary.number) if colors and parts else vocabulary.words[:2 * SHOWN]
 
 
 def draw_words(words, numbers, vectors):
@@ -72,11 +76,11 @@ def free_line(x, y, word, taken):
 
 
 def mark(draw, x, y, word):
-    """A word with the mark of what it names before it."""
+    """A word with the mark of what it names, a color or a part, before it."""
     box = (x, y - 8, x + 16, y + 8)
     if word in COLORS:
         draw.ellipse(box, fill=COLORS[word], outline=INK)
-    else:
+    elif word in PARTS:
         draw.rectangle(box, fill='#dddddd', outline=INK)
     write(draw, x + 24, y, word)
 
