@@ -7,7 +7,7 @@ from torch.nn.functional import logsigmoid, normalize
 from common import checkpoint
 from common.errors import UserError
 from common.loop import new_progress, train_loop
-from word2vec.corpus import Vocabulary
+from word2vec.corpus import Vocabulary, words_of
 from word2vec.embedding import CBOW, NO_WORD, SkipGram
 
 NETWORKS = {'cbow': CBOW, 'skipgram': SkipGram}
@@ -30,7 +30,7 @@ class Model:
         self.noise = torch.tensor(vocabulary.counts, device=self.device) ** NOISE_POWER            # [V]
         self.optim = None
         self.progress = new_progress()
-        self.options, self.data = {}, {}
+        self.options, self.data, self.keep = {}, {}, checkpoint.KEEP
 
     def create_optim(self, lr, optimizer='adam'):
         """Adam, or the paper's plain gradient descent ('sgd'). The learning rate falls to zero, epoch by epoch."""
@@ -120,7 +120,7 @@ class Model:
                     'data': self.data}
         if self.optim is not None:
             contents['optim'] = self.optim.state_dict()
-        checkpoint.save(file, contents)
+        checkpoint.save(file, contents, keep=self.keep)
         if verbose:
             print(f'saved {file}')
         return file
@@ -128,42 +128,40 @@ class Model:
     def load_from(self, path='', name=None, verbose=True):
         """Read what `save_to` wrote; `path` is the file or its folder.
 
-        With an optimizer already made (`create_optim`), its state and the progress are read too. Raises UserError where
-        the file is missing, damaged, refused, or of another network or vocabulary.
+        With an optimizer already made (`create_optim`), its state and the progress are read too. In place of a damaged
+        NAME.pt in a folder, what was kept from before it is read. Raises UserError where the file is missing, damaged,
+        refused, or of another network or vocabulary.
         """
-        file = path if os.path.isfile(path) else os.path.join(path, f'{name or self.name}.pt')
-        contents = checkpoint.load(file)
-        check_contents(contents, file)
+        file = path if os.path.isfile(path) else checkpoint.newest(os.path.join(path, f'{name or self.name}.pt'))
+        contents = load(file)
         if (contents['model'], contents['words']) != (self.name, self.vocabulary.words):
             raise UserError(f'{file}: is of {contents["model"]} with {len(contents["words"])} words, not of '
                             f'{self.name} with these {len(self.vocabulary)}; go on with the same captions')
-        checkpoint.load_weights(self.net, contents['net'], file)
-        self.options, self.data = contents['options'], contents['data']
-        if self.optim is not None and 'optim' in contents:
-            self.optim.load_state_dict(contents['optim'])
-            self.progress = contents['progress']
+        is_training = self.optim is not None and 'optim' in contents
+        checkpoint.take_over(self, contents, file, [(self.net, contents['net'], file)],
+                             [(self.optim, contents['optim'], f'{file}: its optim')] if is_training else [])
         if verbose:
             print(f'loaded {file}')
 
 
 def load_model(file, device='cpu'):
     """The `Model` of a checkpoint, with its vocabulary, to ask or to plot. Raises UserError as `load_from` does."""
-    contents = checkpoint.load(file)
-    check_contents(contents, file)
-    model = Model(contents['model'], device, None, Vocabulary(contents['words'], contents['counts']),
-                  contents['net']['W'].shape[1])
+    contents = load(file)
+    vocabulary = Vocabulary(contents['words'], contents['counts'])
+    model = Model(contents['model'], device, None, vocabulary, contents['net']['W'].shape[1])
     model.load_from(file, verbose=False)
     return model
 
 
-def check_contents(contents, file):
-    """Raise UserError where the dict `contents` is not what `save_to` writes."""
+def load(file):
+    """The dict that `save_to` wrote. Raises UserError where the file is missing, damaged or holds something else."""
+    contents = checkpoint.load(file)
     words, counts, net = (contents.get(name) for name in ('words', 'counts', 'net'))
     W = net.get('W') if isinstance(net, dict) else None
     is_ours = (contents.get('model') in list(NETWORKS) and torch.is_tensor(W) and W.dim() == 2
-               and isinstance(words, list) and all(isinstance(word, str) for word in words)
+               and isinstance(words, list) and all(isinstance(word, str) and words_of(word) == [word] for word in words)
                and isinstance(counts, list) and all(type(count) is int and count > 0 for count in counts)
-               and 2 <= len(words) == len(set(words)) == len(counts)
-               and all(isinstance(contents.get(name), dict) for name in ('progress', 'options', 'data')))
+               and 2 <= len(words) == len(set(words)) == len(counts) == len(W))
     if not is_ours:
         raise UserError(f'{file}: is no checkpoint of word vectors; give one that word2vec/main.py --train wrote')
+    return contents

@@ -100,7 +100,7 @@ def train(options, device, resumed):
         model.load_from(resumed)
         run.check_same_data(resumed, model.data, data)
         run.write_options(resumed, vars(options))
-    model.options, model.data = vars(options), data
+    model.options, model.data, model.keep = vars(options), data, options.keep
     print(f'Training on {len(split.index.captions)} captions: {len(windows.words)} words, {len(vocabulary)} of them '
           f'different; everything goes to {run_dir}', flush=True)
     model.train(options.epochs, options.log_interval, run_dir)
