@@ -14,7 +14,8 @@ NAMES = 5_000         # in a state dict; the largest networks here have a few hu
 NOTES, DEPTH = 100_000, 10  # items in the options of a run, and how deep they are nested
 SHOWN = 100           # captions with their embeddings in the description of a data set
 LARGEST = 2 ** 40     # number of a step
-MOMENTS = {torch.optim.Adam: ('exp_avg', 'exp_avg_sq'), torch.optim.RMSprop: ('square_avg',)}
+MOMENTS = {torch.optim.Adam: ('exp_avg', 'exp_avg_sq'), torch.optim.RMSprop: ('square_avg',),
+           torch.optim.SGD: ()}
 NUMBERS = ('lr', 'betas', 'eps', 'weight_decay', 'alpha')  # of an optimizer, which a checkpoint may set
 WAYS = ('fused', 'foreach')  # of computing the same
 COUNTER = 'num_batches_tracked'  # of a batch norm: PyTorch before 0.4.1 had none

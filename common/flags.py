@@ -118,17 +118,18 @@ def plain_name(text):
 
 
 def add_run_flags(parser, model, epochs, batch_size, lr, chapter_dir, all_modes=ALL, seed_modes=(TRAIN, *GENERATING),
-                  batch_modes=TRAINING, resume_modes=(RESUME, *GENERATING), train_modes=None):
+                  batch_modes=TRAINING, resume_modes=(RESUME, *GENERATING), train_modes=None, data_modes=None,
+                  models=None):
     """The flags that every section's main.py shares; the other arguments are the section's defaults and its modes.
 
-    `all_modes` are all that it has; `--seed`, `--batch_size`, `--resume` and `--train` have an effect in
-    some of them.
+    `all_modes` are all that it has; `--seed`, `--batch_size`, `--resume`, `--train` and `--data_dir` have an effect in
+    some of them. `models` are the names that `--model` can have, if not any.
     """
-    parser.add_argument('--model', type=plain_name, default=model, modes=all_modes,
+    parser.add_argument('--model', type=plain_name, choices=models, default=model, modes=all_modes,
                         help=f'name of the model: of its checkpoint file (default: {model})')
     add_boolean(parser, '--cuda', True, 'use the GPU where there is one', modes=all_modes)
     add_boolean(parser, '--train', True, 'train; False: evaluate', modes=train_modes or all_modes)
-    parser.add_argument('--data_dir', type=os.path.abspath, metavar='DIR', modes=all_modes,
+    parser.add_argument('--data_dir', type=os.path.abspath, metavar='DIR', modes=data_modes or all_modes,
                         help='folder of the HDF5 file (default: data/DATASET in the repository)')
     parser.add_argument('--dataset', type=plain_name, default='birds', modes=all_modes,
                         help='name of the HDF5 file, without ending (default: birds)')

@@ -20,8 +20,8 @@ class Log:
     Without `out_dir` nothing is written. Raises CannotWrite where that folder or log.txt cannot be made at the start.
     """
 
-    def __init__(self, out_dir, verbose, step):
-        self.out_dir, self.verbose = out_dir, verbose
+    def __init__(self, out_dir, verbose, step, unit='images'):
+        self.out_dir, self.verbose, self.unit = out_dir, verbose, unit
         self.troubles = {}  # what cannot be written now, and why
         self.text = self.curves = None
         self.images, self.since = 0, time.monotonic()
@@ -83,11 +83,11 @@ class Log:
         self.images, self.since = 0, time.monotonic()
         text = '  '.join(f'{name} {value:.4f}' for name, value in losses.items())
         bar.set_postfix_str(text)
-        self.line(f'epoch {progress["epoch"] + 1}/{epochs}  step {progress["step"]}  {text}  {speed:.3g} images/s',
+        self.line(f'epoch {progress["epoch"] + 1}/{epochs}  step {progress["step"]}  {text}  {speed:.3g} {self.unit}/s',
                   console=bar.disable)
         if self.curves:
             with self.attempt('the TensorBoard curves'):
-                self.curves.add({**losses, 'images_per_second': speed}, progress['step'])
+                self.curves.add({**losses, f'{self.unit}_per_second': speed}, progress['step'])
 
     def sample(self, image, epoch):
         """Write a PIL image as samples/epoch_EPOCH.png."""

@@ -28,12 +28,13 @@ def new_progress():
 
 
 def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample=None, after_epoch=None,
-               after_step=None):
+               after_step=None, unit='images', smallest=2):
     """Call `model.train_step` for every batch of `model.data_loader` until `model.progress` has `epochs` epochs.
 
     With `out_dir`, writes there: log.txt, TensorBoard curves, `sample()` (a PIL image) after every epoch, and through
     `model.save_to(out_dir)` a checkpoint. `after_step()` and `after_epoch()` are called where they are given. What
-    cannot be written, because the disk is full, is said and tried again while the training goes on.
+    cannot be written, because the disk is full, is said and tried again while the training goes on. `unit` says what a
+    batch is of; one of fewer than `smallest` is left out, as batch norms need two.
     SIGINT and SIGTERM finish the step, save, and raise KeyboardInterrupt; before the end of the first step at once.
     A run that goes on from a checkpoint computes what it would have computed without the interruption; of several
     ranks (`common.ranks`), with the rest of the epoch and random numbers of its own. Losses are means over the ranks.
@@ -42,17 +43,17 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
     progress, losses, warned = model.progress, {}, False
     verbose, world_size = verbose and ranks.rank() == 0, ranks.world_size()
     _regroup(progress, model.data_loader)
-    with (signals.noted() as stop, Log(out_dir, verbose, progress['step']) as log,
+    with (signals.noted() as stop, Log(out_dir, verbose, progress['step'], unit) as log,
           _explained(out_dir, lambda: progress['step'] + 1)):
         saves = _Saves(model, out_dir, log)
         if progress['epoch'] >= epochs:
             log.line(f'nothing to do: {progress["epoch"]} epochs are done; give more with --epochs')
         while progress['epoch'] < epochs:
-            with _progress_bar(model.data_loader, progress, epochs, verbose) as bar:
+            with _progress_bar(model.data_loader, progress, epochs, verbose, unit) as bar:
                 for batch in _batches_left(model.data_loader, progress, stop):
                     size = _batch_size(batch)
                     progress['batch'] += 1
-                    if size < 2:
+                    if size < smallest:
                         if not warned:
                             log.line('a batch of one picture has no batch statistics: left out, now and in every epoch')
                         warned = True
@@ -137,10 +138,10 @@ def _stops_alone(stop):
     return bool(stop) and ranks.world_size() == 1
 
 
-def _progress_bar(data_loader, progress, epochs, verbose):
-    """A bar of pictures per second, where there is a terminal to show it."""
+def _progress_bar(data_loader, progress, epochs, verbose, unit):
+    """A bar of images, or another `unit`, per second, where there is a terminal to show it."""
     images, batch_size = len(getattr(data_loader, 'dataset', ())), getattr(data_loader, 'batch_size', None) or 0
-    return tqdm(desc=f'epoch {progress["epoch"] + 1}/{epochs}', total=images or None, unit=' images', leave=False,
+    return tqdm(desc=f'epoch {progress["epoch"] + 1}/{epochs}', total=images or None, unit=f' {unit}', leave=False,
                 initial=progress['batch'] * batch_size * ranks.world_size(), disable=None if verbose else True)
 
 
@@ -157,8 +158,8 @@ def set_rng_state(state):
 
 
 def _batch_size(batch):
-    images = batch['right_images']
-    return len(images[-1] if isinstance(images, (list, tuple)) else images)
+    items = batch.get('right_images', next(iter(batch.values())))
+    return len(items[-1] if isinstance(items, (list, tuple)) else items)
 
 
 def _read(losses, step, out_dir):

@@ -11,16 +11,18 @@ from common.errors import UserError
 from stackgan_v1 import main as stackgan_v1
 from stackgan_v2 import main as stackgan_v2
 from text2image import main as text2image
+from word2vec import main as word2vec
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 SECTIONS = {'text2image': text2image, 'stackgan_v1': stackgan_v1, 'stackgan_v2': stackgan_v2,
-            'char_cnn_rnn': char_cnn_rnn}
+            'char_cnn_rnn': char_cnn_rnn, 'word2vec': word2vec}
 TYPED = {'train': ['--train'], 'resume': ['--resume', 'RUN'], 'evaluate': ['--train', 'False'],
          'text': ['--train', 'False', '--text', 'a crow'],
          'interpolate': ['--train', 'False', '--interpolate', 'a', 'b'],
-         'query': ['--train', 'False', '--query', 'a crow'], 'embed': ['--embed']}
-SWITCHES = {'train', 'resume', 'text', 'text_file', 'interpolate', 'query', 'embed'}  # what asks for a mode
+         'query': ['--train', 'False', '--query', 'bird'], 'embed': ['--embed'],
+         'analogy': ['--analogy', 'a', 'small', 'red'], 'plot': ['--plot']}
+SWITCHES = {'train', 'resume', 'text', 'text_file', 'interpolate', 'query', 'embed', 'analogy', 'plot'}  # modes' flags
 
 
 class Parsed(Exception):
@@ -106,7 +108,10 @@ def test_what_has_no_effect_is_refused(name, monkeypatch, tmp_path):
     ('char_cnn_rnn', '--embed --resume x', '--resume: has no effect with --embed; leave it out'),
     ('char_cnn_rnn', '--embed --train', '--train: has no effect with --embed; leave it out'),
     ('char_cnn_rnn', '--train False --query a --resume x', '--resume: has no effect with --query; leave it out'),
-    ('char_cnn_rnn', '--train --query a', '--query: has no effect with --train; add --train False')])
+    ('char_cnn_rnn', '--train --query a', '--query: has no effect with --train; add --train False'),
+    ('word2vec', '--train --plot', '--plot: has no effect with --train; add --train False'),
+    ('word2vec', '--query a --data_dir b', '--data_dir: has no effect with --query; leave it out'),
+    ('word2vec', '--resume x --optimizer sgd', '--optimizer: has no effect with --resume; the run goes on with its')])
 def test_contradictions_are_refused(monkeypatch, name, typed, message):
     assert refusal(SECTIONS[name], monkeypatch, *typed.split()).startswith(message)
 
@@ -126,6 +131,7 @@ class Watched(argparse.Namespace):
 
 TRAINING = ['--epochs', '1', '--batch_size', '2', '--log_interval', '1']
 NARROW = {'text2image': [], 'char_cnn_rnn': ['--variant', 'birds_cvpr', '--image_encoder', 'scratch'],
+          'word2vec': ['--loss', 'negative', '--negative', '1', '--vector_size', '4', '--min_count', '1'],
           'stackgan_v1': ['--gf_dim', '8', '--df_dim', '2', '--condition_dim', '6', '--residuals', '1',
                           '--workers', '0'],
           'stackgan_v2': ['--branches', '2', '--gf_dim', '4', '--df_dim', '4', '--z_dim', '5', '--embedding_dim', '6',
@@ -139,11 +145,13 @@ AT_PARSING = {'resume': {'out_dir'}}  # where the newest run is looked for
 
 @pytest.mark.parametrize('name', SECTIONS)
 def test_what_counts_as_used_is_read(name, folder, monkeypatch, tmp_path, capsys):
-    section, out = SECTIONS[name], ['--out_dir', str(tmp_path), '--data_dir', 'data', '--dataset', 'tiny',
-                                    '--cuda', 'False']
+    section = SECTIONS[name]
     monkeypatch.chdir(folder)
     unread = {}
     for mode in modes_of(section):
+        out = ['--out_dir', str(tmp_path), '--dataset', 'tiny', '--cuda', 'False']
+        if any(action.dest == 'data_dir' and mode in action.modes for action in flags_of(section)):
+            out += ['--data_dir', 'data']
         typed = {'train': [*out, *TRAINING, *NARROW[name]], 'resume': ['--out_dir', str(tmp_path), '--resume',
                                                                        '--epochs', '2']}.get(mode, [*TYPED[mode], *out])
         read = names_read(section, monkeypatch, typed)

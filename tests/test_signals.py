@@ -175,17 +175,19 @@ class Stuck:
         return len(self.loader)
 
     def __iter__(self):
-        for number, batch in enumerate([*self.loader]):
+        batches = iter(self.loader)
+        for number in range(len(self)):
             if number == self.batches:
                 self.is_waited_for.set()
                 time.sleep(3600)
-            yield batch
+            yield next(batches)
 
 
 def stop_when(event):
     """Have SIGTERM sent once `event` is set."""
     def stop():
         event.wait(PATIENCE)
+        time.sleep(1)  # until the main thread has begun to wait: nothing interrupts a system call that is yet to begin
         signals.to_main_thread(signal.SIGTERM)
 
     threading.Thread(target=stop, daemon=True).start()

@@ -1,0 +1,120 @@
+"""word2vec/main.py as people run it: from another folder, on captions that name colors and parts."""
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from data import layout
+from data.cache import load_split
+from tests import tiny
+from tests.commands import newest, run_in
+from word2vec import main
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+SMALL = ['--epochs', '2', '--batch_size', '16', '--vector_size', '8', '--min_count', '1', '--log_interval', '1']
+PARTS = ('wings', 'belly', 'crown', 'wing', 'tail', 'bill')
+CAPTIONS = [f'this {size} bird has {color} {part}'
+            for size, color, part in zip(('small', 'large') * 3, ('red', 'black', 'white') * 2, PARTS)]
+WORDS = 15  # this, small, large, bird, has, the colors, the parts, and Auk, which is added to every caption
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """data/tiny.hdf5 in a folder that commands are run from."""
+    place = tmp_path_factory.mktemp('elsewhere')
+    tiny.make(place / 'data' / 'tiny.hdf5', {'train': {'001.Auk': 2}, 'test': {'004.Wren': 1}}, CAPTIONS, False)
+    return place
+
+
+@pytest.fixture
+def data(tmp_path):
+    return ['--data_dir', 'data', '--dataset', 'tiny', '--out_dir', str(tmp_path)]
+
+
+@pytest.fixture
+def trained(call, data, tmp_path):
+    """The folder of a run."""
+    call('--train', *data, *SMALL)
+    return newest(tmp_path, 'tiny_')
+
+
+def asked(tmp_path, *what):
+    return [*what, '--dataset', 'tiny', '--out_dir', str(tmp_path)]
+
+
+def test_train_resume_and_ask_as_a_person_types_it(folder, data, tmp_path):
+    script = main.__file__
+    printed = run_in(folder, script, '--train', *data, *SMALL)
+    run_dir = newest(tmp_path, 'tiny_')
+    assert 'Training on 12 captions: ' in printed and str(run_dir) in printed
+    assert ' words/s' in (run_dir / 'log.txt').read_text()
+    assert {'cbow.pt', 'log.txt', 'options.json'} <= {file.name for file in run_dir.iterdir()}
+    assert 'nearest to red:' in run_in(folder, script, *asked(tmp_path, '--query', 'red'))
+
+
+def test_a_resumed_run_is_one_without_interruption(call, data, trained, tmp_path):
+    call('--train', *data, *SMALL[2:], '--epochs', '4')
+    straight = newest(tmp_path, 'tiny_')
+    call('--train', '--resume', trained, '--epochs', '4')
+    steps = [[line.split()[3] for line in (run_dir / 'log.txt').read_text().splitlines()]
+             for run_dir in (trained, straight)]
+    assert steps[0] == steps[1]
+    assert json.loads((trained / 'options.json').read_text())['vector_size'] == 8
+    call('--train', '--resume', '--dataset', 'tiny', '--out_dir', tmp_path)  # the newest, and nothing is left to do
+
+
+@pytest.mark.parametrize('model', ['cbow', 'skipgram'])
+@pytest.mark.parametrize('way', [['--loss', 'softmax'], ['--loss', 'negative', '--negative', '2'],
+                                 ['--optimizer', 'sgd', '--lr', '0.01', '--sample', '0.1']])
+def test_every_way_to_train(call, data, tmp_path, model, way):
+    assert f'and {model}.pt' in call('--train', '--model', model, *way, *data, *SMALL)
+    run_dir = newest(tmp_path, 'tiny_')
+    out = call(*asked(tmp_path, '--query', 'wings', '--query', 'Red', '--model', model))
+    assert str(run_dir) in out and 'nearest to wings:' in out and 'nearest to Red:' in out
+    assert len(out.splitlines()) == 1 + 1 + 2 * (1 + main.NEAREST)
+
+
+def test_analogy_evaluation_and_map(call, trained, tmp_path):
+    out = call(*asked(tmp_path, '--analogy', 'wing', 'wings', 'bill'))
+    assert 'wing is to wings as bill is to:' in out and 'wings' not in out.split('is to:')[1]
+    out = call(*asked(tmp_path, '--train', 'False'))
+    assert ' of the 15 words nearest to 3 colors are colors' in out and '  red ' in out
+    out = call(*asked(tmp_path, '--plot'))
+    file = newest(tmp_path, 'plot_') / 'words.png'
+    assert str(file) in out and Image.open(file).size == (1440, 940)
+    assert call('--checkpoint', trained, *asked(tmp_path, '--query', 'red')) == call(
+        '--checkpoint', trained / 'cbow.pt', *asked(tmp_path, '--query', 'red', '--train', 'False'))
+
+
+def test_errors_are_one_line(call, data, trained, tmp_path, folder):
+    assert call.error(*asked(tmp_path, '--query', 'wigns')).startswith(
+        f"error: 'wigns': not among the {WORDS} words that were trained on; similar ones are wings")
+    assert 'give another word' in call.error(*asked(tmp_path, '--query', 'xyzzy'))
+    assert "'blakc'" in call.error(*asked(tmp_path, '--analogy', 'red', 'blakc', 'wing'))
+    assert 'with a skipgram.pt in it yet' in call.error(*asked(tmp_path, '--query', 'red', '--model', 'skipgram'))
+    assert 'add --loss negative' in call.error('--train', *data, *SMALL, '--negative', '3')
+    assert 'too few' in call.error('--train', *data, *SMALL, '--min_count', '1000')
+    assert 'no such' in call.error('--checkpoint', 'absent.pt', '--query', 'red')
+    assert 'prepare.py' in call.error('--train', '--dataset', 'absent')
+    assert call.error('--train', '--query', 'red').endswith('--query: has no effect with --train; add --train False')
+    assert call.error('--plot', '--query', 'red').endswith('--plot: has no effect with --query; leave it out')
+    assert 'diverged' in call.error(*data, '--lr', '1e9', '--optimizer', 'sgd', *SMALL)
+
+
+def test_a_run_goes_on_with_its_own_captions_alone(call, data, tmp_path, folder):
+    other = tmp_path / 'other'
+    tiny.make(other / 'tiny.hdf5', {'train': {'001.Auk': 2}}, CAPTIONS, False)
+    call('--train', '--data_dir', other, '--dataset', 'tiny', '--out_dir', tmp_path / 'runs', *SMALL)
+    with layout.replace_file(str(other / 'tiny.hdf5')) as file:
+        for photograph in tiny.photographs('train', {'001.Auk': 2}, list(reversed(CAPTIONS)), False):
+            layout.write_photograph(file, 'train', photograph)
+    assert load_split(str(other / 'tiny.hdf5'), 'train').index.captions[0] != CAPTIONS[0]
+    message = call.error('--resume', newest(tmp_path / 'runs', 'tiny_'), '--epochs', '3')
+    assert 'was trained on other captions' in message or 'go on with the same captions' in message
+
+
+def test_the_checkpoint_holds_tensors_and_words_alone(trained):
+    contents = torch.load(trained / 'cbow.pt', weights_only=True)
+    assert contents['net']['W'].shape == (WORDS, 8) and len(contents['words']) == WORDS

@@ -1,0 +1,167 @@
+"""Training of word vectors, and what can be asked of them (chapter: word embedding; Rong, arXiv 1411.2738)."""
+import os
+
+import torch
+from torch.nn.functional import logsigmoid, normalize
+
+from common import checkpoint
+from common.errors import UserError
+from common.loop import new_progress, train_loop
+from word2vec.corpus import Vocabulary, words_of
+from word2vec.embedding import CBOW, NO_WORD, SkipGram
+
+NETWORKS = {'cbow': CBOW, 'skipgram': SkipGram}
+LOSSES = ('softmax', 'negative')
+OPTIMIZERS = {'adam': torch.optim.Adam, 'sgd': torch.optim.SGD}
+NOISE_POWER = 0.75  # negative samples come in proportion to their counts to this power (Mikolov et al., 2013)
+
+
+class Model:
+    """One of the `NETWORKS`, its loss and its optimizer.
+
+    `name` says which network; `data_loader` yields batches as in `word2vec.corpus.Windows`. `loss` is 'softmax', over
+    the whole vocabulary, or 'negative', which tells each word to be predicted from `negative` randomly drawn ones.
+    """
+
+    def __init__(self, name, device, data_loader, vocabulary, vector_size=100, loss='softmax', negative=5):
+        self.name, self.device, self.data_loader = name, torch.device(device), data_loader
+        self.vocabulary, self.loss, self.negative = vocabulary, loss, negative
+        self.net = NETWORKS[name](len(vocabulary), vector_size).to(self.device)
+        self.noise = torch.tensor(vocabulary.counts, device=self.device) ** NOISE_POWER            # [V]
+        self.optim = None
+        self.progress = new_progress()
+        self.options, self.data, self.keep = {}, {}, checkpoint.KEEP
+
+    def create_optim(self, lr, optimizer='adam'):
+        """Adam, or the paper's plain gradient descent ('sgd'). The learning rate falls to zero, epoch by epoch."""
+        self.lr = lr
+        self.optim = OPTIMIZERS[optimizer](self.net.parameters(), lr=lr)
+
+    def train_step(self, batch):
+        """One step on a batch of windows. Returns `loss`, the mean of their losses E (a scalar tensor)."""
+        target, context = batch['target'].to(self.device), batch['context'].to(self.device)        # [B], [B, C]
+
+        if self.name == 'cbow':
+            h, predicted = self.net(context), target[:, None]  # h = 1/C (v_w1 + ... + v_wC)            (18)
+        else:
+            h, predicted = self.net(target), context           # h = v_wI                               (24)
+        is_word = predicted != NO_WORD                                                             # [B, P], P = 1 or C
+        predicted = predicted.clamp(min=0)
+
+        if self.loss == 'softmax':
+            u = self.net.scores(h)                             # u_j = v'_j . h                         (2)
+            log_y = u - u.logsumexp(1, keepdim=True)           # y_j = exp(u_j) / sum_j' exp(u_j')      (3)
+            E = -(log_y.gather(1, predicted) * is_word)        # E = -log p(w_O,1 ... w_O,C | w_I)      (19, 27)
+        else:
+            drawn, is_negative = self._draw_negatives(predicted)
+            u = self.net.scores_of(h, predicted)
+            u_drawn = self.net.scores_of(h, drawn.flatten(1)).view_as(drawn)
+            # E = -log s(v'_wO . h) - sum of log s(-v'_wj . h) over the drawn words, s being the sigmoid (55)
+            E = -(logsigmoid(u) + (logsigmoid(-u_drawn) * is_negative).sum(2)) * is_word
+
+        # What backward() computes are the paper's equations; tests/test_word2vec.py has them written out.
+        #   CBOW: dE/dv'_j = e_j h, dE/dv_wI,c = EH / C (22, 23)    skip-gram: dE/dv'_j = EI_j h, dE/dv_wI = EH (34, 35)
+        #   negative sampling, of the words predicted and drawn: dE/dv'_j = (s(v'_j . h) - t_j) h (59), EH (61)
+        self.optim.zero_grad()
+        E.sum().backward()
+        self.optim.step()                                      # SGD: w(new) = w(old) - lr dE/dw
+        return {'loss': E.detach().sum(1).mean()}
+
+    def _draw_negatives(self, predicted):
+        """`negative` words for each word to be predicted, and whether each is another one: both [B, P, negative]."""
+        drawn = torch.multinomial(self.noise, predicted.numel() * self.negative, replacement=True)
+        drawn = drawn.view(*predicted.shape, self.negative)
+        return drawn, drawn != predicted[:, :, None]
+
+    def train(self, epochs, log_interval=100, out_dir='', verbose=True):
+        """Train until `epochs` epochs are done, those of a loaded checkpoint included. See `common.loop.train_loop`."""
+        if self.optim is None:
+            raise UserError('call create_optim(lr) before train()')
+        self.decay_lr(epochs)
+        train_loop(self, epochs, log_interval, out_dir, verbose, after_epoch=lambda: self.decay_lr(epochs),
+                   unit='words', smallest=1)
+
+    def decay_lr(self, epochs):
+        """The learning rate of the epoch under way, as far from zero as the training is from its end."""
+        self.optim.param_groups[0]['lr'] = self.lr * max(0, 1 - self.progress['epoch'] / epochs)
+
+    @torch.no_grad()
+    def nearest(self, vector, count=5, without=()):
+        """The words whose vectors have the largest cosine with `vector` [N]: [(word, cosine)], the nearest first.
+
+        The words `without` are left out, as those that a question is made of.
+        """
+        cosines = normalize(self.net.W, dim=1) @ normalize(vector, dim=0)                          # [V]
+        cosines[[self.vocabulary.number(word) for word in without]] = -2
+        best = cosines.topk(min(count, len(cosines) - len(set(without))))
+        return [(self.vocabulary.words[number], cosine) for cosine, number in zip(*map(torch.Tensor.tolist, best))]
+
+    @torch.no_grad()
+    def vectors(self, words):
+        """Their input vectors at length 1: [words, N]. Raises UserError where one is not in the vocabulary."""
+        return normalize(self.net.W[[self.vocabulary.number(word) for word in words]], dim=1)
+
+    def analogy(self, a, b, c, count=5):
+        """What is to `c` as `b` is to `a`: the words nearest to v_b - v_a + v_c, as `nearest` gives them."""
+        v_a, v_b, v_c = self.vectors([a, b, c])
+        return self.nearest(v_b - v_a + v_c, count, without=[a, b, c])
+
+    def eval(self, words, count=5):
+        """For each of the `words` that is in the vocabulary, the `count` nearest: {word: [word, ...]}."""
+        known = [word for word in self.vocabulary.words if word in words]
+        return {word: [near for near, _ in self.nearest(self.vectors([word])[0], count, without=[word])]
+                for word in known}
+
+    def save_to(self, path='', name=None, verbose=True):
+        """Write vectors, vocabulary, optimizer, progress to `path/NAME.pt`, whole or not at all. Returns the file."""
+        file = os.path.join(path, f'{name or self.name}.pt')
+        contents = {'model': self.name, 'net': self.net.state_dict(), 'words': self.vocabulary.words,
+                    'counts': self.vocabulary.counts, 'progress': self.progress, 'options': self.options,
+                    'data': self.data}
+        if self.optim is not None:
+            contents['optim'] = self.optim.state_dict()
+        checkpoint.save(file, contents, keep=self.keep)
+        if verbose:
+            print(f'saved {file}')
+        return file
+
+    def load_from(self, path='', name=None, verbose=True):
+        """Read what `save_to` wrote; `path` is the file or its folder.
+
+        With an optimizer already made (`create_optim`), its state and the progress are read too. In place of a damaged
+        NAME.pt in a folder, what was kept from before it is read. Raises UserError where the file is missing, damaged,
+        refused, or of another network or vocabulary.
+        """
+        file = path if os.path.isfile(path) else checkpoint.newest(os.path.join(path, f'{name or self.name}.pt'))
+        contents = load(file)
+        if (contents['model'], contents['words']) != (self.name, self.vocabulary.words):
+            raise UserError(f'{file}: is of {contents["model"]} with {len(contents["words"])} words, not of '
+                            f'{self.name} with these {len(self.vocabulary)}; go on with the same captions')
+        is_training = self.optim is not None and 'optim' in contents
+        checkpoint.take_over(self, contents, file, [(self.net, contents['net'], file)],
+                             [(self.optim, contents['optim'], f'{file}: its optim')] if is_training else [])
+        if verbose:
+            print(f'loaded {file}')
+
+
+def load_model(file, device='cpu'):
+    """The `Model` of a checkpoint, with its vocabulary, to ask or to plot. Raises UserError as `load_from` does."""
+    contents = load(file)
+    vocabulary = Vocabulary(contents['words'], contents['counts'])
+    model = Model(contents['model'], device, None, vocabulary, contents['net']['W'].shape[1])
+    model.load_from(file, verbose=False)
+    return model
+
+
+def load(file):
+    """The dict that `save_to` wrote. Raises UserError where the file is missing, damaged or holds something else."""
+    contents = checkpoint.load(file)
+    words, counts, net = (contents.get(name) for name in ('words', 'counts', 'net'))
+    W = net.get('W') if isinstance(net, dict) else None
+    is_ours = (contents.get('model') in list(NETWORKS) and torch.is_tensor(W) and W.dim() == 2
+               and isinstance(words, list) and all(isinstance(word, str) and words_of(word) == [word] for word in words)
+               and isinstance(counts, list) and all(type(count) is int and count > 0 for count in counts)
+               and 2 <= len(words) == len(set(words)) == len(counts) == len(W))
+    if not is_ours:
+        raise UserError(f'{file}: is no checkpoint of word vectors; give one that word2vec/main.py --train wrote')
+    return contents

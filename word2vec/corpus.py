@@ -1,0 +1,93 @@
+"""Captions as word2vec reads them: words, their numbers, and the windows around each."""
+import difflib
+import re
+from collections import Counter
+
+import torch
+
+from common.errors import UserError
+from word2vec.embedding import NO_WORD
+
+WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")  # letters of any script, and what follows an apostrophe: it's
+
+
+def words_of(sentence):
+    """'A bird, all red.' -> ['a', 'bird', 'all', 'red']."""
+    return WORD.findall(sentence.lower())
+
+
+class Vocabulary:
+    """The words that are trained on, the most frequent first: a word's number is its place in `words`.
+
+    `counts` says how often each of them occurs.
+    """
+
+    def __init__(self, words, counts):
+        self.words, self.counts = words, counts
+        self.numbers = {word: number for number, word in enumerate(words)}
+
+    @classmethod
+    def of(cls, captions, min_count):
+        """The words that occur `min_count` times or more in the captions. Raises UserError where these are under two.
+        """
+        counts = Counter(word for caption in captions for word in words_of(caption))
+        found = [(word, count) for word, count in counts.most_common() if count >= min_count]
+        if len(found) < 2:
+            raise UserError(f'{len(captions)} captions have {len(found)} words that occur {min_count} times or more, '
+                            'too few to predict one from another; try a smaller --min_count')
+        return cls(*map(list, zip(*found)))
+
+    def __len__(self):
+        return len(self.words)
+
+    def number(self, word):
+        """The word's number. Raises UserError that names words of similar spelling where it has none."""
+        word = word.strip().lower()
+        if word not in self.numbers:
+            near = difflib.get_close_matches(word, self.words, n=5, cutoff=0.5)
+            raise UserError(f'{ascii(word)[:60]}: not among the {len(self)} words that were trained on; '
+                            + (f'similar ones are {", ".join(near)}' if near else 'give another word'))
+        return self.numbers[word]
+
+
+class Windows:
+    """A data loader: iterating draws an epoch of windows, in random order, from PyTorch's generator.
+
+    A batch is a dict of two tensors of word numbers: `target` [B], and around each of them `context` [B, 2 * window],
+    `NO_WORD` where there is none. As in Mikolov's program, every window reaches a random 1 to `window` words to both
+    sides; with `sample` > 0, frequent words are left out at random before windows are made (Mikolov et al., 2013).
+    """
+
+    def __init__(self, captions, vocabulary, batch_size, window=5, sample=0.0):
+        numbers = [[vocabulary.numbers[word] for word in words_of(caption) if word in vocabulary.numbers]
+                   for caption in captions]
+        self.words = torch.tensor([number for caption in numbers for number in caption])               # [T]
+        self.captions = torch.tensor([i for i, caption in enumerate(numbers) for _ in caption])        # [T]
+        self.batch_size, self.window = batch_size, window
+        frequency = torch.tensor(vocabulary.counts) / sum(vocabulary.counts)                           # [V]
+        # The share of its occurrences that a word keeps: 1 (or more) if it is rarer than the threshold.
+        self.kept = (sample / frequency).sqrt() + sample / frequency if sample else torch.ones(len(vocabulary))
+
+    def __len__(self):
+        return -(-len(self.words) // self.batch_size)
+
+    def __iter__(self):
+        is_kept = torch.rand(len(self.words)) < self.kept[self.words]
+        words, captions = self.words[is_kept], self.captions[is_kept]
+        reach = torch.randint(1, self.window + 1, (len(words),))
+        has_context = torch.bincount(captions, minlength=1)[captions] > 1
+        places = has_context.nonzero().squeeze(1)
+        if not len(places):
+            raise UserError('no caption has two words that are trained on; try a smaller --min_count, or leave out '
+                            '--sample')
+        for part in places[torch.randperm(len(places))].split(self.batch_size):
+            yield {'target': words[part], 'context': self._context(words, captions, reach, part)}
+
+    def _context(self, words, captions, reach, places):
+        """The words around the `places` [B], as far as each place's `reach` and within its caption: [B, 2 * window]."""
+        offsets = torch.tensor([offset for offset in range(-self.window, self.window + 1) if offset])
+        around = places[:, None] + offsets
+        inside = around.clamp(0, len(words) - 1)
+        is_context = ((around == inside) & (offsets.abs() <= reach[places][:, None])
+                      & (captions[inside] == captions[places][:, None]))
+        return torch.where(is_context, words[inside], NO_WORD)
