@@ -19,11 +19,9 @@ if __name__ == '__main__':
 import argparse
 import contextlib
 import time
-import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-from PIL import Image
 from tqdm import tqdm
 
 from common.errors import UserError, run_command
@@ -159,8 +157,6 @@ def say_unlisted(entries, split_of):
 def main():
     """List the photographs, convert those that can be used, and say what came of it."""
     start, args = time.time(), parse_args()
-    # Pillow only warns of pictures of 90 to 180 million pixels. They are skipped like larger ones.
-    warnings.simplefilter('error', Image.DecompressionBombWarning)
     args.out = os.path.abspath(args.out)
     layout.check_name(args.out)
     if len(args.cub) != len(args.text):
