@@ -16,6 +16,7 @@ SHOWN = 100           # captions with their embeddings in the description of a d
 LARGEST = 2 ** 40     # number of a step
 MOMENTS = {torch.optim.Adam: ('exp_avg', 'exp_avg_sq'), torch.optim.RMSprop: ('square_avg',),
            torch.optim.SGD: ()}
+SQUARES = ('exp_avg_sq', 'square_avg')
 NUMBERS = ('lr', 'betas', 'eps', 'weight_decay', 'alpha')  # of an optimizer, which a checkpoint may set
 WAYS = ('fused', 'foreach')  # of computing the same
 COUNTER = 'num_batches_tracked'  # of a batch norm: PyTorch before 0.4.1 had none
@@ -163,6 +164,8 @@ def _checked_state(state, parameter, moments, where):
         if not torch.isfinite(value).all():
             raise UserError(f'{where} has a {name} with numbers that are not finite: the training had diverged; '
                             'use an earlier checkpoint')
+        if name in SQUARES and (value < 0).any():
+            raise UserError(f'{where} has a {name} with numbers below zero, which means of squares are not')
     return {**state, 'step': torch.tensor(float(step))}
 
 

@@ -131,7 +131,8 @@ def edits(rng, folder, name):
     before = hostile.state_of(model)
     with mock.patch('builtins.print'), mock.patch.object(checkpoint, 'load', load):
         if _refused(lambda: model.load_from(path, verbose=False) or True) is None:
-            assert all(map(torch.equal, before, hostile.state_of(model))), 'half loaded'
+            after = hostile.state_of(model)  # whose numbers may be without end after steps from odd ones
+            assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, after)), 'half loaded'
             return 'refused'
     hostile.take_a_step(model)
     for state in (model.progress['rng'], model.progress['epoch_rng']):

@@ -196,6 +196,7 @@ NEST = 100_000
 DOUBLING = b'K\x01K\x02\x86' + b''.join(b'q%c0h%ch%c\x86' % (i, i, i) for i in range(100))  # a tuple of 2^100 items
 ATTACKS = {
     'tuples nested deep': pickled(b'}N', NEST * b'\x85', b'K\x01s'),
+    'pairs whose keys are deep tuples': pickled(b'ccollections\nOrderedDict\n(]](N', NEST * b'\x85', b'K\x01eatR'),
     'a tuple of 2^100 items as a key': pickled(b'}', DOUBLING, b'K\x01s'),
     'a tuple of 2^100 items': entry(DOUBLING),
     'lists nested deep': entry(NEST * b']', (NEST - 1) * b'a'),

@@ -109,7 +109,8 @@ def test_pickles_made_to_do_harm(tmp_path, name, monkeypatch):
     path, start = write(tmp_path / 'a.pt', hostile.with_pickle(hostile.ATTACKS[name])), time.process_time()
     for mapped in (False, True):
         contents = fuzz._refused(checkpoint.load, path, mapped=mapped)
-        assert contents is None or 'nested' in name or name == 'a list in itself'
+        assert contents is None or name in ('lists nested deep', 'dicts nested deep', 'a tuple of 2^100 items',
+                                            'a list in itself')
     assert time.process_time() - start < 3 and os.listdir(tmp_path) == ['a.pt']
 
 
@@ -154,7 +155,8 @@ BAD_EDITS = [
     ('optim_G', 'state', 0, lambda value: {**value, 'exp_avg': value['exp_avg'].flatten()}),
     ('optim_G', 'state', 0, lambda value: {**value, 'exp_avg': value['exp_avg'].bool()}),
     ('optim_G', 'state', 0, lambda value: {**value, 'exp_avg': value['exp_avg'] * torch.nan}),
-    ('optim_G', 'state', 0, 'exp_avg_sq', None), ('optim_G', 'param_groups', lambda value: value * 2),
+    ('optim_G', 'state', 0, 'exp_avg_sq', lambda value: -1 - value), ('optim_G', 'state', 0, 'exp_avg_sq', None),
+    ('optim_G', 'param_groups', lambda value: value * 2),
     ('optim_G', 'param_groups', 0, 'params', lambda value: value[:-1]), ('optim_G', 'param_groups', 0, 'params', None),
     ('optim_G', 'param_groups', 0, 'betas', lambda value: 0.5), ('optim_G', 'param_groups', 0, 'lr', lambda value: 'x'),
     ('optim_G', 'param_groups', 0, 'amsgrad', lambda value: True),
