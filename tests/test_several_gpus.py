@@ -217,6 +217,13 @@ def test_torchrun_is_stopped_and_a_dead_rank_ends_the_run(folder, tmp_path):
     assert progress_of(run)['step'] == stopped_after
 
 
+def test_ranks_whose_torchrun_is_killed_save_say_so_and_end(folder, tmp_path):
+    _, said = ended_by(lambda started: started.kill(), folder, tmp_path, '--out_dir', tmp_path)
+    run, = tmp_path.iterdir()
+    assert said.count('torchrun has ended: its processes on this machine stop, too') == 1 and 'Traceback' not in said
+    assert progress_of(run)['step'] == int(re.search(r'^stopped after step (\d+)', said, re.MULTILINE)[1])
+
+
 # --- one process at a time --------------------------------------------------------------------------------------------
 
 class Items(list):
