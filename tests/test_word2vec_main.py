@@ -1,5 +1,6 @@
 """word2vec/main.py as people run it: from another folder, on captions that name colors and parts."""
 import json
+import sys
 
 import pytest
 import torch
@@ -118,3 +119,17 @@ def test_a_run_goes_on_with_its_own_captions_alone(call, data, tmp_path, folder)
 def test_the_checkpoint_holds_tensors_and_words_alone(trained):
     contents = torch.load(trained / 'cbow.pt', weights_only=True)
     assert contents['net']['W'].shape == (WORDS, 8) and len(contents['words']) == WORDS
+
+
+def test_the_benchmark_compares_with_gensim(folder, monkeypatch, capsys):
+    pytest.importorskip('gensim')
+    from benchmarks import word2vec_gensim
+    monkeypatch.setattr(sys, 'argv', ['word2vec_gensim.py', '--file', str(folder / 'data' / 'tiny.hdf5'),
+                                      '--epochs', '1', '--seeds', '2'])
+    monkeypatch.setattr(word2vec_gensim, 'MIN_COUNT', 1)
+    word2vec_gensim.main()
+    rows = [line.split(' | ') for line in capsys.readouterr().out.splitlines() if line.startswith('| ')]
+    assert [row[0] for row in rows[1:4]] == ['| cbow: gensim, negative sampling', '| cbow: ours, negative sampling',
+                                             '| cbow: ours, softmax']
+    assert all(0 <= int(found) <= 15 for row in rows[1:7] for found in row[1].split(', '))
+    assert [row[0] for row in rows[7:]] == ['| color', '| red', '| black', '| white']

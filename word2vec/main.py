@@ -5,7 +5,7 @@
     python main.py --train --resume                             go on with the newest run
     python main.py --train False                                how many neighbors of colors are colors
     python main.py --query red                                  the nearest words
-    python main.py --analogy wing wings eye                     wing is to wings as eye is to ...
+    python main.py --analogy gray grayish brown                 gray is to grayish as brown is to ...
     python main.py --plot                                       a map of colors and parts of birds
 """
 import argparse

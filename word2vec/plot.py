@@ -48,8 +48,8 @@ def draw_words(words, numbers, vectors):
     """
     image = Image.new('RGB', SIZE, PAPER)
     draw, (width, height) = ImageDraw.Draw(image), SIZE
-    write(draw, 30, 30, 'by number')
-    write(draw, COLUMN + 30, 30, 'by vector: the two main directions')
+    write(draw, 30, 30, 'word numbers')
+    write(draw, COLUMN + 30, 30, 'word vectors, in the two directions in which they differ most')
     draw.line([(COLUMN, 20), (COLUMN, height - 20)], fill='#c0c0c0')
     for row, (word, number) in enumerate(zip(words, numbers)):
         y = 66 + row * LINE
