@@ -97,6 +97,7 @@ def train(options, device, resumed):
     run.lock(run_dir)
     if resumed:
         model.load_from(resumed)
+        run.check_is_under_way(resumed, model)
         run.check_same_data(resumed, model.data, data)
         model.decay_lr()  # from the --lr that counts now
         run.write_options(resumed, vars(options))

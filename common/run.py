@@ -113,7 +113,8 @@ def begin(model, options, resumed, name, data):
     """The folder to train in: a new one called NAME_DATE, or, with the model as it was left there, `resumed`.
 
     `data` says what is trained on, as of `describe`. The folder is kept to this process, which is rank 0: the others,
-    that write nothing, get ''. Raises UserError where a run would go on with other data than it was trained on.
+    that write nothing, get ''. Raises UserError where a run would start again, or go on with other data than it was
+    trained on.
     """
     run_dir = ''
     if ranks.rank() == 0:
@@ -121,6 +122,7 @@ def begin(model, options, resumed, name, data):
         lock(run_dir)
     if resumed:
         model.load_from(resumed)
+        check_is_under_way(resumed, model)
         check_same_data(resumed, model.data, data)
         model.set_lr(options.lr)
     if resumed and run_dir:
@@ -128,6 +130,13 @@ def begin(model, options, resumed, name, data):
     model.options, model.data, model.keep = vars(options), data, options.keep
     ranks.unite(model.netG, *(model.netsD if hasattr(model, 'netsD') else [model.netD]))
     return run_dir
+
+
+def check_is_under_way(run_dir, model):
+    """Raise UserError where what has been loaded says nothing of a training: it would silently start again."""
+    if not model.progress['step']:
+        raise UserError(f'{run_dir}: its checkpoint holds weights alone, no training to go on with; start a new run '
+                        'from them, with --checkpoint in place of --resume')
 
 
 def check_same_data(run_dir, before, now):

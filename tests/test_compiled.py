@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from common import compiled, computing, precision, ranks
+from common import compiled, computing, flags, precision, ranks
 from tests.errors import one_line
 from tests.test_memory import case
 
@@ -17,7 +17,7 @@ slow = pytest.mark.skipif('SLOW_TESTS' not in os.environ, reason='compiles for t
 
 
 def test_auto_never_compiles_for_a_cpu():
-    parser = argparse.ArgumentParser()
+    parser = flags.Parser()
     compiled.add_compile_flag(parser)
     typed = [parser.parse_args(args).compile for args in ([], ['--compile'], ['--compile', 'no'])]
     assert typed == ['auto', True, False]

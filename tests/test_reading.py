@@ -126,6 +126,10 @@ def test_what_is_not_known_is_said(folder, embed, call, monkeypatch, capsys):
     torch.save({**contents, 'data': {}}, trained / 'text2image.pt')  # as of an earlier version
     said = call('--out_dir', 'out', '--resume', '--epochs', '2')
     assert f'{trained}: does not say what it was trained on' in said
+    os.makedirs(folder / 'weights')
+    shutil.copy(trained / 'options.json', folder / 'weights')
+    torch.save({net: contents[net] for net in ('netG', 'netD')}, folder / 'weights' / 'text2image.pt')
+    assert 'weights: its checkpoint holds weights alone' in call.error('--resume', 'weights')
     torch.save(contents['netG'], folder / 'generator.pt')
     assert f'generator.pt: {UNKNOWN}' in call(*DRAW, *DATA, '--checkpoint', 'generator.pt')
     assert f'generator.pt: {UNKNOWN}' in call(*DATA, '--train', 'False', '--checkpoint', 'generator.pt')
