@@ -224,7 +224,7 @@ class _Saves:
     def __init__(self, model, out_dir, log):
         self.model, self.out_dir, self.log = model, out_dir, log
         self.due = time.monotonic() + SECONDS_BETWEEN_CHECKPOINTS
-        self.good = model.progress['step']  # the step of the last one
+        self.good = f'step {model.progress["step"]}' if model.progress['step'] else 'none'
 
     def is_late(self):
         return time.monotonic() > self.due
@@ -253,7 +253,7 @@ class _Saves:
         """Write the last one. Raises UserError where that, or another file, cannot be written in the end."""
         self._check(losses)
         if not self._try():
-            self.log.line(f'the training is done; its checkpoint is tried for {SECONDS_AT_THE_END // 60} minutes')
+            self.log.line(f'the training is done; its checkpoint is tried again for {SECONDS_AT_THE_END // 60} minutes')
             self._insist(stop)
         self.log.flush()
         if self.log.troubles:
@@ -276,15 +276,15 @@ class _Saves:
         """Whether a checkpoint of where the run now stands could be written."""
         what, progress = 'the checkpoint', self.model.progress
         progress['rng'] = rng_state()
-        with self.log.attempt(what, f' (the last good one: step {self.good})'):
+        with self.log.attempt(what, f' (the last good one: {self.good})'):
             if self.out_dir:
                 self.model.save_to(self.out_dir, verbose=False)
-            self.good = progress['step']
+            self.good = f'step {progress["step"]}'
         return what not in self.log.troubles
 
     def _fail(self, when):
         troubles = '; '.join(self.log.troubles.values())
-        raise UserError(f'{when}, but not all could be written: {troubles}; the last good checkpoint: step {self.good}')
+        raise UserError(f'{when}, but not all could be written: {troubles}; the last good checkpoint: {self.good}')
 
 
 def _how_to_go_on(out_dir):
