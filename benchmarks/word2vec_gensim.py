@@ -25,7 +25,7 @@ from word2vec.build_embedding import Model
 from word2vec.corpus import Vocabulary, Windows, words_of
 from word2vec.plot import COLORS
 
-VECTOR_SIZE, WINDOW, MIN_COUNT, NEGATIVE, LR, BATCH_SIZE = 100, 5, 5, 5, 0.003, 256  # those of word2vec/main.py
+VECTOR_SIZE, WINDOW, MIN_COUNT, NEGATIVE, LR, BATCH_SIZE = 100, 5, 5, 5, 0.003, 512  # those of word2vec/main.py
 
 
 def main():

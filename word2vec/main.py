@@ -5,7 +5,7 @@
     python main.py --train --resume                             go on with the newest run
     python main.py --train False                                how many neighbors of colors are colors
     python main.py --query red                                  the nearest words
-    python main.py --analogy gray grayish brown                 gray is to grayish as brown is to ...
+    python main.py --analogy light lighter dark                 light is to lighter as dark is to ...
     python main.py --plot                                       a map of colors and parts of birds
 """
 import argparse
@@ -31,7 +31,7 @@ NEAREST = 5  # words that a query finds, or an analogy
 def parse_flags():
     """(options, the folder of the run to go on with or None)."""
     parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_run_flags(parser, model='cbow', epochs=20, batch_size=256, lr=0.003, chapter_dir=HERE,
+    flags.add_run_flags(parser, model='cbow', epochs=20, batch_size=512, lr=0.003, chapter_dir=HERE,
                         all_modes=MODES, seed_modes=(flags.TRAIN,), resume_modes=(flags.RESUME,),
                         data_modes=flags.TRAINING, models=list(NETWORKS))
     parser.set_defaults(train=None)  # which `mode_of` sets: words can be asked for without typing --train False
