@@ -82,7 +82,7 @@ def _known(folder):
     try:
         with open(os.path.join(folder, RECORD), encoding='utf-8') as file:
             known = json.load(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return known if isinstance(known, dict) else {}
 

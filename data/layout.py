@@ -137,7 +137,8 @@ def open_file(path):
                 raise UserError(f'{path}: has no group /{split}, so it is not a file of captioned pictures; '
                                 f'make one with: {how_to_prepare(path)}')
     except BaseException:
-        file.close()
+        with contextlib.suppress(RuntimeError):  # of libhdf5's, over what is damaged
+            file.close()
         raise
     return file
 

@@ -18,7 +18,7 @@ TEXT_BYTES = 1 << 20   # of the longest string that is read
 VLEN_LENGTH_BYTES = 4  # a string of variable length is stored as its length, and where it is
 # What reading a file may take: memory, and seconds of work before its first caption is read, and from one to the next.
 MEMORY, MEMORY_PER_BYTE = 400 << 20, 4
-SECONDS, SECONDS_PER_BYTE = 2, 1 / 10e6
+SECONDS, SECONDS_PER_BYTE = 1, 1 / 10e6
 _seconds_for_all = None  # None where this process is not limited
 
 

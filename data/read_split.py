@@ -19,10 +19,10 @@ def read(path, split):
     """(the first line, embeddings float32 [captions, 1024] or None) of a split; the process is limited from then on."""
     plain_hdf5.limit(os.path.getsize(path))
     try:
-        with layout.open_file(path) as file:
-            encoder, index, embeddings = layout.read_encoder(file), layout.read_index(file, split), None
-            if layout.has_embeddings(file, split):
-                embeddings = layout.read_embeddings(file, split, index.keys)
+        file = layout.open_file(path)  # never closed: libhdf5 can stumble over that, too
+        encoder, index, embeddings = layout.read_encoder(file), layout.read_index(file, split), None
+        if layout.has_embeddings(file, split):
+            embeddings = layout.read_embeddings(file, split, index.keys)
         answer = {'index': vars(index), 'encoder': encoder, 'has_embeddings': embeddings is not None}
         return json.dumps(answer), embeddings
     except UserError as error:
@@ -37,6 +37,7 @@ def main():
     if embeddings is not None:
         sys.stdout.buffer.write(embeddings)
     sys.stdout.buffer.flush()
+    os._exit(0)  # without libhdf5's own end
 
 
 if __name__ == '__main__':
