@@ -91,12 +91,14 @@ def _valid(kind):
     """The bytes of a small valid file: ours, the chapter's, or with what ours may hold one day."""
     buffer = io.BytesIO()
     if kind == 'ours':
-        with h5py.File(buffer, 'w', libver=layout.LIBRARY_VERSIONS) as file:
-            for split in layout.SPLITS:
-                file.create_group(split)
-            file.attrs['encoder'] = np.bytes_('0123456789abcdef')
-            for photograph in tiny.photographs('train', {'001.Auk': 1, '002.Jay': 4}):
-                layout.write_photograph(file, 'train', photograph)
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, 'ours.hdf5')
+            with layout.replace_file(path) as file:
+                file.attrs['encoder'] = np.bytes_('0123456789abcdef')
+                for photograph in tiny.photographs('train', {'001.Auk': 1, '002.Jay': 4}):
+                    layout.write_photograph(file, 'train', photograph)
+            with open(path, 'rb') as written:
+                return written.read()
     elif kind == 'public':
         write_public(buffer, captions=2)
     else:

@@ -100,7 +100,7 @@ BOMBS = {
     'a PNG of 60000 x 60000': lambda: png(60000, 60000, zlib.compress(bytes(100_000))),
     'a PNG of 12000 x 12000': lambda: png(12000, 12000, zlib.compress(bytes(36001 * 10))),
     'a GIF of 65535 x 65535': lambda: b'GIF89a\xff\xff\xff\xff' + bytes(3) + b',' + bytes(9) + b'\2\0;',
-    'a BMP of 2^31': lambda: b'BM' + struct.pack('<IHHIIiiHH', 60, 0, 0, 54, 40, 2 ** 31 - 1, 2 ** 31 - 1, 1, 24) + bytes(24),
+    'a BMP of 2^31': lambda: b'BM' + struct.pack('<I4xIIiiHH24x', 60, 54, 40, 2 ** 31 - 1, 2 ** 31 - 1, 1, 24),
     'a PPM of 90000 x 90000': lambda: b'P6 90000 90000 255\n' + bytes(100),
     'a JPEG of 65000 x 1': lambda: _saved((65000, 1)),
     'a PNG of 3000 x 1': lambda: _saved((3000, 1), 'PNG'),

@@ -103,5 +103,5 @@ def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):
         assert 'disk full' in message and '--cache False' in message
     with monkeypatch.context() as patch:
         patch.setattr(files.shutil, 'disk_usage', lambda folder: SimpleNamespace(free=1000))
-        assert '0.0 GB are free; make room, or' in one_line(MultiscaleDataset(path, **TINY).cached)
+        assert '0.0 MB are free; make room, or' in one_line(MultiscaleDataset(path, **TINY).cached)
     assert not [*tmp_path.glob('**/*partial*'), *tmp_path.glob('**/frames*')]
