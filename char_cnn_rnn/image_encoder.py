@@ -75,7 +75,9 @@ def load_photographs(name, path, split, weights=None, device='cpu'):
     folder, kept = cache_folder(path), f'{name}_{split}.npz'
     features = _read_kept(folder, kept, known)
     if features is None:
-        features = _compute(photographs, split, *pretrained(name, weights), torch.device(device))
+        with torch.random.fork_rng(devices=[]):  # what its first weights draw, no run should notice
+            network = pretrained(name, weights)
+        features = _compute(photographs, split, *network, torch.device(device))
         _keep(folder, kept, known, features)
     return torch.from_numpy(features)
 

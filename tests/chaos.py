@@ -52,11 +52,12 @@ PATIENCE = 60               # seconds that whatever should take none may take on
 GRACE = 1                   # second, and half the time of a command: what goes on for longer has not heard a signal
 STARTUP = 0.1               # seconds in which Python itself answers Ctrl-C, with a traceback
 PARTIAL = '*.partial*'      # the names of files that are being written
-OF_A_START = {'resume', 'stamp'}  # keys of JSON and checkpoints that say how or when, not what: not compared
+UNCOMPARED = {'lock', 'checksums.json'}  # files that say nothing of their own
+OF_A_START = {'resume', 'stamp'}         # keys of JSON and checkpoints that say how or when, not what: not compared
 IS_CHECKPOINT = re.compile(r'.*\.pth?(\.\d+)?').fullmatch  # also the one before, NAME.pt.1
 KINDS = ('lost', 'different', 'left behind', 'badly ended')
 
-CODE = ('char_cnn_rnn', 'common', 'data', 'stackgan_v1', 'stackgan_v2', 'text2image')
+CODE = ('char_cnn_rnn', 'common', 'data', 'stackgan_v1', 'stackgan_v2', 'text2image', 'word2vec')
 BIRDS, CAPTIONS = 20, 2     # in the data that most commands read
 PHOTOGRAPHS = 120           # in a folder like that of CUB-200-2011
 
@@ -75,6 +76,7 @@ def all_commands(inputs):
     read = '--data_dir data --dataset birds --cuda False'
     gan = f'--train {read} --out_dir out --log_interval 1 --precision fp32 --compile False'
     narrow = '--gf_dim 4 --df_dim 4 --residuals 1 --batch_size 8 --snapshot_interval 1'
+    words = f'--train {read} --out_dir out --log_interval 1 --min_count 1 --epochs 3 --batch_size 64'
     encoder = f'--train {read} --out_dir out --log_interval 1 --variant birds_cvpr --batch_size 8'
     lists = ' '.join(f'--{split}_classes {inputs}/{split}.txt' for split in ('train', 'test'))
     trainings = {
@@ -83,6 +85,7 @@ def all_commands(inputs):
         'stackgan_v1 stage 2': ('stackgan_v1', f'{gan} {narrow} --condition_dim 6 --epochs 2 --workers 1 --stage 2 '
                                                  f'--stage1 {inputs}/stage1'),
         'stackgan_v2': ('stackgan_v2', f'{gan} {narrow} --embedding_dim 6 --z_dim 5 --epochs 2 --workers 1'),
+        'word2vec': ('word2vec', words),
         'char_cnn_rnn': ('char_cnn_rnn', f'{encoder} --image_encoder scratch --epochs 3'),
         'char_cnn_rnn, features': ('char_cnn_rnn', f'{encoder} --image_encoder efficientnet_lite0 --epochs 1')}
     others = {
@@ -319,7 +322,7 @@ def contents(folder):
                 load_split(str(path), split)
     found = {}
     for path in folder.rglob('*'):
-        if path.is_file() and path.name != 'lock' and 'tfevents' not in path.name:
+        if path.is_file() and path.name not in UNCOMPARED and 'tfevents' not in path.name:
             name = re.sub(STAMP, '_DATE', str(path.relative_to(folder)))
             found |= {f'{name}{key}': value for key, value in parts_of(path, str(folder))}
     return found
@@ -359,6 +362,8 @@ def flatten(value, folder, key=''):
         value = value.numpy()
     if isinstance(value, (np.ndarray, np.void)):
         value = f'{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}'
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)  # a flag's default may be 50, and 50.0 once it has been typed
     return [(key, str(value).replace(folder, ''))]
 
 

@@ -57,6 +57,13 @@ def test_features_are_computed_once_for_the_same_photographs(tmp_path, computed)
     assert computed == [12, 12, 4, 12, 12]
 
 
+def test_random_numbers_are_the_same_whether_features_are_kept_or_not(tmp_path):
+    path = write_squares(tmp_path / 'squares.hdf5', train=1, photos=1)
+    state = torch.get_rng_state()
+    image_encoder.load_photographs('efficientnet_lite0', path, 'train')
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_scratch_reads_the_pictures_themselves(squares):
     pictures = image_encoder.load_photographs('scratch', squares, 'test')
     assert pictures.shape == (4, 3, 64, 64) and pictures.dtype == torch.uint8
