@@ -235,6 +235,7 @@ def test_what_is_typed_wins_over_the_file_and_the_file_over_defaults(folder, cal
     assert options.classes == ['a', 'b'] and options.encoder is None and options.conditional is False
     assert call.options('--cfg', 'mine.yml', '--classes', 'c', '--epochs', '9').classes == ['c']
     run_dir = run.new_run(str(folder / 'old'), 'x', {'epochs': 1, 'lr': 5, 'seed': 8})
+    torch.save({}, os.path.join(run_dir, 'stackgan_v2.pt'))
     options = call.options('--cfg', 'mine.yml', '--epochs', '9', '--resume', run_dir)
     assert (options.epochs, options.lr, options.seed) == (9, 1e-3, 8)
 
