@@ -32,7 +32,7 @@ def run_command(main):
         from common import ranks  # which raises UserErrors itself
         if ranks.rank() > 0:
             time.sleep(5)  # meanwhile torchrun ends this process, if rank 0 has ended with the same error
-        sys.exit(f'error: {error}')
+        sys.exit(f'error: {" ".join(str(error).splitlines())}')  # a path may hold the end of a line
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError:
