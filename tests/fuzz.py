@@ -237,8 +237,9 @@ class Fuzzing:
         left = inputs - sum(seen.inputs for seen in self.seen.values())
         pace = {name: self.weights.get(name, 1) / (seen.spent / seen.inputs + 1e-3) ** 0.5
                 for name, seen in self.seen.items()}
-        shares = {name: (self.seen[name].inputs, max(0, round(left * pace[name] / sum(pace.values()))))
-                  for name in self.targets}
+        ends = [round(left * part / sum(pace.values())) for part in itertools.accumulate(pace.values(), initial=0)]
+        shares = {name: (self.seen[name].inputs, end - start)
+                  for name, start, end in zip(self.targets, ends, ends[1:])}
         self.try_all(self._chunks(shares), parallel)
 
     def _chunks(self, shares):
