@@ -159,15 +159,15 @@ def _where(places):
 class Worker:
     """A process that tries inputs; it is replaced when one has killed it."""
 
-    def __init__(self, *settings, limits):
-        self.settings, self.limits, self.process = settings, limits, None
+    def __init__(self, modules, seed, limits):
+        self.modules, self.seed, self.limits, self.process = modules, seed, limits, None
 
     def start(self):
         context = multiprocessing.get_context('spawn')
         self.folder = tempfile.mkdtemp(prefix='fuzz-')
         self.connection, other = context.Pipe()
-        modules, seed = self.settings
-        self.process = context.Process(target=work, args=(other, self.folder, modules, self.limits, seed), daemon=True)
+        self.process = context.Process(target=work, daemon=True,
+                                       args=(other, self.folder, self.modules, self.limits, self.seed))
         self.process.start()
         other.close()
         if not self.connection.poll(START) or self._receive() != 'ready':
@@ -225,21 +225,22 @@ class Worker:
 class Fuzzing:
     """Gives `targets` (names) inputs, and collects what came of them in `seen`."""
 
-    def __init__(self, modules, targets, weights, seed, limits, verbose=False):
-        self.modules, self.targets, self.weights, self.seed = modules, targets, weights, seed
-        self.limits, self.verbose, self.lock = limits, verbose, threading.Lock()
+    def __init__(self, workers, targets, weights, seed, verbose=False):
+        self.workers, self.targets, self.weights, self.seed = workers, targets, weights, seed
+        self.verbose, self.lock = verbose, threading.Lock()
         self.seen = {name: Seen() for name in targets}
 
-    def run(self, inputs, parallel=2):
+    def run(self, inputs):
         """Try so many inputs, most of them of the targets that are quick."""
-        probes = self._chunks({name: (0, min(PROBE, -(-inputs // len(self.targets)))) for name in self.targets})
-        self.try_all(probes, parallel)
+        probe = min(PROBE, -(-inputs // len(self.targets)))
+        self.try_all(self._chunks(dict.fromkeys(self.targets, (0, probe))))
         left = inputs - sum(seen.inputs for seen in self.seen.values())
         pace = {name: self.weights.get(name, 1) / (seen.spent / seen.inputs + 1e-3) ** 0.5
                 for name, seen in self.seen.items()}
-        shares = {name: (self.seen[name].inputs, max(0, round(left * pace[name] / sum(pace.values()))))
-                  for name in self.targets}
-        self.try_all(self._chunks(shares), parallel)
+        ends = [round(left * part / sum(pace.values())) for part in itertools.accumulate(pace.values(), initial=0)]
+        shares = {name: (self.seen[name].inputs, end - start)
+                  for name, start, end in zip(self.targets, ends, ends[1:])}
+        self.try_all(self._chunks(shares))
 
     def _chunks(self, shares):
         """Lists of (name, number), from {name: (first number, how many)}, one of every target by turns."""
@@ -247,23 +248,20 @@ class Fuzzing:
                    for start in range(first, first + count, CHUNK)] for name, (first, count) in shares.items()]
         return [chunk for by_turns in itertools.zip_longest(*chunks) for chunk in by_turns if chunk]
 
-    def try_all(self, chunks, parallel):
+    def try_all(self, chunks):
+        """Try the inputs in these lists of (name, number), a list at a time for each worker."""
         waiting = queue.SimpleQueue()
         for chunk in chunks:
             waiting.put(chunk)
 
-        def empty_queue():
-            worker = Worker(self.modules, self.seed, limits=self.limits)
-            try:
+        def empty_queue(worker):
+            with contextlib.suppress(queue.Empty):
                 while True:
                     for name, number in waiting.get_nowait():
                         self.note(name, number, *worker.attempt(name, number))
-            except queue.Empty:
-                worker.stop()
 
-        with ThreadPoolExecutor(parallel) as threads:
-            for done in [threads.submit(empty_queue) for _ in range(parallel)]:
-                done.result()
+        with ThreadPoolExecutor(len(self.workers)) as threads:
+            list(threads.map(empty_queue, self.workers))
 
     def note(self, name, number, outcome, reason, trace, seconds, megabytes):
         """Count what came of an input, and print it where it is one of the first findings of its kind."""
@@ -315,13 +313,17 @@ def main(arguments=None, modules=None, limits=Limits()):
         parser.error('there are no targets in tests/fuzz_*.py')
     if unknown := set(args.only or ()) - set(targets):
         parser.error(f'--only {unknown.pop()}: the targets are {", ".join(targets)}')
-    fuzzing = Fuzzing(modules, args.only or list(targets), weights, args.seed, limits,
-                      args.verbose or args.input is not None)
+    workers = [Worker(modules, args.seed, limits) for _ in range(args.parallel if args.input is None else 1)]
+    fuzzing = Fuzzing(workers, args.only or list(targets), weights, args.seed, args.verbose or args.input is not None)
     start = time.monotonic()
-    if args.input is None:
-        fuzzing.run(args.inputs, args.parallel)
-    else:
-        fuzzing.try_all([[(name, args.input)] for name in fuzzing.targets], parallel=1)
+    try:
+        if args.input is None:
+            fuzzing.run(args.inputs)
+        else:
+            fuzzing.try_all([[(name, args.input)] for name in fuzzing.targets])
+    finally:
+        for worker in workers:
+            worker.stop()
     for line in fuzzing.summary():
         print(line)
     print(f'{(time.monotonic() - start) / 60:.1f} minutes, --seed {args.seed}')
