@@ -11,7 +11,11 @@
 
 It is the layout of the file that the chapter downloads, which holds five captions a photograph and the bytes of each
 photograph five times. Here `img`, `name`, `class` and `bbox` exist once per photograph and are hard-linked from the
-groups of all its captions: readers of either file notice no difference.
+groups of all its captions: readers of either file notice no difference. `bbox` is in pixels of the picture as it is
+stored, before its EXIF entry turns it upright, as the boxes of CUB-200-2011 are.
+
+Files of others may be damaged, or made to read other files of the machine: `data.plain_hdf5` says what is not followed,
+and `data.read_split` reads them in a process of its own.
 """
 import contextlib
 import errno

@@ -1,9 +1,7 @@
 """Hostile HDF5 files: valid ones with bytes changed, and files that are made to do harm."""
 import functools
-import io
 import json
 import os
-import shutil
 import struct
 import subprocess
 import sys
@@ -89,21 +87,21 @@ def write_public(path, splits=(('train', ('Auk', 'Jay')), ('valid', ()), ('test'
 @functools.cache
 def _valid(kind):
     """The bytes of a small valid file: ours, the chapter's, or with what ours may hold one day."""
-    buffer = io.BytesIO()
-    if kind == 'ours':
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, 'ours.hdf5')
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'valid.hdf5')
+        if kind == 'ours':
             with layout.replace_file(path) as file:
-                file.attrs['encoder'] = np.bytes_('0123456789abcdef')
+                file.attrs['encoder'] = '0123456789abcdef'
                 for photograph in tiny.photographs('train', {'001.Auk': 1, '002.Jay': 4}):
                     layout.write_photograph(file, 'train', photograph)
-            with open(path, 'rb') as written:
-                return written.read()
-    elif kind == 'public':
-        write_public(buffer, captions=2)
-    else:
-        write_public(buffer, captions=3, libver='latest', track_order=True)
-    return buffer.getvalue()
+        elif kind == 'attacked':
+            tiny.make(path, {'train': {'001.Auk': 1, '002.Jay': 1}})
+        elif kind == 'public':
+            write_public(path, captions=2)
+        else:
+            write_public(path, captions=3, libver='latest', track_order=True)
+        with open(path, 'rb') as file:
+            return file.read()
 
 
 @functools.cache
@@ -341,22 +339,11 @@ ATTACKS = {
 }
 
 
-@functools.cache
-def _tiny():
-    path = os.path.join(tempfile.mkdtemp(), 'tiny.hdf5')
-    try:
-        tiny.make(path, {'train': {'001.Auk': 1, '002.Jay': 1}})
-        with open(path, 'rb') as file:
-            return file.read()
-    finally:
-        shutil.rmtree(os.path.dirname(path))
-
-
 def write_attack(name, folder):
     """Write a file of `tiny` with an attack of ATTACKS. Returns its path."""
     path = os.path.join(folder, 'birds.hdf5')
     with open(path, 'wb') as file:
-        file.write(_tiny())
+        file.write(_valid('attacked'))
     with h5py.File(path, 'a') as file:
         ATTACKS[name](file, str(folder))
     return path
