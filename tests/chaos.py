@@ -219,6 +219,11 @@ class Chaos:
             print(line, flush=True)
 
 
+def hear_signals():
+    """A shell lets the commands that it starts in the background ignore SIGINT, and so all that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Victim:
     """A command, and the folder in which it is started again and again."""
 
@@ -242,7 +247,7 @@ class Victim:
         with open(self.place / 'said.txt', 'w') as said:
             self.process = subprocess.Popen([sys.executable, self.script, *self.arguments], cwd=self.folder,
                                             stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment,
-                                            start_new_session=True)
+                                            start_new_session=True, preexec_fn=hear_signals)
         self.groups.append(self.process.pid)
 
     def age(self):
