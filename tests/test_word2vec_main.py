@@ -72,6 +72,7 @@ def test_a_resumed_run_is_one_without_interruption(call, data, trained, tmp_path
 def test_every_way_to_train(call, data, tmp_path, model, way):
     assert f'and {model}.pt' in call('--train', '--model', model, *way, *data, *SMALL)
     run_dir = newest(tmp_path, 'tiny_')
+    assert 'done: ' in call('--train', '--resume', run_dir, '--epochs', '3')
     out = call(*asked(tmp_path, '--query', 'wings', '--query', 'Red', '--model', model))
     assert str(run_dir) in out and 'nearest to wings:' in out and 'nearest to Red:' in out
     assert len(out.splitlines()) == 1 + 1 + 2 * (1 + main.NEAREST)

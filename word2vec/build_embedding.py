@@ -94,7 +94,8 @@ class Model:
         cosines = normalize(self.net.W, dim=1) @ normalize(vector, dim=0)                          # [V]
         cosines[[self.vocabulary.number(word) for word in without]] = -2
         best = cosines.topk(min(count, len(cosines) - len(set(without))))
-        return [(self.vocabulary.words[number], cosine) for cosine, number in zip(*map(torch.Tensor.tolist, best))]
+        return [(self.vocabulary.words[number], cosine)
+                for cosine, number in zip(best.values.tolist(), best.indices.tolist())]
 
     @torch.no_grad()
     def vectors(self, words):
