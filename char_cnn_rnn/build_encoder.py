@@ -12,7 +12,8 @@ from char_cnn_rnn.image_encoder import image_side
 from common import checkpoint
 from common.checkpoint_file import shown
 from common.errors import UserError
-from common.loop import new_progress, train_loop
+from common.loop import train_loop
+from common.progress import new_progress
 from data import layout
 
 DECAY = 0.98  # of the learning rate, every epoch

@@ -21,7 +21,7 @@ import argparse
 
 import torch
 
-from char_cnn_rnn import image_encoder
+from char_cnn_rnn import image_encoder, reading
 from char_cnn_rnn.build_encoder import ClassBatches, Model, embed_captions, fingerprint, load_encoder, save_encoder
 from char_cnn_rnn.encoder import VARIANTS
 from common import checkpoint, flags, ranks, run
@@ -48,11 +48,12 @@ def parse_flags():
                         modes=(*flags.TRAINING, flags.EVALUATE, QUERY),
                         help='features of photographs; scratch: a small network trained along '
                              '(default: efficientnet_lite0)')
-    parser.add_argument('--image_weights', metavar='FILE', modes=(*flags.TRAINING, flags.EVALUATE, QUERY),
+    parser.add_argument('--image_weights', type=flags.path, metavar='FILE',
+                        modes=(*flags.TRAINING, flags.EVALUATE, QUERY),
                         help='ImageNet weights of googlenet (default: download them)')
     flags.add_boolean(parser, '--embed', False, 'write the embeddings of all captions into the HDF5 file',
                       modes=MODES)
-    parser.add_argument('--encoder', metavar='FILE', modes=(flags.EVALUATE, QUERY, EMBED),
+    parser.add_argument('--encoder', type=flags.path, metavar='FILE', modes=(flags.EVALUATE, QUERY, EMBED),
                         help='evaluate or embed with this .pt or .t7 file (default: with the newest run on DATASET)')
     parser.add_argument('--query', action='append', metavar='SENTENCE', modes=(QUERY,),
                         help='with --train False: show the pictures that match this sentence best; can be repeated')
@@ -127,7 +128,8 @@ def evaluate(options, device):
     print(f'  top-1 accuracy {found["top1"]:.1%}   (chance {found["chance_top1"]:.1%})\n'
           f'  mAP@50         {found["ap50"]:.1%}   (chance {found["chance_ap50"]:.1%})')
     if options.query:
-        queries = flags.read_sentences(options.query, None)
+        queries = flags.read_sentences(options.query, None, '--query')
+        reading.say_unread(queries)
         folder = run.new_run(options.out_dir, 'query', vars(options))
         sheet = os.path.join(folder, 'sheet.png')
         best_pictures(model, path, split, index, photographs, queries).save(sheet)

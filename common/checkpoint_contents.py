@@ -8,7 +8,7 @@ import torch
 
 from common.checkpoint_file import shown
 from common.errors import UserError
-from common.loop import new_progress
+from common.progress import new_progress
 
 NAMES = 5_000         # in a state dict; the largest networks here have a few hundred
 NOTES, DEPTH = 100_000, 10  # items in the options of a run, and how deep they are nested
@@ -96,7 +96,7 @@ def checked_notes(contents, path):
 
 
 def checked_progress(contents, path):
-    """Where the run stood that a checkpoint is of, as in `common.loop.new_progress`."""
+    """Where the run stood that a checkpoint is of, as in `common.progress.new_progress`."""
     progress, fresh = contents.get('progress'), new_progress()
     if not isinstance(progress, dict):
         raise UserError(f'{path}: does not say how far it was trained (its progress is no dict)')

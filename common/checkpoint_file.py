@@ -62,6 +62,8 @@ def check(path):
             return start.startswith(ZIP)
     except _Wrong as error:
         raise Unreadable(f'{path}: {error}') from error
+    except PermissionError as error:
+        raise UserError(f'{path}: cannot be read ({error.strerror}); see who may read it') from error
     except Exception as error:  # bytes that are no checkpoint lead the readers into errors of any kind
         reason = ' '.join(str(error).split())[:200] or type(error).__name__
         raise Unreadable(f'{path}: damaged, or no checkpoint ({reason}); use another one, or copy or download it '

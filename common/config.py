@@ -15,7 +15,7 @@ PATHS = ('checkpoint', 'data_dir', 'encoder', 'image_folder', 'lsun', 'stage1', 
 
 
 def add_cfg_flag(parser, modes):
-    parser.add_argument('--cfg', metavar='FILE', modes=modes,
+    parser.add_argument('--cfg', type=flags.path, metavar='FILE', modes=modes,
                         help='take flags from this YAML file; what is typed wins over it')
 
 

@@ -35,6 +35,11 @@ def run_command(main):
         sys.exit(f'error: {" ".join(str(error).splitlines())}')  # a path may hold the end of a line
     except KeyboardInterrupt:
         sys.exit(130)
+    except (MemoryError, RuntimeError) as error:
+        from common import torch_errors
+        if not torch_errors.is_out_of_memory(error):
+            raise
+        sys.exit('error: this takes more memory than there is; give a smaller --batch_size, or narrower networks')
     except OSError:
         _end_if_nothing_can_be_said()
         raise

@@ -74,6 +74,8 @@ def explained(path):
     """Raise CannotWrite in place of an OSError of the block, which writes `path`."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # of standard output, of which the block may speak: no file has it
     except OSError as error:
         raise unwritable(path, error) from error
 

@@ -22,6 +22,7 @@ ALL = (*TRAINING, *GENERATING)
 
 LARGEST = 2 ** 31 - 1      # of whole numbers and of weights: what is larger is a typing error, and overflows
 LARGEST_SEED = 10 ** 18
+LONGEST_NAME = 100         # bytes; a date and an ending are added, and file systems take 255
 LONGEST_COMPLAINT = 300    # letters of what is said about a file: a value in it may have any number of them
 
 
@@ -36,6 +37,10 @@ class Parser(argparse.ArgumentParser):
         action = super().add_argument(*names, **settings)
         action.modes = modes
         return action
+
+    def error(self, message):
+        """One line, where argparse shows all flags first."""
+        self.exit(2, f'error: {" ".join(message.splitlines())} (--help lists the flags)\n')
 
     def typed(self, arguments):
         """The flags that the command line `arguments` names, as argparse's actions."""
@@ -88,6 +93,8 @@ def non_negative(number):
 def _checked(number, kind, is_fine, complaint):
     def parse(text):
         value = number(text)
+        if value != value:
+            raise argparse.ArgumentTypeError(f'{text} is no number')
         if not is_fine(value):
             raise argparse.ArgumentTypeError(f'{text} {complaint}')
         if value > LARGEST:
@@ -112,9 +119,28 @@ def is_clean(text):
 
 def plain_name(text):
     """An argparse type: a name that a file or a folder can have, not a path to one."""
-    if not text.strip(' .') or set(text) & set('/\\') or not is_clean(text) or len(text) > 100:
+    if not text.strip(' .') or set(text) & set('/\\') or not is_clean(text) or len(os.fsencode(text)) > LONGEST_NAME:
         raise argparse.ArgumentTypeError(f'{text[:100]!r} is no plain name, of which files and folders are made')
     return text
+
+
+def model_name(text):
+    """An argparse type: a `plain_name` that no other file of a run has."""
+    if text.lower() == 'encoder':
+        raise argparse.ArgumentTypeError(f'{text!r} is the name of the sentence encoder in a run folder')
+    return plain_name(text)
+
+
+def path(text):
+    """An argparse type: a path, which '' (an unset variable of the shell, say) is not."""
+    if not text:
+        raise argparse.ArgumentTypeError('is empty; leave out the flag, or give a path')
+    return text
+
+
+def absolute_path(text):
+    """An argparse type: as `path`, from the root of the file system on."""
+    return os.path.abspath(path(text))
 
 
 def add_run_flags(parser, model, epochs, batch_size, lr, chapter_dir, all_modes=ALL, seed_modes=(TRAIN, *GENERATING),
@@ -125,15 +151,15 @@ def add_run_flags(parser, model, epochs, batch_size, lr, chapter_dir, all_modes=
     `all_modes` are all that it has; `--seed`, `--batch_size`, `--resume`, `--train` and `--data_dir` have an effect in
     some of them. `models` are the names that `--model` can have, if not any.
     """
-    parser.add_argument('--model', type=plain_name, choices=models, default=model, modes=all_modes,
+    parser.add_argument('--model', type=model_name, choices=models, default=model, modes=all_modes,
                         help=f'name of the model: of its checkpoint file (default: {model})')
     add_boolean(parser, '--cuda', True, 'use the GPU where there is one', modes=all_modes)
     add_boolean(parser, '--train', True, 'train; False: evaluate', modes=train_modes or all_modes)
-    parser.add_argument('--data_dir', type=os.path.abspath, metavar='DIR', modes=data_modes or all_modes,
+    parser.add_argument('--data_dir', type=absolute_path, metavar='DIR', modes=data_modes or all_modes,
                         help='folder of the HDF5 file (default: data/DATASET in the repository)')
     parser.add_argument('--dataset', type=plain_name, default='birds', modes=all_modes,
                         help='name of the HDF5 file, without ending (default: birds)')
-    parser.add_argument('--out_dir', type=os.path.abspath, default=os.path.join(chapter_dir, 'output'), metavar='DIR',
+    parser.add_argument('--out_dir', type=absolute_path, default=os.path.join(chapter_dir, 'output'), metavar='DIR',
                         modes=all_modes,
                         help='every run makes a folder of its own in here (default: output beside main.py)')
     parser.add_argument('--epochs', type=positive(int), default=epochs, modes=TRAINING, help=f'default: {epochs}')
@@ -149,7 +175,7 @@ def add_run_flags(parser, model, epochs, batch_size, lr, chapter_dir, all_modes=
     parser.add_argument('--keep', type=positive(int), default=KEEP, metavar='N', modes=TRAINING,
                         help='checkpoints of a run that are kept: the newest, and those before it for when that is '
                              f'damaged (default: {KEEP})')
-    parser.add_argument('--resume', nargs='?', const='newest', metavar='RUN', modes=resume_modes,
+    parser.add_argument('--resume', type=path, nargs='?', const='newest', metavar='RUN', modes=resume_modes,
                         help='go on with a run: its folder, or without a value the newest one; '
                              'with --train False: generate with it')
 
@@ -158,9 +184,9 @@ def add_drawing_flags(parser, encoder_modes=(TEXT,)):
     """Which sentences a trained GAN draws, and what reads them."""
     parser.add_argument('--text', action='append', metavar='SENTENCE', modes=(TEXT,),
                         help='draw this sentence; can be repeated')
-    parser.add_argument('--text_file', metavar='FILE', modes=(TEXT,),
+    parser.add_argument('--text_file', type=path, metavar='FILE', modes=(TEXT,),
                         help='draw the sentences of this file, one a line')
-    parser.add_argument('--encoder', metavar='FILE', modes=encoder_modes,
+    parser.add_argument('--encoder', type=path, metavar='FILE', modes=encoder_modes,
                         help='sentence encoder for --text (default: the one in the run, or beside the data)')
 
 
@@ -175,7 +201,7 @@ def add_stackgan_flags(parser, widths, weights, drawing_modes, encoder_modes):
     for name, default, what in weights:
         parser.add_argument(f'--{name}', type=non_negative(float), default=default, metavar='W', modes=TRAINING,
                             help=f'weight of {what} (default: {default})')
-    parser.add_argument('--checkpoint', metavar='FILE', modes=(TRAIN, *drawing_modes),
+    parser.add_argument('--checkpoint', type=path, metavar='FILE', modes=(TRAIN, *drawing_modes),
                         help='draw with this checkpoint (default: of the newest run), or start a training from it: '
                              'a run folder, its .pt, or a netG_*.pth')
     parser.add_argument('--gpu', type=int, default=0, metavar='N', modes=(*TRAINING, *drawing_modes),
@@ -279,9 +305,14 @@ def follow(options, resumed, train, draw, evaluate):
     ranks.leave()
 
 
-def read_sentences(texts, text_file):
-    """The sentences of `--text` (a list or None) and `--text_file` (one a line). Raises UserError if there is none."""
+def read_sentences(texts, text_file, flag='--text'):
+    """The sentences of `flag` (a list or None) and `--text_file` (one a line).
+
+    Raises UserError if there is none, or an empty one was typed.
+    """
     sentences = list(texts or [])
+    if not all(map(str.strip, sentences)):
+        raise UserError(f'{flag}: an empty sentence; write one, as in {flag} "a small red bird"')
     if text_file:
         try:
             with open(text_file, encoding='utf-8-sig') as lines:
@@ -292,8 +323,8 @@ def read_sentences(texts, text_file):
     sentences = [sentence.replace('\t', ' ').strip() for sentence in sentences if sentence.strip()]
     for sentence in sentences:
         if not is_clean(sentence):
-            raise UserError(f'{text_file or "--text"}: {ascii(sentence[:60])} has control characters, or is not valid '
+            raise UserError(f'{text_file or flag}: {ascii(sentence[:60])} has control characters, or is not valid '
                             'UTF-8; write the sentence anew')
     if not sentences:
-        raise UserError(f'{text_file or "--text"}: no sentence in it; write one, as in --text "a small red bird"')
+        raise UserError(f'{text_file or flag}: no sentence in it; write one, as in {flag} "a small red bird"')
     return sentences

@@ -8,7 +8,7 @@ import time
 import torch
 from tqdm import tqdm
 
-from common import ranks, signals, torch_errors
+from common import ranks, run, signals, torch_errors
 from common.errors import UserError
 from common.log import Log
 
@@ -16,15 +16,6 @@ SECONDS_BETWEEN_CHECKPOINTS = 300  # what a run that is killed outright loses at
 SECONDS_BETWEEN_ATTEMPTS = 60      # to write one for which there was no room
 SECONDS_AT_THE_END = 600           # in which the last one is tried again and again
 PAUSE_AT_THE_END = 10              # seconds between two of these attempts
-
-
-def new_progress():
-    """Where a run stands: whole epochs, batches of the epoch under way, steps, and the generators' states.
-
-    `rng` is their state now; `epoch_rng` what it was before the epoch under way drew its order. `world_size` is the
-    number of ranks that trained; the generators' states are those of rank 0.
-    """
-    return {'epoch': 0, 'batch': 0, 'step': 0, 'rng': None, 'epoch_rng': None, 'world_size': 1}
 
 
 def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample=None, after_epoch=None,
@@ -225,9 +216,17 @@ class _Saves:
         self.model, self.out_dir, self.log = model, out_dir, log
         self.due = time.monotonic() + SECONDS_BETWEEN_CHECKPOINTS
         self.good = f'step {model.progress["step"]}' if model.progress['step'] else 'none'
+        self.is_run = bool(out_dir) and run.has_options(out_dir)
 
     def is_late(self):
         return time.monotonic() > self.due
+
+    def _see_the_folder(self):
+        """Where the run was moved or removed meanwhile, make it again so that it can go on, and say so."""
+        if self.is_run and not run.has_options(self.out_dir):
+            run.write_options(self.out_dir, self.model.options)
+            self.log.line(f'{self.out_dir}: was moved or removed while it was trained in; what comes now is in a new '
+                          'folder of that name')
 
     def save(self, losses):
         """Write one, or say why that cannot be done now, and when it is due again."""
@@ -278,6 +277,7 @@ class _Saves:
         progress['rng'] = rng_state()
         with self.log.attempt(what, f' (the last good one: {self.good})'):
             if self.out_dir:
+                self._see_the_folder()
                 self.model.save_to(self.out_dir, verbose=False)
             self.good = f'step {progress["step"]}'
         return what not in self.log.troubles

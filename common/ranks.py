@@ -26,7 +26,8 @@ SECONDS_TO_STOP = 30             # without torchrun: as many as it gives to proc
 
 def world_size():
     """The number of ranks, on all machines together."""
-    return int(os.environ.get('WORLD_SIZE', 1)) if 'LOCAL_RANK' in os.environ else 1
+    started_by_torchrun = all(name in os.environ for name in ('LOCAL_RANK', 'RANK', 'WORLD_SIZE'))
+    return int(os.environ['WORLD_SIZE']) if started_by_torchrun else 1
 
 
 def rank():

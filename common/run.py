@@ -11,6 +11,7 @@ from common.errors import UserError
 from common.files import atomic_write, explained, remove_leftovers
 from common.locks import lock_file
 
+TYPED = []  # names of the options that the command line named
 LOCKS = []  # open files: a lock lasts as long as its file is open
 STAMP = r'_\d{8}_\d{6}(_\d+)?'  # what `new_run` puts after the name
 ENCODER = 'encoder.pt'  # the sentence encoder's name in a run folder
@@ -43,6 +44,11 @@ def write_options(run_dir, options):
     seen_from_run = {name: os.path.relpath(options[name], run_dir) for name in PATHS if options.get(name)}
     with atomic_write(os.path.join(run_dir, OPTIONS)) as file:
         file.write(json.dumps(options | {'seen_from_run': seen_from_run}, indent=1, sort_keys=True).encode())
+
+
+def has_options(run_dir):
+    """Whether the folder has the options that make it a run."""
+    return os.path.isfile(os.path.join(run_dir, OPTIONS))
 
 
 def find_run(out_dir, checkpoint, dataset='', stage=None):
@@ -179,8 +185,9 @@ def existing(path, options):
 def trained_checkpoint(options, resumed=None, of_dataset=True):
     """The checkpoint of the run `resumed`, or else of the newest in `--out_dir`: of runs on `--dataset`, or of all.
 
-    Where a `--stage` is asked for, of runs of that one.
+    Where `--dataset` is typed, of runs on that, and where a `--stage` is asked for, of runs of that one.
     """
+    of_dataset = of_dataset or 'dataset' in TYPED
     name, stage = f'{options.model}.pt', getattr(options, 'stage', None)
     return os.path.join(resumed or find_run(options.out_dir, name, options.dataset if of_dataset else '', stage), name)
 
@@ -195,6 +202,7 @@ def parse_options(parser, mode_of, from_file=()):
     typed = sys.argv[1:]
     options, run_dir = parser.parse_args([*from_file, *typed]), None
     parser.refuse_unused(typed, mode_of(options))
+    TYPED[:] = [action.dest for action in parser.typed(typed)]
     if options.resume:
         run_dir, name = _run_to_resume(parser, options)
         parser.set_defaults(out_dir=os.path.dirname(run_dir))
@@ -209,6 +217,10 @@ def _check_begun(run_dir, model):
     path = os.path.join(run_dir, f'{model}.pt')
     if not checkpoint.files_of(path):
         remove_leftovers(path)
+        others = sorted(name for name in os.listdir(run_dir) if name.endswith('.pt') and name != ENCODER)
+        if others:
+            raise UserError(f'{run_dir}: has no {model}.pt, but {others[0]}; to go on from that, give it: --resume '
+                            f'{os.path.join(run_dir, others[0])}')
         raise UserError(f'{run_dir}: has no {model}.pt: it ended before its first checkpoint, so it cannot go on; '
                         'start it again without --resume')
 
@@ -217,11 +229,14 @@ def _run_to_resume(parser, options):
     """The run's folder that `--resume` names, and the name of its model where that is named, too, by a checkpoint."""
     named = options.resume
     if named == 'newest' and not os.path.exists(named):
-        is_of_dataset = options.dataset != parser.get_default('dataset')
-        return os.path.dirname(trained_checkpoint(options, of_dataset=is_of_dataset)), None
+        return os.path.dirname(trained_checkpoint(options, of_dataset=False)), None
     if os.path.isfile(named):
         folder, name = os.path.split(os.path.abspath(named))
+        if not name.endswith('.pt'):
+            raise UserError(f'--resume {named}: is no checkpoint NAME.pt; give the folder of a run')
         return folder, os.path.splitext(name)[0]
+    if not has_options(named):
+        raise UserError(f'--resume {named}: is no folder of a run, which would have an {OPTIONS}')
     return os.path.abspath(named), None
 
 

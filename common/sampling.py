@@ -132,6 +132,8 @@ def write_evaluation(options, dataset, draw, checkpoint, count, example=False):
     memory.keep_what_is_freed()
     print(f'{checkpoint} draws {len(dataset.captions)} captions of /{dataset.split}', flush=True)
     folder = os.path.join(os.path.dirname(checkpoint), count, 'super' if example else 'single_samples', 'valid')
+    if os.path.isdir(folder):
+        print(f'{folder}: is there already; its pictures are replaced')
     drawn = _drawn(dataset, draw, options.batch_size, options.seed)
     if example:
         save_pictures(_grids(dataset, drawn, folder), len(dataset.index.names))
@@ -190,4 +192,10 @@ def save_pictures(pictures, total, quiet=False):
 def _save_picture(path, image):
     with explained(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        to_pil(image).save(path, compress_level=COMPRESSION)
+        partial = f'{path}.partial-{os.getpid()}'  # what another evaluation has left here stays until it is replaced
+        try:
+            to_pil(image).save(partial, 'PNG', compress_level=COMPRESSION)
+            os.replace(partial, path)
+        finally:
+            if os.path.exists(partial):
+                os.remove(partial)

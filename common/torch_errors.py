@@ -6,7 +6,8 @@ AcceleratorError = getattr(torch, 'AcceleratorError', ())  # of PyTorch 2.8 and 
 
 def is_out_of_memory(error):
     """Of this process, not of the GPU (torch.OutOfMemoryError)."""
-    return isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    texts = "DefaultCPUAllocator: can't allocate memory", 'Storage size calculation overflowed'
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
 
 
 def is_of_gpu(error):

@@ -43,7 +43,7 @@ def parse_flags():
     parser.add_argument('--stage', type=int, choices=[1, 2], modes=flags.ALL,
                         help='1: sketch sentences at 64 x 64; 2: refine the sketches to 256 x 256 '
                              '(default: 1; when drawing, the checkpoint\'s)')
-    parser.add_argument('--stage1', metavar='FILE', modes=(flags.TRAIN,),
+    parser.add_argument('--stage1', type=flags.path, metavar='FILE', modes=(flags.TRAIN,),
                         help='the trained Stage-I that --stage 2 refines: a run folder, its .pt, or a netG_epoch_N.pth')
     parser.add_argument('--lr_decay_epoch', type=flags.positive(int), metavar='EPOCHS', modes=flags.TRAINING,
                         help='epochs after each of which the learning rate is halved (default: 50, in Stage-II 100)')
@@ -69,7 +69,7 @@ def complete(options, resumed):
     """Fill in what follows from the stage to train. Raises UserError where options contradict it."""
     options.stage = options.stage or 1
     begun = run.read_options(resumed).get('stage') if resumed else options.stage
-    if begun is None:
+    if begun not in NAMES:
         raise UserError(f'{resumed}: is no run of StackGAN; give one, or leave out its name for the newest')
     if options.stage != begun:
         raise UserError(f'{resumed}: is a run of Stage-{"I" * begun}; leave out --stage {options.stage}')

@@ -8,8 +8,9 @@ from torch import nn
 from common import checkpoint
 from common.convolutions import make_fast
 from common.errors import UserError
-from common.loop import new_progress, train_loop
+from common.loop import train_loop
 from common.pictures import side_by_side
+from common.progress import new_progress
 from common.sampling import reproducible, same_items
 from stackgan_v2.gan import BASE_SIZE, Discriminator, Generator
 

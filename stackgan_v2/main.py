@@ -52,9 +52,9 @@ def parse_flags():
     parser.add_argument('--snapshot_interval', type=flags.positive(int), default=SNAPSHOT_INTERVAL, metavar='STEPS',
                         modes=flags.TRAINING,
                         help=f'steps between two Model/netG_COUNT.pth (default: {SNAPSHOT_INTERVAL})')
-    parser.add_argument('--image_folder', type=os.path.abspath, metavar='DIR', modes=flags.TRAINING,
+    parser.add_argument('--image_folder', type=flags.absolute_path, metavar='DIR', modes=flags.TRAINING,
                         help='train without text on the pictures in DIR/CLASS/')
-    parser.add_argument('--lsun', type=os.path.abspath, metavar='DIR', modes=flags.TRAINING,
+    parser.add_argument('--lsun', type=flags.absolute_path, metavar='DIR', modes=flags.TRAINING,
                         help='train without text on DIR/CLASS_lmdb')
     parser.add_argument('--classes', nargs='+', metavar='CLASS', modes=flags.TRAINING,
                         help='of --image_folder (default: all) or --lsun, as in church_outdoor_train')
@@ -103,6 +103,10 @@ def complete(options):
     if options.dataset is None:
         options.dataset = (options.classes[0] if options.lsun else
                            os.path.basename(options.image_folder) if options.image_folder else 'birds')
+        try:
+            flags.plain_name(options.dataset)  # the run bears it
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f'{error}; name the run with --dataset NAME') from error
     options.config_name = options.config_name or f'{options.branches}stages'
     return options
 
@@ -157,6 +161,8 @@ def evaluate(options, device, resumed):
     """A picture for every caption of classes that were not trained on; without text, `--count` pictures."""
     of_dataset = options.count is None or options.dataset != 'birds'  # the default, which no run without text is on
     model, file, steps = load_generator(run.checkpoint_file(options, resumed, of_dataset), options.model, device)
+    if not model.netG.conditional and options.example:
+        raise UserError(f'--example: {file} was trained without text, so it has no captions to show beside each other')
     if not model.netG.conditional:
         print(f'{file} draws:')
         write_samples(options, options.count or COUNT, lambda size, seed: model.generate(seed=seed, count=size)[-1])
@@ -171,7 +177,8 @@ def evaluate(options, device, resumed):
 
 def draw(options, device, resumed):
     """A picture for each sentence that the user typed, and a sheet of all branches', or a strip between two."""
-    sentences = options.interpolate or flags.read_sentences(options.text, options.text_file)
+    flag = '--interpolate' if options.interpolate else '--text'
+    sentences = flags.read_sentences(options.interpolate or options.text, options.text_file, flag)
     model, file, _ = load_generator(run.checkpoint_file(options, resumed, of_dataset=False), options.model, device)
     if not model.netG.conditional:
         raise UserError(f'{file}: was trained without text, so it reads no sentences; '

@@ -17,7 +17,8 @@ from PIL import Image
 from common import flags
 from common.errors import UserError
 from data import layout, pictures
-from data.birds import prepare
+from data.birds import cub, prepare
+from data.pictures import read_picture
 
 SCRIPT = prepare.__file__
 ALBATROSS, ANI = '002.Laysan_Albatross', '004.Groove_billed_Ani'      # StackGAN trains on one, tests on the other
@@ -297,6 +298,21 @@ def test_own_classes_without_class_lists(tmp_path, monkeypatch, out):
     assert 'rose' in said and 'none of the 200 of CUB-200-2011' in said and '--train_classes FILE' in said
 
 
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_a_box_is_that_of_the_picture_as_it_is_seen(orientation):
+    """As people and most programs draw it; CUB's own photographs are stored as they are seen."""
+    seen, box = Image.new('RGB', (400, 304)), (16, 200, 120, 80)
+    seen.paste('red', (16, 200, 136, 280))
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL's transpositions, from seen to stored
+    stored = seen.transpose(undo[orientation]) if orientation > 1 else seen
+    exif, jpeg = Image.Exif(), io.BytesIO()
+    exif[274] = orientation
+    stored.save(jpeg, 'JPEG', exif=exif, quality=95)
+    x, y, width, height = cub.as_stored(box, stored.size, orientation)
+    cut = read_picture(jpeg.getvalue(), part=lambda size: (x, y, x + width, y + height))
+    assert cut.size == (120, 80) and np.asarray(cut)[8:-8, 8:-8].mean((0, 1)) == pytest.approx([254, 0, 0], abs=3)
+
+
 def test_pictures_of_many_pixels_are_skipped(tmp_path, monkeypatch, capsys, out):
     sizes = {'large': (300, 300), 'huge': (500, 500), 'long': (65000, 1)}
     photographs = birds() | {f'{ANI}/{name}': (jpeg(size), captions(1)) for name, size in sizes.items()}
@@ -341,7 +357,7 @@ def test_errors_name_the_file_and_keep_what_there_was(tmp_path, monkeypatch, out
     assert f'{ANI}: is in the class lists of both train and test' in error(monkeypatch, *good, *both, *end)
     assert 'absent.txt' in error(monkeypatch, *good, '--train_classes', tmp_path / 'absent.txt', *end)
     nothing = make_cub(tmp_path / 'nothing', {f'{ANI}/x': (b'', captions(1))})
-    assert 'no usable photograph (1 skipped, the first is' in error(monkeypatch, *nothing, *end)
+    assert '(1 skipped, most because its photograph is not a JPEG' in error(monkeypatch, *nothing, *end)
     assert 'is a folder' in error(monkeypatch, *good, '--out', tmp_path)
     assert 'must end in .hdf5 or .h5' in error(monkeypatch, *good, '--out', tmp_path / 'birds')
     write(tmp_path / 'x.hdf5', 'kept')

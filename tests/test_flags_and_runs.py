@@ -38,8 +38,9 @@ def test_boolean_flags(args, expected):
 
 @pytest.mark.parametrize('args', [['--lr', '0'], ['--lr', 'nan'], ['--lr', 'inf'], ['--seed', '1' * 23],
                                   ['--batch_size', '1' * 30], ['--dataset', '../birds'], ['--model', 'a/b'],
-                                  ['--dataset', ''], ['--model', '..'], ['--epochs', '-1'], ['--epochs', '1.5'],
-                                  ['--train', 'maybe'], ['--batch_size', 'x']])
+                                  ['--dataset', ''], ['--model', '..'], ['--model', 'encoder'],
+                                  ['--model', '鳥' * 50], ['--resume', ''], ['--out_dir', ''], ['--epochs', '-1'],
+                                  ['--epochs', '1.5'], ['--train', 'maybe'], ['--batch_size', 'x']])
 def test_values_out_of_range_are_refused(args, capsys):
     parser = flags.Parser()
     flags.add_run_flags(parser, 'text2image', 200, 256, 0.0002, 'here')
@@ -64,7 +65,7 @@ def test_options_of_a_run_are_kept_unless_named(tmp_path, monkeypatch):
     assert parse('--resume', folder)[0].epochs == 9
     assert run.read_options(folder) == vars(resumed)
     for broken in (str(tmp_path), str(tmp_path / 'nothing')):
-        with pytest.raises(UserError, match='options.json: cannot be read'):
+        with pytest.raises(UserError, match='is no folder of a run'):
             parse('--resume', broken)
 
 
@@ -99,7 +100,12 @@ def test_a_run_is_named_by_its_folder_or_by_a_checkpoint_in_it(tmp_path, monkeyp
     for named, model in ((folder, 'mine'), (f'{folder}/mine.pt', 'mine'), (f'{folder}/x.pt', 'x')):
         options, resumed = parse(tmp_path, monkeypatch, '--resume', named)
         assert (resumed, options.model, options.epochs, options.out_dir) == (folder, model, 7, str(tmp_path))
-    assert 'cannot be read' in one_line(parse, tmp_path, monkeypatch, '--resume', f'{folder}/y.pt')
+    assert 'is no folder of a run' in one_line(parse, tmp_path, monkeypatch, '--resume', f'{folder}/y.pt')
+    assert 'give the folder of a run' in one_line(parse, tmp_path, monkeypatch, '--resume', f'{folder}/options.json')
+    for name in ('x.pt', 'mine.pt'):
+        os.rename(os.path.join(folder, name), os.path.join(folder, f'of_{name}'))
+    advice = f'--resume {os.path.join(folder, "of_mine.pt")}'
+    assert advice in one_line(parse, tmp_path, monkeypatch, '--resume', folder)
 
 
 def test_a_run_without_a_checkpoint_says_to_start_again(tmp_path, monkeypatch):

@@ -177,3 +177,21 @@ def test_a_run_that_moved_finds_its_data_again(folder, embed, call):
     shutil.move(folder / 'elsewhere' / 'data', folder / 'data')  # the data has moved, the run has not
     said = call('--resume', trained, '--epochs', '3', '--data_dir', 'data')
     assert 'is not here' in said and 'done: ' in said
+
+
+def test_a_run_that_is_moved_while_it_is_trained_in_can_go_on(folder, embed, call, monkeypatch):
+    embed()
+    steps, step = [], main.Model.train_step
+
+    def move_it(model, batch):
+        steps.append(1)
+        if len(steps) == 1:
+            shutil.move(newest(folder / 'out', 'tiny'), folder / 'mine')
+        return step(model, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(main.Model, 'train_step', move_it)
+        said = call(*DATA, *TRAINING)
+    trained = newest(folder / 'out', 'tiny')
+    assert f'{trained}: was moved or removed while it was trained in' in said
+    assert 'step 4' in call('--resume', trained, '--epochs', '2', '--log_interval', '1')

@@ -340,6 +340,11 @@ def test_errors_say_what_to_do(folder, trained, call):
     evaluate = ['--train', 'False', *DATA]
     assert 'no run on tiny' in call.error(*evaluate, '--out_dir', 'none')
     assert 'no.pth: no such checkpoint' in call.error(*evaluate, '--checkpoint', 'no.pth')
+    assert '--interpolate: an empty sentence' in call.error('--train', 'False', '--interpolate', 'a', ' ')
+    assert '--dataset NAME' in call.error('--image_folder', 'x' * 130)
+    huge = ['--gf_dim', '8', '--z_dim', '2000000000', '--out_dir', 'none']
+    assert 'more memory than there is' in call.error(*DATA, *huge)
+    assert 'give 1 or less' in call.error(*DATA, *TRAINING, '--accumulate', '9', '--out_dir', 'none')
     assert 'reads sentences' in call.error(*evaluate, '--checkpoint', trained.run, '--count', '3')
     assert not (folder / 'none').exists()
 

@@ -184,11 +184,11 @@ def test_errors_say_what_to_do(folder, error, tmp_path):
     assert 'empty: no run on tiny with a text2image.pt in it yet; train one first (--train)' in error(*evaluate, *DATA)
     assert 'empty: no run with a text2image.pt' in error(*evaluate, '--text', 'a red bird')
     assert 'empty: no run on tiny with a text2image.pt' in error(*DATA, '--out_dir', 'empty', '--resume')
-    assert 'nowhere/options.json: cannot be read' in error(*DATA, '--resume', 'nowhere')
+    assert '--resume nowhere: is no folder of a run' in error(*DATA, '--resume', 'nowhere')
     for more in ([], ['--text', 'a red bird']):
         assert 'error: no.pt: no such checkpoint' in error(*evaluate, *DATA, *more, '--checkpoint', 'no.pt')
     assert 'no.txt: cannot be read' in error(*evaluate, '--text_file', 'no.txt')
-    assert '--text: no sentence in it' in error(*evaluate, '--text', ' ')
+    assert '--text: an empty sentence' in error(*evaluate, '--text', ' ')
     assert not (folder / 'empty').exists()
 
 

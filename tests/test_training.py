@@ -12,6 +12,7 @@ from PIL import Image
 from common import loop
 from common.errors import UserError
 from common.pictures import real_over_generated
+from common.progress import new_progress
 from tests.small_training import EPOCHS, STEPS, make_dataset, new_model
 from tests.states import assert_same, everything
 from text2image.build_gan import Model
@@ -243,14 +244,14 @@ def test_losses_are_read_only_where_they_are_logged(tmp_path):
 
     batch = {'right_images': torch.zeros(2, 3, 4, 4)}
     model = SimpleNamespace(train_step=lambda batch: {'loss_G': Loss()}, data_loader=5 * [batch],
-                            progress=loop.new_progress(), save_to=lambda *args, **kwargs: None)
+                            progress=new_progress(), save_to=lambda *args, **kwargs: None)
     loop.train_loop(model, 1, log_interval=2, out_dir=str(tmp_path), verbose=False)
     assert Loss.reads == 3  # of two steps for the log, of the last one for the checkpoint
 
 
 def test_losses_in_a_list_are_logged_one_by_one(tmp_path):
     class Branches:
-        progress, data_loader = loop.new_progress(), [{'right_images': [torch.zeros(2, 1), torch.zeros(2, 1)]}]
+        progress, data_loader = new_progress(), [{'right_images': [torch.zeros(2, 1), torch.zeros(2, 1)]}]
 
         def train_step(self, batch):
             return {'loss_D': [torch.tensor(1.0), torch.tensor(2.0)], 'loss_G': 3.0}

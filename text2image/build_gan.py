@@ -6,8 +6,9 @@ from torch import nn
 
 from common import checkpoint
 from common.errors import UserError
-from common.loop import new_progress, train_loop
+from common.loop import train_loop
 from common.pictures import real_over_generated
+from common.progress import new_progress
 from common.sampling import same_items
 from text2image.gan import Discriminator, Generator
 

@@ -42,7 +42,7 @@ def parse_flags():
                                 ('int_coef', 0, 'interpolated sentences (GAN-INT)')]:
         parser.add_argument(f'--{name}', type=flags.non_negative(float), default=default, metavar='W',
                             modes=flags.TRAINING, help=f'weight of {what} (default: {default})')
-    parser.add_argument('--checkpoint', metavar='FILE', modes=(flags.TRAIN, *flags.GENERATING),
+    parser.add_argument('--checkpoint', type=flags.path, metavar='FILE', modes=(flags.TRAIN, *flags.GENERATING),
                         help='draw with this checkpoint (default: of the newest run), or start a training from it')
     precision.add_precision_flag(parser)
     compiled.add_compile_flag(parser)

@@ -6,7 +6,8 @@ from torch.nn.functional import logsigmoid, normalize
 
 from common import checkpoint
 from common.errors import UserError
-from common.loop import new_progress, train_loop
+from common.loop import train_loop
+from common.progress import new_progress
 from word2vec.corpus import Vocabulary, words_of
 from word2vec.embedding import CBOW, NO_WORD, SkipGram
 

@@ -27,6 +27,8 @@ MODES = (*flags.TRAINING, flags.EVALUATE, *ASKING)
 NEGATIVE = 5
 NEAREST = 5  # words that a query finds, or an analogy
 
+WIDEST = 1000  # --window
+
 
 def parse_flags():
     """(options, the folder of the run to go on with or None)."""
@@ -84,6 +86,8 @@ def train(options, device, resumed):
     """Train in a new run folder, or go on with the run in the folder `resumed`."""
     if options.negative and options.loss != 'negative':
         raise UserError('--negative: has no effect with --loss softmax; add --loss negative')
+    if options.window > WIDEST:
+        raise UserError(f'--window {options.window}: captions have some tens of words; give {WIDEST} or less')
     flags.print_options(options)
     flags.seed_everything(options.seed)
     path = flags.dataset_file(options)

@@ -18,6 +18,8 @@ from data.pictures import opened
 
 DEFAULT_SPLIT = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'split_150_50.json')
 
+SIDEWAYS = (5, 6, 7, 8)  # of EXIF's orientations, those that make of a picture's width its height
+
 # A line of images.txt; `key` is CLASS/NAME, `box` the text behind the photograph's number in bounding_boxes.txt.
 Entry = namedtuple('Entry', 'split class_name name key image_path text_path box')
 
@@ -77,7 +79,12 @@ def list_photographs(cub, text, split_of):
     advice = 'give --cub the folder CUB_200_2011 as published, with images.txt, bounding_boxes.txt and images/'
     pairs = read_numbered(os.path.join(cub, 'images.txt'), advice)
     boxes_path = os.path.join(cub, 'bounding_boxes.txt')
-    boxes = dict(read_numbered(boxes_path, advice)) if os.path.isfile(boxes_path) else {}
+    boxes = read_numbered(boxes_path, advice) if os.path.exists(boxes_path) else []
+    for path, numbered in ((os.path.join(cub, 'images.txt'), pairs), (boxes_path, boxes)):
+        number, count = Counter(number for number, _ in numbered).most_common(1)[0] if numbered else (None, 1)
+        if count > 1:
+            raise UserError(f'{path}: {count} lines have the number {number}, so boxes cannot be told apart; {advice}')
+    boxes = dict(boxes)
     if not os.path.isdir(os.path.join(cub, 'images')):
         raise UserError(f'{os.path.join(cub, "images")}: no such folder; {advice}')
     entries, strange = [], []
@@ -107,23 +114,24 @@ def check_names(entries):
 
 
 def read_jpeg(path):
-    """(bytes of a JPEG, (width, height) as it is seen, whether it was PNG or WebP) of a picture that decodes wholly.
+    """(bytes of a JPEG, its (width, height) as stored, EXIF's number for how it is turned, whether it was PNG or WebP).
 
-    Raises ValueError where it does not, or is of a size that is not read later (`data.pictures`).
+    Raises ValueError where the picture does not decode wholly, or is of a size that is not read later
+    (`data.pictures`).
     """
     data = _contents(path, 'its photograph is')
     try:
         with opened(data, ['JPEG', 'PNG', 'WEBP']) as image:
-            size = image.size[::-1] if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else image.size
+            size, orientation = image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
             if image.format in ('PNG', 'WEBP'):
-                return _as_jpeg(image), size, True
+                return _as_jpeg(image), size[::-1] if orientation in SIDEWAYS else size, 1, True
             image.draft(None, (1, 1))  # an eighth of its width and height: damage shows as well, in less memory
             image.load()
     except UnidentifiedImageError as error:
         raise ValueError('its photograph is not a JPEG, PNG or WebP picture') from error
     except Exception as error:      # a damaged picture makes Pillow raise nearly anything
         raise ValueError(f'its photograph is unreadable ({" ".join(str(error).split())})') from error
-    return data, size, False
+    return data, size, orientation, False
 
 
 def _as_jpeg(image):
@@ -180,15 +188,27 @@ def read_box(text):
     return box
 
 
+def as_stored(box, size, orientation):
+    """A box (x, y, width, height) of a picture as it is seen, in the picture of `size` as it is stored, before EXIF's
+    `orientation` turns it upright: that is what later readers cut from.
+    """
+    (x, y, w, h), (width, height) = box, size
+    return {2: (width - x - w, y, w, h), 3: (width - x - w, height - y - h, w, h), 4: (x, height - y - h, w, h),
+            5: (y, x, h, w), 6: (y, height - x - w, h, w), 7: (width - y - h, height - x - w, h, w),
+            8: (width - y - h, x, h, w)}.get(orientation, box)
+
+
 def read_photograph(entry, look_up=None):
     """(`layout.Photograph`, list of REMARKS) of an entry. Raises ValueError with the reason where it cannot be used."""
     captions, box = read_captions(entry.text_path), read_box(entry.box)
-    jpeg, (width, height), was_another = read_jpeg(entry.image_path)
+    jpeg, size, orientation, was_another = read_jpeg(entry.image_path)
+    box = box and as_stored(box, size, orientation)
     photograph = layout.Photograph(entry.name, entry.class_name, jpeg, captions, bbox=box)
     if look_up:
         photograph.embeddings = look_up(entry.key)
         if len(photograph.embeddings) != len(captions):
             raise ValueError(f'it has {len(captions)} captions but {len(photograph.embeddings)} embeddings')
     holds = {MADE_JPEG: was_another, NO_BOX: box is None,
-             BOX_OUTSIDE: box and (box[0] + box[2] > width + 1 or box[1] + box[3] > height + 1)}
+             BOX_OUTSIDE: box and (min(box[:2]) < -1 or box[0] + box[2] > size[0] + 1
+                                   or box[1] + box[3] > size[1] + 1)}
     return photograph, [remark for remark in REMARKS if holds[remark]]

@@ -37,19 +37,28 @@ SHOWN = 20  # letters that the encoder does not read
 def parse_args():
     """The command line; at most one source of embeddings."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--cub', nargs='+', required=True, metavar='DIR', help='folders that hold images.txt')
-    parser.add_argument('--text', nargs='+', required=True, metavar='DIR',
+    parser.add_argument('--cub', type=path, nargs='+', required=True, metavar='DIR',
+                        help='folders that hold images.txt')
+    parser.add_argument('--text', type=path, nargs='+', required=True, metavar='DIR',
                         help='folders of the captions, CLASS/NAME.txt, as many as --cub has and in the same order')
-    parser.add_argument('--out', default=os.path.join(HERE, 'birds.hdf5'), metavar='FILE',
+    parser.add_argument('--out', type=path, default=os.path.join(HERE, 'birds.hdf5'), metavar='FILE',
                         help='HDF5 file, .hdf5 or .h5 (default: birds.hdf5 beside this script)')
     for split in layout.SPLITS:
-        parser.add_argument(f'--{split}_classes', metavar='FILE',
+        parser.add_argument(f'--{split}_classes', type=path, metavar='FILE',
                             help=f"classes of /{split}, one a line (default: StackGAN's 150 and 50 for all three)")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument('--pickles', metavar='DIR', help="StackGAN's embeddings: train/ and test/ with their pickles")
-    source.add_argument('--icml', metavar='DIR', help="Reed's embeddings: CLASS/NAME.t7")
+    source.add_argument('--pickles', type=path, metavar='DIR',
+                        help="StackGAN's embeddings: train/ and test/ with their pickles")
+    source.add_argument('--icml', type=path, metavar='DIR', help="Reed's embeddings: CLASS/NAME.t7")
     parser.add_argument('--dry_run', action='store_true', help='say what would be written and skipped; write nothing')
     return parser.parse_args()
+
+
+def path(text):
+    """An argparse type: a path, which '' (an unset variable of the shell, say) is not."""
+    if not text:
+        raise argparse.ArgumentTypeError('is empty; leave out the flag, or give a path')
+    return text
 
 
 def skip(skipped, key, reason):
@@ -119,7 +128,8 @@ def convert(entries, skipped, args):
             if file is not None:
                 layout.write_photograph(file, split, photograph)
         if not count:
-            why = f', the first is {skipped[0]}' if skipped else ''
+            reasons = Counter(line.partition(': ')[2] for line in skipped)
+            why = f', most because {reasons.most_common(1)[0][0]}' if skipped else ''
             raise UserError(f'{args.cub[0]}: no usable photograph ({len(skipped)} skipped{why}), so nothing is '
                             'written; check --cub, --text and the class lists')
         if source and file is not None:
