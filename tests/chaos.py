@@ -429,7 +429,6 @@ def main(arguments=None):
     parser.add_argument('--parallel', type=int, default=2, metavar='N', help='victims at a time (default: %(default)s)')
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # victims of a shell's background job would ignore it
     start, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix='chaos-'))
     commands = [command for command in all_commands(folder / 'inputs') if command.name.startswith(tuple(args.only))]
     if not commands:
