@@ -76,7 +76,9 @@ def read_text(file, group, name):
         raise ValueError(f'{name} is not one string')
     length = stored.get_size()
     if stored.is_variable_str():  # libhdf5 would reserve up to 4 GB, and fill them, before it finds the string shorter
-        length = int.from_bytes(os.pread(file.id.get_vfd_handle(), VLEN_LENGTH_BYTES, offset), 'little')
+        with open(file.filename, 'rb', buffering=0) as plain:
+            plain.seek(offset)
+            length = int.from_bytes(plain.read(VLEN_LENGTH_BYTES), 'little')
     if length > TEXT_BYTES:
         raise ValueError(f'{name} would be a string of {length:,} bytes')
     value = np.empty(1, stored.dtype)
@@ -126,7 +128,9 @@ def _open_plain(file, group, name):
         raise ValueError(f'{name} is compressed, in pieces, virtual or in another file; if it is one of the first two, '
                          'h5repack -f NONE -l CONTI mends it')
     size = count * stored.get_size()
-    if offset is None or not size or offset + size > os.fstat(file.id.get_vfd_handle()).st_size:
+    # What was never written has an offset, too, where a user block precedes the file.
+    room = min(dataset.get_storage_size(), os.path.getsize(file.filename) - (offset or 0))
+    if offset is None or not 0 < size <= room:
         raise ValueError(f'{name} is empty, or not whole')
     return dataset, stored, count, offset
 

@@ -11,7 +11,7 @@ from data import cache, layout, plain_hdf5
 from data.cache import load_split
 from tests import tiny
 from tests.errors import one_line
-from tests.fuzz_hdf5 import ATTACKS, write_attack
+from tests.fuzz_hdf5 import ATTACKS, write_attack, write_public
 
 
 @pytest.fixture
@@ -68,6 +68,16 @@ def test_other_ways_to_store_the_same_are_read(stored, tmp_path, in_this_process
         assert found.embeddings.eq(1).all()
     elif name == 'bbox':
         assert found.index.boxes == [[1, 2, 30, 20]]
+
+
+def test_a_file_behind_a_user_block(tmp_path, in_this_process):
+    path = write_public(str(tmp_path / 'birds.hdf5'), userblock_size=512)
+    found = load_split(path, 'train')
+    assert found.jpegs.read([0, 1]) == [tiny.jpeg(0), tiny.jpeg(1)] and len(found.index.captions) == 10
+    with h5py.File(path, 'a') as file:
+        del file['train/Auk_0001_0/img']
+        file['train/Auk_0001_0'].create_dataset('img', (100,), 'u1')
+    assert '/train/Auk_0001_0 is incomplete or damaged (img is empty' in one_line(load_split, path, 'train')
 
 
 @pytest.mark.parametrize('rows, wrong', [
