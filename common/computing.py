@@ -10,9 +10,9 @@ def prepare(options, device, generator, discriminators, heads=()):
     """
     called = generator, *discriminators, *heads
     is_accumulated = getattr(options, 'accumulate', 1) > 1  # text2image has no such flag
-    if is_accumulated and options.accumulate > options.batch_size // 2:
-        raise UserError(f'--accumulate {options.accumulate}: a part has two pictures at least; with --batch_size '
-                        f'{options.batch_size} give {options.batch_size // 2} or less')
+    if is_accumulated and options.accumulate > options.batch_size:
+        raise UserError(f'--accumulate {options.accumulate}: more parts than pictures; with --batch_size '
+                        f'{options.batch_size} give {options.batch_size} or less')
     if is_accumulated and options.compile is True:
         raise UserError('--compile True and --accumulate: give one of them')
     # From the inside out: what is computed again for a gradient has the first time's precision, and compiled is all.

@@ -344,7 +344,7 @@ def test_errors_say_what_to_do(folder, trained, call):
     assert '--dataset NAME' in call.error('--image_folder', 'x' * 130)
     huge = ['--gf_dim', '8', '--z_dim', '2000000000', '--out_dir', 'none']
     assert 'more memory than there is' in call.error(*DATA, *huge)
-    assert 'give 1 or less' in call.error(*DATA, *TRAINING, '--accumulate', '9', '--out_dir', 'none')
+    assert 'give 2 or less' in call.error(*DATA, *TRAINING, '--accumulate', '9', '--out_dir', 'none')
     assert 'reads sentences' in call.error(*evaluate, '--checkpoint', trained.run, '--count', '3')
     assert not (folder / 'none').exists()
 
