@@ -1,9 +1,19 @@
 """Fixtures of several test files."""
+import signal
+
 import pytest
 import torch
 
 from tests import tiny
 from tests.commands import Caller
+
+
+@pytest.fixture(scope='session', autouse=True)
+def hear_signals():
+    """A shell lets the commands that it starts in the background ignore SIGINT, and so all that they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope='module')

@@ -145,7 +145,7 @@ def test_a_reader_goes_when_it_is_not_waited_for(tmp_path, monkeypatch):
     reader.write_text('import os, time\n'
                       f'open({str(pid)!r}, "w").write(str(os.getpid()))\n'
                       f'os.kill({os.getpid()}, 2)\n'
-                      'time.sleep(600)\n')
+                      'time.sleep(60)\n')
     monkeypatch.setattr(cache, 'READER', str(reader))
     with pytest.raises(KeyboardInterrupt):
         load_split(path, 'train')
