@@ -105,7 +105,7 @@ def test_it_goes_with_bf16(monkeypatch):
     for accumulate in (1, 2):
         model, netsD, batch = case('stackgan_v2')
         without_batch_statistics(netsD)
-        options = argparse.Namespace(accumulate=accumulate, precision='bf16', compile=False)
+        options = argparse.Namespace(accumulate=accumulate, precision='bf16', compile=False, batch_size=4)
         computing.prepare(options, torch.device('cpu'), model.netG, netsD)
         torch.manual_seed(3)
         gradients = {}
@@ -120,7 +120,7 @@ def test_it_goes_with_bf16(monkeypatch):
 
 def test_nothing_changes_without_it():
     model, netsD, _ = case('stackgan_v2')
-    options = argparse.Namespace(accumulate=1, precision='fp32', compile=False)
+    options = argparse.Namespace(accumulate=1, precision='fp32', compile=False, batch_size=4)
     computing.prepare(options, torch.device('cpu'), model.netG, netsD)
     assert not any('forward' in vars(module) for net in (model.netG, *netsD) for module in net.modules())
 
@@ -145,7 +145,8 @@ def pages_a_tensor():
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / (2 ** {bits} / resource.getpagesize())
 
 print(pages_a_tensor())
-net, options = torch.nn.Sequential(), argparse.Namespace(accumulate={accumulate}, precision='fp32', compile=False)
+net, options = torch.nn.Sequential(), argparse.Namespace(
+    accumulate={accumulate}, precision='fp32', compile=False, batch_size=4)
 computing.prepare(options, torch.device('cpu'), net, [net])
 print([pages_a_tensor() for _ in range(20)][-1])
 """
