@@ -44,7 +44,7 @@ def main():
     colors = [colors_of(dataset.classes[photo]) for photo in dataset.photo_of[captions].tolist()]
     shuffled = [colors[i] for i in torch.randperm(len(colors), generator=torch.Generator().manual_seed(0)).tolist()]
     some = torch.linspace(0, len(images) - 1, min(SHOWN, len(images))).long()
-    write_pictures(options, 'color_accuracy', images[some], [dataset.captions[i] for i in captions[some].tolist()])
+    write_pictures(options, 'color_accuracy', [[images[some]]], [dataset.captions[i] for i in captions[some].tolist()])
     print(f'{file}: {len(images)} pictures for sentences with colours never trained on together')
     for what, pairs in (('asked for', colors), ('shuffled', shuffled)):
         for part, accuracy in zip(('body', 'wings'), color_accuracy(images, *map(list, zip(*pairs)))):

@@ -43,7 +43,9 @@ def test_sentences(tmp_path, texts, written):
     file = written is not None and tmp_path / 'sentences.txt'
     if file:
         file.write_bytes(written)
-    sentences = read_or_refuse(file or '--text', flags.read_sentences, texts, file and str(file))
+    is_empty_typed = not all(text.strip() for text in texts or [])
+    blamed = '--text' if is_empty_typed or not file else file
+    sentences = read_or_refuse(blamed, flags.read_sentences, texts, file and str(file))
     if sentences is None:
         return
     assert sentences and all(sentence == sentence.strip() != '' for sentence in sentences)
