@@ -140,7 +140,7 @@ def begin(model, options, resumed, name, data):
 
 def check_is_under_way(run_dir, model):
     """Raise UserError where what has been loaded says nothing of a training: it would silently start again."""
-    if not model.progress['step']:
+    if not model.progress['step'] and model.progress['rng'] is None:  # stopped before its first step, it has the latter
         raise UserError(f'{run_dir}: its checkpoint holds weights alone, no training to go on with; start a new run '
                         'from them, with --checkpoint in place of --resume')
 

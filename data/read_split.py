@@ -8,6 +8,7 @@ the embeddings' bytes; it writes no file, so that one whose parent is gone leave
 """
 import json
 import os
+import signal
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
@@ -32,6 +33,8 @@ def read(path, split):
 
 
 def main():
+    if hasattr(signal, 'SIGPIPE'):  # where the parent is gone, nobody is to be told so
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     line, embeddings = read(*sys.argv[1:])
     sys.stdout.buffer.write(line.encode() + b'\n')
     if embeddings is not None:

@@ -12,6 +12,7 @@ The victims run a copy of the code that differs in one number: trainings write a
 five minutes. What is wrong is printed and makes the exit status 1; the folder of such a victim is kept.
 """
 import argparse
+import contextlib
 import hashlib
 import itertools
 import json
@@ -111,6 +112,8 @@ class Chaos:
     def run(self, parallel=2):
         """Do it, `parallel` victims at a time. Returns the summary, a line."""
         numbers = itertools.count()
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a shell starts in the background, and
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # of all that this starts in its turn
 
         def torment_all():
             while self.left > 0:
@@ -219,17 +222,12 @@ class Chaos:
             print(line, flush=True)
 
 
-def hear_signals():
-    """A shell lets the commands that it starts in the background ignore SIGINT, and so all that they start."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 class Victim:
     """A command, and the folder in which it is started again and again."""
 
     def __init__(self, command, code, place, data):
         self.command, self.script, self.arguments = command, code / command.script, command.arguments
-        self.place, self.folder, self.groups, self.empty_runs = place, place / 'here', [], []
+        self.place, self.folder, self.empty_runs = place, place / 'here', []
         shutil.copytree(data, self.folder / 'data')
         (place / 'tmp').mkdir()
 
@@ -247,8 +245,7 @@ class Victim:
         with open(self.place / 'said.txt', 'w') as said:
             self.process = subprocess.Popen([sys.executable, self.script, *self.arguments], cwd=self.folder,
                                             stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment,
-                                            start_new_session=True, preexec_fn=hear_signals)
-        self.groups.append(self.process.pid)
+                                            start_new_session=True)
 
     def age(self):
         """Seconds since it was started."""
@@ -293,30 +290,29 @@ class Victim:
     def orphans(self):
         """Processes of its that are still there, a while after all have been killed or have ended."""
         for _ in range(PATIENCE):
-            if not (found := [process for process, group in processes() if group in self.groups]):
+            if not (found := self.processes()):
                 break
             time.sleep(1)
         self.end()
         return found
 
+    def processes(self):
+        """Those that it has started, wherever they are by now: their environment names its temporary folder."""
+        found = []
+        for folder in Path('/proc').glob('[0-9]*'):
+            with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+                if f'TMPDIR={self.place / "tmp"}\0'.encode() in (folder / 'environ').read_bytes():
+                    found.append(int(folder.name))
+        return found
+
     def end(self):
         """End whatever it has started."""
-        for group in {group for _, group in processes()} & set(self.groups):
-            os.killpg(group, signal.SIGKILL)
+        for process in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
     def clear(self):
         shutil.rmtree(self.place)
-
-
-def processes():
-    """(process, group) of all that run here, but for those that only wait to be asked how they ended."""
-    for folder in Path('/proc').glob('[0-9]*'):
-        try:
-            state, _, group = (folder / 'stat').read_text().rpartition(')')[2].split()[:3]
-        except OSError:  # ended meanwhile
-            continue
-        if state != 'Z':
-            yield int(folder.name), int(group)
 
 
 def contents(folder):

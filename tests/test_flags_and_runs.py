@@ -3,11 +3,13 @@ import errno
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from common import flags, run
 from common.errors import UserError
+from common.loop import new_progress, rng_state
 from tests.errors import one_line
 
 
@@ -117,6 +119,11 @@ def test_a_run_without_a_checkpoint_says_to_start_again(tmp_path, monkeypatch):
     assert not os.path.exists(half)
     open(os.path.join(folder, 'mine.pt.1'), 'w').close()  # the one before, where the newest was lost
     assert parse(tmp_path, monkeypatch, '--resume', folder)[1] == folder
+
+
+def test_a_run_that_was_stopped_before_its_first_step_goes_on():
+    run.check_is_under_way('a run', SimpleNamespace(progress=new_progress() | {'rng': rng_state()}))
+    one_line(run.check_is_under_way, 'a run', SimpleNamespace(progress=new_progress()), match='holds weights alone')
 
 
 def test_a_run_that_cannot_be_written_is_one_line(tmp_path):

@@ -1,5 +1,8 @@
 """HDF5 files that are damaged, or made to do harm: refused in one line, in bounded memory and time."""
 import os
+import signal
+import subprocess
+import sys
 import time
 
 import h5py
@@ -151,3 +154,12 @@ def test_a_reader_goes_when_it_is_not_waited_for(tmp_path, monkeypatch):
         load_split(path, 'train')
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
+
+
+def test_a_reader_whose_parent_is_gone_says_nothing(tmp_path):
+    path = tiny.make(tmp_path / 'birds.hdf5')
+    reader = subprocess.Popen([sys.executable, cache.READER, path, 'train'], stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE)
+    reader.stdout.close()
+    assert reader.stderr.read() == b'' and reader.wait() == -signal.SIGPIPE
+    reader.stderr.close()
