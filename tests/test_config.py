@@ -49,7 +49,7 @@ def test_one_line_at_once(tmp_path, text, message):
     start = time.monotonic()
     error = one_line(load, tmp_path / 'a.yml', text)
     assert error.startswith(f'{tmp_path / "a.yml"}: ') and message in error and len(error) < 500
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20
 
 
 def test_a_key_takes_one_value(tmp_path):

