@@ -12,8 +12,8 @@ from char_cnn_rnn.image_encoder import image_side
 from common import checkpoint
 from common.checkpoint_file import shown
 from common.errors import UserError
-from common.loop import train_loop
 from common.progress import new_progress
+from common.training_run import TrainingRun
 from data import layout
 
 DECAY = 0.98  # of the learning rate, every epoch
@@ -95,16 +95,24 @@ class Model:
         return {'loss': loss.detach(), 'accuracy': accuracy}
 
     def train(self, epochs, log_interval=100, out_dir='', verbose=True):
-        """Train until `epochs` epochs are done, those of a loaded checkpoint included. See `common.loop.train_loop`."""
+        """Train until `epochs` epochs are done, including those of a loaded checkpoint.
+
+        Logs, checkpoints and interruptions are the business of `common.training_run.TrainingRun`.
+        """
         if self.optim is None:
             raise UserError('call create_optim(lr) before train()')
         self.encoder.train()
         self.image_side.train()
-        train_loop(self, epochs, log_interval, out_dir, verbose, after_epoch=self.decay_lr)
+        with TrainingRun(self, epochs, log_interval, out_dir, verbose) as run:
+            for epoch in run.epochs():
+                self.decay_lr(epoch)
+                for batch in run.batches():
+                    losses = self.train_step(batch)
+                    run.log(losses)
 
-    def decay_lr(self):
-        """The learning rate of the epoch under way: 0.98 of itself for every epoch that is done."""
-        self.optim.param_groups[0]['lr'] = self.lr * DECAY ** self.progress['epoch']
+    def decay_lr(self, epoch):
+        """Set the learning rate of an epoch: 0.98 of itself for every epoch before it."""
+        self.optim.param_groups[0]['lr'] = self.lr * DECAY ** epoch
 
     @torch.no_grad()
     def embed_photographs(self, photographs, batch_size=256):
@@ -137,18 +145,12 @@ class Model:
         }
 
     def save_to(self, path='', name=None, verbose=True):
-        """Write both sides, optimiser, progress, options to `path/NAME.pt`, whole or not at all. Returns the file."""
-        file = os.path.join(path, f'{name or self.name}.pt')
-        contents = {'variant': self.encoder.variant, 'encoder': self.encoder.state_dict(),
-                    'image_encoder': self.image_encoder, 'image_side': self.image_side.state_dict(),
-                    'progress': self.progress, 'options': self.options,
-                    'data': self.data}
-        if self.optim is not None:
-            contents['optim'] = self.optim.state_dict()
-        checkpoint.save(file, contents, keep=self.keep)
-        if verbose:
-            print(f'saved {file}')
-        return file
+        """Write both sides, optimizer and progress to `path/NAME.pt`, whole or not at all. Returns the file."""
+        return checkpoint.save_model(self, self._parts(), path, name, verbose, variant=self.encoder.variant,
+                                     image_encoder=self.image_encoder)
+
+    def _parts(self):
+        return {'encoder': self.encoder, 'image_side': self.image_side, 'optim': self.optim}
 
     def load_from(self, path='', name=None, verbose=True):
         """Read what `save_to` wrote; `path` is the file or its folder.
@@ -159,16 +161,13 @@ class Model:
         """
         file = path if os.path.isfile(path) else checkpoint.newest(os.path.join(path, f'{name or self.name}.pt'))
         contents = checkpoint.load(file)
-        if 'image_side' not in contents:
+        if not contents.keys() >= {'encoder', 'image_side'}:
             raise UserError(f'{file}: has no image side, so it is no checkpoint of this training')
         for what, ours in (('variant', self.encoder.variant), ('image_encoder', self.image_encoder)):
             theirs = shown(contents.get(what)).strip('\'"')
             if theirs != ours:
                 raise UserError(f'{file}: was trained with --{what} {theirs}, not {ours}')
-        is_training = self.optim is not None and 'optim' in contents
-        checkpoint.take_over(self, contents, file, [(self.encoder, contents.get('encoder'), file),
-                                                    (self.image_side, contents['image_side'], file)],
-                             [(self.optim, contents['optim'], f'{file}: its optim')] if is_training else [])
+        checkpoint.load_model(self, self._parts(), contents, file)
         if verbose:
             print(f'loaded {file}')
 

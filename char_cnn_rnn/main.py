@@ -100,7 +100,6 @@ def train(options, device, resumed):
         model.load_from(resumed)
         run.check_is_under_way(resumed, model)
         run.check_same_data(resumed, model.data, data)
-        model.decay_lr()  # from the --lr that counts now
         run.write_options(resumed, vars(options))
     model.options, model.data, model.keep = vars(options), data, options.keep
     print(f'Training on {len(index.captions)} captions of {len(index.names)} pictures of {len(set(index.classes))} '

@@ -183,41 +183,57 @@ def build(make, state_dict, path):
     return make()
 
 
-def save_pair(model, path='', name=None, verbose=True):
-    """Write `model`'s netG, netD, progress, options and data, and where it has them optim_G and optim_D, to
-    `path/NAME.pt`, whole or not at all; what that held before stays as NAME.pt.1 (`model.keep`). Returns the file.
+def save_model(model, parts, path='', name=None, verbose=True, /, **more):
+    """Write a model to `path/NAME.pt`, whole or not at all; what that held before stays as NAME.pt.1 (`model.keep`).
+
+    `parts` are its networks and optimizers, {name: one of them, a list of them, or None}; beside their state dicts the
+    file holds the progress, options and data of the model, and `more`. Returns the file.
     """
     file = os.path.join(path, f'{name or model.name}.pt')
-    contents = {'netG': model.netG.state_dict(), 'netD': model.netD.state_dict(),
-                'progress': model.progress, 'options': model.options, 'data': model.data}
-    if model.optim_G is not None:
-        contents |= {'optim_G': model.optim_G.state_dict(), 'optim_D': model.optim_D.state_dict()}
-    save(file, contents, keep=model.keep)
+    states = {part: _states(value) for part, value in parts.items() if value}
+    save(file, {**states, 'progress': model.progress, 'options': model.options, 'data': model.data, **more},
+         keep=model.keep)
     if verbose:
         print(f'saved {file}')
     return file
 
 
-def load_pair(model, contents, path):
-    """Take over what `save_pair` wrote; of a training, only where `model` has optimizers already.
+def _states(part):
+    return [one.state_dict() for one in part] if isinstance(part, list) else part.state_dict()
 
-    Raises UserError as `load_weights` does; the model is then as it was.
+
+def load_model(model, parts, contents, path, paths=None):
+    """Load what `save_model` wrote, a dict `contents`, into the `parts` of a model, all of it or nothing.
+
+    A network that `contents` lacks keeps its weights. Optimizers and progress are loaded where the model has optimizers
+    already and `contents` has their states. `path` is the file that messages name, or for some of the parts their own
+    `paths`, {name: [file, ...]}. Raises UserError as `load_weights` does; the model is then as it was.
     """
-    is_training = model.optim_G is not None and 'optim_G' in contents
-    optimizers = {'optim_G': model.optim_G, 'optim_D': model.optim_D} if is_training else {}
-    take_over(model, contents, path,
-              [(model.netG, contents.get('netG'), path), (model.netD, contents.get('netD'), path)],
-              [(optimizer, contents.get(name), f'{path}: its {name}') for name, optimizer in optimizers.items()])
-
-
-def take_over(model, contents, path, networks, optimizers):
-    """Take over a checkpoint: networks and optimizers as `load_all` does, its options and data, and with optimizers its
-    progress. Raises UserError as `load_weights` does; the model is then as it was.
-    """
+    parts = {name: part for name, part in parts.items() if part}
+    networks = {name: part for name, part in parts.items() if not _is_optimizer(part)}
+    optimizers = {name: part for name, part in parts.items() if _is_optimizer(part)}
+    is_training = bool(optimizers) and any(name in contents for name in optimizers)
     options, data = checked_notes(contents, path)
-    progress = checked_progress(contents, path) if optimizers else model.progress
-    load_all(networks, optimizers)
+    progress = checked_progress(contents, path) if is_training else model.progress
+    load_all([(part, state, (paths or {}).get(name, [path] * (i + 1))[i])
+              for name in networks if name in contents
+              for i, (part, state) in enumerate(_pairs(networks[name], contents[name], f'{path}: its {name}'))],
+             [(part, state, f'{path}: its {name}') for name in optimizers if is_training
+              for part, state in _pairs(optimizers[name], contents.get(name), f'{path}: its {name}')])
     model.options, model.data, model.progress = options, data, progress
+
+
+def _is_optimizer(part):
+    return isinstance(part[0] if isinstance(part, list) else part, torch.optim.Optimizer)
+
+
+def _pairs(part, state, where):
+    """[(module or optimizer, its state dict)]. Raises UserError where there are not as many of both."""
+    if not isinstance(part, list):
+        return [(part, state)]
+    if not isinstance(state, list) or len(state) != len(part):
+        raise UserError(f'{where} is no list of {len(part)} state dicts')
+    return list(zip(part, state))
 
 
 def find(path, name):

@@ -170,7 +170,7 @@ def _checked_state(state, parameter, moments, where):
 
 
 def _is_generators(state):
-    """Whether `state` is None, or the states of PyTorch's generators as `common.loop.rng_state` gives them."""
+    """Whether `state` is None, or the states of PyTorch's generators as `common.progress.rng_state` gives them."""
     if state is None:
         return True
     if not isinstance(state, dict) or not isinstance(state.get('cuda'), list):

@@ -1,6 +1,5 @@
-"""Training and evaluation of StackGAN (chapter: high-resolution text-to-image synthesis; Zhang et al., ICCV 2017)."""
+"""Training and evaluation of StackGAN (section "High-resolution text-to-image synthesis"; Zhang et al., ICCV 2017)."""
 import os
-import re
 
 import torch
 from torch import nn
@@ -8,19 +7,19 @@ from torch import nn
 from common import checkpoint
 from common.convolutions import make_fast
 from common.errors import UserError
-from common.loop import train_loop
 from common.pictures import side_by_side
 from common.progress import new_progress
 from common.sampling import reproducible, same_items
+from common.training_run import TrainingRun
+from stackgan_v1 import checkpoints
 from stackgan_v1.gan import Stage1Discriminator, Stage1Generator, Stage2Discriminator, Stage2Generator
 
 SNAPSHOT_INTERVAL = 50  # epochs between two generators in Model/
 SAMPLES = 8             # rows of a sample grid
-LAST_DISCRIMINATOR = 'netD_epoch_last'
 
 
 def init_weights(module):
-    """Convolutions and linear maps from N(0, 0.02), batch-norm scales from N(1, 0.02); biases of the last two 0."""
+    """Draw the weights of convolutions and linear maps from N(0, 0.02), the scales of batch norms from N(1, 0.02)."""
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -31,10 +30,9 @@ def init_weights(module):
 
 def make_networks(stage1=None, gf_dim=128, df_dim=64, z_dim=100, text_dim=1024, condition_dim=128, residuals=4,
                   device='cpu'):
-    """A new generator and discriminator of Stage-I or, around the trained Stage-I generator `stage1`, of Stage-II.
+    """Create a generator and a discriminator of Stage-I or, around the trained Stage-I generator `stage1`, of Stage-II.
 
-    They are on `device` with their first weights. Stage-I has no `residuals`, and in Stage-II `z_dim` is that of
-    `stage1`.
+    They are on `device`. Stage-I has no `residuals`, and in Stage-II `z_dim` is that of `stage1`.
     """
     if stage1 is None:
         nets = Stage1Generator(gf_dim, z_dim, text_dim, condition_dim), Stage1Discriminator(df_dim, condition_dim)
@@ -50,16 +48,17 @@ def make_networks(stage1=None, gf_dim=128, df_dim=64, z_dim=100, text_dim=1024, 
 
 
 def kl_to_standard_normal(mu, logvar):
-    """KL divergence of N(mu, exp(logvar)) from N(0, 1), both [B, K] -> the mean over all elements, a scalar."""
+    """Return the KL divergence of N(mu, exp(logvar)), both [B, K], from N(0, 1): the mean over all elements."""
     return -0.5 * (1 + logvar - mu ** 2 - logvar.exp()).mean()
 
 
 class Model:
-    """A stage's generator and discriminator, their losses and optimisers.
+    """The generator and the discriminator of a stage, their losses and their optimizers.
 
-    `data_loader` yields batches as in `data.cropped_dataset`, at 64 or 256 pixels; `kl_coef` weighs the conditioning
-    augmentation's KL divergence. The learning rate is halved every `lr_decay_epoch` epochs, where that is not None.
-    A Model that only draws needs neither a data loader nor a discriminator.
+    `data_loader` yields batches as in `data/cropped_dataset.py`, at 64 or 256 pixels; `kl_coef` weighs the KL
+    divergence of conditioning augmentation. The learning rate is halved every `lr_decay_epoch` epochs, if that is
+    not None.
+    A Model that only generates needs neither a data loader nor a discriminator.
     """
 
     def __init__(self, name, device, data_loader, generator, discriminator, kl_coef=2.0):
@@ -73,36 +72,37 @@ class Model:
         self.options, self.data, self.keep = {}, {}, checkpoint.KEEP
 
     def create_optim(self, lr, alpha=0.5, beta=0.999):
-        """Adam for both networks, with betas (`alpha`, `beta`); a Stage-I inside the generator is not trained."""
+        """Create an Adam optimizer for each network, with betas (`alpha`, `beta`). Stage-II does not train Stage-I."""
         trained = [parameter for parameter in self.netG.parameters() if parameter.requires_grad]
         self.optim_G = torch.optim.Adam(trained, lr=lr, betas=(alpha, beta), fused=True)
         self.optim_D = torch.optim.Adam(self.netD.parameters(), lr=lr, betas=(alpha, beta), fused=True)
         self.lr = lr
 
     def set_lr(self, lr):
-        """Go on with another first learning rate; what became of it by now follows from the number of epochs."""
+        """Continue with another first learning rate; how often it is halved follows from the number of epochs."""
         self.lr = lr
 
     def train_step(self, batch):
-        """One step of the discriminator, then one of the generator, whose picture is drawn once for both.
+        """Train the discriminator for one step, then the generator, whose image is generated once for both.
 
-        Returns scalar tensors, as the authors log them: `loss_D` and its parts for real, wrong and generated pictures,
-        `loss_G`, and beside it `loss_KL` without its weight.
+        Returns scalar tensors, as the authors log them: `loss_D` and its parts for real, wrong and generated images,
+        `loss_G`, and beside it `loss_KL` without its weight. x is an image, t its sentence's embedding, z noise, c the
+        condition that is drawn for t (paper, equations 3 to 6).
         """
         image, embed = batch['right_images'].to(self.device), batch['right_embed'].to(self.device)
         noise = torch.randn((len(image), self.netG.z_dim), device=self.device)
         _, image_fake, mu, logvar = self.netG(embed, noise)
         condition = mu.detach()
 
-        # Train D: real pictures with their condition are real; with another's, or generated, they are fake.
+        # Train D: max log D(x, t) + log(1 - D(G(z, c), t))
         self.netD.requires_grad_(True)
         losses = self._discriminator_losses(image, image_fake.detach(), condition)
         losses['loss_D'].backward()
         self.optim_D.step()
         self.optim_D.zero_grad()  # here, so that their memory is free for the generator's step
 
-        # Train G: D should call its pictures real. D only judges here, so its parameters need no gradient.
-        self.netD.requires_grad_(False)
+        # Train G: min -log D(G(z, c), t) + kl_coef * D_KL(N(mu(t), sigma(t)^2) || N(0, 1))
+        self.netD.requires_grad_(False)  # D does not learn here
         self.optim_G.zero_grad()
         loss_G, loss_KL = self._generator_loss(image_fake, condition), kl_to_standard_normal(mu, logvar)
         (loss_G + self.kl_coef * loss_KL).backward()
@@ -110,143 +110,116 @@ class Model:
         return {name: loss.detach() for name, loss in {**losses, 'loss_G': loss_G, 'loss_KL': loss_KL}.items()}
 
     def _discriminator_losses(self, image, image_fake, condition):
-        """A wrong pair is a real picture with the condition of the next: both are in the batch already."""
-        netD = self.netD
+        """Return L_D and its parts. A wrong pair is a real image with the condition of the next one in the batch."""
+        netD, (real_label, fake_label) = self.netD, self._labels(image)
         code_real, code_fake = netD(image), netD(image_fake)
-        real = self._be_real(netD.get_cond_logits(code_real, condition))
-        wrong = self._be_fake(netD.get_cond_logits(code_real[:-1], condition[1:]))
-        fake = self._be_fake(netD.get_cond_logits(code_fake, condition))
+        real = self.loss_adv(netD.get_cond_logits(code_real, condition), real_label)
+        wrong = self.loss_adv(netD.get_cond_logits(code_real[:-1], condition[1:]), fake_label[1:])
+        fake = self.loss_adv(netD.get_cond_logits(code_fake, condition), fake_label)
         loss_D = real + 0.5 * (fake + wrong)
         if netD.get_uncond_logits is not None:  # Stage-II
-            real_uncond = self._be_real(netD.get_uncond_logits(code_real))
-            fake_uncond = self._be_fake(netD.get_uncond_logits(code_fake))
+            real_uncond = self.loss_adv(netD.get_uncond_logits(code_real), real_label)
+            fake_uncond = self.loss_adv(netD.get_uncond_logits(code_fake), fake_label)
             loss_D = (real + real_uncond) / 2 + (fake + wrong + fake_uncond) / 3
             real, fake = (real + real_uncond) / 2, (fake + fake_uncond) / 2
         return {'loss_D': loss_D, 'loss_D_real': real, 'loss_D_wrong': wrong, 'loss_D_fake': fake}
 
     def _generator_loss(self, image_fake, condition):
-        code = self.netD(image_fake)
-        loss = self._be_real(self.netD.get_cond_logits(code, condition))
+        """Return L_G without the KL divergence: -log D(G(z, c), t), in Stage-II also without the condition."""
+        code, (real_label, _) = self.netD(image_fake), self._labels(image_fake)
+        loss = self.loss_adv(self.netD.get_cond_logits(code, condition), real_label)
         if self.netD.get_uncond_logits is not None:  # Stage-II
-            loss = loss + self._be_real(self.netD.get_uncond_logits(code))
+            loss = loss + self.loss_adv(self.netD.get_uncond_logits(code), real_label)
         return loss
 
-    def _be_real(self, probability):
-        return self.loss_adv(probability, torch.ones_like(probability))
-
-    def _be_fake(self, probability):
-        return self.loss_adv(probability, torch.zeros_like(probability))
+    def _labels(self, image):
+        return image.new_ones(len(image)), image.new_zeros(len(image))
 
     def train(self, epochs, log_interval=100, out_dir='', verbose=True):
-        """Train until `epochs` epochs are done, those of a loaded checkpoint included. See `common.loop.train_loop`.
+        """Train until `epochs` epochs are done, including those of a loaded checkpoint.
 
         With `out_dir`, also writes the networks in the authors' form every `snapshot_interval` epochs and at the end.
+        Logs, samples, checkpoints and interruptions are the business of `common.training_run.TrainingRun`.
         """
         if self.optim_G is None:
             raise UserError('call create_optim(lr) before train()')
         self.netG.train()
         self.netD.train()
-        self._decay_lr()
+        with TrainingRun(self, epochs, log_interval, out_dir, verbose, self.sample_grid) as run:
+            for epoch in run.epochs():
+                self._decay_lr(epoch)
+                for batch in run.batches():
+                    losses = self.train_step(batch)
+                    run.log(losses)
+                if (epoch + 1) % self.snapshot_interval == 0 or epoch + 1 == epochs:
+                    run.write('the snapshot', self.save_snapshot, out_dir, epoch + 1)
 
-        def after_epoch():
-            self._decay_lr()
-            epoch = self.progress['epoch']
-            if out_dir and (epoch % self.snapshot_interval == 0 or epoch == epochs):
-                self.save_snapshot(out_dir)
-
-        train_loop(self, epochs, log_interval, out_dir, verbose, after_epoch=after_epoch,
-                   sample=self._sample_grid if hasattr(self.data_loader, 'dataset') else None)
-
-    def _decay_lr(self):
-        """The learning rate of the epoch under way, which follows from its number alone: exact after `--resume`."""
-        halvings = self.progress['epoch'] // self.lr_decay_epoch if self.lr_decay_epoch else 0
+    def _decay_lr(self, epoch):
+        """Set the learning rate of an epoch, which follows from its number alone: exact after `--resume`."""
+        halvings = epoch // self.lr_decay_epoch if self.lr_decay_epoch else 0
         for group in (*self.optim_G.param_groups, *self.optim_D.param_groups):
             group['lr'] = self.lr * 0.5 ** halvings
 
-    def _sample_grid(self):
-        """A row for each of some items, always the same: the sketch, in Stage-II its refinement, and a real picture."""
+    def sample_grid(self):
+        """Return a PIL image with a row for each of some items, always the same: the Stage-I image, in Stage-II its
+        refinement, and a real image.
+        """
         if not hasattr(self, 'sample_batch'):
             self.sample_batch = same_items(self.data_loader.dataset, SAMPLES)
         real = self.sample_batch['right_images']
         return side_by_side([*self.generate(self.sample_batch['right_embed']), real], real.shape[-1])
 
     def generate(self, embed, seed=0):
-        """Images, a list of [B, 3, S, S] in [-1, 1], for sentence embeddings [B, text_dim]: the sketch, S = 64, and in
-        Stage-II its refinement, S = 256. The same for the same `seed`, which draws noise and conditions.
+        """Generate images for sentence embeddings [B, text_dim]; `seed` draws noise and conditions.
+
+        Returns a list of [B, 3, S, S] in [-1, 1]: the Stage-I images, S = 64, and in Stage-II the refined ones, of 256.
         """
         embed = torch.as_tensor(embed).to(self.device)
         with reproducible(self.netG, self.device, seed):
-            sketch, image, _, _ = self.netG(embed, torch.randn((len(embed), self.netG.z_dim), device=self.device))
-        return [image] if sketch is None else [sketch, image]
+            stage1_image, image, _, _ = self.netG(embed, torch.randn((len(embed), self.netG.z_dim), device=self.device))
+        return [image] if stage1_image is None else [stage1_image, image]
 
     def eval(self, batch_size=None):
-        """Draw for the first `batch_size` items of the data loader (default: its first batch).
+        """Generate images for the first `batch_size` items of the data loader (default: its first batch).
 
-        Returns (generated images, a list as `generate` gives it, the captions).
+        Returns (images, a list as `generate` returns it, the captions).
         """
         batch = next(iter(self.data_loader))
         size = min(batch_size or len(batch['txt']), len(batch['txt']))
         return self.generate(batch['right_embed'][:size]), batch['txt'][:size]
 
     def save_to(self, path='', name=None, verbose=True):
-        """Write networks, optimisers, progress and options to `path/NAME.pt`, whole or not at all. Returns the file."""
-        return checkpoint.save_pair(self, path, name, verbose)
+        """Write networks, optimizers and progress to `path/NAME.pt`, whole or not at all. Returns the file."""
+        return checkpoint.save_model(self, self._parts(), path, name, verbose)
 
-    def save_snapshot(self, run_dir):
-        """Write `run_dir/Model/netG_epoch_N.pth` and netD_epoch_last.pth as the authors' code does: state dicts."""
-        for name, net in ((f'netG_epoch_{self.progress["epoch"]}', self.netG), (LAST_DISCRIMINATOR, self.netD)):
+    def save_snapshot(self, run_dir, epoch):
+        """Write `run_dir/Model/netG_epoch_EPOCH.pth` and netD_epoch_last.pth as the authors' code does: state dicts."""
+        for name, net in ((f'netG_epoch_{epoch}', self.netG), (checkpoints.LAST_DISCRIMINATOR, self.netD)):
             weights = {key: value.detach().cpu() for key, value in net.state_dict().items()}
             checkpoint.save(os.path.join(run_dir, 'Model', f'{name}.pth'), weights, old_format=True)
 
     def load_from(self, path='', name=None, verbose=True):
-        """Read what `save_to` wrote, or the authors' netG_epoch_N.pth, and netD_epoch_last.pth if that is beside it.
+        """Read what `save_to` wrote, or another of the forms in `checkpoints.read`; `path` is the file or its folder.
 
-        `path` is the file, or a folder with NAME.pt, or one with netG_epoch_N.pth in it or in its Model/ (of several
-        the highest N). In place of a NAME.pt there that is damaged, what was kept from before it is read, which is
-        said. With optimisers already made (`create_optim`), their states and the progress are read too. Raises
-        UserError where the file is missing, damaged, refused or of another network; the model is then as it was.
+        After `create_optim`, the states of the optimizers and the progress are read, too. Raises UserError where the
+        file is missing, damaged, refused or of another network; the model is then as it was.
         """
-        file = checkpoint.find(path, name or self.name)
-        contents = checkpoint.load(file)
-        if 'netD' in contents:
-            checkpoint.load_pair(self, contents, file)
-        else:
-            beside = os.path.join(os.path.dirname(file), f'{LAST_DISCRIMINATOR}.pth')
-            with_it = [(self.netD, checkpoint.load(beside), beside)] if os.path.isfile(beside) else []
-            checkpoint.load_all([(self.netG, contents, file), *with_it])
+        file, contents, file_D = checkpoints.read(path, name or self.name)
+        checkpoint.load_model(self, self._parts(), contents, file, file_D)
         if verbose:
             print(f'loaded {file}')
 
+    def _parts(self):
+        return {'netG': self.netG, 'netD': self.netD, 'optim_G': self.optim_G, 'optim_D': self.optim_D}
+
 
 def load_generator(path, name, device='cpu', stage=None):
-    """(a Model that only draws, of the shape that the checkpoint has; the checkpoint's file; its number of epochs).
+    """Return (a Model that only generates, of the shape that the checkpoint has, the file, its number of epochs).
 
     `path` and errors are as in `Model.load_from`; with `stage` (1 or 2) a generator of the other one is an error, too.
     """
-    file = checkpoint.find(path, name)
-    contents = checkpoint.load(file, mapped=True)
-    weights = checkpoint.without_module(contents.get('netG', contents), file)
-    netG = make_fast(checkpoint.build(lambda: generator_of(weights, file), weights, file), device)
-    is_of = 2 if isinstance(netG, Stage2Generator) else 1
-    if stage not in (None, is_of):
-        raise UserError(f'{file}: holds a Stage-{"I" * is_of} generator, but Stage-{"I" * stage} is asked for here')
-    checkpoint.load_weights(netG, weights, file)
-    return Model(name, device, None, netG, None), file, checkpoint.count_in(contents, file, 'epoch')
-
-
-def generator_of(weights, file):
-    """A generator whose weights have these names and shapes: of Stage-I, or of Stage-II with a Stage-I inside.
-
-    Raises UserError if none has.
-    """
-    try:
-        condition_dim, text_dim = len(weights['ca_net.fc.weight']) // 2, weights['ca_net.fc.weight'].shape[1]
-        if 'encoder.0.weight' not in weights:
-            width, size_in = weights['fc.0.weight'].shape
-            return Stage1Generator(width // (8 * 4 * 4), size_in - condition_dim, text_dim, condition_dim)
-        stage1 = {key.removeprefix('STAGE1_G.'): value for key, value in weights.items() if key.startswith('STAGE1_G.')}
-        residuals = sum(re.fullmatch(r'residual\.\d+\.block\.0\.weight', key) is not None for key in weights)
-        return Stage2Generator(generator_of(stage1, file), len(weights['encoder.0.weight']), condition_dim, text_dim,
-                               residuals)
-    except (KeyError, AttributeError, IndexError, TypeError, ValueError) as error:
-        raise UserError(f'{file}: holds no generator of StackGAN (no weights of a Stage-I or Stage-II)') from error
+    file, contents, _ = checkpoints.read(path, name, mapped=True)
+    netG = make_fast(checkpoints.generator_of(contents, file, stage), device)
+    model = Model(name, device, None, netG, None)
+    checkpoint.load_model(model, {'netG': netG}, contents, file)
+    return model, file, checkpoint.count_in(contents, file, 'epoch')

@@ -1,6 +1,5 @@
-"""Training and evaluation of StackGAN++ (chapter: training StackGAN++; Zhang et al., TPAMI 2018)."""
+"""Training and evaluation of StackGAN++ (section "Training StackGAN++"; Zhang et al., TPAMI 2018)."""
 import os
-import re
 
 import torch
 from torch import nn
@@ -8,21 +7,22 @@ from torch import nn
 from common import checkpoint
 from common.convolutions import make_fast
 from common.errors import UserError
-from common.loop import train_loop
 from common.pictures import side_by_side
 from common.progress import new_progress
 from common.sampling import reproducible, same_items
+from common.training_run import TrainingRun
+from stackgan_v2 import checkpoints
 from stackgan_v2.gan import BASE_SIZE, Discriminator, Generator
 
 AVERAGE_DECAY = 0.999     # of the running average of the generator's parameters, every step
-COVARIANCE_WEIGHT = 5     # of colour covariances against colour means (paper, equation 12)
+COVARIANCE_WEIGHT = 5     # of color covariances against color means (paper, equation 12)
 SNAPSHOT_INTERVAL = 2000  # steps between two generators in Model/
 SAMPLES = 8               # rows of a sample grid
-SAMPLE_SIZE = 256         # pixels of its largest pictures
+SAMPLE_SIZE = 256         # pixels of its largest images
 
 
 def init_weights(module):
-    """Orthogonal convolutions and linear maps, batch-norm scales from N(1, 0.02), biases of both 0."""
+    """Initialize a layer: orthogonal convolutions and linear maps, scales of batch norms from N(1, 0.02), biases 0."""
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.orthogonal_(module.weight)
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -34,7 +34,7 @@ def init_weights(module):
 
 def make_networks(branches=3, gf_dim=64, df_dim=64, z_dim=100, text_dim=1024, embedding_dim=128, residuals=2,
                   conditional=True, device='cpu'):
-    """A new generator and its discriminators, a list, small to large, on `device` and with their first weights."""
+    """Create a generator and its discriminators, a list from small to large, on `device`."""
     netG = Generator(branches, gf_dim, z_dim, text_dim, embedding_dim, residuals, conditional)
     netsD = [Discriminator(BASE_SIZE << branch, df_dim, embedding_dim, conditional) for branch in range(branches)]
     for net in (netG, *netsD):
@@ -43,23 +43,23 @@ def make_networks(branches=3, gf_dim=64, df_dim=64, z_dim=100, text_dim=1024, em
 
 
 def kl_to_standard_normal(mu, logvar):
-    """KL divergence of N(mu, exp(logvar)) from N(0, 1), both [B, K] -> the mean over all elements, a scalar."""
+    """Return the KL divergence of N(mu, exp(logvar)), both [B, K], from N(0, 1): the mean over all elements."""
     return -0.5 * (1 + logvar - mu ** 2 - logvar.exp()).mean()
 
 
 def color_statistics(image):
-    """[B, 3, H, W] -> the mean colour [B, 3, 1] and the covariances of the channels over the pixels [B, 3, 3]."""
+    """Return the mean color [B, 3, 1] and the covariance of the channels [B, 3, 3] of images [B, 3, H, W]."""
     pixels = image.flatten(2)
     mean = pixels.mean(2, keepdim=True)
-    centred = pixels - mean
-    return mean, centred @ centred.transpose(1, 2) / pixels.shape[2]
+    centered = pixels - mean
+    return mean, centered @ centered.transpose(1, 2) / pixels.shape[2]
 
 
 class Model:
-    """The tree of generators, a discriminator for each of its sizes, their losses and optimisers.
+    """The tree of generators, a discriminator for each of its sizes, their losses and their optimizers.
 
-    `data_loader` yields batches as in `data.multiscale_dataset`. `kl_coef` weighs the conditioning augmentation's KL
-    divergence, `uncond_coef` the unconditional losses, `color_coef` the colour consistency of neighbouring branches.
+    `data_loader` yields batches as in `data/multiscale_dataset.py`. `kl_coef` weighs the KL divergence of conditioning
+    augmentation, `uncond_coef` the unconditional losses, `color_coef` the color consistency of neighboring branches.
     """
 
     def __init__(self, name, device, data_loader, generator, discriminators, kl_coef=2.0, uncond_coef=1.0,
@@ -76,20 +76,22 @@ class Model:
         self.options, self.data, self.keep = {}, {}, checkpoint.KEEP
 
     def create_optim(self, lr, alpha=0.5, beta=0.999):
-        """Adam for every network, with betas (`alpha`, `beta`)."""
+        """Create an Adam optimizer for each network, with betas (`alpha`, `beta`)."""
         self.optim_G, *self.optims_D = [torch.optim.Adam(net.parameters(), lr=lr, betas=(alpha, beta), fused=True)
                                         for net in (self.netG, *self.netsD)]
 
     def set_lr(self, lr):
-        """Go on with another learning rate than that of a loaded checkpoint."""
-        for optimiser in (self.optim_G, *self.optims_D):
-            for group in optimiser.param_groups:
+        """Continue with another learning rate than that of a loaded checkpoint."""
+        for optimizer in (self.optim_G, *self.optims_D):
+            for group in optimizer.param_groups:
                 group['lr'] = lr
 
     def train_step(self, batch):
-        """One step of every discriminator, then one of the generator, whose pictures are drawn once for both.
+        """Train every discriminator for one step, then the tree of generators; images are generated once for both.
 
-        Returns `loss_D` (a list, one for each branch), `loss_G` and, with text, its part `loss_KL`: scalar tensors.
+        Returns the losses: `loss_D` (a list, one for each branch), `loss_G` and, with text, its part `loss_KL`, all of
+        them scalar tensors. Branch i has the image s_i, its generator G_i and its discriminator D_i; c is the
+        condition (paper, section 4).
         """
         embed = batch['right_embed'].to(self.device) if self.netG.conditional else None
         noise = torch.randn((len(batch['right_images'][0]), self.netG.z_dim), device=self.device)
@@ -104,6 +106,7 @@ class Model:
             self.optims_D[branch].zero_grad()  # here, so that their memory is free for the generator's step
             losses_D.append(loss_D.detach())
 
+        # L_G = sum over i of L_G_i, + color_coef * L_C, + kl_coef * D_KL(N(mu, sigma^2) || N(0, 1))
         loss_G = sum(self._generator_loss(branch, image, mu) for branch, image in enumerate(images_fake))
         if self.color_coef:
             loss_G = loss_G + self.color_coef * self._color_loss(images_fake)
@@ -119,32 +122,41 @@ class Model:
         return {**losses, 'loss_G': loss_G.detach()}
 
     def _discriminator_loss(self, branch, batch, image_fake, mu):
-        """Real pictures are real, generated ones fake; given the condition, real ones of another class are fake too."""
+        """Return L_D_i: log D_i(x_i) + log(1 - D_i(s_i)), unconditional, and the same of D_i(., c), conditional.
+
+        For D_i(., c), images of another class are fake, too (authors' code).
+        """
         netD, image_real = self.netsD[branch], batch['right_images'][branch].to(self.device)
+        real_label, fake_label = self._labels(image_real)
         if not netD.conditional:
-            real, fake = netD(image_real)[0], netD(image_fake)[0]
-            return self._be_real(real) + self._be_fake(fake)
+            return self.loss_adv(netD(image_real)[0], real_label) + self.loss_adv(netD(image_fake)[0], fake_label)
         condition = mu.detach()
-        real, real_uncond = netD(image_real, condition)
-        wrong, wrong_uncond = netD(batch['wrong_images'][branch].to(self.device), condition)
-        fake, fake_uncond = netD(image_fake, condition)
+        out_real, out_real_uncond = netD(image_real, condition)
+        out_wrong, out_wrong_uncond = netD(batch['wrong_images'][branch].to(self.device), condition)
+        out_fake, out_fake_uncond = netD(image_fake, condition)
+        real = self.loss_adv(out_real, real_label)
+        wrong, fake = self.loss_adv(out_wrong, fake_label), self.loss_adv(out_fake, fake_label)
         if not self.uncond_coef:
-            return self._be_real(real) + 0.5 * (self._be_fake(wrong) + self._be_fake(fake))
-        return (self._be_real(real) + self._be_fake(wrong) + self._be_fake(fake)
-                + self.uncond_coef * (self._be_real(real_uncond) + self._be_real(wrong_uncond)
-                                      + self._be_fake(fake_uncond)))
+            return real + 0.5 * (wrong + fake)
+        uncond = (self.loss_adv(out_real_uncond, real_label) + self.loss_adv(out_wrong_uncond, real_label)
+                  + self.loss_adv(out_fake_uncond, fake_label))
+        return real + wrong + fake + self.uncond_coef * uncond
 
     def _generator_loss(self, branch, image_fake, mu):
-        """The discriminator should call the picture real. It only judges, so its parameters need no gradient."""
-        netD = self.netsD[branch].requires_grad_(False)
-        real, *uncond = netD(image_fake, mu)
-        loss = self._be_real(real)
-        if uncond and self.uncond_coef:
-            loss = loss + self.uncond_coef * self._be_real(uncond[0])
+        """Return L_G_i: - log D_i(s_i, c) - log D_i(s_i), conditional and unconditional."""
+        netD = self.netsD[branch].requires_grad_(False)  # D does not learn here
+        real_label, _ = self._labels(image_fake)
+        out_fake, *out_fake_uncond = netD(image_fake, mu)
+        loss = self.loss_adv(out_fake, real_label)
+        if out_fake_uncond and self.uncond_coef:
+            loss = loss + self.uncond_coef * self.loss_adv(out_fake_uncond[0], real_label)
         return loss
 
     def _color_loss(self, images):
-        """Each branch should keep the colours of the branch below it (paper, equation 12)."""
+        """Return the color consistency L_C of neighboring branches (paper, equation 12; the chapter's last equation).
+
+        |mean of s_i - mean of s_(i-1)|^2 + 5 |covariance of s_i - covariance of s_(i-1)|^2, over the colors of pixels.
+        """
         loss = 0
         for small, large in zip(images, images[1:]):
             mean_small, covariance_small = color_statistics(small.detach())
@@ -153,11 +165,8 @@ class Model:
                            + COVARIANCE_WEIGHT * self.loss_color(covariance_large, covariance_small))
         return loss
 
-    def _be_real(self, probability):
-        return self.loss_adv(probability, torch.ones_like(probability))
-
-    def _be_fake(self, probability):
-        return self.loss_adv(probability, torch.zeros_like(probability))
+    def _labels(self, image):
+        return image.new_ones(len(image)), image.new_zeros(len(image))
 
     @torch.no_grad()
     def _update_average(self):
@@ -170,26 +179,28 @@ class Model:
         return {**self.netG.state_dict(), **dict(zip(names, self.averaged))}
 
     def train(self, epochs, log_interval=100, out_dir='', verbose=True):
-        """Train until `epochs` epochs are done, those of a loaded checkpoint included. See `common.loop.train_loop`.
+        """Train until `epochs` epochs are done, including those of a loaded checkpoint.
 
         With `out_dir`, also writes the networks in the authors' form every `snapshot_interval` steps and at the end.
+        Logs, samples, checkpoints and interruptions are the business of `common.training_run.TrainingRun`.
         """
         if self.optim_G is None:
             raise UserError('call create_optim(lr) before train()')
         for net in (self.netG, *self.netsD):
             net.train()
-
-        def snapshot():
-            if out_dir and self.progress['step'] % self.snapshot_interval == 0:
+        with TrainingRun(self, epochs, log_interval, out_dir, verbose, self.sample_grid) as run:
+            for _ in run.epochs():
+                for batch in run.batches():
+                    losses = self.train_step(batch)
+                    run.log(losses)
+                    if self.progress['step'] % self.snapshot_interval == 0:
+                        run.write('the snapshot', self.save_snapshot, out_dir)
+            if out_dir and not os.path.isfile(self._snapshot_file(out_dir)):
                 self.save_snapshot(out_dir)
 
-        train_loop(self, epochs, log_interval, out_dir, verbose, after_step=snapshot,
-                   sample=self._sample_grid if hasattr(self.data_loader, 'dataset') else None)
-        if out_dir and not os.path.isfile(self._snapshot_file(out_dir)):
-            self.save_snapshot(out_dir)
-
-    def _sample_grid(self):
-        """A row for each of some items, always the same: every branch's picture, small to large, and a real one."""
+    def sample_grid(self):
+        """Return a PIL image with a row for each of some items, always the same: every branch's image, and a real one.
+        """
         if not hasattr(self, 'sample_batch'):
             self.sample_batch = same_items(self.data_loader.dataset, SAMPLES)
         real = self.sample_batch['right_images'][-1]
@@ -197,10 +208,10 @@ class Model:
         return side_by_side([*fake, real], min(SAMPLE_SIZE, real.shape[-1]))
 
     def generate(self, embed=None, seed=0, count=None):
-        """Images, a list small to large of [B, 3, S, S] in [-1, 1], drawn with the running average.
+        """Generate images with the running average: a list, from small to large, of [B, 3, S, S] in [-1, 1].
 
-        For sentence embeddings [B, text_dim], or, from a generator without text, `count` of them. The same for the
-        same `seed`, which draws noise and conditions.
+        They are for sentence embeddings [B, text_dim], or, from a generator without text, `count` of them. `seed` draws
+        noise and conditions.
         """
         embed = torch.as_tensor(embed).to(self.device) if self.netG.conditional else None
         with reproducible(self.netG, self.device, seed):
@@ -209,9 +220,9 @@ class Model:
         return images
 
     def eval(self, batch_size=None):
-        """Draw for the first `batch_size` items of the data loader (default: its first batch).
+        """Generate images for the first `batch_size` items of the data loader (default: its first batch).
 
-        Returns (generated images, a list small to large of [B, 3, S, S] in [-1, 1], the captions or None).
+        Returns (images, a list from small to large of [B, 3, S, S] in [-1, 1], the captions or None).
         """
         batch = next(iter(self.data_loader))
         size = min(batch_size or len(batch['right_images'][0]), len(batch['right_images'][0]))
@@ -220,22 +231,13 @@ class Model:
         return self.generate(batch['right_embed'][:size]), batch['txt'][:size]
 
     def save_to(self, path='', name=None, verbose=True):
-        """Write networks, running average, optimisers, progress and options to `path/NAME.pt`, whole or not at all.
+        """Write networks, running average, optimizers and progress to `path/NAME.pt`, whole or not at all.
 
         Returns the file.
         """
-        file = os.path.join(path, f'{name or self.name}.pt')
         names = [name for name, _ in self.netG.named_parameters()]
-        contents = {'netG': self.netG.state_dict(), 'netsD': [netD.state_dict() for netD in self.netsD],
-                    'average_G': dict(zip(names, self.averaged)), 'progress': self.progress, 'options': self.options,
-                    'data': self.data}
-        if self.optim_G is not None:
-            contents |= {'optim_G': self.optim_G.state_dict(),
-                         'optims_D': [optimiser.state_dict() for optimiser in self.optims_D]}
-        checkpoint.save(file, contents, keep=self.keep)
-        if verbose:
-            print(f'saved {file}')
-        return file
+        return checkpoint.save_model(self, self._parts(), path, name, verbose,
+                                     average_G=dict(zip(names, self.averaged)))
 
     def save_snapshot(self, run_dir):
         """Write `run_dir/Model/netG_COUNT.pth`, COUNT steps, and netD0.pth, ... beside it, so that the authors' code
@@ -252,90 +254,33 @@ class Model:
         return os.path.join(run_dir, 'Model', f'netG_{self.progress["step"]}.pth')
 
     def load_from(self, path='', name=None, verbose=True):
-        """Read what `save_to` wrote, or the authors' netG_COUNT.pth, with netD0.pth, ... where those are beside it.
+        """Read what `save_to` wrote, or another of the forms in `checkpoints.read`; `path` is the file or its folder.
 
-        `path` is the file, or a folder with NAME.pt, or one with netG_COUNT.pth in it or in its Model/ (of several the
-        highest COUNT). In place of a NAME.pt there that is damaged, what was kept from before it is read, which is
-        said. With optimisers already made (`create_optim`), their states and the progress are read too. Raises
-        UserError where the file is missing, damaged, refused or of another network; the model is then as it was.
+        A checkpoint with fewer branches may be read: the tree grows. After `create_optim`, the states of the
+        optimizers and the progress are read, too. Raises UserError where the file is missing, damaged, refused or of
+        another network; the model is then as it was.
         """
-        file = checkpoint.find(path, name or self.name)
-        self._take(checkpoint.load(file), file)
+        file, contents, files_D = checkpoints.read(path, name or self.name)
+        contents = checkpoints.grow(contents, file, self.netG, self.netsD, self.optim_G is not None)
+        averaged = checkpoints.average_of(contents, file, self.netG)
+        checkpoint.load_model(self, self._parts(), contents, file, files_D)
+        self.averaged = averaged
         if verbose:
             print(f'loaded {file}')
 
-    def _take(self, contents, file):
-        """Take over what a checkpoint holds. The authors' is of averaged weights: they count as live ones too.
-
-        Of one with fewer branches, those: the tree grows, and the others start with the weights that they have.
-        """
-        live = checkpoint.without_module(contents.get('netG', contents), file)
-        branches, is_training = shape_of(live, file)['branches'], self.optim_G is not None and 'optim_G' in contents
-        untrained = {}
-        if branches < len(self.netsD):
-            if is_training:
-                raise UserError(f'{file}: has {branches} of {len(self.netsD)} branches; a run cannot grow, but a new '
-                                'one can start from it, with --checkpoint')
-            print(f'{file}: the tree grows from {branches} to {len(self.netsD)} branches; the new ones are untrained')
-            untrained = {name: value for name, value in self.netG.state_dict().items() if name not in live}
-        buffers = {name: live[name] for name, _ in self.netG.named_buffers() if name in live}
-        average = checkpoint.without_module(contents.get('average_G', live), file)
-        average = checkpoint.checked_weights(self.netG, {**untrained, **buffers, **average}, file)
-        networks, optimizers = [(self.netG, {**untrained, **live}, file)], []
-        if 'netG' not in contents:
-            networks += self._discriminators_beside(file, branches)
-        elif self.netsD:
-            networks += [(netD, weights, file)
-                         for netD, weights in zip(self.netsD, _listed(contents, 'netsD', branches, file))]
-        if is_training:
-            optimizers = [(self.optim_G, contents['optim_G'], f'{file}: its optim_G')]
-            optimizers += [(optimizer, state, f'{file}: one of its optims_D') for optimizer, state in
-                           zip(self.optims_D, _listed(contents, 'optims_D', branches, file))]
-        checkpoint.take_over(self, contents, file, networks, optimizers)
-        self.averaged = [torch.empty_like(parameter).copy_(average[name])
-                         for name, parameter in self.netG.named_parameters()]
-
-    def _discriminators_beside(self, file, branches):
-        """What `checkpoint.load_all` takes of the authors' netD0.pth, ..., where they are all beside `file`."""
-        files = [os.path.join(os.path.dirname(file), f'netD{i}.pth') for i in range(branches)]
-        if not all(map(os.path.isfile, files)):
-            return []
-        return [(netD, checkpoint.load(path), path) for netD, path in zip(self.netsD, files)]
-
-
-def _listed(contents, name, count, file):
-    """The list `name` of a checkpoint. Raises UserError where it has not one entry for each of `count` branches."""
-    if not isinstance(contents.get(name), list) or len(contents[name]) != count:
-        raise UserError(f'{file}: its {name} is no list of {count} state dicts, one for each branch')
-    return contents[name]
+    def _parts(self):
+        return {'netG': self.netG, 'netsD': self.netsD, 'optim_G': self.optim_G, 'optims_D': self.optims_D}
 
 
 def load_generator(path, name, device='cpu'):
-    """(a Model that only draws, of the shape that the checkpoint has; the checkpoint's file; its number of steps).
+    """Return (a Model that only generates, of the shape that the checkpoint has, the file, its number of steps).
 
     `path` and errors are as in `Model.load_from`.
     """
-    file = checkpoint.find(path, name)
-    contents = checkpoint.load(file, mapped=True)
-    weights = contents.get('netG', contents)
-    shape = shape_of(weights, file)
-    netG = make_fast(checkpoint.build(lambda: Generator(**shape), weights, file), device)
+    file, contents, _ = checkpoints.read(path, name, mapped=True)
+    netG = make_fast(checkpoints.generator_of(contents, file), device)
     model = Model(name, device, None, netG, [])
-    model._take(contents, file)
+    averaged = checkpoints.average_of(contents, file, netG)
+    checkpoint.load_model(model, {'netG': netG}, contents, file)
+    model.averaged = averaged
     return model, file, checkpoint.count_in(contents, file, 'step')
-
-
-def shape_of(state_dict, file):
-    """The arguments of the `Generator` that has weights of these names and shapes. Raises UserError if none has."""
-    weights = checkpoint.without_module(state_dict, file)
-    try:
-        conditional = 'ca_net.fc.weight' in weights
-        embedding_dim, text_dim = weights['ca_net.fc.weight'].shape if conditional else (0, 1024)
-        return {'branches': sum(re.fullmatch(r'img_net\d+\.img\.0\.weight', key) is not None for key in weights),
-                'gf_dim': weights['img_net1.img.0.weight'].shape[1],
-                'z_dim': weights['h_net1.fc.0.weight'].shape[1] - embedding_dim // 4,
-                'text_dim': text_dim, 'embedding_dim': embedding_dim // 4, 'conditional': conditional,
-                'residuals': sum(re.fullmatch(r'h_net2\.residual\.\d+\.block\.0\.weight', key) is not None
-                                 for key in weights)}
-    except (KeyError, AttributeError, IndexError, ValueError) as error:
-        raise UserError(f'{file}: holds no generator of StackGAN++ (no weights named img_net1.img.0.weight)') from error

@@ -375,9 +375,9 @@ def copy_code(folder):
             copy = folder / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-    loop = folder / 'common' / 'loop.py'
+    loop = folder / 'common' / 'training_run.py'
     often, count = re.subn(r'(?m)^(SECONDS_BETWEEN_CHECKPOINTS = )\d+', r'\g<1>0', loop.read_text(encoding='utf-8'))
-    assert count == 1, 'common/loop.py does not say how often checkpoints are written'
+    assert count == 1, 'common/training_run.py does not say how often checkpoints are written'
     loop.write_text(often, encoding='utf-8')
     return folder
 

@@ -11,7 +11,7 @@ from char_cnn_rnn import encoder
 from char_cnn_rnn.build_encoder import load_encoder
 from common import checkpoint
 from common.errors import UserError
-from common.loop import set_rng_state
+from common.progress import set_rng_state
 from stackgan_v1 import build_gan as stackgan_v1
 from stackgan_v2 import build_gan as stackgan_v2
 from tests import hostile_checkpoints as hostile
@@ -127,7 +127,7 @@ def edits(rng, folder, name):
     model, with_file = _small_model(name), rng.random() < 0.1
     contents = hostile.edited(_contents(name), rng, rng.choice([1, 1, 1, 2, 3]), with_file)
     path = _write(folder, hostile.dumps(contents, zipped=rng.random() < 0.8) if with_file else b'')
-    load = checkpoint.load if with_file else lambda path: contents
+    load = checkpoint.load if with_file else lambda *_: contents
     before = hostile.state_of(model)
     with mock.patch('builtins.print'), mock.patch.object(checkpoint, 'load', load):
         if _refused(lambda: model.load_from(path, verbose=False) or True) is None:

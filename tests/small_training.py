@@ -2,6 +2,7 @@
 import torch
 from torch.utils.data import DataLoader
 
+from common.training_run import TrainingRun
 from data.txt2image_dataset import Text2ImageDataset
 from tests import tiny
 from text2image.build_gan import Model
@@ -19,3 +20,11 @@ def new_model(dataset, seed=1):
     model = Model('text2image', 'cpu', loader, 3, 50, 100, cls_coef=1.0, int_coef=1.0)  # all that is drawn counts
     model.create_optim(2e-4)
     return model
+
+
+def train(model, *arguments, **settings):
+    """Train any object with a `train_step` as a `Model` does: the arguments are those of `TrainingRun`."""
+    with TrainingRun(model, *arguments, **settings) as run:
+        for _ in run.epochs():
+            for batch in run.batches():
+                run.log(model.train_step(batch))

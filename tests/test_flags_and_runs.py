@@ -9,8 +9,7 @@ import pytest
 
 from common import flags, run
 from common.errors import UserError
-from common.loop import rng_state
-from common.progress import new_progress
+from common.progress import new_progress, rng_state
 from tests.errors import one_line
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from common import log, loop
+from common import log, training_run
 from common.errors import CannotWrite
 from common.files import unwritable
 from tests.errors import one_line
@@ -36,7 +36,7 @@ def straight(dataset):
 def often(monkeypatch):
     """Checkpoints are due after every step, and tried again after every step; the last one is not waited for."""
     for name in ('SECONDS_BETWEEN_CHECKPOINTS', 'SECONDS_AT_THE_END', 'PAUSE_AT_THE_END'):
-        monkeypatch.setattr(loop, name, -1 if name.endswith('CHECKPOINTS') else 0)
+        monkeypatch.setattr(training_run, name, -1 if name.endswith('CHECKPOINTS') else 0)
 
 
 def fails(model, is_full):
@@ -98,7 +98,7 @@ def test_a_last_checkpoint_without_room_is_an_error(dataset, tmp_path, often):
 
 
 def test_room_that_comes_after_the_end_is_used(dataset, tmp_path, often, monkeypatch):
-    monkeypatch.setattr(loop, 'SECONDS_AT_THE_END', 60)
+    monkeypatch.setattr(training_run, 'SECONDS_AT_THE_END', 60)
     answers = iter([True, True, False])
     model = fails(new_model(dataset), lambda step: step == EPOCHS * STEPS and next(answers))
     model.train(EPOCHS, 1, str(tmp_path), verbose=False)
@@ -131,7 +131,11 @@ def test_a_sample_or_a_snapshot_that_does_not_fit_loses_nothing(dataset, straigh
 
     model.netG.train()
     model.netD.train()
-    loop.train_loop(model, EPOCHS, 1, str(tmp_path), False, sample=model._sample_grid, after_step=snapshot)
+    with training_run.TrainingRun(model, EPOCHS, 1, str(tmp_path), False, model.sample_grid) as run:
+        for _ in run.epochs():
+            for batch in run.batches():
+                run.log(model.train_step(batch))
+                run.write('the snapshot', snapshot)
     assert_same(everything(model), straight)
     assert sorted(os.listdir(tmp_path / 'samples')) == ['epoch_0002.png', 'epoch_0003.png']
     said = [line for line in log_of(tmp_path) if not line.startswith('epoch')]

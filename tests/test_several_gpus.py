@@ -13,8 +13,8 @@ from char_cnn_rnn import main as encoder_main
 from common import ranks
 from common.errors import UserError
 from common.flags import choose_device
-from common.loop import _regroup
 from common.progress import new_progress
+from common.training_run import _regroup
 from data.multiscale_dataset import shuffled_batches
 from stackgan_v2 import main
 from tests import tiny, two_ranks

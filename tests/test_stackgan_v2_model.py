@@ -160,7 +160,7 @@ def test_what_a_run_leaves(straight):
 
 def test_samples_show_branches_small_to_large_and_a_real_picture(dataset, straight):
     model = straight[0]
-    grid = model._sample_grid()
+    grid = model.sample_grid()
     small, large = model.generate(model.sample_batch['right_embed'])
     for column, image in ((0, small[0]), (1, large[0]), (2, model.sample_batch['right_images'][-1][0])):
         shown = grid.crop((2 + 130 * column, 2, 130 * (column + 1), 130))

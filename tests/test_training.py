@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from common import loop
+from common import training_run
 from common.errors import UserError
 from common.pictures import real_over_generated
 from common.progress import new_progress
-from tests.small_training import EPOCHS, STEPS, make_dataset, new_model
+from tests.small_training import EPOCHS, STEPS, make_dataset, new_model, train
 from tests.states import assert_same, everything
 from text2image.build_gan import Model
 
@@ -93,7 +93,7 @@ def test_more_epochs_after_the_last_one(dataset, straight, tmp_path):
 
 
 def test_a_run_that_is_killed_goes_on_from_the_last_checkpoint(dataset, straight, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, 'SECONDS_BETWEEN_CHECKPOINTS', -1)  # after every step
+    monkeypatch.setattr(training_run, 'SECONDS_BETWEEN_CHECKPOINTS', -1)  # after every step
     model = new_model(dataset)
 
     def fail(step):
@@ -152,10 +152,10 @@ def test_what_a_run_leaves(straight):
 
 def test_the_grid_shows_real_over_generated(dataset):
     model = new_model(dataset)
-    grid = model._sample_grid()
+    grid = model.sample_grid()
     first = grid.crop((2, 2, 66, 66))
     assert (torch.tensor(list(first.tobytes())).view(64, 64, 3).permute(2, 0, 1) == dataset.pictures[0]).all()
-    assert grid.tobytes() == model._sample_grid().tobytes()
+    assert grid.tobytes() == model.sample_grid().tobytes()
 
 
 def test_pictures_that_fill_no_row_are_left_out():
@@ -245,7 +245,7 @@ def test_losses_are_read_only_where_they_are_logged(tmp_path):
     batch = {'right_images': torch.zeros(2, 3, 4, 4)}
     model = SimpleNamespace(train_step=lambda batch: {'loss_G': Loss()}, data_loader=5 * [batch],
                             progress=new_progress(), save_to=lambda *args, **kwargs: None)
-    loop.train_loop(model, 1, log_interval=2, out_dir=str(tmp_path), verbose=False)
+    train(model, 1, log_interval=2, out_dir=str(tmp_path), verbose=False)
     assert Loss.reads == 3  # of two steps for the log, of the last one for the checkpoint
 
 
@@ -260,6 +260,6 @@ def test_losses_in_a_list_are_logged_one_by_one(tmp_path):
             self.saved = path
 
     model = Branches()
-    loop.train_loop(model, 1, 1, str(tmp_path), verbose=False)
+    train(model, 1, 1, str(tmp_path), verbose=False)
     assert 'loss_D_0 1.0000  loss_D_1 2.0000  loss_G 3.0000' in (tmp_path / 'log.txt').read_text()
     assert model.saved == str(tmp_path)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from common import loop
 from common.errors import UserError
 from common.progress import new_progress
 from data import multiscale_dataset
 from data.multiscale_dataset import ThroughPipe, shuffled_batches, to_be_sent
 from tests.errors import one_line
+from tests.small_training import train
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device('cpu')
@@ -93,7 +93,7 @@ def test_a_killed_worker_is_one_line():
         return {'loss': 1.0}
 
     model = SimpleNamespace(train_step=train_step, data_loader=loader, progress=new_progress())
-    said = one_line(loop.train_loop, model, 100, 1, '', False)
+    said = one_line(train, model, 100, 1, '', False)
     assert said.startswith('step ') and 'a process that reads pictures has ended (DataLoader worker (pid' in said
     assert said.endswith('go on with --resume and fewer --workers, or 0')
 

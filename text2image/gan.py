@@ -1,77 +1,100 @@
-"""The generator and the discriminator of the chapter's text-to-image GAN (Reed et al., ICML 2016), at 64 x 64."""
+"""The networks of the chapter's text-to-image GAN, 64 x 64 (section "GAN architecture and training").
+
+The model is that of Reed et al., "Generative Adversarial Text to Image Synthesis" (ICML 2016), section 4.1. Here x is
+an image, t the embedding of a sentence and z noise: the generator computes G(z, t), the discriminator D(x, t).
+"""
 import torch
 from torch import nn
 
 
-class TextProjection(nn.Sequential):
-    """A sentence embedding [B, size_in] made shorter: [B, size_out]."""
-
-    def __init__(self, size_in, size_out):
-        super().__init__(nn.Linear(size_in, size_out), nn.BatchNorm1d(size_out), nn.LeakyReLU(0.2, inplace=True))
-
-
-def upsample(size_in, size_out, stride=2, padding=1):
-    """Layers [B, size_in, H, W] -> [B, size_out, 2H, 2W]; with stride 1 and no padding, 1 x 1 becomes 4 x 4."""
-    return [nn.ConvTranspose2d(size_in, size_out, 4, stride, padding, bias=False),
-            nn.BatchNorm2d(size_out), nn.ReLU(inplace=True)]
-
-
-def downsample(size_in, size_out):
-    """Layers [B, size_in, H, W] -> [B, size_out, H/2, W/2]."""
-    return [nn.Conv2d(size_in, size_out, 4, stride=2, padding=1),
-            nn.BatchNorm2d(size_out), nn.LeakyReLU(0.2, inplace=True)]
-
-
 class Generator(nn.Module):
-    """Noise [B, latent_dim, 1, 1] and sentence embeddings [B, embed_dim] to images [B, channels, 64, 64] in [-1, 1]."""
+    """Generate images from noise and sentence embeddings: G(z, t).
+
+    noise [B, latent_dim, 1, 1] and text [B, embed_dim] -> images [B, channels, 64, 64] in [-1, 1].
+    """
 
     def __init__(self, channels, latent_dim=100, embed_dim=1024, embed_out_dim=128):
         super().__init__()
+        self.channels = channels
         self.latent_dim = latent_dim
-        self.text_embedding = TextProjection(embed_dim, embed_out_dim)
+        self.embed_dim = embed_dim
+        self.embed_out_dim = embed_out_dim
+
+        self.text_embedding = nn.Sequential(                                              # [B, embed_out_dim]
+            nn.Linear(self.embed_dim, self.embed_out_dim),
+            nn.BatchNorm1d(self.embed_out_dim),
+            nn.LeakyReLU(0.2, inplace=True))
+
         self.model = nn.Sequential(
-            *upsample(embed_out_dim + latent_dim, 512, stride=1, padding=0),      # [B, 512, 4, 4]
-            *upsample(512, 256),                                                  # [B, 256, 8, 8]
-            *upsample(256, 128),                                                  # [B, 128, 16, 16]
-            *upsample(128, 64),                                                   # [B, 64, 32, 32]
-            nn.ConvTranspose2d(64, channels, 4, stride=2, padding=1, bias=False),  # [B, channels, 64, 64]
-            nn.Tanh())
+            *self._create_layer(self.embed_out_dim + self.latent_dim, 512, stride=1, padding=0),  # [B, 512, 4, 4]
+            *self._create_layer(512, 256),                                                        # [B, 256, 8, 8]
+            *self._create_layer(256, 128),                                                        # [B, 128, 16, 16]
+            *self._create_layer(128, 64),                                                         # [B, 64, 32, 32]
+            *self._create_layer(64, self.channels, output=True))                             # [B, channels, 64, 64]
+
+    def _create_layer(self, size_in, size_out, kernel_size=4, stride=2, padding=1, output=False):
+        """Return layers that double height and width: [B, size_in, H, W] -> [B, size_out, 2H, 2W].
+
+        With stride 1 and no padding, 1 x 1 becomes 4 x 4.
+        """
+        layers = [nn.ConvTranspose2d(size_in, size_out, kernel_size, stride, padding, bias=False)]
+        return layers + ([nn.Tanh()] if output else [nn.BatchNorm2d(size_out), nn.ReLU(inplace=True)])
 
     def forward(self, noise, text):
-        condition = self.text_embedding(text)[:, :, None, None]                   # [B, 128, 1, 1]
-        return self.model(torch.cat([condition, noise], 1))
+        text = self.text_embedding(text)[:, :, None, None]     # [B, embed_out_dim, 1, 1]
+        z = torch.cat([text, noise], 1)                        # [B, embed_out_dim + latent_dim, 1, 1]
+        return self.model(z)
 
 
-class TextAtEveryPlace(nn.Module):
-    """Shortens the sentence embedding and puts it behind the image features at every place of the map."""
+class Embedding(nn.Module):
+    """Append a shortened sentence embedding to image features, the same at every location.
 
-    def __init__(self, embed_dim, embed_out_dim):
+    x [B, C, H, W] and text [B, size_in] -> [B, C + size_out, H, W].
+    """
+
+    def __init__(self, size_in, size_out):
         super().__init__()
-        self.text_embedding = TextProjection(embed_dim, embed_out_dim)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(size_in, size_out),
+            nn.BatchNorm1d(size_out),
+            nn.LeakyReLU(0.2, inplace=True))
 
-    def forward(self, features, text):
-        condition = self.text_embedding(text)[:, :, None, None]
-        return torch.cat([features, condition.expand(-1, -1, *features.shape[2:])], 1)
+    def forward(self, x, text):
+        embed_out = self.text_embedding(text)[:, :, None, None]               # [B, size_out, 1, 1]
+        embed_out_resize = embed_out.expand(-1, -1, *x.shape[2:])             # [B, size_out, H, W]
+        return torch.cat([x, embed_out_resize], 1)
 
 
 class Discriminator(nn.Module):
-    """Images [B, channels, 64, 64] in [-1, 1] and sentence embeddings [B, embed_dim] to two outputs:
+    """Judge whether images are real and show what a sentence says: D(x, t), and the features that it judges by.
 
-    the probability [B] that the image is real and shows what the sentence says, and the features [B, 512, 4, 4] of the
-    image alone, which the generator's feature-matching loss compares.
+    x [B, channels, 64, 64] in [-1, 1] and text [B, embed_dim] -> probabilities [B], and features [B, 512, 4, 4] of the
+    image alone: the second output, which the generator's L1 loss compares between real and generated images.
     """
 
     def __init__(self, channels, embed_dim=1024, embed_out_dim=128):
         super().__init__()
-        self.model = nn.Sequential(
-            nn.Conv2d(channels, 64, 4, stride=2, padding=1), nn.LeakyReLU(0.2, inplace=True),  # [B, 64, 32, 32]
-            *downsample(64, 128),                                                 # [B, 128, 16, 16]
-            *downsample(128, 256),                                                # [B, 256, 8, 8]
-            *downsample(256, 512))                                                # [B, 512, 4, 4]
-        self.text_embedding = TextAtEveryPlace(embed_dim, embed_out_dim)
-        self.output = nn.Sequential(nn.Conv2d(512 + embed_out_dim, 1, 4, bias=False), nn.Sigmoid())
+        self.channels = channels
+        self.embed_dim = embed_dim
+        self.embed_out_dim = embed_out_dim
 
-    def forward(self, image, text):
-        features = self.model(image)
-        probability = self.output(self.text_embedding(features, text))            # [B, 1, 1, 1]
-        return probability.flatten(), features
+        self.model = nn.Sequential(
+            *self._create_layer(self.channels, 64, normalize=False),                      # [B, 64, 32, 32]
+            *self._create_layer(64, 128),                                                 # [B, 128, 16, 16]
+            *self._create_layer(128, 256),                                                # [B, 256, 8, 8]
+            *self._create_layer(256, 512))                                                # [B, 512, 4, 4]
+        self.text_embedding = Embedding(self.embed_dim, self.embed_out_dim)               # [B, 640, 4, 4]
+        self.output = nn.Sequential(
+            nn.Conv2d(512 + self.embed_out_dim, 1, kernel_size=4, bias=False),            # [B, 1, 1, 1]
+            nn.Sigmoid())
+
+    def _create_layer(self, size_in, size_out, kernel_size=4, stride=2, padding=1, normalize=True):
+        """Return layers that halve height and width: [B, size_in, H, W] -> [B, size_out, H/2, W/2]."""
+        layers = [nn.Conv2d(size_in, size_out, kernel_size, stride, padding)]
+        return layers + [nn.BatchNorm2d(size_out)] * normalize + [nn.LeakyReLU(0.2, inplace=True)]
+
+    def forward(self, x, text):
+        x_out = self.model(x)
+        out = self.text_embedding(x_out, text)
+        out = self.output(out)
+        return out.flatten(), x_out

@@ -6,8 +6,8 @@ from torch.nn.functional import logsigmoid, normalize
 
 from common import checkpoint
 from common.errors import UserError
-from common.loop import train_loop
 from common.progress import new_progress
+from common.training_run import TrainingRun
 from word2vec.corpus import Vocabulary, words_of
 from word2vec.embedding import CBOW, NO_WORD, SkipGram
 
@@ -75,16 +75,22 @@ class Model:
         return drawn, drawn != predicted[:, :, None]
 
     def train(self, epochs, log_interval=100, out_dir='', verbose=True):
-        """Train until `epochs` epochs are done, those of a loaded checkpoint included. See `common.loop.train_loop`."""
+        """Train until `epochs` epochs are done, including those of a loaded checkpoint.
+
+        Logs, checkpoints and interruptions are the business of `common.training_run.TrainingRun`.
+        """
         if self.optim is None:
             raise UserError('call create_optim(lr) before train()')
-        self.decay_lr(epochs)
-        train_loop(self, epochs, log_interval, out_dir, verbose, after_epoch=lambda: self.decay_lr(epochs),
-                   unit='words', smallest=1)
+        with TrainingRun(self, epochs, log_interval, out_dir, verbose, unit='words', smallest=1) as run:
+            for epoch in run.epochs():
+                self.decay_lr(epoch, epochs)
+                for batch in run.batches():
+                    losses = self.train_step(batch)
+                    run.log(losses)
 
-    def decay_lr(self, epochs):
-        """The learning rate of the epoch under way, as far from zero as the training is from its end."""
-        self.optim.param_groups[0]['lr'] = self.lr * max(0, 1 - self.progress['epoch'] / epochs)
+    def decay_lr(self, epoch, epochs):
+        """Set the learning rate of an epoch, as far from zero as the training is from its end."""
+        self.optim.param_groups[0]['lr'] = self.lr * max(0, 1 - epoch / epochs)
 
     @torch.no_grad()
     def nearest(self, vector, count=5, without=()):
@@ -116,16 +122,8 @@ class Model:
 
     def save_to(self, path='', name=None, verbose=True):
         """Write vectors, vocabulary, optimizer, progress to `path/NAME.pt`, whole or not at all. Returns the file."""
-        file = os.path.join(path, f'{name or self.name}.pt')
-        contents = {'model': self.name, 'net': self.net.state_dict(), 'words': self.vocabulary.words,
-                    'counts': self.vocabulary.counts, 'progress': self.progress, 'options': self.options,
-                    'data': self.data}
-        if self.optim is not None:
-            contents['optim'] = self.optim.state_dict()
-        checkpoint.save(file, contents, keep=self.keep)
-        if verbose:
-            print(f'saved {file}')
-        return file
+        return checkpoint.save_model(self, {'net': self.net, 'optim': self.optim}, path, name, verbose,
+                                     model=self.name, words=self.vocabulary.words, counts=self.vocabulary.counts)
 
     def load_from(self, path='', name=None, verbose=True):
         """Read what `save_to` wrote; `path` is the file or its folder.
@@ -139,9 +137,7 @@ class Model:
         if (contents['model'], contents['words']) != (self.name, self.vocabulary.words):
             raise UserError(f'{file}: is of {contents["model"]} with {len(contents["words"])} words, not of '
                             f'{self.name} with these {len(self.vocabulary)}; go on with the same captions')
-        is_training = self.optim is not None and 'optim' in contents
-        checkpoint.take_over(self, contents, file, [(self.net, contents['net'], file)],
-                             [(self.optim, contents['optim'], f'{file}: its optim')] if is_training else [])
+        checkpoint.load_model(self, {'net': self.net, 'optim': self.optim}, contents, file)
         if verbose:
             print(f'loaded {file}')
 

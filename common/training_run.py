@@ -1,4 +1,4 @@
-"""The loop around a Model's `train_step`: epochs, progress bar, log, curves, samples, checkpoints, interruptions."""
+"""What surrounds the two loops of a training: progress bar, log, curves, samples, checkpoints and interruptions."""
 import contextlib
 import math
 import shlex
@@ -11,6 +11,7 @@ from tqdm import tqdm
 from common import ranks, run, signals, torch_errors
 from common.errors import UserError
 from common.log import Log
+from common.progress import rng_state, set_rng_state
 
 SECONDS_BETWEEN_CHECKPOINTS = 300  # what a run that is killed outright loses at most
 SECONDS_BETWEEN_ATTEMPTS = 60      # to write one for which there was no room
@@ -18,64 +19,103 @@ SECONDS_AT_THE_END = 600           # in which the last one is tried again and ag
 PAUSE_AT_THE_END = 10              # seconds between two of these attempts
 
 
-def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample=None, after_epoch=None,
-               after_step=None, unit='images', smallest=2):
-    """Call `model.train_step` for every batch of `model.data_loader` until `model.progress` has `epochs` epochs.
+class TrainingRun:
+    """The context of a training loop. A `Model` writes its loop as the chapter does:
 
-    With `out_dir`, writes there: log.txt, TensorBoard curves, `sample()` (a PIL image) after every epoch, and through
-    `model.save_to(out_dir)` a checkpoint. `after_step()` and `after_epoch()` are called where they are given. What
-    cannot be written, because the disk is full, is said and tried again while the training goes on. `unit` says what a
-    batch is of; one of fewer than `smallest` is left out, as batch norms need two.
-    SIGINT and SIGTERM finish the step, save, and raise KeyboardInterrupt; before the end of the first step at once.
-    A run that goes on from a checkpoint computes what it would have computed without the interruption; of several
-    ranks (`common.ranks`), with the rest of the epoch and random numbers of its own. Losses are means over the ranks.
-    Raises UserError where something that was to be written could not be, when the training ends.
+        with TrainingRun(self, epochs, log_interval, out_dir, verbose, self.sample_grid) as run:
+            for epoch in run.epochs():
+                for batch in run.batches():
+                    losses = self.train_step(batch)
+                    run.log(losses)
+
+    Batches come from `model.data_loader`, until `model.progress` has `epochs` epochs. With `out_dir`, writes there:
+    log.txt, TensorBoard curves, `sample()` (a PIL image) after every epoch, and through `model.save_to(out_dir)` a
+    checkpoint. What cannot be written, because the disk is full, is said and tried again while the training continues.
+    `unit` says what a batch consists of; one of fewer than `smallest` is left out, as batch norms need two.
+
+    SIGINT and SIGTERM finish the step, save, and raise KeyboardInterrupt; before the end of the first step, at once.
+    A run that continues from a checkpoint computes what it would have computed without the interruption; on several
+    ranks (`common.ranks`), with the rest of the epoch and with random numbers of its own. Losses are means over the
+    ranks. Raises UserError where the training cannot go on, or where something could not be written when it ends.
     """
-    progress, losses, warned = model.progress, {}, False
-    verbose, world_size = verbose and ranks.rank() == 0, ranks.world_size()
-    _regroup(progress, model.data_loader)
-    with (signals.noted() as stop, Log(out_dir, verbose, progress['step'], unit) as log,
-          _explained(out_dir, lambda: progress['step'] + 1)):
-        saves = _Saves(model, out_dir, log)
-        if progress['epoch'] >= epochs:
-            log.line(f'nothing to do: {progress["epoch"]} epochs are done; give more with --epochs')
-        while progress['epoch'] < epochs:
-            with _progress_bar(model.data_loader, progress, epochs, verbose, unit) as bar:
-                for batch in _batches_left(model.data_loader, progress, stop):
-                    size = _batch_size(batch)
-                    progress['batch'] += 1
-                    if size < smallest:
-                        if not warned:
-                            log.line('a batch of one picture has no batch statistics: left out, now and in every epoch')
-                        warned = True
-                        continue
-                    with _let_act(stop, not losses):  # the first step: it may compile networks, for minutes
-                        losses = model.train_step(batch)
-                    progress['step'] += 1
-                    bar.update(size * world_size)
-                    log.count(size * world_size)
-                    if progress['step'] % log_interval == 0:
-                        log.losses(progress, epochs, _read(losses, progress['step'], out_dir), bar)
-                    if after_step:
-                        with log.attempt('the snapshot'):
-                            after_step()
-                    is_stopped, is_late = ranks.anywhere(bool(stop), saves.is_late())
-                    if is_stopped:
-                        saves.stop(losses)
-                    if is_late:
-                        saves.save(losses)
-            if _stops_alone(stop):
-                saves.stop(losses)
-            if progress['step'] == 0:
+
+    def __init__(self, model, epochs, log_interval=100, out_dir='', verbose=True, sample=None, unit='images',
+                 smallest=2):
+        self.model, self.progress, self.data_loader = model, model.progress, model.data_loader
+        self.last_epoch, self.log_interval, self.out_dir = epochs, log_interval, out_dir
+        self.verbose, self.unit, self.smallest = verbose and ranks.rank() == 0, unit, smallest
+        # Batches given by hand, a list, have no data set of which samples could be made.
+        self.sample = sample if out_dir and hasattr(self.data_loader, 'dataset') else None
+        self.losses, self.bar, self.size = {}, None, 0
+        self.said_small = False
+
+    def __enter__(self):
+        _regroup(self.progress, self.data_loader)
+        with contextlib.ExitStack() as stack:
+            self.stop = stack.enter_context(signals.noted())
+            self.writer = stack.enter_context(Log(self.out_dir, self.verbose, self.progress['step'], self.unit))
+            stack.enter_context(_explained(self.out_dir, lambda: self.progress['step'] + 1))
+            self.saves = _Saves(self.model, self.out_dir, self.writer)
+            self.contexts = stack.pop_all()
+        return self
+
+    def __exit__(self, *error):
+        return self.contexts.__exit__(*error)
+
+    def epochs(self):
+        """Yield the number of every epoch that is not done, from 0 on."""
+        if self.progress['epoch'] >= self.last_epoch:
+            self.writer.line(f'nothing to do: {self.progress["epoch"]} epochs are done; give more with --epochs')
+        while self.progress['epoch'] < self.last_epoch:
+            yield self.progress['epoch']
+            if self.progress['step'] == 0:
                 raise UserError('no batch of two or more pictures to train on: is the split empty, or --batch_size 1?')
-            progress['epoch'], progress['batch'] = progress['epoch'] + 1, 0
-            if after_epoch:
-                with log.attempt('the snapshot'):
-                    after_epoch()
-            if out_dir and sample:
-                log.sample(sample(), progress['epoch'])
-            if progress['epoch'] == epochs:
-                saves.finish(losses, stop)
+            self.progress['epoch'], self.progress['batch'] = self.progress['epoch'] + 1, 0
+            if self.sample:
+                self.writer.sample(self.sample(), self.progress['epoch'])
+            if self.progress['epoch'] == self.last_epoch:
+                self.saves.finish(self.losses, self.stop)
+
+    def batches(self):
+        """Yield the batches of the epoch that have not been trained on; save between two of them when it is time."""
+        with _progress_bar(self.data_loader, self.progress, self.last_epoch, self.verbose, self.unit) as self.bar:
+            for batch in _batches_left(self.data_loader, self.progress, self.stop):
+                self.progress['batch'] += 1
+                self.size = _batch_size(batch)
+                if self.size < self.smallest:
+                    self._say_small()
+                    continue
+                with _let_act(self.stop, not self.losses):  # the first step: it may compile networks, for minutes
+                    yield batch
+                is_stopped, is_late = ranks.anywhere(bool(self.stop), self.saves.is_late())
+                if is_stopped:
+                    self.saves.stop(self.losses)
+                if is_late:
+                    self.saves.save(self.losses)
+        if _stops_alone(self.stop):
+            self.saves.stop(self.losses)
+
+    def log(self, losses):
+        """Count a step, and log its losses (a dict of scalars, or of lists of them) every `log_interval` steps."""
+        self.losses = losses
+        self.progress['step'] += 1
+        trained = self.size * ranks.world_size()
+        self.bar.update(trained)
+        self.writer.count(trained)
+        if self.progress['step'] % self.log_interval == 0:
+            self.writer.losses(self.progress, self.last_epoch, _read(losses, self.progress['step'], self.out_dir),
+                               self.bar)
+
+    def write(self, what, write, *arguments):
+        """Call `write(*arguments)`; where it cannot write `what`, say so and continue. Without `out_dir` do nothing."""
+        if self.out_dir:
+            with self.writer.attempt(what):
+                write(*arguments)
+
+    def _say_small(self):
+        if not self.said_small:
+            self.writer.line('a batch of one picture has no batch statistics: left out, now and in every epoch')
+        self.said_small = True
 
 
 def _regroup(progress, data_loader):
@@ -134,18 +174,6 @@ def _progress_bar(data_loader, progress, epochs, verbose, unit):
     images, batch_size = len(getattr(data_loader, 'dataset', ())), getattr(data_loader, 'batch_size', None) or 0
     return tqdm(desc=f'epoch {progress["epoch"] + 1}/{epochs}', total=images or None, unit=f' {unit}', leave=False,
                 initial=progress['batch'] * batch_size * ranks.world_size(), disable=None if verbose else True)
-
-
-def rng_state():
-    """The states of PyTorch's generators, of the CPU and of the GPU in use, if there is one, as tensors."""
-    return {'cpu': torch.get_rng_state(), 'cuda': [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []}
-
-
-def set_rng_state(state):
-    """Put the generators back into a state that `rng_state` gave."""
-    torch.set_rng_state(state['cpu'])
-    if state['cuda'] and torch.cuda.is_initialized():
-        torch.cuda.set_rng_state(state['cuda'][0])
 
 
 def _batch_size(batch):

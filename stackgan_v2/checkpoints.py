@@ -1,0 +1,91 @@
+"""The forms in which the networks of StackGAN++ are stored: ours, and the authors' netG_COUNT.pth, netD0.pth, ..."""
+import os
+import re
+
+import torch
+
+from common import checkpoint
+from common.errors import UserError
+from stackgan_v2.gan import Generator
+
+
+def read(path, name, mapped=False):
+    """Return (the file that was read, its contents as `Model.save_to` writes them, the files of the discriminators).
+
+    `path` is the file, or a folder with NAME.pt, or one with netG_COUNT.pth in it or in its Model/ (of several the
+    highest COUNT). Of an authors' checkpoint, whose weights are averages already, `average_G` is the same as `netG`,
+    and `netsD` is there where netD0.pth, ... are beside it. With `mapped`, only for generating, nothing beside it is
+    read. Raises UserError where a file is missing, damaged or refused.
+    """
+    file = checkpoint.find(path, name)
+    contents = checkpoint.load(file, mapped)
+    is_ours = 'netG' in contents
+    if not is_ours:
+        contents = {'netG': contents, 'average_G': contents}
+    contents = contents | {key: checkpoint.without_module(contents[key], file) for key in ('netG', 'average_G')
+                           if key in contents}
+    branches = shape_of(contents['netG'], file)['branches']
+    if is_ours and (not isinstance(contents.get('netsD'), list) or len(contents['netsD']) != branches):
+        raise UserError(f'{file}: its netsD is no list of {branches} state dicts, one for each branch')
+    beside = [os.path.join(os.path.dirname(file), f'netD{i}.pth') for i in range(branches)]
+    if is_ours or mapped or not all(map(os.path.isfile, beside)):
+        return file, contents, {}
+    return file, contents | {'netsD': [checkpoint.load(one) for one in beside]}, {'netsD': beside}
+
+
+def shape_of(weights, file):
+    """Return the arguments of the `Generator` that has weights of these names and shapes.
+
+    Raises UserError where there is none.
+    """
+    try:
+        conditional = 'ca_net.fc.weight' in weights
+        embedding_dim, text_dim = weights['ca_net.fc.weight'].shape if conditional else (0, 1024)
+        return {'branches': sum(re.fullmatch(r'img_net\d+\.img\.0\.weight', key) is not None for key in weights),
+                'gf_dim': weights['img_net1.img.0.weight'].shape[1],
+                'z_dim': weights['h_net1.fc.0.weight'].shape[1] - embedding_dim // 4,
+                'text_dim': text_dim, 'embedding_dim': embedding_dim // 4, 'conditional': conditional,
+                'residuals': sum(re.fullmatch(r'h_net2\.residual\.\d+\.block\.0\.weight', key) is not None
+                                 for key in weights)}
+    except (KeyError, AttributeError, IndexError, ValueError) as error:
+        raise UserError(f'{file}: holds no generator of StackGAN++ (no weights named img_net1.img.0.weight)') from error
+
+
+def generator_of(contents, file):
+    """Build the `Generator`, with its first weights, that the weights of a checkpoint fit into."""
+    shape = shape_of(contents['netG'], file)
+    return checkpoint.build(lambda: Generator(**shape), contents['netG'], file)
+
+
+def grow(contents, file, netG, netsD, is_training):
+    """Return the contents of a checkpoint with fewer branches as those of the larger tree `netG`, `netsD`.
+
+    The branches that the checkpoint lacks keep the weights that they have. Raises UserError where `is_training`, for
+    the states of optimizers cannot grow, and where the checkpoint has more branches.
+    """
+    branches = shape_of(contents['netG'], file)['branches']
+    if not netsD or branches == len(netsD):
+        return contents
+    if branches > len(netsD):
+        raise UserError(f'{file}: has {branches} branches, more than the {len(netsD)} asked for; '
+                        f'give --branches {branches}')
+    if is_training and 'optim_G' in contents:
+        raise UserError(f'{file}: has {branches} of {len(netsD)} branches; a run cannot grow, but a new one can start '
+                        'from it, with --checkpoint')
+    print(f'{file}: the tree grows from {branches} to {len(netsD)} branches; the new ones are untrained')
+    untrained = {name: value for name, value in netG.state_dict().items() if name not in contents['netG']}
+    grown = contents | {name: untrained | contents[name] for name in ('netG', 'average_G') if name in contents}
+    if 'netsD' in contents:
+        grown['netsD'] = contents['netsD'] + [netD.state_dict() for netD in netsD[branches:]]
+    return grown
+
+
+def average_of(contents, file, netG):
+    """Return the averaged parameters of a checkpoint, a list of tensors in the order of `netG.parameters()`.
+
+    Where it has no averages, they are its weights.
+    """
+    weights = contents['netG']
+    buffers = {name: weights[name] for name, _ in netG.named_buffers() if name in weights}
+    average = checkpoint.checked_weights(netG, buffers | contents.get('average_G', weights), file)
+    return [torch.empty_like(parameter).copy_(average[name]) for name, parameter in netG.named_parameters()]
