@@ -29,7 +29,8 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
     SIGINT and SIGTERM finish the step, save, and raise KeyboardInterrupt; before the end of the first step at once.
     A run that goes on from a checkpoint computes what it would have computed without the interruption; of several
     ranks (`common.ranks`), with the rest of the epoch and random numbers of its own. Losses are means over the ranks.
-    Raises UserError where something that was to be written could not be, when the training ends.
+    Raises UserError where a batch cannot be read, once it has saved what came before it, and when the training ends,
+    where something that was to be written could not be.
     """
     progress, losses, warned = model.progress, {}, False
     verbose, world_size = verbose and ranks.rank() == 0, ranks.world_size()
@@ -41,7 +42,7 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
             log.line(f'nothing to do: {progress["epoch"]} epochs are done; give more with --epochs')
         while progress['epoch'] < epochs:
             with _progress_bar(model.data_loader, progress, epochs, verbose, unit) as bar:
-                for batch in _batches_left(model.data_loader, progress, stop):
+                for batch in _batches_left(model.data_loader, progress, stop, lambda error: saves.leave(losses, error)):
                     size = _batch_size(batch)
                     progress['batch'] += 1
                     if size < smallest:
@@ -89,10 +90,11 @@ def _regroup(progress, data_loader):
         progress['rng'] = progress['epoch_rng'] = rng_state()
 
 
-def _batches_left(data_loader, progress, stop):
+def _batches_left(data_loader, progress, stop, leave):
     """Yield the batches of the epoch under way that have not been trained on, with the generators as they then were.
 
-    A signal ends this early where it finds it waiting for worker processes: they may be stuck.
+    A signal ends this early where it finds it waiting for worker processes: they may be stuck. Where a batch cannot be
+    read, calls `leave(error)`, with the generators as they were before.
     """
     if ranks.world_size() > 1:
         data_loader.sampler.set_epoch(progress['epoch'])
@@ -110,6 +112,7 @@ def _batches_left(data_loader, progress, stop):
     progress['rng'] = None
     try:
         while True:
+            before = torch.get_rng_state()  # of the CPU: no loader draws from a GPU's
             with _let_act(stop, getattr(data_loader, 'num_workers', 0) > 0):
                 batch = next(batches, None)
             if batch is None:
@@ -118,6 +121,12 @@ def _batches_left(data_loader, progress, stop):
     except KeyboardInterrupt:
         if progress['batch'] == 0:
             set_rng_state(progress['epoch_rng'])  # as if the epoch had not begun
+    except UserError as error:
+        torch.set_rng_state(before)
+        if progress['batch'] == 0:
+            set_rng_state(progress['epoch_rng'])
+        leave(error)
+        raise
 
 
 def _let_act(stop, is_allowed):
@@ -247,6 +256,19 @@ class _Saves:
         if is_written:
             raise KeyboardInterrupt
         self._fail(stopped)
+
+    def leave(self, losses, error):
+        """Write one where the next batch cannot be read, and raise a UserError that says how to go on.
+
+        It does nothing where nothing would be lost, and on one of several ranks, as the others may go on without it.
+        """
+        if not (losses and self.out_dir) or ranks.world_size() > 1:
+            return
+        self._check(losses)
+        stopped = f'{error}; stopped after step {self.model.progress["step"]}'
+        if not self._try():
+            self._fail(stopped)
+        raise UserError(f'{stopped}, which is saved{_how_to_go_on(self.out_dir)}') from error
 
     def finish(self, losses, stop):
         """Write the last one. Raises UserError where that, or another file, cannot be written in the end."""
