@@ -139,7 +139,11 @@ def evaluate(options, device):
 def encoder_file(options):
     """The file that `--encoder` names, itself or the run it is in, or that of the newest run on the data set."""
     if options.encoder:
-        return checkpoint.find(options.encoder, options.model)
+        file = checkpoint.find(options.encoder, options.model)
+        if not os.path.isfile(file):
+            raise UserError(f'--encoder {options.encoder}: no sentence encoder there; give a run of this program, its '
+                            f'{options.model}.pt, the encoder.pt of a GAN\'s run, or the published FILE.t7')
+        return file
     return checkpoint.newest(run.trained_checkpoint(options))
 
 

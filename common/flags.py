@@ -11,6 +11,7 @@ import torch
 from common import ranks
 from common.checkpoint import KEEP
 from common.errors import UserError
+from common.files import check_is_file
 from common.precision import add_precision_flag
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -315,6 +316,7 @@ def read_sentences(texts, text_file, flag='--text'):
         raise UserError(f'{flag}: an empty sentence; write one, as in {flag} "a small red bird"')
     if text_file:
         try:
+            check_is_file(text_file)
             with open(text_file, encoding='utf-8-sig') as lines:
                 sentences += lines.read().splitlines()
         except (OSError, UnicodeDecodeError) as error:

@@ -38,11 +38,15 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
     with (signals.noted() as stop, Log(out_dir, verbose, progress['step'], unit) as log,
           _explained(out_dir, lambda: progress['step'] + 1)):
         saves = _Saves(model, out_dir, log)
+
+        def leave(error):
+            saves.leave(losses, error)
+
         if progress['epoch'] >= epochs:
             log.line(f'nothing to do: {progress["epoch"]} epochs are done; give more with --epochs')
         while progress['epoch'] < epochs:
             with _progress_bar(model.data_loader, progress, epochs, verbose, unit) as bar:
-                for batch in _batches_left(model.data_loader, progress, stop, lambda error: saves.leave(losses, error)):
+                for batch in _batches_left(model.data_loader, progress, stop, leave):
                     size = _batch_size(batch)
                     progress['batch'] += 1
                     if size < smallest:

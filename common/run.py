@@ -119,8 +119,8 @@ def begin(model, options, resumed, name, data, prepare=None):
     """The folder to train in: a new one called NAME_DATE, or, with the model as it was left there, `resumed`.
 
     `data` says what is trained on, as of `describe`; `prepare()`, which takes minutes, is called where given, after all
-    that can be refused. The folder is kept to this process, which is rank 0: the others, that write nothing, get ''. Raises
-    UserError where a run would start again, or go on with other data than it was trained on.
+    that can be refused. The folder is kept to this process, which is rank 0: the others, that write nothing, get ''.
+    Raises UserError where a run would start again, or go on with other data than it was trained on.
     """
     if resumed:
         if ranks.rank() == 0:

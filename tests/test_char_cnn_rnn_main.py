@@ -88,13 +88,21 @@ def test_errors_are_one_line(tmp_path, monkeypatch):
         assert 'no run on squares with a char_cnn_rnn.pt' in error(monkeypatch, tmp_path, *flags)
     assert '--query' in error(monkeypatch, tmp_path, '--query', 'a red bird')
     assert '--train False' in error(monkeypatch, tmp_path, '--query', 'a red bird', '--train')
-    assert 'absent.t7: no such file' in error(monkeypatch, tmp_path, '--embed', '--encoder', 'absent.t7')
+    for wrong in ('absent.t7', 'absent.pt', os.devnull, str(tmp_path)):
+        said = error(monkeypatch, tmp_path, '--embed', '--encoder', wrong)
+        assert said.startswith(f'error: --encoder {wrong}: no sentence encoder there; give a run of this program')
+    (tmp_path / 'damaged.t7').write_bytes(b'')
+    assert 'download it again' in error(monkeypatch, tmp_path, '--embed', '--encoder', str(tmp_path / 'damaged.t7'))
+    words = str(tmp_path / 'cbow.pt')
+    torch.save({'network': {'input.weight': torch.ones(2, 2)}}, words)
+    assert f'{words}: holds no sentence encoder (no weights named conv3.weight); give ' in error(
+        monkeypatch, tmp_path, '--embed', '--encoder', words)
     monkeypatch.setattr(main, 'load_encoder', lambda *_: None)  # nor is it asked to read before there is room
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=2000))
-    assert 'squares.hdf5: disk full' in error(monkeypatch, tmp_path, '--embed', '--encoder', 'a.pt')
+    assert 'squares.hdf5: disk full' in error(monkeypatch, tmp_path, '--embed', '--encoder', words)
     os.remove(tmp_path / 'squares.hdf5')
-    for flags in ([], ['--train', 'False', '--encoder', 'absent.pt']):
-        assert 'no such' in error(monkeypatch, tmp_path, *flags)
+    for flags in ([], ['--embed', '--encoder', words]):
+        assert 'squares.hdf5: no such file' in error(monkeypatch, tmp_path, *flags)
     assert not os.path.exists(tmp_path / 'output')
 
 

@@ -198,5 +198,7 @@ def test_a_missing_or_wrong_encoder(folder, error, tmp_path):
     message = error(*draw, '--data_dir', tmp_path, '--dataset', 'tiny')
     assert f'{tmp_path}/tiny.encoder.pt: no sentence encoder' in message
     assert 'python char_cnn_rnn/main.py --train' in message and '--encoder FILE.t7' in message
-    assert 'no.t7: no sentence encoder' in error(*draw, *DATA, '--encoder', 'no.t7')
+    for wrong in ('no.t7', '.', os.devnull):
+        message = error(*draw, *DATA, '--encoder', wrong)
+        assert message.startswith(f'error: --encoder {wrong}: no sentence encoder there; give the encoder.pt of a run')
     assert 'holds no sentence encoder' in error(*draw, *DATA, '--encoder', draw[-1])

@@ -13,6 +13,7 @@ from collections import Counter, namedtuple
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from common.errors import UserError
+from common.files import check_is_file
 from data import layout
 from data.pictures import opened
 
@@ -35,10 +36,11 @@ REMARKS = {  # about photographs that are used all the same
 def read_lines(path, advice):
     """The lines of a UTF-8 text file, whatever its line ends, without blank ones."""
     try:
+        check_is_file(path)
         with open(path, encoding='utf-8-sig') as file:
             return [line.strip() for line in file if line.strip()]
     except OSError as error:
-        raise UserError(f'{path}: cannot be read ({error.strerror}); {advice}') from error
+        raise UserError(f'{path}: cannot be read ({error.strerror or error}); {advice}') from error
     except UnicodeDecodeError as error:
         raise UserError(f'{path}: is not a UTF-8 text file; {advice}') from error
 
