@@ -1,4 +1,5 @@
 """Errors that the person at the keyboard can mend."""
+import argparse
 import os
 import sys
 import time
@@ -12,6 +13,13 @@ class UserError(Exception):
 
 class CannotWrite(UserError):
     """A file that cannot be written, the disk being full or for another reason; a later attempt may succeed."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong, where argparse shows all flags first."""
+
+    def error(self, message):
+        self.exit(2, f'error: {" ".join(message.splitlines())} (--help lists the flags)\n')
 
 
 def run_command(main):

@@ -70,7 +70,7 @@ def read_numbered(path, advice):
     for pair in pairs:
         if len(pair) != 2:
             raise UserError(f'{path}: the line {pair[0][:60]!r} is not a number and a value; {advice}')
-    return pairs
+    return [(number.lstrip('0') or number, value) for number, value in pairs]  # 001 is 1
 
 
 def list_photographs(cub, text, split_of):
@@ -80,6 +80,8 @@ def list_photographs(cub, text, split_of):
     """
     advice = 'give --cub the folder CUB_200_2011 as published, with images.txt, bounding_boxes.txt and images/'
     pairs = read_numbered(os.path.join(cub, 'images.txt'), advice)
+    if not pairs:
+        raise UserError(f'{os.path.join(cub, "images.txt")}: is empty; {advice}')
     boxes_path = os.path.join(cub, 'bounding_boxes.txt')
     boxes = read_numbered(boxes_path, advice) if os.path.exists(boxes_path) else []
     for path, numbered in ((os.path.join(cub, 'images.txt'), pairs), (boxes_path, boxes)):
