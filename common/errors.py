@@ -1,6 +1,7 @@
 """Errors that the person at the keyboard can mend."""
 import argparse
 import os
+import signal
 import sys
 import time
 
@@ -41,8 +42,8 @@ def run_command(main):
         if ranks.rank() > 0:
             time.sleep(5)  # meanwhile torchrun ends this process, if rank 0 has ended with the same error
         sys.exit(f'error: {" ".join(str(error).splitlines())}')  # a path may hold the end of a line
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        sys.exit(128 + int(error.args[0] if error.args else signal.SIGINT))  # what a training waited for has a number
     except (MemoryError, RuntimeError) as error:
         from common import torch_errors
         if not torch_errors.is_out_of_memory(error):

@@ -26,7 +26,8 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
     `model.save_to(out_dir)` a checkpoint. `after_step()` and `after_epoch()` are called where they are given. What
     cannot be written, because the disk is full, is said and tried again while the training goes on. `unit` says what a
     batch is of; one of fewer than `smallest` is left out, as batch norms need two.
-    SIGINT and SIGTERM finish the step, save, and raise KeyboardInterrupt; before the end of the first step at once.
+    SIGINT and SIGTERM finish the step, save, and raise KeyboardInterrupt, which bears the signal's number; before the
+    end of the first step at once.
     A run that goes on from a checkpoint computes what it would have computed without the interruption; of several
     ranks (`common.ranks`), with the rest of the epoch and random numbers of its own. Losses are means over the ranks.
     Raises UserError where a batch cannot be read, once it has saved what came before it, and when the training ends,
@@ -66,11 +67,11 @@ def train_loop(model, epochs, log_interval=100, out_dir='', verbose=True, sample
                             after_step()
                     is_stopped, is_late = ranks.anywhere(bool(stop), saves.is_late())
                     if is_stopped:
-                        saves.stop(losses)
+                        saves.stop(losses, stop)
                     if is_late:
                         saves.save(losses)
             if _stops_alone(stop):
-                saves.stop(losses)
+                saves.stop(losses, stop)
             if progress['step'] == 0:
                 raise UserError('no batch of two or more pictures to train on: is the split empty, or --batch_size 1?')
             progress['epoch'], progress['batch'] = progress['epoch'] + 1, 0
@@ -249,7 +250,7 @@ class _Saves:
         self.due = time.monotonic() + wait
         self.model.progress['rng'] = None  # the generators go on from here
 
-    def stop(self, losses):
+    def stop(self, losses, stop):
         """Write one and raise KeyboardInterrupt, or UserError where it cannot be written."""
         self._check(losses)
         stopped = f'stopped after step {self.model.progress["step"]}'
@@ -258,7 +259,7 @@ class _Saves:
             self.log.line(stopped + _how_to_go_on(self.out_dir))
         ranks.wait()  # for rank 0 to have saved: torchrun ends all others when one has ended
         if is_written:
-            raise KeyboardInterrupt
+            stop.interrupt()
         self._fail(stopped)
 
     def leave(self, losses, error):

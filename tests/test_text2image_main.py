@@ -90,7 +90,7 @@ def test_a_killed_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(folder, s
     wait_for_step(folder / 'killed', process)
     process.send_signal(signal.SIGTERM)
     killed = finish(process)
-    assert killed.status == 130 and killed.err == ''
+    assert killed.status == 143 and killed.err == ''
     assert '--cuda True, but PyTorch finds no CUDA device here: using the CPU' in killed.out
     step, command = re.search(r'^stopped after step (\d+); go on with: python (.*)$', killed.out, re.MULTILINE).groups()
     assert int(step) < EPOCHS * STEPS
