@@ -187,6 +187,8 @@ def embed(options, device):
     captions = {split: load_split(path, split).index.captions for split in layout.SPLITS}
     layout.check_room(path, sum(map(len, captions.values())))
     embeddings = {split: embed_captions(encoder, captions[split]) for split in layout.SPLITS}
+    if any(load_split(path, split).index.captions != captions[split] for split in layout.SPLITS):
+        raise UserError(f'{path}: has changed while its captions were read; start again')
     layout.write_embeddings(path, embeddings, f'{encoder.variant}, {os.path.basename(source)}',
                             fingerprint(encoder))
     beside = save_encoder(encoder, path)

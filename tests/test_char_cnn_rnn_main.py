@@ -122,6 +122,22 @@ def test_the_newest_run_of_the_data_set(tmp_path):
             run.find_run(str(tmp_path), 'model.pt', dataset=prefix)
 
 
+def test_a_file_that_is_replaced_while_its_captions_are_read_is_left_alone(tmp_path, monkeypatch):
+    path, words = write_squares(tmp_path / 'squares.hdf5', photos=1), str(tmp_path / 'encoder.pt')
+    torch.save({}, words)
+    monkeypatch.setattr(main, 'load_encoder', lambda *_: None)
+
+    def replace(encoder, captions):
+        write_squares(path, photos=2)
+        return np.zeros((len(captions), 1024), np.float32)
+
+    monkeypatch.setattr(main, 'embed_captions', replace)
+    said = error(monkeypatch, tmp_path, '--embed', '--encoder', words)
+    assert said == f'error: {path}: has changed while its captions were read; start again'
+    with layout.open_file(str(path)) as file:
+        assert not layout.has_embeddings(file, 'train')
+
+
 def test_the_sheet_names_every_class_and_the_sentence_once_a_row(tmp_path, monkeypatch):
     path = write_squares(tmp_path / 'squares.hdf5', photos=1)
     index = load_split(path, 'train').index
