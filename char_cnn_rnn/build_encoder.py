@@ -207,7 +207,8 @@ def _variant_of(state_dict, path):
     """The variant that has weights of these names and shapes."""
     shapes = {key: tuple(value.shape) for key, value in state_dict.items() if torch.is_tensor(value)}
     if 'conv3.weight' not in shapes:
-        raise UserError(f'{path}: holds no sentence encoder (no weights named conv3.weight)')
+        raise UserError(f'{path}: holds no sentence encoder (no weights named conv3.weight); give '
+                        'a checkpoint of char_cnn_rnn/main.py, the encoder.pt of a run, or the published FILE.t7')
     if 'rnn.i2h_update.weight' in shapes:
         return 'birds_icml'
     return 'birds_cvpr' if shapes['conv3.weight'][:1] == (256,) else 'flowers_icml'

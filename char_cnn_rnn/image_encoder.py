@@ -19,6 +19,7 @@ from tqdm import tqdm
 from char_cnn_rnn.encoder import EMBED_DIM
 from common import checkpoint
 from common.errors import CannotWrite, UserError
+from common.files import check_is_file
 from data import checked_files, layout
 from data.cache import cache_folder, load_split
 from data.pictures import BadPicture, read_picture
@@ -87,11 +88,12 @@ def _checksums(jpegs, weights):
     start = 0
     if weights:
         try:
+            check_is_file(weights)
             with open(weights, 'rb') as stored:
                 start = zlib.crc32(stored.read())
         except OSError as error:
-            raise UserError(f'{weights}: cannot be read ({error.strerror}); --image_weights takes a state dict of '
-                            'googlenet') from error
+            raise UserError(f'{weights}: cannot be read ({error.strerror or error}); --image_weights takes a state '
+                            'dict of googlenet') from error
     return np.array([zlib.crc32(*jpegs.read([photo]), start) for photo in range(len(jpegs.places))], np.uint32)
 
 

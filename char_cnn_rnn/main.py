@@ -138,7 +138,11 @@ def evaluate(options, device):
 def encoder_file(options):
     """The file that `--encoder` names, itself or the run it is in, or that of the newest run on the data set."""
     if options.encoder:
-        return checkpoint.find(options.encoder, options.model)
+        file = checkpoint.find(options.encoder, options.model)
+        if not os.path.isfile(file):
+            raise UserError(f'--encoder {options.encoder}: no sentence encoder there; give a run of this program, its '
+                            f'{options.model}.pt, the encoder.pt of a GAN\'s run, or the published FILE.t7')
+        return file
     return checkpoint.newest(run.trained_checkpoint(options))
 
 
@@ -182,6 +186,8 @@ def embed(options, device):
     captions = {split: load_split(path, split).index.captions for split in layout.SPLITS}
     layout.check_room(path, sum(map(len, captions.values())))
     embeddings = {split: embed_captions(encoder, captions[split]) for split in layout.SPLITS}
+    if any(load_split(path, split).index.captions != captions[split] for split in layout.SPLITS):
+        raise UserError(f'{path}: has changed while its captions were read; start again')
     layout.write_embeddings(path, embeddings, f'{encoder.variant}, {os.path.basename(source)}',
                             fingerprint(encoder))
     beside = save_encoder(encoder, path)

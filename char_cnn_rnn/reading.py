@@ -68,6 +68,9 @@ def find_encoder(options, checkpoint, data, device='cpu'):
     places = [options.encoder] if options.encoder else [*kept, os.path.join(beside, run.ENCODER),
                                                         layout.encoder_beside(flags.dataset_file(options))]
     found = [place for place in dict.fromkeys(places) if os.path.isfile(place)]
+    if options.encoder and not found:
+        raise UserError(f'--encoder {options.encoder}: no sentence encoder there; give the encoder.pt of a run, the '
+                        'char_cnn_rnn.pt of a run of char_cnn_rnn/main.py, or the published FILE.t7')
     if not found:
         raise UserError(f'{places[-1]}: no sentence encoder; train one with: python char_cnn_rnn/main.py --train, then '
                         'python char_cnn_rnn/main.py --embed; or give the published one with --encoder FILE.t7')

@@ -43,7 +43,8 @@ def read_encoder(path):
         return _state_dict(_table(_table(stored)['protos'])['enc_doc'])
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
         raise UserError(f'{path}: holds no character CNN-RNN under protos.enc_doc '
-                        f'({type(error).__name__}: {" ".join(str(error).split())[:200]})') from error
+                        f'({type(error).__name__}: {" ".join(str(error).split())[:200]}); give the published sentence '
+                        'encoder, or one of a run of char_cnn_rnn/main.py') from error
 
 
 def _state_dict(document_encoder):

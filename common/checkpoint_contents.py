@@ -111,7 +111,8 @@ def checked_progress(contents, path):
 
 
 def _misfit(network, path, reason):
-    return UserError(f'{path}: does not fit {type(network).__name__}: {reason}')
+    return UserError(f'{path}: does not fit {type(network).__name__}: {reason}; give a checkpoint of this network, and '
+                     'in a training the widths that it was trained with (--help lists their flags)')
 
 
 def _size(tensor):

@@ -7,6 +7,7 @@ import yaml
 
 from common import flags, run
 from common.errors import UserError
+from common.files import check_is_file
 
 NOT_IN_FILES = ('cfg', 'help', 'resume', 'text', 'interpolate')
 LONGEST, DEEPEST = 50_000, 4  # characters of a file; how deep it is nested: the authors' TRAIN.COEFF.KL is three
@@ -57,7 +58,8 @@ def _read(path, names, keys):
         if key not in keys:
             near = difflib.get_close_matches(key[:100], [*names, *keys], 1)
             raise UserError(f'{path}: unknown key {key[:100]!r}; ' + (
-                f'did you mean {near[0]!r}?' if near else 'its keys are the flags that --help lists'))
+                f'did you mean {near[0]!r}?' if near else 'its keys are the flags that --help lists') +
+                ' (a file of another section has others)')
     for key, value in (ours | theirs).items():
         if isinstance(value, dict) or isinstance(value, list) and key in theirs:
             raise UserError(f'{path}: {key} takes one value, not several')
@@ -71,6 +73,7 @@ def _load(path):
     does not need: no tags, no anchors with their aliases, nothing nested deep. Raises UserError for those.
     """
     try:
+        check_is_file(path)
         with open(path, 'rb') as file:
             text = file.read(LONGEST + 1)
         if len(text) > LONGEST:
@@ -79,7 +82,10 @@ def _load(path):
         values = [_value(event, events, 0) for event in events if not isinstance(event, AROUND)]
     except _Refused as error:
         raise UserError(f'{path}: line {error.args[1].line + 1}: {error.args[0]}') from error
-    except (OSError, ValueError, OverflowError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise UserError(f'{path}: cannot be read ({error.strerror or error}); --cfg takes a YAML file, such as those '
+                        "in the section's folder cfg") from error
+    except (ValueError, OverflowError, yaml.YAMLError) as error:
         raise UserError(f'{path}: cannot be read as YAML ({" ".join(str(error).split())[:300]})') from error
     if len(values) > 1:
         raise UserError(f'{path}: holds {len(values)} documents; leave one, without --- between its lines')

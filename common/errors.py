@@ -1,5 +1,7 @@
 """Errors that the person at the keyboard can mend."""
+import argparse
 import os
+import signal
 import sys
 import time
 
@@ -12,6 +14,13 @@ class UserError(Exception):
 
 class CannotWrite(UserError):
     """A file that cannot be written, the disk being full or for another reason; a later attempt may succeed."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong, where argparse shows all flags first."""
+
+    def error(self, message):
+        self.exit(2, f'error: {" ".join(message.splitlines())} (--help lists the flags)\n')
 
 
 def run_command(main):
@@ -33,8 +42,8 @@ def run_command(main):
         if ranks.rank() > 0:
             time.sleep(5)  # meanwhile torchrun ends this process, if rank 0 has ended with the same error
         sys.exit(f'error: {" ".join(str(error).splitlines())}')  # a path may hold the end of a line
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        sys.exit(128 + int(error.args[0] if error.args else signal.SIGINT))  # what a training waited for has a number
     except (MemoryError, RuntimeError) as error:
         from common import torch_errors
         if not torch_errors.is_out_of_memory(error):

@@ -9,6 +9,13 @@ import tempfile
 from common.errors import CannotWrite
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+OPENED = ('/dev/stdin', '/dev/fd/')  # by the shell, as in <(command), which writes there: reading has an end
+
+
+def check_is_file(path):
+    """Raise OSError where reading `path` may never end: a named pipe, which waits for a writer, or a device."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path) and not path.startswith(OPENED):
+        raise OSError('it is a pipe or a device, not a file')
 
 
 @contextlib.contextmanager

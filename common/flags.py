@@ -10,7 +10,8 @@ import torch
 
 from common import ranks
 from common.checkpoint import KEEP
-from common.errors import UserError
+from common.errors import OneLineParser, UserError
+from common.files import check_is_file
 from common.precision import add_precision_flag
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -26,7 +27,7 @@ LONGEST_NAME = 100         # bytes; a date and an ending are added, and file sys
 LONGEST_COMPLAINT = 300    # letters of what is said about a file: a value in it may have any number of them
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(OneLineParser):
     """A parser whose flags say in which modes they are used: typed in another mode, a flag is refused.
 
     What a configuration file or a resumed run says is not refused: it may be meant for several modes.
@@ -37,10 +38,6 @@ class Parser(argparse.ArgumentParser):
         action = super().add_argument(*names, **settings)
         action.modes = modes
         return action
-
-    def error(self, message):
-        """One line, where argparse shows all flags first."""
-        self.exit(2, f'error: {" ".join(message.splitlines())} (--help lists the flags)\n')
 
     def typed(self, arguments):
         """The flags that the command line `arguments` names, as argparse's actions."""
@@ -315,6 +312,7 @@ def read_sentences(texts, text_file, flag='--text'):
         raise UserError(f'{flag}: an empty sentence; write one, as in {flag} "a small red bird"')
     if text_file:
         try:
+            check_is_file(text_file)
             with open(text_file, encoding='utf-8-sig') as lines:
                 sentences += lines.read().splitlines()
         except (OSError, UnicodeDecodeError) as error:

@@ -90,8 +90,8 @@ class Log:
                 self.curves.add({**losses, f'{self.unit}_per_second': speed}, progress['step'])
 
     def sample(self, image, epoch):
-        """Write a PIL image as samples/epoch_EPOCH.png."""
-        with self.attempt('the sample'), atomic_write(
+        """Write a PIL image as samples/epoch_EPOCH.png, or say that it is lost: some are too large to be kept."""
+        with self.attempt('the sample', ' after the next epoch; samples until then are lost'), atomic_write(
                 os.path.join(self.out_dir, 'samples', f'epoch_{epoch:04d}.png')) as file:
             image.save(file, 'PNG')
 

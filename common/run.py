@@ -115,24 +115,29 @@ def lock(run_dir):
     LOCKS.append(locked)
 
 
-def begin(model, options, resumed, name, data):
+def begin(model, options, resumed, name, data, prepare=None):
     """The folder to train in: a new one called NAME_DATE, or, with the model as it was left there, `resumed`.
 
-    `data` says what is trained on, as of `describe`. The folder is kept to this process, which is rank 0: the others,
-    that write nothing, get ''. Raises UserError where a run would start again, or go on with other data than it was
-    trained on.
+    `data` says what is trained on, as of `describe`; `prepare()`, which takes minutes, is called where given, after all
+    that can be refused. The folder is kept to this process, which is rank 0: the others, that write nothing, get ''.
+    Raises UserError where a run would start again, or go on with other data than it was trained on.
     """
-    run_dir = ''
-    if ranks.rank() == 0:
-        run_dir = resumed or new_run(options.out_dir, name, vars(options))
-        lock(run_dir)
     if resumed:
+        if ranks.rank() == 0:
+            lock(resumed)
         model.load_from(resumed)
         check_is_under_way(resumed, model)
         check_same_data(resumed, model.data, data)
         model.set_lr(options.lr)
-    if resumed and run_dir:
+    if prepare:
+        prepare()
+    run_dir = ''
+    if ranks.rank() == 0:
+        run_dir = resumed or new_run(options.out_dir, name, vars(options))
+    if run_dir and resumed:
         write_options(resumed, vars(options))
+    elif run_dir:
+        lock(run_dir)
     model.options, model.data, model.keep = vars(options), data, options.keep
     ranks.unite(model.netG, *(model.netsD if hasattr(model, 'netsD') else [model.netD]))
     return run_dir

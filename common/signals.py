@@ -63,13 +63,17 @@ class Noted(list):
     """The signals that came; `raised` says whether the next one raises KeyboardInterrupt."""
     raised = False
 
+    def interrupt(self):
+        """Raise KeyboardInterrupt, with the number of the signal that came; another rank's is not known here."""
+        raise KeyboardInterrupt(*self[:1])
+
     @contextlib.contextmanager
     def acting(self):
         """Raise KeyboardInterrupt in the block where a signal has come or comes."""
         self.raised = True
         try:
             if self:
-                raise KeyboardInterrupt
+                self.interrupt()
             yield
         finally:
             self.raised = False
@@ -84,7 +88,7 @@ def noted():
         came.append(number)
         signal.signal(number, previous[number])
         if came.raised:
-            raise KeyboardInterrupt
+            came.interrupt()
 
     with _handled(note) as previous:
         yield came

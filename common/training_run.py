@@ -33,10 +33,12 @@ class TrainingRun:
     checkpoint. What cannot be written, because the disk is full, is said and tried again while the training continues.
     `unit` says what a batch consists of; one of fewer than `smallest` is left out, as batch norms need two.
 
-    SIGINT and SIGTERM finish the step, save, and raise KeyboardInterrupt; before the end of the first step, at once.
+    SIGINT and SIGTERM finish the step, save, and raise KeyboardInterrupt, which bears the signal's number; before the
+    end of the first step, at once.
     A run that continues from a checkpoint computes what it would have computed without the interruption; on several
     ranks (`common.ranks`), with the rest of the epoch and with random numbers of its own. Losses are means over the
-    ranks. Raises UserError where the training cannot go on, or where something could not be written when it ends.
+    ranks. Raises UserError where a batch cannot be read, once what came before it is saved, and where something could
+    not be written when the training ends.
     """
 
     def __init__(self, model, epochs, log_interval=100, out_dir='', verbose=True, sample=None, unit='images',
@@ -79,7 +81,7 @@ class TrainingRun:
     def batches(self):
         """Yield the batches of the epoch that have not been trained on; save between two of them when it is time."""
         with _progress_bar(self.data_loader, self.progress, self.last_epoch, self.verbose, self.unit) as self.bar:
-            for batch in _batches_left(self.data_loader, self.progress, self.stop):
+            for batch in _batches_left(self.data_loader, self.progress, self.stop, self._leave):
                 self.progress['batch'] += 1
                 self.size = _batch_size(batch)
                 if self.size < self.smallest:
@@ -89,11 +91,11 @@ class TrainingRun:
                     yield batch
                 is_stopped, is_late = ranks.anywhere(bool(self.stop), self.saves.is_late())
                 if is_stopped:
-                    self.saves.stop(self.losses)
+                    self.saves.stop(self.losses, self.stop)
                 if is_late:
                     self.saves.save(self.losses)
         if _stops_alone(self.stop):
-            self.saves.stop(self.losses)
+            self.saves.stop(self.losses, self.stop)
 
     def log(self, losses):
         """Count a step, and log its losses (a dict of scalars, or of lists of them) every `log_interval` steps."""
@@ -112,6 +114,9 @@ class TrainingRun:
             with self.writer.attempt(what):
                 write(*arguments)
 
+    def _leave(self, error):
+        self.saves.leave(self.losses, error)
+
     def _say_small(self):
         if not self.said_small:
             self.writer.line('a batch of one picture has no batch statistics: left out, now and in every epoch')
@@ -129,10 +134,11 @@ def _regroup(progress, data_loader):
         progress['rng'] = progress['epoch_rng'] = rng_state()
 
 
-def _batches_left(data_loader, progress, stop):
+def _batches_left(data_loader, progress, stop, leave):
     """Yield the batches of the epoch under way that have not been trained on, with the generators as they then were.
 
-    A signal ends this early where it finds it waiting for worker processes: they may be stuck.
+    A signal ends this early where it finds it waiting for worker processes: they may be stuck. Where a batch cannot be
+    read, calls `leave(error)`, with the generators as they were before.
     """
     if ranks.world_size() > 1:
         data_loader.sampler.set_epoch(progress['epoch'])
@@ -150,6 +156,7 @@ def _batches_left(data_loader, progress, stop):
     progress['rng'] = None
     try:
         while True:
+            before = torch.get_rng_state()  # of the CPU: no loader draws from a GPU's
             with _let_act(stop, getattr(data_loader, 'num_workers', 0) > 0):
                 batch = next(batches, None)
             if batch is None:
@@ -158,6 +165,12 @@ def _batches_left(data_loader, progress, stop):
     except KeyboardInterrupt:
         if progress['batch'] == 0:
             set_rng_state(progress['epoch_rng'])  # as if the epoch had not begun
+    except UserError as error:
+        torch.set_rng_state(before)
+        if progress['batch'] == 0:
+            set_rng_state(progress['epoch_rng'])
+        leave(error)
+        raise
 
 
 def _let_act(stop, is_allowed):
@@ -264,7 +277,7 @@ class _Saves:
         self.due = time.monotonic() + wait
         self.model.progress['rng'] = None  # the generators go on from here
 
-    def stop(self, losses):
+    def stop(self, losses, stop):
         """Write one and raise KeyboardInterrupt, or UserError where it cannot be written."""
         self._check(losses)
         stopped = f'stopped after step {self.model.progress["step"]}'
@@ -273,8 +286,21 @@ class _Saves:
             self.log.line(stopped + _how_to_go_on(self.out_dir))
         ranks.wait()  # for rank 0 to have saved: torchrun ends all others when one has ended
         if is_written:
-            raise KeyboardInterrupt
+            stop.interrupt()
         self._fail(stopped)
+
+    def leave(self, losses, error):
+        """Write one where the next batch cannot be read, and raise a UserError that says how to go on.
+
+        It does nothing where nothing would be lost, and on one of several ranks, as the others may go on without it.
+        """
+        if not (losses and self.out_dir) or ranks.world_size() > 1:
+            return
+        self._check(losses)
+        stopped = f'{error}; stopped after step {self.model.progress["step"]}'
+        if not self._try():
+            self._fail(stopped)
+        raise UserError(f'{stopped}, which is saved{_how_to_go_on(self.out_dir)}') from error
 
     def finish(self, losses, stop):
         """Write the last one. Raises UserError where that, or another file, cannot be written in the end."""

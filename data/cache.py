@@ -47,7 +47,7 @@ class Jpegs:
         try:
             with open(self.path, 'rb') as file:
                 if _stamp(file.fileno()) != self.stamp:
-                    raise UserError(f'{self.path}: has changed since it was first read; start again')
+                    raise UserError(f'{self.path}: has changed since it was first read; put it back, or start again')
                 return [self._read(file, *self.places[photo]) for photo in photos]
         except OSError as error:
             raise UserError(f'{self.path}: cannot be read any more ({error.strerror or error})') from error

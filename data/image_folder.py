@@ -85,6 +85,13 @@ class KeptClasses(ImageFolder):
         self.keep = sorted(keep)
         super().__init__(folder, allow_empty=True)
 
+    @staticmethod
+    def make_dataset(directory, class_to_idx, extensions=None, *_, **__):
+        """As torchvision's, which would follow two links to the folder that they are in for ever."""
+        return [(os.path.join(place, name), number) for class_name, number in sorted(class_to_idx.items())
+                for place, names in sorted(_folders_below(os.path.join(directory, class_name)))
+                for name in sorted(names) if name.lower().endswith(extensions)]
+
     def find_classes(self, directory):
         return self.keep, {name: number for number, name in enumerate(self.keep)}
 
@@ -108,6 +115,19 @@ class KeptClasses(ImageFolder):
             check_header(path)
         except BadPicture as error:
             return str(error)
+
+
+def _folders_below(folder):
+    """Yield (path, names of files) of a folder and of all in it, each once, also where links lead there."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()  # of several ways to a folder, it is always the same
+        yield place, names
 
 
 def _class_folders(folder):

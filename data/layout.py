@@ -82,6 +82,11 @@ def check_name(path):
     stem, ending = os.path.splitext(path)
     if os.path.isdir(path):
         raise UserError(f'--out {path}: is a folder; name a file in it, such as {os.path.join(path, "birds.hdf5")}')
+    folder = os.path.dirname(os.path.abspath(path))
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder):
+        raise UserError(f'--out {path}: {folder} is a file, not a folder to write into; give another')
     if ending not in ENDINGS:
         raise UserError(f'--out {path}: must end in {" or ".join(ENDINGS)}, or --dataset would not find it')
     for other in ENDINGS:

@@ -104,10 +104,8 @@ def train(options, device, resumed):
     if options.checkpoint and not resumed:
         model.load_from(run.existing(options.checkpoint, options))
     model.create_optim(options.lr)
-    if options.cache:  # after all that can be refused: it takes minutes
-        dataset.cached()
     run_dir = run.begin(model, options, resumed, f'{options.dataset}_{options.config_name}',
-                        reading.describe(dataset))
+                        reading.describe(dataset), dataset.cached if options.cache else None)
     if run_dir:
         reading.keep_encoder(dataset, run_dir)
     model.lr_decay_epoch, model.snapshot_interval = options.lr_decay_epoch, options.snapshot_interval

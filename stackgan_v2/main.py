@@ -125,10 +125,9 @@ def train(options, device, resumed):
     if options.checkpoint and not resumed:
         model.load_from(run.existing(options.checkpoint, options))
     model.create_optim(options.lr)
-    if options.cache and not (options.image_folder or options.lsun):  # after all that can be refused: it takes minutes
-        dataset.cached()
+    is_cached = options.cache and not (options.image_folder or options.lsun)
     run_dir = run.begin(model, options, resumed, f'{options.dataset}_{options.config_name}',
-                        reading.describe(dataset))
+                        reading.describe(dataset), dataset.cached if is_cached else None)
     if options.conditional and run_dir:
         reading.keep_encoder(dataset, run_dir)
     model.snapshot_interval = options.snapshot_interval

@@ -47,7 +47,7 @@ from data.cache import load_split
 from data.toy_birds import prepare
 from stackgan_v1.build_gan import Model, make_networks
 
-STOPPED = {signal.SIGKILL: {-9}, signal.SIGTERM: {143, 130, -15}, signal.SIGINT: {130, -2}}  # and their exit statuses
+STOPPED = {signal.SIGKILL: {-9}, signal.SIGTERM: {143, -15}, signal.SIGINT: {130, -2}}  # and their exit statuses
 MOST_KILLS = 3              # of a victim
 PATIENCE = 60               # seconds that whatever should take none may take on a busy machine
 GRACE = 1                   # second, and half the time of a command: what goes on for longer has not heard a signal

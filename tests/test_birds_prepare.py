@@ -286,6 +286,22 @@ def test_defects_are_named_and_the_rest_goes_on(tmp_path, monkeypatch, capsys, o
         assert len(file['train']) == len(file['test']) == 30
 
 
+def test_boxes_whose_numbers_have_leading_zeros(tmp_path, monkeypatch, capsys, out):
+    args = make_cub(tmp_path, {f'{ANI}/{k}': (jpeg(seed=k), captions(k)) for k in range(2)})
+    write(tmp_path / 'CUB_200_2011/bounding_boxes.txt', '001 1 2 30.5 20\n002 2 2 30.5 20\n')
+    run(monkeypatch, *args, '--out', out)
+    assert 'no bounding box' not in capsys.readouterr().out
+    with layout.open_file(str(out)) as file:
+        assert layout.read_index(file, 'test').boxes == [[1, 2, 30.5, 20], [2, 2, 30.5, 20]]
+
+
+def test_a_flag_that_is_missing_is_one_line(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, '--cub', 'a')
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == 'error: the following arguments are required: --text (--help lists the flags)\n'
+
+
 @pytest.mark.parametrize('box', ['0.5 0.25 0.2', '1 1 1'])
 def test_boxes_in_fractions_are_recognized(tmp_path, monkeypatch, out, box):
     args = make_cub(tmp_path, {f'{ANI}/one': (jpeg(), captions(1))}, box=box)
@@ -356,6 +372,10 @@ def test_errors_name_the_file_and_keep_what_there_was(tmp_path, monkeypatch, out
     both = ['--train_classes', tmp_path / 'list.txt', '--test_classes', tmp_path / 'list.txt']
     assert f'{ANI}: is in the class lists of both train and test' in error(monkeypatch, *good, *both, *end)
     assert 'absent.txt' in error(monkeypatch, *good, '--train_classes', tmp_path / 'absent.txt', *end)
+    for text in ('Laysan_Albatross\n', ''):
+        write(tmp_path / 'list.txt', text)
+        said = error(monkeypatch, *good, '--test_classes', tmp_path / 'list.txt', *end)
+        assert said.startswith(f'{tmp_path}/list.txt: lists no class of the data, such as {ALBATROSS}; write a class ')
     nothing = make_cub(tmp_path / 'nothing', {f'{ANI}/x': (b'', captions(1))})
     assert '(1 skipped, most because its photograph is not a JPEG' in error(monkeypatch, *nothing, *end)
     assert 'is a folder' in error(monkeypatch, *good, '--out', tmp_path)
@@ -364,6 +384,11 @@ def test_errors_name_the_file_and_keep_what_there_was(tmp_path, monkeypatch, out
     assert 'beside it lies x.hdf5' in error(monkeypatch, *good, '--out', tmp_path / 'x.h5')
     write(tmp_path / 'good/CUB_200_2011/images.txt', '1\n')
     assert 'images.txt' in error(monkeypatch, *good, *end)
+    write(tmp_path / 'good/CUB_200_2011/images.txt', '\n')
+    assert 'images.txt: is empty; give --cub the folder' in error(monkeypatch, *good, *end)
+    for place in ('x.hdf5', 'x.hdf5/deeper'):
+        said = error(monkeypatch, *good, '--out', tmp_path / place / 'y.hdf5', '--dry_run')
+        assert f'y.hdf5: {tmp_path}/x.hdf5 is a file, not a folder to write into' in said
     assert out.read_text() == 'kept' and os.listdir(out.parent) == ['birds.hdf5']
 
 

@@ -213,7 +213,8 @@ def test_data_that_is_replaced_during_a_training(tmp_path):
     os.rename(path, tmp_path / 'kept')
     assert 'birds.hdf5: cannot be read any more' in one_line(dataset.__getitem__, 0)
     tiny.make(path, {'train': {'009.Kiwi': 3}})
-    assert 'birds.hdf5: has changed since it was first read; start again' in one_line(dataset.__getitem__, 0)
+    said = one_line(dataset.__getitem__, 0)
+    assert 'birds.hdf5: has changed since it was first read; put it back, or start again' in said
     os.replace(tmp_path / 'kept', path)
     torch.manual_seed(0)
     assert same(dataset[0]['right_images'], before['right_images'])

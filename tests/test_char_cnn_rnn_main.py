@@ -88,13 +88,21 @@ def test_errors_are_one_line(tmp_path, monkeypatch):
         assert 'no run on squares with a char_cnn_rnn.pt' in error(monkeypatch, tmp_path, *flags)
     assert '--query' in error(monkeypatch, tmp_path, '--query', 'a red bird')
     assert '--train False' in error(monkeypatch, tmp_path, '--query', 'a red bird', '--train')
-    assert 'absent.t7: no such file' in error(monkeypatch, tmp_path, '--embed', '--encoder', 'absent.t7')
+    for wrong in ('absent.t7', 'absent.pt', os.devnull, str(tmp_path)):
+        said = error(monkeypatch, tmp_path, '--embed', '--encoder', wrong)
+        assert said.startswith(f'error: --encoder {wrong}: no sentence encoder there; give a run of this program')
+    (tmp_path / 'damaged.t7').write_bytes(b'')
+    assert 'download it again' in error(monkeypatch, tmp_path, '--embed', '--encoder', str(tmp_path / 'damaged.t7'))
+    words = str(tmp_path / 'cbow.pt')
+    torch.save({'network': {'input.weight': torch.ones(2, 2)}}, words)
+    assert f'{words}: holds no sentence encoder (no weights named conv3.weight); give ' in error(
+        monkeypatch, tmp_path, '--embed', '--encoder', words)
     monkeypatch.setattr(main, 'load_encoder', lambda *_: None)  # nor is it asked to read before there is room
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=2000))
-    assert 'squares.hdf5: disk full' in error(monkeypatch, tmp_path, '--embed', '--encoder', 'a.pt')
+    assert 'squares.hdf5: disk full' in error(monkeypatch, tmp_path, '--embed', '--encoder', words)
     os.remove(tmp_path / 'squares.hdf5')
-    for flags in ([], ['--train', 'False', '--encoder', 'absent.pt']):
-        assert 'no such' in error(monkeypatch, tmp_path, *flags)
+    for flags in ([], ['--embed', '--encoder', words]):
+        assert 'squares.hdf5: no such file' in error(monkeypatch, tmp_path, *flags)
     assert not os.path.exists(tmp_path / 'output')
 
 
@@ -112,6 +120,22 @@ def test_the_newest_run_of_the_data_set(tmp_path):
     for prefix in ('bird', 'small', 'birds.*', 'query'):
         with pytest.raises(UserError, match='no run on'):
             run.find_run(str(tmp_path), 'model.pt', dataset=prefix)
+
+
+def test_a_file_that_is_replaced_while_its_captions_are_read_is_left_alone(tmp_path, monkeypatch):
+    path, words = write_squares(tmp_path / 'squares.hdf5', photos=1), str(tmp_path / 'encoder.pt')
+    torch.save({}, words)
+    monkeypatch.setattr(main, 'load_encoder', lambda *_: None)
+
+    def replace(encoder, captions):
+        write_squares(path, photos=2)
+        return np.zeros((len(captions), 1024), np.float32)
+
+    monkeypatch.setattr(main, 'embed_captions', replace)
+    said = error(monkeypatch, tmp_path, '--embed', '--encoder', words)
+    assert said == f'error: {path}: has changed while its captions were read; start again'
+    with layout.open_file(str(path)) as file:
+        assert not layout.has_embeddings(file, 'train')
 
 
 def test_the_sheet_names_every_class_and_the_sentence_once_a_row(tmp_path, monkeypatch):

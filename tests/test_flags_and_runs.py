@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from common import flags, run
+from char_cnn_rnn.image_encoder import _checksums
+from common import config, flags, run
 from common.errors import UserError
 from common.progress import new_progress, rng_state
+from data.birds import cub
 from tests.errors import one_line
 
 
@@ -28,6 +30,20 @@ def test_sentences_come_from_the_command_line_and_from_a_file(tmp_path):
     file.write_bytes(b'\xff\xfe\x00bird')
     with pytest.raises(UserError, match='UTF-8'):
         flags.read_sentences(None, str(file))
+
+
+def test_a_pipe_that_nobody_writes_to_is_refused_but_not_one_of_the_shell(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    for place in (tmp_path / 'pipe', '/dev/zero'):
+        for read in (lambda path: flags.read_sentences(None, path), config._load,
+                     lambda path: cub.read_lines(path, 'give another'), lambda path: _checksums(None, path)):
+            said = one_line(read, str(place))
+            assert said.startswith(f'{place}: ') and 'it is a pipe or a device, not a file' in said
+    reading, writing = os.pipe()
+    os.write(writing, b'a red bird')
+    os.close(writing)
+    assert flags.read_sentences(None, f'/dev/fd/{reading}') == ['a red bird']
+    os.close(reading)
 
 
 @pytest.mark.parametrize('args, expected', [([], True), (['--train'], True), (['--train', 'True'], True),

@@ -141,6 +141,7 @@ def test_a_sample_or_a_snapshot_that_does_not_fit_loses_nothing(dataset, straigh
     said = [line for line in log_of(tmp_path) if not line.startswith('epoch')]
     assert len(said) == 4 and said[0].startswith('netG_1.pth: disk full; the training goes on')
     assert said[1].startswith(f'{tmp_path}/samples/epoch_0001.png: cannot be written')
+    assert said[1].endswith('tries again after the next epoch; samples until then are lost')
     assert said[2:] == ['the snapshot can be written again', 'the sample can be written again']
 
 

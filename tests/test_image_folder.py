@@ -40,6 +40,18 @@ def test_folders_of_pictures(folder):
     assert [image.shape[-1] for image in image_folder(folder)[0]['right_images']] == [64, 128, 256]
 
 
+def test_links_are_followed_but_not_in_circles(folder, tmp_path):
+    class_folder = os.path.join(folder, '001.Auk')
+    for name in ('loop', 'again', 'deeper/up'):
+        os.symlink(class_folder, os.path.join(class_folder, name))
+    (tmp_path / 'elsewhere').mkdir()
+    Image.new('RGB', (30, 20), COLORS['002.Jay']).save(tmp_path / 'elsewhere' / 'c.PNG')
+    os.symlink(tmp_path / 'elsewhere', os.path.join(folder, '002.Jay', 'linked'))
+    found = [os.path.relpath(path, folder) for path, _ in image_folder(folder, **TINY).source.samples]
+    assert found == ['001.Auk/a.png', '001.Auk/deeper/b.png', '002.Jay/a.png', '002.Jay/deeper/b.png',
+                     '002.Jay/linked/c.PNG', '003.Owl/a.png', '003.Owl/deeper/b.png']
+
+
 def test_classes_to_keep(folder):
     dataset = image_folder(folder, ['003.Owl', '001.Auk'], **TINY)
     assert classes_of(dataset) == {'001.Auk': 2, '003.Owl': 2}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common import ranks, signals, training_run
-from common.errors import CannotWrite
+from common.errors import CannotWrite, run_command
 from common.locks import lock_file
 from tests.small_training import EPOCHS, make_dataset, new_model
 from tests.states import assert_same, everything
@@ -191,6 +191,22 @@ def stop_when(event):
         signals.to_main_thread(signal.SIGTERM)
 
     threading.Thread(target=stop, daemon=True).start()
+
+
+@pytest.mark.parametrize('number', STATUS)
+def test_a_training_that_has_saved_ends_with_the_status_of_its_signal(dataset, tmp_path, number):
+    model = new_model(dataset)
+    train_step = model.train_step
+
+    def stopped(batch):
+        if model.progress['step']:
+            signal.raise_signal(number)
+        return train_step(batch)
+
+    model.train_step = stopped
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: model.train(1, 1, str(tmp_path), verbose=False))
+    assert ended.value.code == STATUS[number] and (tmp_path / 'text2image.pt').exists()
 
 
 @pytest.mark.usefixtures('one_thread')

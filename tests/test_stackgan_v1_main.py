@@ -15,6 +15,7 @@ from common.flags import ROOT
 from stackgan_v1 import main
 from stackgan_v1.build_gan import load_generator
 from stackgan_v2.build_gan import make_networks as make_tree
+from tests import tiny
 from tests.commands import DATA, captions_of, files_below, newest, run_in
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -154,7 +155,7 @@ def test_a_signal_to_all_processes_is_for_the_main_one(folder, tmp_path):
             os.killpg(training.pid, signal.SIGTERM)
             break
     said, _ = training.communicate(timeout=60)
-    assert 'go on with: python' in said and 'Traceback' not in said and training.returncode == 130
+    assert 'go on with: python' in said and 'Traceback' not in said and training.returncode == 143
     assert (newest(tmp_path, 'tiny') / 'stackgan_v1.pt').exists()
 
 
@@ -301,6 +302,14 @@ def test_defaults_are_those_of_birds(call):
 
 # --- errors -----------------------------------------------------------------------------------------------------------
 
+def test_other_data_is_refused_before_its_photographs_are_decoded(stage1, call, tmp_path):
+    tiny.make(tmp_path / 'birds.hdf5')
+    said = call.error('--train', '--resume', stage1, '--epochs', '3', '--data_dir', tmp_path, '--dataset', 'birds')
+    assert f'{stage1}: was trained on other captions and pictures and embeddings than birds.hdf5 holds now' in said
+    assert 'train/index.json' in files_below(tmp_path / 'birds.cache')
+    assert not any('frames' in name for name in files_below(tmp_path / 'birds.cache'))
+
+
 def test_errors_say_what_to_do(folder, stage1, stage2, call, tmp_path):
     assert 'add --train False' in call.error('--text', 'a red bird')
     second = ['--train', '--stage', '2', *DATA, *TRAINING, '--out_dir', 'none']
@@ -310,6 +319,8 @@ def test_errors_say_what_to_do(folder, stage1, stage2, call, tmp_path):
     assert 'holds a Stage-II generator, but Stage-I is asked for' in call.error(*second, '--stage1', stage2)
     assert 'holds a Stage-I generator, but Stage-II is asked for' in call.error(*second, '--checkpoint', stage1)
     assert 'is a run of Stage-I; leave out --stage 2' in call.error(*second, '--resume', stage1)
+    said = call.error('--train', *DATA, *TRAINING, '--gf_dim', '16', '--out_dir', 'none', '--checkpoint', stage1)
+    assert 'does not fit Stage1Generator: ' in said and 'in a training the widths that it was trained with' in said
     assert 'has 5; leave it out' in call.error(*second, '--stage1', stage1, '--z_dim', '9')
     assert 'too narrow; give 4 or more' in call.error(*second, '--stage1', stage1, '--gf_dim', '3')
     assert 'data/birds/prepare.py --cub' in call.error('--train', '--data_dir', 'nowhere', '--out_dir', 'none')

@@ -10,7 +10,7 @@ from PIL import Image
 
 from common import run
 from common.errors import UserError
-from common.flags import choose_device
+from common.flags import ROOT, choose_device
 from common.sampling import _file_name
 from stackgan_v2 import main
 from tests import tiny
@@ -254,7 +254,12 @@ def test_errors_of_configuration_files_name_them(folder, call):
         error = call.error('--cfg', 'wrong.yml')
         assert error.startswith('error: wrong.yml: ') and message in error, text
     assert not (folder / 'sprung').exists()
-    assert 'no.yml: cannot be read' in call.error('--cfg', 'no.yml')
+    for place in ('no.yml', '.'):
+        said = call.error('--cfg', place)
+        assert said.startswith(f'error: {place}: cannot be read (')
+        assert said.endswith("; --cfg takes a YAML file, such as those in the section's folder cfg")
+    other = os.path.join(ROOT, 'stackgan_v1', 'cfg', 'birds_s2.yml')
+    assert call.error('--cfg', other).endswith(' (a file of another section has others)')
 
 
 def test_the_authors_file_is_accepted_as_it_is(folder, call):

@@ -90,7 +90,7 @@ def test_a_killed_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(folder, s
     wait_for_step(folder / 'killed', process)
     process.send_signal(signal.SIGTERM)
     killed = finish(process)
-    assert killed.status == 130 and killed.err == ''
+    assert killed.status == 143 and killed.err == ''
     assert '--cuda True, but PyTorch finds no CUDA device here: using the CPU' in killed.out
     step, command = re.search(r'^stopped after step (\d+); go on with: python (.*)$', killed.out, re.MULTILINE).groups()
     assert int(step) < EPOCHS * STEPS
@@ -198,5 +198,7 @@ def test_a_missing_or_wrong_encoder(folder, error, tmp_path):
     message = error(*draw, '--data_dir', tmp_path, '--dataset', 'tiny')
     assert f'{tmp_path}/tiny.encoder.pt: no sentence encoder' in message
     assert 'python char_cnn_rnn/main.py --train' in message and '--encoder FILE.t7' in message
-    assert 'no.t7: no sentence encoder' in error(*draw, *DATA, '--encoder', 'no.t7')
+    for wrong in ('no.t7', '.', os.devnull):
+        message = error(*draw, *DATA, '--encoder', wrong)
+        assert message.startswith(f'error: --encoder {wrong}: no sentence encoder there; give the encoder.pt of a run')
     assert 'holds no sentence encoder' in error(*draw, *DATA, '--encoder', draw[-1])

@@ -163,7 +163,8 @@ def test_color_accuracy_tells_body_from_wings(birds):
 
 
 @pytest.mark.parametrize('arguments, word', [(['--count', str(COUNT - 1), '--out', 'birds.hdf5'], '--count'),
-                                             (['--out', '.'], '--out')])
+                                             (['--out', '.'], '--out'), (['--count', 'x'], '--help lists the flags'),
+                                             (['--out', f'{__file__}/a/b.hdf5'], 'is a file, not a folder')])
 def test_bad_arguments_give_one_line(arguments, word, tmp_path):
     done = subprocess.run([sys.executable, SCRIPT, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0 and done.stdout == ''

@@ -13,6 +13,7 @@ from common import training_run
 from common.errors import UserError
 from common.pictures import real_over_generated
 from common.progress import new_progress
+from tests.errors import one_line
 from tests.small_training import EPOCHS, STEPS, make_dataset, new_model, train
 from tests.states import assert_same, everything
 from text2image.build_gan import Model
@@ -132,6 +133,47 @@ def test_training_can_be_called_again_after_a_failed_step(dataset):
     model.train_step = train_step
     model.train(1, verbose=False)
     assert len(losses) == 1 and (model.progress['epoch'], model.progress['step']) == (1, STEPS - 1)
+
+
+# --- data that can no longer be read ----------------------------------------------------------------------------------
+
+class Replaced:
+    """A loader whose data is replaced before the batch of this number, counted from the first epoch on."""
+
+    def __init__(self, loader, batch):
+        self.loader, self.left, self.batch_size = loader, batch, loader.batch_size
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        for batch in self.loader:  # which has drawn for a batch by the time it fails
+            if self.left == 0:
+                raise UserError('birds.hdf5: has changed; put it back')
+            self.left -= 1
+            yield batch
+
+
+@pytest.mark.parametrize('batch', [2, 3], ids=["an epoch's first batch", "an epoch's last batch"])
+def test_what_was_trained_before_the_data_was_replaced_is_saved(dataset, straight, tmp_path, batch):
+    model = new_model(dataset)
+    model.data_loader = Replaced(model.data_loader, batch)
+    said = one_line(model.train, EPOCHS, 1, str(tmp_path), False)
+    assert said.startswith(f'birds.hdf5: has changed; put it back; stopped after step {batch}, which is saved; go on ')
+    assert said.endswith(f'--train --resume {tmp_path}')
+    again = new_model(dataset, seed=9)
+    again.load_from(str(tmp_path), verbose=False)
+    losses = watch(again)
+    again.train(EPOCHS, 1, str(tmp_path), verbose=False)
+    assert losses == straight[0][batch:]
+    assert_same(everything(again), straight[1])
+
+
+def test_data_that_cannot_be_read_from_the_start_leaves_no_checkpoint(dataset, tmp_path):
+    model = new_model(dataset)
+    model.data_loader = Replaced(model.data_loader, 0)
+    assert one_line(model.train, 1, 1, str(tmp_path), False) == 'birds.hdf5: has changed; put it back'
+    assert not (tmp_path / 'text2image.pt').exists()
 
 
 # --- the run folder ---------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from PIL import Image
 from data import layout
 from data.cache import load_split
 from tests import tiny
-from tests.commands import newest, run_in
+from tests.commands import files_below, newest, run_in
 from word2vec import main
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -98,6 +98,9 @@ def test_errors_are_one_line(call, data, trained, tmp_path, folder):
     assert 'with a skipgram.pt in it yet' in call.error(*asked(tmp_path, '--query', 'red', '--model', 'skipgram'))
     assert 'add --loss negative' in call.error('--train', *data, *SMALL, '--negative', '3')
     assert 'too few' in call.error('--train', *data, *SMALL, '--min_count', '1000')
+    before = files_below(tmp_path)
+    assert 'leave out --sample' in call.error('--train', *data, *SMALL, '--sample', '1e-9')
+    assert files_below(tmp_path) == before
     assert 'no such' in call.error('--checkpoint', 'absent.pt', '--query', 'red')
     assert 'prepare.py' in call.error('--train', '--dataset', 'absent')
     assert call.error('--train', '--query', 'red').endswith('--query: has no effect with --train; add --train False')

@@ -15,6 +15,8 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
+import torch
+
 from common import flags, ranks, run
 from common.errors import UserError, run_command
 from data.cache import load_split
@@ -97,6 +99,9 @@ def train(options, device, resumed):
     model = Model(options.model, device, windows, vocabulary, options.vector_size, options.loss,
                   options.negative or NEGATIVE)
     model.create_optim(options.lr, options.optimizer)
+    if not resumed:
+        with torch.random.fork_rng(devices=[]):  # raises UserError where there is nothing to train on
+            next(iter(windows))
     data = {'file': os.path.basename(path), 'captions': split.fingerprint['captions']}  # all that it reads
     run_dir = resumed or run.new_run(options.out_dir, options.dataset, vars(options))
     run.lock(run_dir)

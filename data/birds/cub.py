@@ -13,6 +13,7 @@ from collections import Counter, namedtuple
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from common.errors import UserError
+from common.files import check_is_file
 from data import layout
 from data.pictures import opened
 
@@ -35,10 +36,11 @@ REMARKS = {  # about photographs that are used all the same
 def read_lines(path, advice):
     """The lines of a UTF-8 text file, whatever its line ends, without blank ones."""
     try:
+        check_is_file(path)
         with open(path, encoding='utf-8-sig') as file:
             return [line.strip() for line in file if line.strip()]
     except OSError as error:
-        raise UserError(f'{path}: cannot be read ({error.strerror}); {advice}') from error
+        raise UserError(f'{path}: cannot be read ({error.strerror or error}); {advice}') from error
     except UnicodeDecodeError as error:
         raise UserError(f'{path}: is not a UTF-8 text file; {advice}') from error
 
@@ -68,7 +70,7 @@ def read_numbered(path, advice):
     for pair in pairs:
         if len(pair) != 2:
             raise UserError(f'{path}: the line {pair[0][:60]!r} is not a number and a value; {advice}')
-    return pairs
+    return [(number.lstrip('0') or number, value) for number, value in pairs]  # 001 is 1
 
 
 def list_photographs(cub, text, split_of):
@@ -78,6 +80,8 @@ def list_photographs(cub, text, split_of):
     """
     advice = 'give --cub the folder CUB_200_2011 as published, with images.txt, bounding_boxes.txt and images/'
     pairs = read_numbered(os.path.join(cub, 'images.txt'), advice)
+    if not pairs:
+        raise UserError(f'{os.path.join(cub, "images.txt")}: is empty; {advice}')
     boxes_path = os.path.join(cub, 'bounding_boxes.txt')
     boxes = read_numbered(boxes_path, advice) if os.path.exists(boxes_path) else []
     for path, numbered in ((os.path.join(cub, 'images.txt'), pairs), (boxes_path, boxes)):

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-from common.errors import UserError, run_command
+from common.errors import OneLineParser, UserError, run_command
 from common.files import check_space
 from common.letters import LENGTH, unread
 from data import layout
@@ -36,7 +36,7 @@ SHOWN = 20  # letters that the encoder does not read
 
 def parse_args():
     """The command line; at most one source of embeddings."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = OneLineParser(description=__doc__.split('\n')[0])
     parser.add_argument('--cub', type=path, nargs='+', required=True, metavar='DIR',
                         help='folders that hold images.txt')
     parser.add_argument('--text', type=path, nargs='+', required=True, metavar='DIR',
@@ -179,7 +179,10 @@ def main():
         for path in strange:
             skip(skipped, path, 'images.txt must name a photograph as CLASS/NAME.jpg')
     chosen = [entry for entry in entries if entry.split]
-    if entries and not chosen and not any(lists.values()):
+    if entries and not chosen and any(lists.values()):
+        raise UserError(f'{", ".join(filter(None, lists.values()))}: lists no class of the data, such as '
+                        f'{entries[0].class_name}; write a class name a line, as folders in {args.cub[0]}/images have')
+    if entries and not chosen:
         raise UserError(f'{args.cub[0]}: its classes ({entries[0].class_name} is one) are none of the 200 of '
                         'CUB-200-2011; give lists of your own, a class name a line, with --train_classes FILE and '
                         '--test_classes FILE')

@@ -18,7 +18,6 @@ from common import signals
 if __name__ == '__main__':
     signals.end_at_once()  # while the imports take seconds
 
-import argparse
 import functools
 import io
 import itertools
@@ -34,7 +33,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from common.errors import UserError, run_command
+from common.errors import OneLineParser, UserError, run_command
 from common.files import check_space
 from data import layout
 from data.toy_birds.drawing import PALETTE, SCENES, draw, imagine, shapes
@@ -165,7 +164,7 @@ def prepare(out, count, seed):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', default=os.path.join(HERE, 'toy_birds.hdf5'),
                         help='HDF5 file, .hdf5 or .h5 (toy_birds.hdf5 beside this script)')
     parser.add_argument('--count', type=int, default=2000, help=f'birds to draw, at least {MIN_COUNT} (%(default)s)')
