@@ -20,7 +20,7 @@ demo: .venv/ready  ## make a data set of toy birds, train on it, generate images
 	$(PY) char_cnn_rnn/main.py --train --dataset toy_birds --image_encoder scratch --lr 0.0002 --epochs 28
 	$(PY) char_cnn_rnn/main.py --embed --dataset toy_birds
 	$(PY) text2image/main.py --train --dataset toy_birds --epochs 2 --batch_size 16 --lr 0.0005 --l2_coef 500
-	$(PY) benchmarks/color_accuracy.py
+	$(PY) evaluation/color_accuracy.py
 
 test: .venv/ready  ## run the tests, with short forms of chaos and fuzz
 	$(PY) -m pytest

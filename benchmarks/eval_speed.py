@@ -47,8 +47,8 @@ def main():
                               embeddings=torch.randn(options.count, 1024))
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        write_evaluation(options, dataset, lambda embed, seed: model.generate(embed, seed)[-1],
-                         os.path.join(folder, 'checkpoint'), 'evaluation')
+        write_evaluation(folder, dataset, lambda embed, seed: model.generate(embed, seed)[-1], options.batch_size,
+                         options.seed)
         seconds = time.perf_counter() - start
     print(f'{options.count} pictures on {device.type} and {os.cpu_count()} CPU cores: {seconds:.1f} s, '
           f'{options.count / seconds:.1f} pictures/s')

@@ -11,7 +11,7 @@ import shutil
 import torch
 
 from char_cnn_rnn.build_encoder import embed_captions, fingerprint, load_encoder
-from common import flags, run
+from common import run
 from common.errors import UserError
 from common.files import atomic_write
 from common.letters import LENGTH, unread
@@ -40,36 +40,38 @@ def describe(dataset):
                         'shown_embeddings': dataset.embeddings[places.to(dataset.embeddings.device)].cpu()}
 
 
-def read(options, sentences, checkpoint, data, device):
-    """The embeddings [N, 1024] of N sentences for the model in the file `checkpoint`, which was trained on `data`.
+def read(sentences, checkpoint, data, encoder_file, hdf5_file, device):
+    """Return the embeddings [N, 1024] of N sentences for the model in the file `checkpoint`, trained on `data`.
 
-    Says which encoder read them, and what of them it did not read. Raises UserError where no encoder is found, or only
-    others than that of `data`.
+    The encoder is the one in `encoder_file`, if that is not None, or one that `find_encoder` finds. Says which encoder
+    read them, and what of them it did not read. Raises UserError where no encoder is found, or only others than that of
+    `data`.
     """
-    file, encoder, is_known = find_encoder(options, checkpoint, data, device)
+    file, encoder, is_known = find_encoder(checkpoint, data, encoder_file, hdf5_file, device)
     if not is_known:
         print(f'{checkpoint}: does not say which encoder it was trained with; if {file} is another one, '
               'the images are not of these sentences')
     say_unread(sentences)
     embeddings = torch.from_numpy(embed_captions(encoder, sentences, verbose=False))
-    print(f'{checkpoint} draws, with the sentences read by {file}:')
+    print(f'{checkpoint} generates images of sentences read by {file}:')
     return embeddings
 
 
-def find_encoder(options, checkpoint, data, device='cpu'):
-    """(file, encoder, whether it is known to be the right one) for the model in the file `checkpoint`.
+def find_encoder(checkpoint, data, encoder_file, hdf5_file, device='cpu'):
+    """Return (file, encoder, whether it is known to be the right one) for the model in the file `checkpoint`.
 
-    It is `--encoder`, or the one kept with the run (`checkpoint` is in the run, or in its Model/), or that of the data
-    set. `data` is what the model was trained on. Raises UserError as `read` does.
+    It is the one in `encoder_file`, if that is not None, or the one kept with the run (`checkpoint` is in the run, or
+    in its Model/), or the one beside `hdf5_file`. `data` is what the model was trained on. Raises UserError as
+    `read` does.
     """
     beside = os.path.dirname(os.path.abspath(checkpoint))
     kept = [os.path.join(folder, run.ENCODER) for folder in (beside, os.path.dirname(beside))
             if os.path.isfile(os.path.join(folder, run.OPTIONS))]
-    places = [options.encoder] if options.encoder else [*kept, os.path.join(beside, run.ENCODER),
-                                                        layout.encoder_beside(flags.dataset_file(options))]
+    places = [encoder_file] if encoder_file else [*kept, os.path.join(beside, run.ENCODER),
+                                                  layout.encoder_beside(hdf5_file)]
     found = [place for place in dict.fromkeys(places) if os.path.isfile(place)]
-    if options.encoder and not found:
-        raise UserError(f'--encoder {options.encoder}: no sentence encoder there; give the encoder.pt of a run, the '
+    if encoder_file and not found:
+        raise UserError(f'--encoder {encoder_file}: no sentence encoder there; give the encoder.pt of a run, the '
                         'char_cnn_rnn.pt of a run of char_cnn_rnn/main.py, or the published FILE.t7')
     if not found:
         raise UserError(f'{places[-1]}: no sentence encoder; train one with: python char_cnn_rnn/main.py --train, then '

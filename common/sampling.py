@@ -1,4 +1,4 @@
-"""What a model draws, again and again the same, and as files."""
+"""Images that a model generates: reproducibly, in batches, and as files."""
 import contextlib
 import hashlib
 import os
@@ -10,23 +10,24 @@ from itertools import groupby
 import torch
 from tqdm import tqdm
 
-from common import memory, run
+from common import memory
 from common.files import atomic_write, explained
 from common.pictures import caption_sheet, grid, side_by_side, to_pil, to_pixels
 
-SHOWN = 64           # pictures on the sheet of a run that draws without sentences, and rows on one of several sizes
-ON_SHEET = 256       # pictures on a sheet with their sentences
+SHOWN = 64           # images on the sheet of those without sentences, and rows on one of several sizes
+ON_SHEET = 256       # images on a sheet with their sentences
 SHEET_COLUMNS = 8    # of that sheet
-AHEAD = 128          # pictures that wait to be written before drawing waits too
+AHEAD = 128          # images that wait to be written before generating waits, too
 COMPRESSION = 2      # of these: Pillow's 6 makes files a tenth smaller in three times the time
 LONGEST_NAME = 200   # bytes of a name out of a data file; disks take 255, with size, sentence and ending behind it
 EXAMPLE_COLUMNS = 5  # captions in a row of a photograph's grid
 
 
 def same_items(dataset, count):
-    """A batch of up to `count` items from all over a data set, always the same, without drawing for anybody else.
+    """Return a batch of up to `count` items from all over a data set, always the same ones.
 
-    What items draw comes from PyTorch's generator, and a resumed run must find that as one without samples does.
+    Random crops of items come from PyTorch's generator, whose state is as before afterwards: a run with samples must
+    compute what one without them does.
     """
     places = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long()
     with torch.random.fork_rng(devices=[]):
@@ -47,19 +48,18 @@ def reproducible(net, device, seed):
             net.train(was_training)
 
 
-def in_batches(generate, embeddings, options):
-    """Yield what `generate(embeddings, seed)` gives, lists of images [B, 3, S, S], of one batch after the other."""
-    for seed, part in enumerate(embeddings.split(options.batch_size), options.seed):
-        yield generate(part, seed)
+def in_batches(generate, embeddings, batch_size, seed):
+    """Yield what `generate(embeddings, seed)` returns, lists of images [B, 3, S, S], for one batch after the other."""
+    for number, part in enumerate(embeddings.split(batch_size)):
+        yield generate(part, seed + number)
 
 
-def write_pictures(options, kind, batches, captions, sizes=None):
-    """Every picture as a PNG and the first of them on a sheet, in a new folder; captions are printed beside the names.
+def write_pictures(folder, batches, captions, sizes=None):
+    """Write every image as a PNG into a folder, and the first of them on a sheet; print the captions with the names.
 
-    `batches` yields lists of images [B, 3, S, S] in [-1, 1], small to large, of which the largest are written as they
-    come. Where there are several sizes, the sheet named `sizes` has a row of them for each of the first sentences.
+    `batches` yields lists of images [B, 3, S, S] in [-1, 1], from small to large, of which the largest are written as
+    they come. With several sizes, the sheet named `sizes` has a row of them for each of the first sentences.
     """
-    folder = run.new_run(options.out_dir, kind, vars(options))
     with atomic_write(os.path.join(folder, 'captions.txt')) as file:
         file.write(''.join(f'{number:03d}.png\t{caption}\n' for number, caption in enumerate(captions, 1)).encode())
     on_sheet, rows = [], []
@@ -88,22 +88,22 @@ def write_pictures(options, kind, batches, captions, sizes=None):
 
 
 def save_sheet(picture, path):
-    """Write a PIL image as a PNG. Raises UserError where it cannot be written."""
+    """Write a PIL image as a PNG. Raises CannotWrite."""
     with atomic_write(path) as file:
         picture.save(file, 'PNG')
 
 
-def write_samples(options, count, draw):
-    """`count` pictures without sentences, as numbered PNGs and the first on one sheet, in a new folder.
+def write_samples(folder, generate, count, batch_size, seed):
+    """Write `count` images without sentences as numbered PNGs into a folder, and the first of them on a sheet.
 
-    `draw(size, seed)` gives a batch of pictures [size, 3, S, S] in [-1, 1].
+    `generate(size, seed)` returns a batch of images [size, 3, S, S] in [-1, 1].
     """
-    folder, shown = run.new_run(options.out_dir, 'sample', vars(options)), []
+    shown = []
 
     def pictures():
         number = 0
-        for seed, start in enumerate(range(0, count, options.batch_size), options.seed):
-            for image in to_pixels(draw(min(options.batch_size, count - start), seed)).cpu():
+        for number_of_batch, start in enumerate(range(0, count, batch_size)):
+            for image in to_pixels(generate(min(batch_size, count - start), seed + number_of_batch)).cpu():
                 number += 1
                 if number <= SHOWN:
                     shown.append(image)
@@ -111,61 +111,61 @@ def write_samples(options, count, draw):
 
     save_pictures(pictures(), count)
     save_sheet(to_pil(grid(torch.stack(shown), min(SHEET_COLUMNS, len(shown)))), os.path.join(folder, 'sheet.png'))
-    print(f'{count} pictures in {folder}, the first {len(shown)} on one sheet: '
+    print(f'{count} images in {folder}, the first {len(shown)} on one sheet: '
           f'{os.path.join(folder, "sheet.png")}')
 
 
-def write_strip(options, images, captions):
-    """Pictures [N, 3, S, S] in [-1, 1] side by side, from the first caption's to the last one's, in a new folder."""
-    strip = os.path.join(run.new_run(options.out_dir, 'interpolate', vars(options)), 'strip.png')
+def write_strip(folder, images, captions):
+    """Write images [N, 3, S, S] in [-1, 1] side by side into a folder, from the first caption's to the last one's."""
+    strip = os.path.join(folder, 'strip.png')
     save_sheet(to_pil(grid(images.cpu(), len(images))), strip)
     print(f'from "{captions[0]}" to "{captions[-1]}": {strip}')
 
 
-def write_evaluation(options, dataset, draw, checkpoint, count, example=False):
-    """A picture for every caption of `dataset` (`data.captioned_photographs`), as the authors' evaluation names them.
+def write_evaluation(folder, dataset, generate, batch_size, seed, example=False):
+    """Write an image for every caption of `dataset` (`data.captioned_photographs`), named as the authors name them.
 
-    They go to COUNT/single_samples/valid/CLASS/NAME_S_sentenceK.png beside the file `checkpoint`, S is their size in
-    pixels; with `example`, those of a photograph's captions are on one grid, COUNT/super/valid/CLASS/NAME_S.png.
-    `draw(embeddings, seed)` gives a batch of pictures [B, 3, S, S] in [-1, 1].
+    They go to FOLDER/single_samples/valid/CLASS/NAME_S_sentenceK.png, where S is their size in pixels; with `example`,
+    those of a photograph's captions are on one grid, FOLDER/super/valid/CLASS/NAME_S.png. `generate(embeddings, seed)`
+    returns a batch of images [B, 3, S, S] in [-1, 1].
     """
     memory.keep_what_is_freed()
-    print(f'{checkpoint} draws {len(dataset.captions)} captions of /{dataset.split}', flush=True)
-    folder = os.path.join(os.path.dirname(checkpoint), count, 'super' if example else 'single_samples', 'valid')
+    folder = os.path.join(folder, 'super' if example else 'single_samples', 'valid')
     if os.path.isdir(folder):
-        print(f'{folder}: is there already; its pictures are replaced')
-    drawn = _drawn(dataset, draw, options.batch_size, options.seed)
+        print(f'{folder}: exists; its images are replaced')
+    images = _of_captions(dataset, generate, batch_size, seed)
     if example:
-        save_pictures(_grids(dataset, drawn, folder), len(dataset.index.names))
+        save_pictures(_grids(dataset, images, folder), len(dataset.index.names))
     else:
-        save_pictures(_singles(dataset, drawn, folder), len(dataset.captions))
+        save_pictures(_singles(dataset, images, folder), len(dataset.captions))
     print(f'done: {folder}')
 
 
-def _drawn(dataset, draw, batch_size, seed):
-    """(number of the caption, picture as uint8) for all captions, those of a photograph one after the other."""
+def _of_captions(dataset, generate, batch_size, seed):
+    """Yield (number of the caption, image as uint8) for all captions, those of a photograph one after the other."""
     order = torch.argsort(dataset.photo_of, stable=True)
     for number, captions in enumerate(order.split(batch_size), seed):
-        images = draw(dataset.embeddings.index_select(0, captions), number)
+        images = generate(dataset.embeddings.index_select(0, captions), number)
         yield from zip(captions.tolist(), to_pixels(images).cpu())
 
 
-def _singles(dataset, drawn, folder):
-    for caption, image in drawn:
+def _singles(dataset, images, folder):
+    for caption, image in images:
         class_name, name, sentence = map(_file_name, dataset.index.sentence(caption))
         yield os.path.join(folder, class_name, f'{name}_{image.shape[-1]}_sentence{sentence}.png'), image
 
 
-def _grids(dataset, drawn, folder):
-    for _, group in groupby(drawn, lambda pair: dataset.index.photo_of[pair[0]]):
-        captions, images = zip(*group)
+def _grids(dataset, images, folder):
+    for _, group in groupby(images, lambda pair: dataset.index.photo_of[pair[0]]):
+        captions, of_photograph = zip(*group)
         class_name, name, _ = map(_file_name, dataset.index.sentence(captions[0]))
-        drawn_side_by_side = grid(torch.stack(images), min(EXAMPLE_COLUMNS, len(images)))
-        yield os.path.join(folder, class_name, f'{name}_{images[0].shape[-1]}.png'), drawn_side_by_side
+        side = of_photograph[0].shape[-1]
+        yield (os.path.join(folder, class_name, f'{name}_{side}.png'),
+               grid(torch.stack(of_photograph), min(EXAMPLE_COLUMNS, len(of_photograph))))
 
 
 def _file_name(text):
-    """A name out of a data file, with nothing in it that leads to another folder, and not too long for a disk."""
+    """Return a name from a data file with nothing in it that leads to another folder, and not too long for a disk."""
     text = text.encode('utf-8', 'replace').decode('utf-8')  # half a character, as of UTF-16, is none in a file's name
     name = re.sub(r'[\\/:*?"<>|\x00-\x1f]', '_', text).lstrip('.') or '_'
     if len(name.encode('utf-8')) <= LONGEST_NAME:
@@ -175,13 +175,13 @@ def _file_name(text):
 
 
 def save_pictures(pictures, total, quiet=False):
-    """Write PNGs in threads while the next are drawn: `pictures` yields (path, image as `to_pil` takes it).
+    """Write PNGs in threads while the next are generated: `pictures` yields (path, image as `to_pil` takes it).
 
-    With `quiet`, no progress is shown.
+    With `quiet`, no progress bar is shown.
     """
     waiting = deque()
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for path, image in tqdm(pictures, 'drawing', total, unit=' pictures', disable=quiet or None):
+        for path, image in tqdm(pictures, 'generating', total, unit=' images', disable=quiet or None):
             waiting.append(threads.submit(_save_picture, path, image))
             if len(waiting) > AHEAD:
                 waiting.popleft().result()

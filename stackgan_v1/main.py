@@ -138,7 +138,9 @@ def evaluate(options, device, resumed):
     model, file, epochs = load_generator(file, options.model, device, options.stage)
     dataset = CroppedDataset.held_out(flags.dataset_file(options))
     reading.check_embeddings(model.data, dataset, file)
-    write_evaluation(options, dataset, lambda embed, seed: model.generate(embed, seed)[-1], file, f'epoch{epochs}')
+    print(f'{file} generates images for {len(dataset.captions)} captions of /{dataset.split}', flush=True)
+    write_evaluation(os.path.join(os.path.dirname(file), f'epoch{epochs}'), dataset,
+                     lambda embed, seed: model.generate(embed, seed)[-1], options.batch_size, options.seed)
 
 
 def draw(options, device, resumed):
@@ -146,8 +148,10 @@ def draw(options, device, resumed):
     sentences = flags.read_sentences(options.text, options.text_file)
     file = run.checkpoint_file(options, resumed, of_dataset=False)
     model, file, _ = load_generator(file, options.model, device, options.stage)
-    embeddings = reading.read(options, sentences, file, model.data, device)
-    write_pictures(options, 'text', in_batches(model.generate, embeddings, options), sentences, sizes='stages.png')
+    embeddings = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options), device)
+    write_pictures(run.new_run(options.out_dir, 'text', vars(options)),
+                   in_batches(model.generate, embeddings, options.batch_size, options.seed), sentences,
+                   sizes='stages.png')
 
 
 if __name__ == '__main__':

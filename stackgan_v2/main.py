@@ -163,14 +163,18 @@ def evaluate(options, device, resumed):
     if not model.netG.conditional and options.example:
         raise UserError(f'--example: {file} was trained without text, so it has no captions to show beside each other')
     if not model.netG.conditional:
-        print(f'{file} draws:')
-        write_samples(options, options.count or COUNT, lambda size, seed: model.generate(seed=seed, count=size)[-1])
+        print(f'{file} generates images:')
+        write_samples(run.new_run(options.out_dir, 'sample', vars(options)),
+                      lambda size, seed: model.generate(seed=seed, count=size)[-1],
+                      options.count or COUNT, options.batch_size, options.seed)
         return
     if options.count:
         raise UserError(f'--count {options.count}: {file} reads sentences; without --count it draws all held-out ones')
     dataset = MultiscaleDataset.held_out(flags.dataset_file(options))
     reading.check_embeddings(model.data, dataset, file)
-    write_evaluation(options, dataset, lambda embed, seed: model.generate(embed, seed)[-1], file, f'iteration{steps}',
+    print(f'{file} generates images for {len(dataset.captions)} captions of /{dataset.split}', flush=True)
+    write_evaluation(os.path.join(os.path.dirname(file), f'iteration{steps}'), dataset,
+                     lambda embed, seed: model.generate(embed, seed)[-1], options.batch_size, options.seed,
                      options.example)
 
 
@@ -182,14 +186,15 @@ def draw(options, device, resumed):
     if not model.netG.conditional:
         raise UserError(f'{file}: was trained without text, so it reads no sentences; '
                         'leave them out to draw --count pictures')
-    embeddings = reading.read(options, sentences, file, model.data, device)
+    embeddings = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options), device)
     if options.interpolate:
         # One by one, so that all have the same noise and the same draw of the condition.
         between = [torch.lerp(*embeddings, weight)[None] for weight in torch.linspace(0, 1, STRIP)]
         images = [model.generate(embedding, options.seed)[-1] for embedding in between]
-        write_strip(options, torch.cat(images), sentences)
+        write_strip(run.new_run(options.out_dir, 'interpolate', vars(options)), torch.cat(images), sentences)
     else:
-        write_pictures(options, 'text', in_batches(model.generate, embeddings, options), sentences,
+        write_pictures(run.new_run(options.out_dir, 'text', vars(options)),
+                       in_batches(model.generate, embeddings, options.batch_size, options.seed), sentences,
                        sizes='branches.png')
 
 

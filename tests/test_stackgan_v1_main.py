@@ -193,7 +193,7 @@ def test_evaluation_writes_every_held_out_caption(folder, stage1, vivid, call, s
     where = ['--out_dir', 'out1'] if stage == 1 else ['--checkpoint', vivid]
     said = call('--train', 'False', *DATA, *where, '--batch_size', '4')  # of six captions
     drawn = run / 'epoch2' / 'single_samples' / 'valid'
-    assert 'draws 6 captions of /test' in said and f'done: {drawn}' in said
+    assert 'generates images for 6 captions of /test' in said and f'done: {drawn}' in said
     assert files_below(drawn) == sorted(f'{name}_{size}_sentence{k}.png' for name, k in captions_of(folder))
     pictures = set()
     for name in files_below(drawn):
@@ -208,7 +208,7 @@ def test_sentences_are_drawn_by_the_newest_run(folder, stage2, call):
     said = call('--train', 'False', '--out_dir', 'out2', '--text', 'a red bird', '--text', 'a crow',
                 '--text_file', 'sentences.txt')
     drawn = newest(folder / 'out2', 'text_')
-    assert f'{stage2}/stackgan_v1.pt draws, with the sentences read by {stage2}/encoder.pt' in said
+    assert f'{stage2}/stackgan_v1.pt generates images of sentences read by {stage2}/encoder.pt' in said
     assert '001.png  a red bird' in said and '003.png  un oiseau coloré' in said
     assert {'001.png', '002.png', '003.png', 'captions.txt', 'sheet.png', 'stages.png'} <= set(os.listdir(drawn))
     with Image.open(drawn / '003.png') as picture, Image.open(drawn / 'stages.png') as sheet:
@@ -222,7 +222,7 @@ def test_the_newest_run_of_a_stage_draws(stage1, stage2, call, tmp_path):
         os.utime(tmp_path / run.name / 'stackgan_v1.pt', (100 + age, 100 + age))
     for stage, run in (([], stage1), (['--stage', '1'], stage1), (['--stage', '2'], stage2)):
         said = call('--train', 'False', *stage, '--text', 'a crow', '--out_dir', tmp_path)
-        assert f'{tmp_path / run.name}/stackgan_v1.pt draws' in said
+        assert f'{tmp_path / run.name}/stackgan_v1.pt generates images' in said
     shutil.rmtree(tmp_path / stage2.name)
     assert 'no run of Stage-II with a' in call.error('--train', 'False', '--stage', '2', '--text', 'a crow',
                                                      '--out_dir', tmp_path)
@@ -242,7 +242,7 @@ def test_the_authors_checkpoint_draws(folder, stage1, call, tmp_path):
     torch.save(weights_of(stage1), tmp_path / 'netG_epoch_90.pth', _use_new_zipfile_serialization=False)
     said = call('--train', 'False', '--checkpoint', tmp_path / 'netG_epoch_90.pth', '--encoder', stage1 / 'encoder.pt',
                 '--text', 'a crow', '--out_dir', tmp_path)
-    assert f'{tmp_path}/netG_epoch_90.pth draws, with the sentences read by {stage1}/encoder.pt' in said
+    assert f'{tmp_path}/netG_epoch_90.pth generates images of sentences read by {stage1}/encoder.pt' in said
     drawn = newest(tmp_path, 'text_')
     assert sorted(os.listdir(drawn)) == ['001.png', 'captions.txt', 'options.json', 'sheet.png']
     call('--train', 'False', '--checkpoint', tmp_path / 'netG_epoch_90.pth', *DATA)

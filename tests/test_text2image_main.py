@@ -129,7 +129,7 @@ def assert_drawn(done, folder, captions):
 
 def test_evaluation_draws_held_out_captions(folder, straight):
     done = finish(start(folder, *DATA, '--train', 'False', '--out_dir', 'straight'))
-    assert (done.status, done.err) == (0, '') and 'draws captions of /test' in done.out
+    assert (done.status, done.err) == (0, '') and 'generates images for captions of /test' in done.out
     drawn, = runs_in(folder / 'straight', 'eval_')
     captions = re.findall(r'^  \d{3}\.png  (.*)$', done.out, re.MULTILINE)
     assert sorted(captions) == sorted(f'{caption}, {name}_0' for name in ('Wren', 'Lark') for caption in tiny.CAPTIONS)

@@ -13,6 +13,7 @@ from PIL import Image, ImageFilter
 
 from data import layout
 from data.toy_birds import drawing, prepare, sentences
+from evaluation.color_accuracy import color_accuracy
 
 COUNT = prepare.MIN_COUNT
 SCRIPT = os.path.abspath(prepare.__file__)
@@ -54,7 +55,7 @@ def accuracy(birds, blur=0, turn=0):
     """`color_accuracy` where each picture is said to show the bird `turn` further on."""
     asked = [bird for bird, _, _ in birds[turn:] + birds[:turn]]
     pictures = to_tensor([picture for _, picture, _ in birds], blur)
-    return prepare.color_accuracy(pictures, [bird.body for bird in asked], [bird.wings for bird in asked])
+    return color_accuracy(pictures, [bird.body for bird in asked], [bird.wings for bird in asked])
 
 
 def test_every_split_has_birds_and_every_bird_ten_captions(indices):
@@ -149,7 +150,7 @@ def test_color_accuracy_is_near_chance_where_pictures_ignore_the_colors():
     rng = random.Random(0)
     picture, _ = drawing.draw(drawing.imagine(rng, 'red', 'blue'), rng)
     asked = [prepare.colors_of(name) for name in prepare.CLASSES]
-    accuracies = prepare.color_accuracy(to_tensor([picture] * len(asked)), *zip(*asked))
+    accuracies = color_accuracy(to_tensor([picture] * len(asked)), *zip(*asked))
     assert accuracies == pytest.approx((1 / 6, 1 / 6))
 
 
@@ -159,7 +160,7 @@ def test_color_accuracy_is_low_with_wrong_colors(birds):
 
 def test_color_accuracy_tells_body_from_wings(birds):
     bodies, wings = [bird.body for bird, _, _ in birds], [bird.wings for bird, _, _ in birds]
-    assert prepare.color_accuracy(to_tensor([picture for _, picture, _ in birds]), wings, bodies) == (0, 0)
+    assert color_accuracy(to_tensor([picture for _, picture, _ in birds]), wings, bodies) == (0, 0)
 
 
 @pytest.mark.parametrize('arguments, word', [(['--count', str(COUNT - 1), '--out', 'birds.hdf5'], '--count'),

@@ -83,8 +83,8 @@ def evaluate(options, device, resumed):
     model = load_model(file, options, device, loader)
     reading.check_embeddings(model.data, dataset, file)
     images, captions = model.eval()
-    print(f'{file} draws captions of /{dataset.split}:')
-    write_pictures(options, 'eval', [[images]], captions)
+    print(f'{file} generates images for captions of /{dataset.split}:')
+    write_pictures(run.new_run(options.out_dir, 'eval', vars(options)), [[images]], captions)
 
 
 def draw(options, device, resumed):
@@ -92,9 +92,9 @@ def draw(options, device, resumed):
     sentences = flags.read_sentences(options.text, options.text_file)
     file = run.checkpoint_file(options, resumed, of_dataset=False)
     model = load_model(file, options, device)
-    embeddings = reading.read(options, sentences, file, model.data, device)
-    write_pictures(options, 'text', in_batches(lambda part, seed: [model.generate(part, seed)], embeddings, options),
-                   sentences)
+    embeddings = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options), device)
+    batches = in_batches(lambda part, seed: [model.generate(part, seed)], embeddings, options.batch_size, options.seed)
+    write_pictures(run.new_run(options.out_dir, 'text', vars(options)), batches, sentences)
 
 
 def make_model(options, device, data_loader=None):

@@ -1,11 +1,12 @@
-"""Draw birds and describe each in ten sentences: a data set that needs no download and says how well a model listens.
+"""Draw birds and describe each in ten sentences: a data set that needs no download.
 
     python data/toy_birds/prepare.py [--out FILE] [--count 2000] [--seed 1]
 
-A bird's class is its body colour and its wing colour (`red_body_blue_wings`). The two differ: a wing of the body's
-colour is neither seen nor measured apart from the body. Of the 30 classes, the 4 that join black and white or yellow
-and blue are only in /test: no model has seen them, though each colour is in /train with other partners. /valid holds a
-tenth of the pictures of the training classes. `color_accuracy` says how often a picture shows the colours asked for.
+A bird's class is its body color and its wing color (`red_body_blue_wings`). The two differ: a wing of the body's color
+cannot be told from the body. Of the 30 classes, the 4 that join black and white or yellow and blue are only in /test:
+no model has seen them, though each color is in /train with other partners. /valid holds a
+tenth of the images of the training classes. `evaluation/color_accuracy.py` measures how often an image that a model
+generates has the colors asked for.
 """
 import os
 import sys
@@ -29,14 +30,12 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-import numpy as np
-from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from common.errors import OneLineParser, UserError, run_command
 from common.files import check_space
 from data import layout
-from data.toy_birds.drawing import PALETTE, SCENES, draw, imagine, shapes
+from data.toy_birds.drawing import PALETTE, draw, imagine
 from data.toy_birds.sentences import describe
 
 CLASSES = [f'{body}_body_{wings}_wings' for body in PALETTE for wings in PALETTE if body != wings]
@@ -52,65 +51,6 @@ def colors_of(class_name):
     """`red_body_blue_wings` -> ('red', 'blue')."""
     body, _, wings, _ = class_name.split('_')
     return body, wings
-
-
-def color_accuracy(images, body_colors, wing_colors):
-    """The shares of pictures whose body and whose wings have the colour asked for: (0..1, 0..1).
-
-    `images` is float [B, 3, 64, 64] in [-1, 1] (or any side that 32 divides), the colours are B names each (see
-    `colors_of`). Pictures that ignore the colours asked for score about 1/6.
-    """
-    guesses = [guess_colors(image) for image in images.detach().cpu().float().numpy()]
-    hits = [(body == asked_body, wings == asked_wings)
-            for (body, wings), asked_body, asked_wings in zip(guesses, body_colors, wing_colors, strict=True)]
-    return tuple(float(share) for share in np.mean(hits, 0))
-
-
-def guess_colors(image):
-    """The likeliest (body, wings) of a picture, float [3, 64, 64] in [-1, 1].
-
-    A pixel shows background, body or wing, as often as the drawings of a pose do at its place, in one of that part's
-    colours, blurred and a bit off. So every pose and pair of colours has a likelihood, the product over the pixels.
-    """
-    pixels = image.reshape(3, 32, image.shape[1] // 32, 32, -1).mean((2, 4)).reshape(3, -1).T * 127.5 + 127.5
-    rest, body, wings = pose_masks()
-    colors = likelihood(pixels, list(PALETTE.values()))
-    scene = likelihood(pixels, [tone for tones in SCENES.values() for tone in tones]).max(0)
-    body, wings = body[:, None] * colors, wings[:, None] * colors
-    # The constant pays for what is neither: beak, eye, crown, belly.
-    pixel = (rest * scene + .02)[:, None, None] + body[:, :, None] + wings[:, None]
-    score = np.log(pixel).sum(-1).max(0)
-    np.fill_diagonal(score, -np.inf)
-    names = list(PALETTE)
-    best = np.unravel_index(score.argmax(), score.shape)
-    return names[best[0]], names[best[1]]
-
-
-def likelihood(pixels, colors, spread=40):
-    """[N, 3] and C colours, both 0..255 -> [C, N]: 1 where they are equal, falling with the distance."""
-    distance = ((pixels - np.array(colors, np.float32)[:, None]) ** 2).sum(-1)
-    return np.exp(-distance / (2 * spread ** 2))
-
-
-@functools.lru_cache(maxsize=1)
-def pose_masks(samples=40):
-    """How often background, body and wing are at a place: float32 [3, 4 poses, 32 * 32]."""
-    rng, poses = random.Random(0), []
-    for facing in (1, -1):
-        for raised in (True, False):
-            labels = [label_map(imagine(rng, 'red', 'blue', facing=facing, raised=raised)) for _ in range(samples)]
-            poses.append([np.mean(np.equal(labels, part), 0) for part in range(3)])
-    return np.array(poses, np.float32).swapaxes(0, 1)
-
-
-def label_map(bird):
-    """[32 * 32]: 0 background, 1 body, 2 wing or tail."""
-    mask = Image.new('L', (32, 32))
-    parts = shapes(bird)
-    for part in ('far wing', 'tail', 'body', 'wing'):
-        if part in parts:
-            ImageDraw.Draw(mask).polygon([tuple(point) for point in 32 * parts[part]], fill=1 if part == 'body' else 2)
-    return np.asarray(mask).ravel()
 
 
 def make(number, seed):

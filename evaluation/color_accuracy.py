@@ -1,0 +1,135 @@
+"""Measure how well text2image generates toy birds with pairs of colors that it was never trained on together.
+
+    python evaluation/color_accuracy.py [--checkpoint FILE] [--count 500]
+
+Generates images for sentences of /test, whose body and wing colors occur in /train only with other partners, with the
+newest run of text2image on toy_birds, and measures their colors. The last two lines are for shuffled colors: chance.
+"""
+import os
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from common import signals
+
+if __name__ == '__main__':
+    signals.end_at_once()  # while the imports take seconds
+
+import argparse
+import functools
+import random
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from char_cnn_rnn import reading
+from common import flags, run
+from common.errors import UserError, run_command
+from common.sampling import write_pictures
+from data.toy_birds.drawing import PALETTE, SCENES, imagine, shapes
+from data.toy_birds.prepare import CLASSES, colors_of
+from data.txt2image_dataset import Text2ImageDataset
+from text2image.build_gan import Model
+
+BATCH = 100  # images generated at once
+SHOWN = 32   # of them on the sheet
+
+
+def main():
+    """Generate images, write a sheet of some of them, and print the four accuracies."""
+    parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data_dir', type=flags.path, default=os.path.join(ROOT, 'data', 'toy_birds'), metavar='DIR',
+                        help='folder of toy_birds.hdf5 (default: data/toy_birds)')
+    parser.add_argument('--out_dir', type=flags.path, default=os.path.join(ROOT, 'text2image', 'output'), metavar='DIR',
+                        help='folder of the runs (default: text2image/output)')
+    parser.add_argument('--checkpoint', type=flags.path, metavar='FILE',
+                        help='checkpoint to measure (default: of the newest run on toy_birds)')
+    parser.add_argument('--count', type=flags.positive(int), default=500, help='number of sentences (default: 500)')
+    options = parser.parse_args()
+    dataset = Text2ImageDataset(os.path.join(options.data_dir, 'toy_birds.hdf5'), split=2).require_embeddings()
+    if unknown := set(dataset.classes) - set(CLASSES):
+        raise UserError(f'{dataset.file}: {min(unknown)} is no class of toy birds; make the file with: '
+                        'python data/toy_birds/prepare.py')
+    file = options.checkpoint or os.path.join(
+        run.find_run(options.out_dir, 'text2image.pt', dataset='toy_birds'), 'text2image.pt')
+    model = Model('text2image', flags.choose_device(torch.cuda.is_available()), None, 3, 0, 0)
+    model.load_from(file, verbose=False)
+    reading.check_embeddings(model.data, dataset, file)
+
+    captions = torch.linspace(0, len(dataset) - 1, min(options.count, len(dataset))).long()
+    parts = dataset.embeddings[captions].split(BATCH)
+    images = torch.cat([model.generate(part, seed).cpu() for seed, part in enumerate(parts)])
+    colors = [colors_of(dataset.classes[photo]) for photo in dataset.photo_of[captions].tolist()]
+    shuffled = [colors[i] for i in torch.randperm(len(colors), generator=torch.Generator().manual_seed(0)).tolist()]
+    some = torch.linspace(0, len(images) - 1, min(SHOWN, len(images))).long()
+    write_pictures(run.new_run(options.out_dir, 'color_accuracy', vars(options)), [[images[some]]],
+                   [dataset.captions[i] for i in captions[some].tolist()])
+    print(f'{file}: {len(images)} images for sentences with colors never trained on together')
+    for what, pairs in (('asked for', colors), ('shuffled', shuffled)):
+        for part, accuracy in zip(('body', 'wings'), color_accuracy(images, *map(list, zip(*pairs)))):
+            print(f'  {part:5} has the color {what}: {accuracy:.3f}')
+
+
+def color_accuracy(images, body_colors, wing_colors):
+    """The shares of pictures whose body and whose wings have the color asked for: (0..1, 0..1).
+
+    `images` is float [B, 3, 64, 64] in [-1, 1] (or any side that 32 divides), the colors are B names each (see
+    `colors_of`). Pictures that ignore the colors asked for score about 1/6.
+    """
+    guesses = [guess_colors(image) for image in images.detach().cpu().float().numpy()]
+    hits = [(body == asked_body, wings == asked_wings)
+            for (body, wings), asked_body, asked_wings in zip(guesses, body_colors, wing_colors, strict=True)]
+    return tuple(float(share) for share in np.mean(hits, 0))
+
+
+def guess_colors(image):
+    """The likeliest (body, wings) of a picture, float [3, 64, 64] in [-1, 1].
+
+    A pixel shows background, body or wing, as often as the drawings of a pose do at its place, in one of that part's
+    colors, blurred and a bit off. So every pose and pair of colors has a likelihood, the product over the pixels.
+    """
+    pixels = image.reshape(3, 32, image.shape[1] // 32, 32, -1).mean((2, 4)).reshape(3, -1).T * 127.5 + 127.5
+    rest, body, wings = pose_masks()
+    colors = likelihood(pixels, list(PALETTE.values()))
+    scene = likelihood(pixels, [tone for tones in SCENES.values() for tone in tones]).max(0)
+    body, wings = body[:, None] * colors, wings[:, None] * colors
+    # The constant pays for what is neither: beak, eye, crown, belly.
+    pixel = (rest * scene + .02)[:, None, None] + body[:, :, None] + wings[:, None]
+    score = np.log(pixel).sum(-1).max(0)
+    np.fill_diagonal(score, -np.inf)
+    names = list(PALETTE)
+    best = np.unravel_index(score.argmax(), score.shape)
+    return names[best[0]], names[best[1]]
+
+
+def likelihood(pixels, colors, spread=40):
+    """[N, 3] and C colors, both 0..255 -> [C, N]: 1 where they are equal, falling with the distance."""
+    distance = ((pixels - np.array(colors, np.float32)[:, None]) ** 2).sum(-1)
+    return np.exp(-distance / (2 * spread ** 2))
+
+
+@functools.lru_cache(maxsize=1)
+def pose_masks(samples=40):
+    """How often background, body and wing are at a place: float32 [3, 4 poses, 32 * 32]."""
+    rng, poses = random.Random(0), []
+    for facing in (1, -1):
+        for raised in (True, False):
+            labels = [label_map(imagine(rng, 'red', 'blue', facing=facing, raised=raised)) for _ in range(samples)]
+            poses.append([np.mean(np.equal(labels, part), 0) for part in range(3)])
+    return np.array(poses, np.float32).swapaxes(0, 1)
+
+
+def label_map(bird):
+    """[32 * 32]: 0 background, 1 body, 2 wing or tail."""
+    mask = Image.new('L', (32, 32))
+    parts = shapes(bird)
+    for part in ('far wing', 'tail', 'body', 'wing'):
+        if part in parts:
+            ImageDraw.Draw(mask).polygon([tuple(point) for point in 32 * parts[part]], fill=1 if part == 'body' else 2)
+    return np.asarray(mask).ravel()
+
+
+if __name__ == '__main__':
+    run_command(main)
