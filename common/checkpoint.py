@@ -1,6 +1,7 @@
 """Checkpoint files: written whole or not at all, and read without running any code of theirs."""
 import contextlib
 import glob
+import itertools
 import os
 import re
 import shutil
@@ -215,11 +216,11 @@ def load_model(model, parts, contents, path, paths=None):
     is_training = bool(optimizers) and any(name in contents for name in optimizers)
     options, data = checked_notes(contents, path)
     progress = checked_progress(contents, path) if is_training else model.progress
-    load_all([(part, state, (paths or {}).get(name, [path] * (i + 1))[i])
-              for name in networks if name in contents
-              for i, (part, state) in enumerate(_pairs(networks[name], contents[name], f'{path}: its {name}'))],
-             [(part, state, f'{path}: its {name}') for name in optimizers if is_training
-              for part, state in _pairs(optimizers[name], contents.get(name), f'{path}: its {name}')])
+    fitting = [(network, state, file) for name, part in networks.items() if name in contents
+               for network, state, file in _triples(part, contents[name], f'{path}: its {name}',
+                                                    [*(paths or {}).get(name, []), path])]
+    load_all(fitting, [one for name, part in optimizers.items() if is_training
+                       for one in _triples(part, contents.get(name), f'{path}: its {name}')])
     model.options, model.data, model.progress = options, data, progress
 
 
@@ -227,13 +228,16 @@ def _is_optimizer(part):
     return isinstance(part[0] if isinstance(part, list) else part, torch.optim.Optimizer)
 
 
-def _pairs(part, state, where):
-    """[(module or optimizer, its state dict)]. Raises UserError where there are not as many of both."""
+def _triples(part, state, where, files=()):
+    """Return [(module or optimizer, its state dict, the file or what it is)]; the last of `files` is also of the rest.
+
+    Raises UserError where there are not as many states as there should be.
+    """
     if not isinstance(part, list):
-        return [(part, state)]
+        part, state = [part], [state]
     if not isinstance(state, list) or len(state) != len(part):
         raise UserError(f'{where} is no list of {len(part)} state dicts')
-    return list(zip(part, state))
+    return list(itertools.zip_longest(part, state, files[:len(part)], fillvalue=files[-1] if files else where))
 
 
 def find(path, name):

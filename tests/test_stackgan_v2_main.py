@@ -213,7 +213,7 @@ def test_folders_without_text_train_and_draw(folder, call, tmp_path):
     assert (options['conditional'], options['dataset'], options['classes']) == (False, 'pets', ['cats', 'dogs'])
     said = call('--train', 'False', '--out_dir', tmp_path / 'out', '--count', '5', '--batch_size', '2')
     drawn = newest(tmp_path / 'out', 'sample_')
-    assert '5 pictures in ' in said
+    assert '5 images in ' in said
     assert sorted(os.listdir(drawn)) == [*(f'0000{k}.png' for k in range(1, 6)), 'options.json', 'sheet.png']
     with Image.open(drawn / '00005.png') as last, Image.open(drawn / '00001.png') as first:
         assert last.size == (128, 128) and first.tobytes() != last.tobytes()
