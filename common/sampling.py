@@ -10,7 +10,7 @@ from itertools import groupby
 import torch
 from tqdm import tqdm
 
-from common import memory, run
+from common import run
 from common.files import atomic_write, explained
 from common.pictures import caption_sheet, grid, side_by_side, to_pil, to_pixels
 
@@ -129,7 +129,6 @@ def write_evaluation(options, dataset, draw, checkpoint, count, example=False):
     pixels; with `example`, those of a photograph's captions are on one grid, COUNT/super/valid/CLASS/NAME_S.png.
     `draw(embeddings, seed)` gives a batch of pictures [B, 3, S, S] in [-1, 1].
     """
-    memory.keep_what_is_freed()
     print(f'{checkpoint} draws {len(dataset.captions)} captions of /{dataset.split}', flush=True)
     folder = os.path.join(os.path.dirname(checkpoint), count, 'super' if example else 'single_samples', 'valid')
     if os.path.isdir(folder):

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from common import checkpoint
-from common.convolutions import make_fast
 from common.errors import UserError
 from common.loop import train_loop
 from common.pictures import side_by_side
@@ -45,7 +44,7 @@ def make_networks(stage1=None, gf_dim=128, df_dim=64, z_dim=100, text_dim=1024, 
         for part in net.children():
             if part is not stage1:
                 part.apply(init_weights)
-        make_fast(net.to(device), device)
+        net.to(device)
     return nets
 
 
@@ -226,7 +225,7 @@ def load_generator(path, name, device='cpu', stage=None):
     file = checkpoint.find(path, name)
     contents = checkpoint.load(file, mapped=True)
     weights = checkpoint.without_module(contents.get('netG', contents), file)
-    netG = make_fast(checkpoint.build(lambda: generator_of(weights, file), weights, file), device)
+    netG = checkpoint.build(lambda: generator_of(weights, file), weights, file)
     is_of = 2 if isinstance(netG, Stage2Generator) else 1
     if stage not in (None, is_of):
         raise UserError(f'{file}: holds a Stage-{"I" * is_of} generator, but Stage-{"I" * stage} is asked for here')

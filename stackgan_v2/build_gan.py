@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from common import checkpoint
-from common.convolutions import make_fast
 from common.errors import UserError
 from common.loop import train_loop
 from common.pictures import side_by_side
@@ -38,7 +37,7 @@ def make_networks(branches=3, gf_dim=64, df_dim=64, z_dim=100, text_dim=1024, em
     netG = Generator(branches, gf_dim, z_dim, text_dim, embedding_dim, residuals, conditional)
     netsD = [Discriminator(BASE_SIZE << branch, df_dim, embedding_dim, conditional) for branch in range(branches)]
     for net in (netG, *netsD):
-        make_fast(net.to(device).apply(init_weights), device)
+        net.to(device).apply(init_weights)
     return netG, netsD
 
 
@@ -319,7 +318,7 @@ def load_generator(path, name, device='cpu'):
     contents = checkpoint.load(file, mapped=True)
     weights = contents.get('netG', contents)
     shape = shape_of(weights, file)
-    netG = make_fast(checkpoint.build(lambda: Generator(**shape), weights, file), device)
+    netG = checkpoint.build(lambda: Generator(**shape), weights, file)
     model = Model(name, device, None, netG, [])
     model._take(contents, file)
     return model, file, checkpoint.count_in(contents, file, 'step')

@@ -34,9 +34,8 @@ class Model:
     def __init__(self, name, device, data_loader, channels, l1_coef, l2_coef, cls_coef=0.0, int_coef=0.0):
         self.name, self.device, self.data_loader, self.channels = name, torch.device(device), data_loader, channels
         self.l1_coef, self.l2_coef, self.cls_coef, self.int_coef = l1_coef, l2_coef, cls_coef, int_coef
-        # Channels last: the memory order in which such convolutions are fastest, on CPUs too.
-        self.netG = Generator(channels).apply(init_weights).to(self.device, memory_format=torch.channels_last)
-        self.netD = Discriminator(channels).apply(init_weights).to(self.device, memory_format=torch.channels_last)
+        self.netG = Generator(channels).apply(init_weights).to(self.device)
+        self.netD = Discriminator(channels).apply(init_weights).to(self.device)
         self.loss_adv, self.loss_l1, self.loss_l2 = nn.BCELoss(), nn.L1Loss(), nn.MSELoss()
         self.optim_G = self.optim_D = None
         self.progress = new_progress()
