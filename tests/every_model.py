@@ -71,7 +71,20 @@ GANS = list(NEW)[:5]
 def new(name, device):
     """Return (a Model with the same first weights on every device, a batch on the CPU)."""
     torch.manual_seed(1)
-    return NEW[name](device)
+    model, batch = NEW[name]('cpu')
+    if torch.device(device).type == 'cpu':
+        return model, batch
+    other, _ = NEW[name](device)  # some draw their first weights on the device
+    if torch.device(device).type != 'meta':
+        for net, of_cpu in zip(nets_of(other), nets_of(model), strict=True):
+            net.load_state_dict(of_cpu.state_dict())
+    return other, batch
+
+
+def nets_of(model):
+    """Return all networks of a Model, in the order of its attributes."""
+    values = [one for value in vars(model).values() for one in (value if isinstance(value, list) else [value])]
+    return [one for one in values if isinstance(one, torch.nn.Module)]
 
 
 def parts_of(model):

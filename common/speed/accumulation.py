@@ -50,12 +50,13 @@ def recompute(net):
 def in_parts(forward, count):
     """Return `forward` with its inputs [B, ...], or None, cut into up to `count` parts, and with its results joined.
 
-    The gradients of the parts add up to that of the batch, but a batch norm has the statistics of a part.
+    A result is a tensor, or a list or tuple of tensors. The gradients of the parts add up to that of the batch, but a
+    batch norm has the statistics of a part.
     """
     @functools.wraps(forward)
     def call(*inputs):
         results = [forward(*part) for part in zip(*(tensor.chunk(count) for tensor in inputs if tensor is not None))]
-        if isinstance(results[0], list):
-            return [torch.cat(parts) for parts in zip(*results)]
-        return torch.cat(results)
+        if torch.is_tensor(results[0]):
+            return torch.cat(results)
+        return type(results[0])(torch.cat(parts) for parts in zip(*results))
     return call
