@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from common.convolutions import DoubledConv, ProductConv, UpsampleLater
 from data.multiscale_dataset import DRAWS, crop, crop_box, frame
 
 WORKERS = 8
@@ -146,10 +145,6 @@ def stackgan_step(model, batch):
 def slow_down(model, nets):
     """Let a new model of ours compute as the scripts' do."""
     for net in nets:
-        net.to(memory_format=torch.contiguous_format)
-        for layer in net.modules():
-            if isinstance(layer, (UpsampleLater, DoubledConv, ProductConv)):
-                layer.__class__ = layer.__class__.__base__
         net.requires_grad_ = lambda flag, net=net: net  # the generator's loss also goes to the discriminators' weights
     for value in vars(model).values():
         for optimiser in value if isinstance(value, list) else [value]:

@@ -22,8 +22,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from benchmarks.train_speed import peak_memory
-from common import flags, memory
+from common import flags
 from common.errors import run_command
+from common.speed import allocator
 from data import layout
 from data.txt2image_dataset import Text2ImageDataset
 
@@ -38,7 +39,7 @@ def main():
     parser.add_argument('--count', type=flags.positive(int), help='make a file of so many items instead')
     options = parser.parse_args()
     torch.set_num_threads(1)
-    memory.keep_what_is_freed()  # as main.py does on a CPU
+    allocator.keep_freed_memory()  # as main.py does on a CPU
     with tempfile.TemporaryDirectory() as folder:
         if options.count:
             options.file = os.path.join(folder, 'items.hdf5')

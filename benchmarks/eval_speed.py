@@ -17,7 +17,7 @@ sys.path.insert(0, ROOT)
 
 import torch
 
-from common import flags
+from common import flags, speed
 from common.errors import run_command
 from common.sampling import write_evaluation
 from stackgan_v2.build_gan import Model, load_generator, make_networks
@@ -41,6 +41,7 @@ def main():
     else:
         netG, _ = make_networks(device=device)
         model = Model('stackgan_v2', device, None, netG, [])
+    speed.prepare_evaluation(model.netG, device)
     photo_of = torch.arange(options.count) // CAPTIONS
     index = SimpleNamespace(sentence=lambda i: ('class', f'photograph_{i // CAPTIONS}', str(i % CAPTIONS)))
     dataset = SimpleNamespace(captions=range(options.count), split='test', photo_of=photo_of, index=index,

@@ -24,8 +24,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from char_cnn_rnn.image_encoder import SIZE, pretrained
-from common import flags, precision
+from common import flags, speed
 from common.errors import UserError, run_command
+from common.speed import precision
 from data.txt2image_dataset import Text2ImageDataset
 from text2image.build_gan import Model
 
@@ -73,11 +74,11 @@ def train(name, seed, dataset, options, device):
     torch.manual_seed(seed)
     batches = DataLoader(dataset, options.batch_size, shuffle=True, collate_fn=dataset.collate, drop_last=True)
     model = Model('quality', device, None, 3, l1_coef=50, l2_coef=100)
-    nets = [net.train() for net in (model.netG, model.netD)]
-    precision.compute_in(name, device, *nets)
-    model.create_optim(options.lr)
     imitated = name == 'bf16' and not precision.has_bf16(device)
     with RoundedProducts() if imitated else contextlib.nullcontext():
+        speed.prepare(model.netG.train(), [model.netD.train()], device=device, precision=name, compile=False,
+                      batch_size=options.batch_size)
+        model.create_optim(options.lr)
         for batch, _ in zip(endless(batches), tqdm(range(options.steps), name, leave=False, disable=None)):
             model.train_step(batch)
     drawing = Model('quality', device, None, 3, l1_coef=0, l2_coef=0)

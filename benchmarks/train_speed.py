@@ -26,8 +26,10 @@ import stackgan_v1.build_gan
 import stackgan_v2.build_gan
 import text2image.build_gan
 from benchmarks import chapter_way
-from common import compiled, computing, flags, precision
+from common import flags, speed
 from common.errors import UserError, run_command
+from common.speed.compiling import can_compile
+from common.speed.precision import choose_precision
 from data.cropped_dataset import CroppedDataset
 from data.multiscale_dataset import MultiscaleDataset, shuffled_batches, sizes_of
 from data.txt2image_dataset import Text2ImageDataset
@@ -72,10 +74,10 @@ def ways(device, accumulate):
     found = [CHAPTER, 'fp32']
     for asked in ('tf32', 'bf16'):
         try:
-            found.append(precision.choose(asked, device))
+            found.append(choose_precision(asked, device))
         except UserError:
             pass
-    return found + [COMPILED] * (accumulate == 1 and compiled.choose('auto', device))
+    return found + [COMPILED] * (accumulate == 1 and can_compile('auto', device))
 
 
 def show(options, runs):
@@ -90,7 +92,7 @@ def show(options, runs):
         runs[way].append(json.loads(done.stdout.splitlines()[-1]))
     medians = {way: {name: float(np.median([run[name] for run in of_way])) for name in of_way[0]}
                for way, of_way in runs.items()}
-    auto = COMPILED if COMPILED in runs else precision.choose('auto', torch.device(options.device))
+    auto = COMPILED if COMPILED in runs else choose_precision('auto', torch.device(options.device))
     print(f'{options.chapter}, batch {options.batch_size}, {options.device}, {torch.get_num_threads()} threads, '
           f'PyTorch {torch.__version__}, median of {options.repeats} runs of at least {options.steps} steps and '
           f'{options.seconds:g} s' + f', --accumulate {options.accumulate}' * (options.accumulate > 1), end='\n\n')
@@ -120,10 +122,9 @@ def prepare(options):
     if options.way == CHAPTER:
         chapter_way.slow_down(model, nets)
         return batches, lambda batch: chapters_step(model, batch)
-    how = argparse.Namespace(precision='auto' if options.way == COMPILED else options.way,
-                             compile=options.way == COMPILED, accumulate=options.accumulate,
-                             batch_size=options.batch_size)
-    computing.prepare(how, device, model.netG, netsD, heads)
+    speed.prepare(model.netG, netsD, heads, device=device,
+                  precision='auto' if options.way == COMPILED else options.way, compile=options.way == COMPILED,
+                  accumulate=options.accumulate, batch_size=options.batch_size)
     return batches, model.train_step
 
 

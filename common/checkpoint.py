@@ -160,7 +160,7 @@ def load_all(networks, optimizers=()):
 def _load_optimizer(optimizer, state_dict):
     """Load an optimizer's state dict, with what it keeps of a parameter in the memory order of that parameter.
 
-    Fused Adam takes the order for granted, and the machine that wrote the state may have another (`make_fast`).
+    Fused Adam takes the order for granted, and the machine that wrote the state may have another (`common.speed`).
     """
     optimizer.load_state_dict(state_dict)
     for parameter, state in optimizer.state.items():

@@ -12,7 +12,7 @@ from common import ranks
 from common.checkpoint import KEEP
 from common.errors import OneLineParser, UserError
 from common.files import check_is_file
-from common.precision import add_precision_flag
+from common.speed.precision import PRECISIONS
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -326,3 +326,19 @@ def read_sentences(texts, text_file, flag='--text'):
     if not sentences:
         raise UserError(f'{text_file or flag}: no sentence in it; write one, as in {flag} "a small red bird"')
     return sentences
+
+
+def add_precision_flag(parser):
+    """Add `--precision`, one of `common.speed.precision.PRECISIONS`."""
+    parser.add_argument('--precision', choices=PRECISIONS, default='auto', modes=TRAINING,
+                        help='train in fp32, tf32 or bf16; auto: bf16 where the hardware has it, else fp32 '
+                             '(default: auto)')
+
+
+def add_compile_flag(parser):
+    """Add `--compile`, which becomes 'auto', True or False."""
+    parser.add_argument('--compile', type=lambda text: text if text == 'auto' else boolean(text), nargs='?', const=True,
+                        default='auto', metavar='BOOL', modes=TRAINING,
+                        help='train with compiled networks: first steps take long, the others less; auto: on one GPU '
+                             'where that works and without --accumulate; never on a CPU, where the first step alone '
+                             'takes minutes, nor on several GPUs, where it is untried (default: auto)')

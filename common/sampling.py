@@ -10,7 +10,6 @@ from itertools import groupby
 import torch
 from tqdm import tqdm
 
-from common import memory
 from common.files import atomic_write, explained
 from common.pictures import caption_sheet, grid, side_by_side, to_pil, to_pixels
 
@@ -129,7 +128,6 @@ def write_evaluation(folder, dataset, generate, batch_size, seed, example=False)
     those of a photograph's captions are on one grid, FOLDER/super/valid/CLASS/NAME_S.png. `generate(embeddings, seed)`
     returns a batch of images [B, 3, S, S] in [-1, 1].
     """
-    memory.keep_what_is_freed()
     folder = os.path.join(folder, 'super' if example else 'single_samples', 'valid')
     if os.path.isdir(folder):
         print(f'{folder}: exists; its images are replaced')

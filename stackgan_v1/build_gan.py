@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from common import checkpoint
-from common.convolutions import make_fast
 from common.errors import UserError
 from common.pictures import side_by_side
 from common.progress import new_progress
@@ -43,7 +42,7 @@ def make_networks(stage1=None, gf_dim=128, df_dim=64, z_dim=100, text_dim=1024, 
         for part in net.children():
             if part is not stage1:
                 part.apply(init_weights)
-        make_fast(net.to(device), device)
+        net.to(device)
     return nets
 
 
@@ -219,7 +218,7 @@ def load_generator(path, name, device='cpu', stage=None):
     `path` and errors are as in `Model.load_from`; with `stage` (1 or 2) a generator of the other one is an error, too.
     """
     file, contents, _ = checkpoints.read(path, name, mapped=True)
-    netG = make_fast(checkpoints.generator_of(contents, file, stage), device)
+    netG = checkpoints.generator_of(contents, file, stage)
     model = Model(name, device, None, netG, None)
     checkpoint.load_model(model, {'netG': netG}, contents, file)
     return model, file, checkpoint.count_in(contents, file, 'epoch')

@@ -20,7 +20,7 @@ if __name__ == '__main__':
 import argparse
 
 from char_cnn_rnn import reading
-from common import compiled, computing, config, flags, run
+from common import config, flags, run, speed
 from common.errors import UserError, run_command
 from common.sampling import in_batches, write_evaluation, write_pictures
 from data.cropped_dataset import CroppedDataset
@@ -54,7 +54,7 @@ def parse_flags():
                  ('condition_dim', 128, 'of the condition'), ('residuals', 4, 'residual blocks of Stage-II')],
         [('kl_coef', 2.0, 'the KL divergence of conditions')],
         drawing_modes=flags.GENERATING, encoder_modes=(flags.TEXT,))
-    compiled.add_compile_flag(parser)
+    flags.add_compile_flag(parser)
     config.add_cfg_flag(parser, flags.ALL)
     parser.add_argument('--config_name', type=flags.plain_name, metavar='NAME', modes=(flags.TRAIN,),
                         help='run folders are DATASET_NAME_DATE (default: stageI or stageII)')
@@ -100,7 +100,8 @@ def train(options, device, resumed):
     batches = shuffled_batches(dataset, options.batch_size, options.workers, device)
     model = Model(options.model, device, batches, *networks, options.kl_coef)
     heads = [head for head in (model.netD.get_cond_logits, model.netD.get_uncond_logits) if head is not None]
-    computing.prepare(options, device, model.netG, [model.netD], heads)
+    speed.prepare(model.netG, [model.netD], heads, device=device, precision=options.precision, compile=options.compile,
+                  accumulate=options.accumulate, batch_size=options.batch_size)
     if options.checkpoint and not resumed:
         model.load_from(run.existing(options.checkpoint, options))
     model.create_optim(options.lr)
@@ -138,6 +139,7 @@ def evaluate(options, device, resumed):
     model, file, epochs = load_generator(file, options.model, device, options.stage)
     dataset = CroppedDataset.held_out(flags.dataset_file(options))
     reading.check_embeddings(model.data, dataset, file)
+    speed.prepare_evaluation(model.netG, device)
     print(f'{file} generates images for {len(dataset.captions)} captions of /{dataset.split}', flush=True)
     write_evaluation(os.path.join(os.path.dirname(file), f'epoch{epochs}'), dataset,
                      lambda embed, seed: model.generate(embed, seed)[-1], options.batch_size, options.seed)

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from common import checkpoint
-from common.convolutions import make_fast
 from common.errors import UserError
 from common.pictures import side_by_side
 from common.progress import new_progress
@@ -38,7 +37,7 @@ def make_networks(branches=3, gf_dim=64, df_dim=64, z_dim=100, text_dim=1024, em
     netG = Generator(branches, gf_dim, z_dim, text_dim, embedding_dim, residuals, conditional)
     netsD = [Discriminator(BASE_SIZE << branch, df_dim, embedding_dim, conditional) for branch in range(branches)]
     for net in (netG, *netsD):
-        make_fast(net.to(device).apply(init_weights), device)
+        net.to(device).apply(init_weights)
     return netG, netsD
 
 
@@ -278,7 +277,7 @@ def load_generator(path, name, device='cpu'):
     `path` and errors are as in `Model.load_from`.
     """
     file, contents, _ = checkpoints.read(path, name, mapped=True)
-    netG = make_fast(checkpoints.generator_of(contents, file), device)
+    netG = checkpoints.generator_of(contents, file)
     model = Model(name, device, None, netG, [])
     averaged = checkpoints.average_of(contents, file, netG)
     checkpoint.load_model(model, {'netG': netG}, contents, file)

@@ -24,7 +24,7 @@ import argparse
 import torch
 
 from char_cnn_rnn import reading
-from common import compiled, computing, config, flags, run
+from common import config, flags, run, speed
 from common.errors import UserError, run_command
 from common.sampling import in_batches, write_evaluation, write_pictures, write_samples, write_strip
 from data.multiscale_dataset import MultiscaleDataset, shuffled_batches
@@ -45,7 +45,7 @@ def parse_flags():
                         all_modes=MODES, seed_modes=(flags.TRAIN, *DRAWING),
                         batch_modes=(*flags.TRAINING, *flags.GENERATING), resume_modes=(flags.RESUME, *DRAWING))
     add_model_flags(parser)
-    compiled.add_compile_flag(parser)
+    flags.add_compile_flag(parser)
     config.add_cfg_flag(parser, MODES)
     parser.add_argument('--config_name', type=flags.plain_name, metavar='NAME', modes=(flags.TRAIN,),
                         help='run folders are DATASET_NAME_DATE (default: the branches, as in 3stages)')
@@ -121,7 +121,8 @@ def train(options, device, resumed):
     print('Loading data...', flush=True)
     dataset = load_dataset(options)
     model = make_model(options, device, shuffled_batches(dataset, options.batch_size, options.workers, device))
-    computing.prepare(options, device, model.netG, model.netsD)
+    speed.prepare(model.netG, model.netsD, device=device, precision=options.precision, compile=options.compile,
+                  accumulate=options.accumulate, batch_size=options.batch_size)
     if options.checkpoint and not resumed:
         model.load_from(run.existing(options.checkpoint, options))
     model.create_optim(options.lr)
@@ -160,6 +161,7 @@ def evaluate(options, device, resumed):
     """A picture for every caption of classes that were not trained on; without text, `--count` pictures."""
     of_dataset = options.count is None or options.dataset != 'birds'  # the default, which no run without text is on
     model, file, steps = load_generator(run.checkpoint_file(options, resumed, of_dataset), options.model, device)
+    speed.prepare_evaluation(model.netG, device)
     if not model.netG.conditional and options.example:
         raise UserError(f'--example: {file} was trained without text, so it has no captions to show beside each other')
     if not model.netG.conditional:

@@ -6,6 +6,9 @@ import zlib
 import numpy as np
 import torch
 
+from common import speed
+from common.speed import cpu_kernels
+
 GOLDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'golden')
 
 
@@ -25,6 +28,13 @@ def draw_from(monkeypatch, names, dtype=torch.float32):
     """Let `torch.randn` give the tensors that belong to `names`, one after the other."""
     names = iter(names)
     monkeypatch.setattr(torch, 'randn', lambda shape, **_: tensor_for(next(names), tuple(shape)).to(dtype))
+
+
+def arrange_all(monkeypatch, *nets):
+    """Let networks compute as main.py lets them on a CPU, in all layers as in the largest of the full width."""
+    monkeypatch.setattr(cpu_kernels, 'WEIGHTS_PER_PLACE', 0)
+    for net in nets:
+        speed.arrange(net, torch.device('cpu'))
 
 
 def fill(module):

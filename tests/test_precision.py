@@ -1,12 +1,12 @@
 """`--precision`: what it chooses, what it refuses, and what stays float32 in networks that compute in bf16."""
-import argparse
 import os
 
 import pytest
 import torch
 from torch import nn
 
-from common import precision
+from common import speed
+from common.speed import precision
 from tests.errors import one_line
 from tests.test_stackgan_v1_model import batch_of as stackgan_v1_batch
 from tests.test_stackgan_v1_model import new_model as stackgan_v1_model
@@ -26,16 +26,16 @@ def has_bf16(request, monkeypatch):
 
 
 def test_auto_takes_what_the_hardware_has(has_bf16):
-    assert precision.choose('auto', CPU) == ('bf16' if has_bf16 else 'fp32')
-    assert precision.choose('fp32', CPU) == 'fp32'
+    assert precision.choose_precision('auto', CPU) == ('bf16' if has_bf16 else 'fp32')
+    assert precision.choose_precision('fp32', CPU) == 'fp32'
 
 
 def test_what_the_hardware_has_not_is_refused(has_bf16):
-    assert '--precision tf32: this CPU has none' in one_line(precision.choose, 'tf32', CPU)
+    assert '--precision tf32: this CPU has none' in one_line(precision.choose_precision, 'tf32', CPU)
     if has_bf16:
-        assert precision.choose('bf16', CPU) == 'bf16'
+        assert precision.choose_precision('bf16', CPU) == 'bf16'
     else:
-        assert 'avx512_bf16 or amx_bf16); use fp32' in one_line(precision.choose, 'bf16', CPU)
+        assert 'avx512_bf16 or amx_bf16); use fp32' in one_line(precision.choose_precision, 'bf16', CPU)
 
 
 @pytest.mark.skipif(not os.path.exists('/proc/cpuinfo'), reason='only Linux says')
@@ -44,12 +44,13 @@ def test_this_cpu_says_what_it_can_do():
         assert (' avx2 ' in lines.read()) == ('avx2' in precision.cpu_flags())
 
 
-def trained(model, batch, nets, asked):
-    """The losses of two steps of `model`, of which `nets` compute as asked, and the types that its layers read."""
+def trained(model, batch, nets, heads, asked):
+    """The losses of two steps of `model` in the precision `asked`, and the types that its layers read."""
     seen = {}
+    netG, *netsD = nets
+    speed.prepare(netG, netsD, heads, device=CPU, precision=asked, compile=False, batch_size=2)
     for layer in {module for net in nets for module in net.modules() if not list(module.children())}:
         layer.register_forward_pre_hook(lambda one, inputs: seen.setdefault(type(one), set()).add(inputs[0].dtype))
-    precision.prepare(argparse.Namespace(precision=asked), CPU, *nets)
     torch.manual_seed(5)
     losses = [model.train_step(batch) for _ in range(2)]
     return [torch.stack([torch.as_tensor(part) for value in step.values()
@@ -57,13 +58,13 @@ def trained(model, batch, nets, asked):
 
 
 def case(chapter):
-    """(a small model, a batch for it, its networks and their parts that are called by themselves)."""
+    """(a small model, a batch for it, its networks, the heads of its discriminators)."""
     torch.manual_seed(7)
     if chapter == 'stackgan_v2':
         model, batch = stackgan_v2_model(), stackgan_v2_batch(2)
-        return model, batch, (model.netG, *model.netsD)
+        return model, batch, (model.netG, *model.netsD), ()
     model, batch = stackgan_v1_model(2), stackgan_v1_batch(2)
-    return model, batch, (model.netG, model.netD, model.netD.get_cond_logits, model.netD.get_uncond_logits)
+    return model, batch, (model.netG, model.netD), (model.netD.get_cond_logits, model.netD.get_uncond_logits)
 
 
 @pytest.mark.parametrize('chapter', ['stackgan_v1', 'stackgan_v2'])
@@ -71,8 +72,8 @@ def test_bf16_is_for_products_alone(chapter, monkeypatch):
     monkeypatch.setattr(precision, 'cpu_flags', lambda: {'avx512_bf16'})
     exact, types = trained(*case(chapter), 'fp32')
     assert set.union(*types.values()) == {torch.float32}
-    model, batch, nets = case(chapter)
-    rounded, types = trained(model, batch, nets, 'bf16')
+    model, batch, nets, heads = case(chapter)
+    rounded, types = trained(model, batch, nets, heads, 'bf16')
     assert torch.bfloat16 in types[nn.BatchNorm2d]              # what a convolution gave
     for one, other in zip(exact, rounded):
         assert one.dtype == other.dtype == torch.float32
@@ -93,7 +94,7 @@ def test_what_a_last_layer_gives_is_not_rounded(layer, function, monkeypatch):
     monkeypatch.setattr(precision, 'cpu_flags', lambda: {'avx512_bf16'})
     net = nn.Sequential(nn.Linear(1, 1), layer())
     nn.init.ones_(net[0].weight), nn.init.zeros_(net[0].bias)
-    precision.prepare(argparse.Namespace(precision='bf16'), CPU, net)
+    speed.prepare(net, [], device=CPU, precision='bf16', compile=False, batch_size=1)
     result = net(torch.tensor([[4.]]))
     assert result.item() == function(torch.tensor(4.)).item() < 1
     result.backward()

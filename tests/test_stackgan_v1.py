@@ -2,11 +2,9 @@
 import pytest
 import torch
 
-from common import convolutions
-from common.convolutions import make_fast
 from stackgan_v1.build_gan import Model
 from stackgan_v1.gan import Stage1Discriminator, Stage1Generator, Stage2Discriminator, Stage2Generator
-from tests.golden_numbers import assert_after, draw_from, fill, golden, tensor_for
+from tests.golden_numbers import arrange_all, assert_after, draw_from, fill, golden, tensor_for
 
 STAGES = [1, 2]
 SIZES = {1: 64, 2: 256}
@@ -55,13 +53,13 @@ def test_forward_passes(stage, monkeypatch):
         torch.testing.assert_close(value, torch.from_numpy(numbers[name]), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('products', [False, True])
+@pytest.mark.parametrize('fast', [False, True])
 @pytest.mark.parametrize('stage, dtype', TOLERANCES)
-def test_training_meets_losses_and_weights(stage, dtype, products, monkeypatch):
-    if products:  # as in full width: narrow networks have too few weights for it
-        monkeypatch.setattr(convolutions, 'WEIGHTS_PER_PLACE', 0)
+def test_training_meets_losses_and_weights(stage, dtype, fast, monkeypatch):
     _, facts = golden(f'stackgan_v1_stage{stage}')
-    netG, netD = (make_fast(net.to(dtype), 'cpu') for net in filled_networks(facts))  # as main.py trains them
+    netG, netD = (net.to(dtype) for net in filled_networks(facts))
+    if fast:
+        arrange_all(monkeypatch, netG, netD)
     model = Model('stackgan_v1', 'cpu', None, netG, netD, kl_coef=facts['kl'])
     model.create_optim(facts['lr'])
     tag, size = facts['tag'], facts['B']

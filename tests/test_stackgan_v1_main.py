@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from common import precision
 from common.flags import ROOT
+from common.speed import precision
 from stackgan_v1 import main
 from stackgan_v1.build_gan import load_generator
 from stackgan_v2.build_gan import make_networks as make_tree

@@ -2,11 +2,9 @@
 import pytest
 import torch
 
-from common import convolutions
-from common.convolutions import make_fast
 from stackgan_v2.build_gan import Model
 from stackgan_v2.gan import Discriminator, Generator
-from tests.golden_numbers import assert_after, draw_from, fill, golden, tensor_for
+from tests.golden_numbers import arrange_all, assert_after, draw_from, fill, golden, tensor_for
 
 SIZES = (64, 128, 256)
 CASES = ['stackgan_v2', 'stackgan_v2_unconditional']
@@ -19,8 +17,6 @@ def filled_networks(facts):
 
 def filled_model(facts):
     netG, netsD = filled_networks(facts)
-    for net in (netG, *netsD):
-        make_fast(net, 'cpu')  # as main.py trains them
     model = Model('stackgan_v2', 'cpu', None, netG, netsD, kl_coef=facts['kl'], uncond_coef=facts['uncond'],
                   color_coef=facts['color'])
     model.create_optim(facts['lr'])
@@ -64,13 +60,13 @@ def test_forward_passes(case, monkeypatch):
         torch.testing.assert_close(value, torch.from_numpy(numbers[name]), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('products', [False, True])
+@pytest.mark.parametrize('fast', [False, True])
 @pytest.mark.parametrize('case', CASES)
-def test_training_meets_losses_and_weights(case, products, monkeypatch):
-    if products:  # as in full width: narrow networks have too few weights for it
-        monkeypatch.setattr(convolutions, 'WEIGHTS_PER_PLACE', 0)
+def test_training_meets_losses_and_weights(case, fast, monkeypatch):
     _, facts = golden(case)
     model = filled_model(facts)
+    if fast:
+        arrange_all(monkeypatch, model.netG, *model.netsD)
     kinds = ('noise', 'eps') if facts['cond'] else ('noise',)
     draw_from(monkeypatch, [f'{facts["tag"]}/{kind}/{step}' for step in range(facts['steps']) for kind in kinds])
     for step, expected in enumerate(facts['steps_record']):

@@ -13,7 +13,7 @@ import torch
 import stackgan_v1.build_gan
 import stackgan_v2.build_gan
 from benchmarks import chapter_way, dataset_speed, eval_speed, train_speed
-from common.convolutions import DoubledConv, ProductConv, UpsampleLater
+from common.speed.cpu_kernels import DoubledConv, ProductConv
 from tests.errors import one_line
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -102,7 +102,7 @@ def test_the_chapters_way_has_none_of_our_gains(chapter, birds, narrow, chapters
     batches, step = train_speed.prepare(options_of(birds, chapter=chapter, way='chapter'))
     step(next(iter(batches)))
     layers = {type(layer) for net in nets_of(*chapters_model) for layer in net.modules()}
-    assert not layers & {UpsampleLater, DoubledConv, ProductConv}
+    assert not layers & {DoubledConv, ProductConv}
     assert not any(group['fused'] for optimiser in optimisers_of(*chapters_model) for group in optimiser.param_groups)
     _, *netsD = nets_of(*chapters_model)  # the generator's step has left gradients that nobody uses
     assert all(parameter.grad.any() for netD in netsD for parameter in netD.parameters() if parameter.dim() > 1)

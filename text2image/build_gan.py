@@ -35,9 +35,8 @@ class Model:
 
     def __init__(self, name, device, data_loader, channels, l1_coef, l2_coef, cls_coef=0.0, int_coef=0.0):
         self.name, self.device, self.data_loader, self.channels = name, torch.device(device), data_loader, channels
-        # Channels last: the memory order in which these convolutions are fastest, on CPUs too.
-        self.netG = Generator(self.channels).apply(_weights_init).to(self.device, memory_format=torch.channels_last)
-        self.netD = Discriminator(self.channels).apply(_weights_init).to(self.device, memory_format=torch.channels_last)
+        self.netG = Generator(self.channels).apply(_weights_init).to(self.device)
+        self.netD = Discriminator(self.channels).apply(_weights_init).to(self.device)
         self.loss_adv = nn.BCELoss()
         self.loss_l1 = nn.L1Loss()
         self.loss_l2 = nn.MSELoss()

@@ -21,7 +21,7 @@ import argparse
 from torch.utils.data import DataLoader
 
 from char_cnn_rnn import reading
-from common import compiled, computing, flags, precision, ranks, run
+from common import flags, ranks, run, speed
 from common.errors import run_command
 from common.sampling import in_batches, write_pictures
 from data.txt2image_dataset import Text2ImageDataset
@@ -44,8 +44,8 @@ def parse_flags():
                             modes=flags.TRAINING, help=f'weight of {what} (default: {default})')
     parser.add_argument('--checkpoint', type=flags.path, metavar='FILE', modes=(flags.TRAIN, *flags.GENERATING),
                         help='draw with this checkpoint (default: of the newest run), or start a training from it')
-    precision.add_precision_flag(parser)
-    compiled.add_compile_flag(parser)
+    flags.add_precision_flag(parser)
+    flags.add_compile_flag(parser)
     flags.add_drawing_flags(parser)
     return run.parse_options(parser, flags.mode_of)
 
@@ -62,7 +62,8 @@ def train(options, device, resumed):
                                 drawn=options.cls_coef > 0 or options.int_coef > 0).require_embeddings().to(device)
     loader = DataLoader(dataset, options.batch_size, sampler=ranks.sampler(dataset), collate_fn=dataset.collate)
     model = make_model(options, device, loader)
-    computing.prepare(options, device, model.netG, [model.netD])
+    speed.prepare(model.netG, [model.netD], device=device, precision=options.precision, compile=options.compile,
+                  batch_size=options.batch_size)
     if options.checkpoint and not resumed:
         model.load_from(options.checkpoint)
     model.create_optim(options.lr)

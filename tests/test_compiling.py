@@ -1,13 +1,13 @@
 """`--compile`: what it chooses, and that compiled networks train as others do."""
-import argparse
 import os
 
 import pytest
 import torch
 
-from common import compiled, computing, flags, precision, ranks
+from common import flags, ranks
+from common.speed import compiling, precision
 from tests.errors import one_line
-from tests.test_memory import case
+from tests.test_accumulation import case, prepare
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -18,30 +18,30 @@ slow = pytest.mark.skipif('SLOW_TESTS' not in os.environ, reason='compiles for t
 
 def test_auto_never_compiles_for_a_cpu():
     parser = flags.Parser()
-    compiled.add_compile_flag(parser)
+    flags.add_compile_flag(parser)
     typed = [parser.parse_args(args).compile for args in ([], ['--compile'], ['--compile', 'no'])]
     assert typed == ['auto', True, False]
-    assert not compiled.choose('auto', CPU) and not compiled.choose(False, CPU)
+    assert not compiling.can_compile('auto', CPU) and not compiling.can_compile(False, CPU)
 
 
 def test_auto_compiles_for_one_gpu(monkeypatch):
     monkeypatch.setattr(torch, 'compile', lambda *_, **__: torch.Tensor.clone)
     monkeypatch.setattr(torch, 'zeros', lambda *_, device: torch.ones(2))
-    assert compiled.choose('auto', torch.device('cuda'))
+    assert compiling.can_compile('auto', torch.device('cuda'))
     monkeypatch.setattr(ranks, 'world_size', lambda: 2)
-    assert not compiled.choose('auto', torch.device('cuda'))
+    assert not compiling.can_compile('auto', torch.device('cuda'))
 
 
 def test_pytorch_knows_the_options():
     """It looks at them at once, and compiles when the function is called."""
-    assert callable(torch.compile(torch.neg, **compiled.HOW))
+    assert callable(torch.compile(torch.neg, **compiling.SETTINGS))
     with pytest.raises(RuntimeError, match='no_such_option'):
         torch.compile(torch.neg, options={'no_such_option': True})
 
 
 @slow
 def test_it_is_found_out_by_compiling():
-    assert compiled.choose(True, CPU)
+    assert compiling.can_compile(True, CPU)
 
 
 def test_what_is_missing_is_said_in_a_line(monkeypatch, capsys):
@@ -49,28 +49,27 @@ def test_what_is_missing_is_said_in_a_line(monkeypatch, capsys):
         raise RuntimeError('No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1 for ...')
 
     monkeypatch.setattr(torch, 'compile', fail)
-    assert '(No working C++ compiler found); it takes a C++ compiler' in one_line(compiled.choose, True, CPU)
-    assert not compiled.choose('auto', torch.device('cuda'))
+    assert '(No working C++ compiler found); it takes a C++ compiler' in one_line(compiling.can_compile, True, CPU)
+    assert not compiling.can_compile('auto', torch.device('cuda'))
     assert capsys.readouterr().out.count('\n') == 1
 
 
 def test_what_is_computed_again_is_not_compiled(monkeypatch):
-    net = torch.nn.Linear(1, 1)
-    monkeypatch.setattr(compiled, 'choose', lambda asked, device: asked)  # as on a GPU
-    options = argparse.Namespace(compile='auto', accumulate=1, precision='fp32', batch_size=2)
-    computing.prepare(options, CPU, torch.nn.Linear(1, 1), [net])
-    assert 'forward' in vars(net)
-    net, options.accumulate = torch.nn.Linear(1, 1), 2
-    generator = torch.nn.Linear(1, 1)
-    computing.prepare(options, CPU, generator, [net])
-    assert 'forward' not in vars(generator) and net(torch.zeros(2, 1)).shape == (2, 1)
-    options.compile = True
-    assert '--compile True and --accumulate' in one_line(computing.prepare, options, CPU, generator, [net])
+    compiled = []
+    monkeypatch.setattr(compiling, 'can_compile', lambda asked, device: bool(asked))  # as on a GPU
+    monkeypatch.setattr(torch, 'compile', lambda forward, **_: compiled.append(forward) or forward)
+    for accumulate, count in ((1, 3), (2, 0)):
+        model, netsD, _ = case('stackgan_v2')
+        prepare(model, netsD, compile='auto', accumulate=accumulate)
+        assert len(compiled) == count
+        compiled.clear()
+    assert '--compile True and --accumulate' in one_line(lambda: prepare(model, netsD, compile=True, accumulate=2))
 
 
-def test_a_smaller_batch_is_not_compiled_for():
+def test_a_smaller_batch_is_not_compiled_for(monkeypatch):
+    monkeypatch.setattr(torch, 'compile', lambda forward, **_: lambda x: 'compiled')
     net = torch.nn.Linear(1, 1)
-    forward = compiled.for_whole_batches(net, lambda x: 'compiled', 4)
+    forward = compiling.compiled_for_whole_batches(net, net.forward, 4)
     assert [forward(torch.zeros(size, 1)) == 'compiled' for size in (4, 3)] == [True, True]
     torch.testing.assert_close(forward(torch.zeros(2, 1)), net(torch.zeros(2, 1)))
     net.eval()
@@ -102,8 +101,7 @@ def test_compiled_networks_train_as_others_do(backend, chapter, bits, monkeypatc
     for asked in (False, True):
         model, netsD, batch = case(chapter, size=4)
         heads = [netsD[0].get_cond_logits, netsD[0].get_uncond_logits] if chapter == 'stackgan_v1' else []
-        options = argparse.Namespace(compile=asked, precision=bits, batch_size=4)
-        computing.prepare(options, CPU, model.netG, netsD, heads)
+        prepare(model, netsD, heads, precision=bits, compile=asked)
         torch._dynamo.utils.counters.clear()
         torch.manual_seed(5)  # noise and conditions are the same, too
         losses[asked] = [list(model.train_step(batch).values()) for _ in range(3)]

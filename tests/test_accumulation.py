@@ -1,5 +1,4 @@
 """`--accumulate`: the same gradients, of which less was kept in memory until they were computed."""
-import argparse
 import contextlib
 import platform
 import subprocess
@@ -10,8 +9,11 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from common import computing, memory, precision
+from common import speed
 from common.flags import ROOT
+from common.speed import precision
+from common.speed.accumulation import Recomputed
+from tests.errors import one_line
 from tests.states import assert_same
 from tests.test_stackgan_v1_model import batch_of as stackgan_v1_batch
 from tests.test_stackgan_v1_model import new_model as stackgan_v1_model
@@ -20,6 +22,7 @@ from tests.test_stackgan_v2_model import new_model as stackgan_v2_model
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
+CPU = torch.device('cpu')
 CHAPTERS = ['stackgan_v1', 'stackgan_v2', 'without text']
 
 
@@ -34,8 +37,14 @@ def case(chapter, accumulate=1, size=4):
         batch, model = stackgan_v2_batch(2, size, text), stackgan_v2_model(conditional=text)
         netsD = model.netsD
     if accumulate > 1:
-        memory.prepare(accumulate, model.netG, *netsD)
+        prepare(model, netsD, accumulate=accumulate, batch_size=size)
     return model, netsD, batch
+
+
+def prepare(model, netsD, heads=(), **more):
+    """Call `speed.prepare` with what changes nothing but for `more`."""
+    speed.prepare(model.netG, netsD, heads, **{'device': CPU, 'precision': 'fp32', 'compile': False, 'batch_size': 4,
+                                               **more})
 
 
 def without_batch_statistics(nets):
@@ -80,7 +89,8 @@ def test_parts_give_the_gradient_of_the_batch(chapter):
 def test_discriminators_see_parts_and_computations_are_repeated(chapter):
     model, netsD, batch = case(chapter, 2, size=5)
     seen = []
-    next(netsD[0].children()).register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    first_layer = next(netsD[0].children())[0]
+    first_layer.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     model.train_step(batch)
     passes = {'stackgan_v1': 3, 'stackgan_v2': 4, 'without text': 3}[chapter]
     assert sorted(seen) == sorted(2 * passes * [3, 2])
@@ -105,8 +115,7 @@ def test_it_goes_with_bf16(monkeypatch):
     for accumulate in (1, 2):
         model, netsD, batch = case('stackgan_v2')
         without_batch_statistics(netsD)
-        options = argparse.Namespace(accumulate=accumulate, precision='bf16', compile=False, batch_size=4)
-        computing.prepare(options, torch.device('cpu'), model.netG, netsD)
+        prepare(model, netsD, precision='bf16', accumulate=accumulate)
         torch.manual_seed(3)
         gradients = {}
         with noting(gradients):
@@ -120,15 +129,37 @@ def test_it_goes_with_bf16(monkeypatch):
 
 def test_nothing_changes_without_it():
     model, netsD, _ = case('stackgan_v2')
-    options = argparse.Namespace(accumulate=1, precision='fp32', compile=False, batch_size=4)
-    computing.prepare(options, torch.device('cpu'), model.netG, netsD)
-    assert not any('forward' in vars(module) for net in (model.netG, *netsD) for module in net.modules())
+    prepare(model, netsD)
+    layers = [layer for net in (model.netG, *netsD) for layer in net.modules()]
+    assert not any('forward' in vars(layer) or layer._forward_pre_hooks or isinstance(layer, Recomputed)
+                   for layer in layers)
+
+
+@pytest.mark.parametrize('chapter', CHAPTERS)
+def test_names_and_parameters_stay(chapter):
+    model, netsD, _ = case(chapter)
+    before = [list(net.state_dict(keep_vars=True).items()) for net in (model.netG, *netsD)]
+    prepare(model, netsD, precision='bf16' if precision.has_bf16(CPU) else 'fp32', accumulate=2)
+    after = [list(net.state_dict(keep_vars=True).items()) for net in (model.netG, *netsD)]
+    for one, other in zip(before, after, strict=True):
+        assert [name for name, _ in one] == [name for name, _ in other]
+        assert all(value is same for (_, value), (_, same) in zip(one, other))
+
+
+def test_more_parts_than_images_are_refused():
+    model, netsD, _ = case('stackgan_v2')
+    assert '--accumulate 5: more parts than pictures; with --batch_size 4 give 4 or less' in one_line(
+        lambda: prepare(model, netsD, accumulate=5))
 
 
 def test_drawing_is_the_same():
     embed = torch.randn(3, 1024)
-    one, other = (case('stackgan_v2', accumulate)[0].generate(embed) for accumulate in (1, 2))
-    assert_same(dict(enumerate(one)), dict(enumerate(other)))
+    images = []
+    for accumulate in (1, 2):
+        model, netsD, _ = case('stackgan_v2')
+        prepare(model, netsD, accumulate=accumulate)
+        images.append(dict(enumerate(model.generate(embed))))
+    assert_same(*images)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='other C libraries have their own ways')
@@ -136,8 +167,8 @@ def test_drawing_is_the_same():
 def test_memory_is_kept_where_it_is_not_short(accumulate, bits):
     """Untold, glibc gives tensors of 2 ** 28 bytes back, and begins to keep those of 2 ** 24."""
     script = f"""
-import argparse, resource, torch
-from common import computing
+import resource, torch
+from common import speed
 
 def pages_a_tensor():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -145,9 +176,9 @@ def pages_a_tensor():
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / (2 ** {bits} / resource.getpagesize())
 
 print(pages_a_tensor())
-net, options = torch.nn.Sequential(), argparse.Namespace(
-    accumulate={accumulate}, precision='fp32', compile=False, batch_size=4)
-computing.prepare(options, torch.device('cpu'), net, [net])
+net = torch.nn.Sequential()
+speed.prepare(net, [net], device=torch.device('cpu'), precision='fp32', compile=False, accumulate={accumulate},
+              batch_size=4)
 print([pages_a_tensor() for _ in range(20)][-1])
 """
     before, _, after = subprocess.check_output([sys.executable, '-c', script], cwd=ROOT, text=True).splitlines()

@@ -1,0 +1,140 @@
+"""What each way of `common/speed` to train faster on a CPU gains: one training step with it and one without, in turns.
+
+    OMP_NUM_THREADS=1 python benchmarks/kernels.py [--gan stackgan_v2] [--batch_size 4] [--precision bf16] [--steps 5]
+
+Networks have their full width, and batches are random numbers. Both steps take turns in one process, and the processor
+time that each takes is compared: with one thread, that is the time on an idle core, whatever else the machine does.
+"""
+import argparse
+import os
+import statistics
+import sys
+import time
+from unittest.mock import patch
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+import torch
+
+import stackgan_v1.build_gan
+import stackgan_v2.build_gan
+import text2image.build_gan
+from common import flags, speed
+from common.errors import run_command
+from common.speed import allocator, cpu_kernels
+
+CPU = torch.device('cpu')
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--gan', choices=GANS, default='stackgan_v2', help='(default: stackgan_v2)')
+    parser.add_argument('--batch_size', type=flags.positive(int), default=4, help='(default: 4)')
+    parser.add_argument('--precision', choices=('fp32', 'bf16'), default='fp32', help='(default: fp32)')
+    parser.add_argument('--steps', type=flags.positive(int), default=5, help='timed steps of each (default: 5)')
+    parser.add_argument('--only', choices=GAINS, action='append', help='measure this one; can be repeated')
+    options = parser.parse_args()
+    print(f'{options.gan}, batch {options.batch_size}, {options.precision}, {torch.get_num_threads()} threads, '
+          f'PyTorch {torch.__version__}, median of {options.steps} steps\n')
+    print('| what | s a step without it | with it | ratio |\n|---|---|---|---|', flush=True)
+    for name in options.only or GAINS:
+        without, with_it = GAINS[name](options)
+        print(f'| {name} | {without:.2f} | {with_it:.2f} | {without / with_it:.2f} |', flush=True)
+
+
+def new_stackgan_v1(stage, batch_size):
+    """Return (a new Model of a stage, its discriminators, their heads, a batch)."""
+    stage1 = stackgan_v1.build_gan.make_networks()[0] if stage == 2 else None
+    model = stackgan_v1.build_gan.Model('kernels', CPU, None, *stackgan_v1.build_gan.make_networks(stage1))
+    heads = [head for head in (model.netD.get_cond_logits, model.netD.get_uncond_logits) if head is not None]
+    side = 64 if stage == 1 else 256
+    return model, [model.netD], heads, {'right_images': random_images(batch_size, side)}
+
+
+def new_stackgan_v2(batch_size):
+    """Return the same of three branches."""
+    model = stackgan_v2.build_gan.Model('kernels', CPU, None, *stackgan_v2.build_gan.make_networks())
+    images = {f'{which}_images': [random_images(batch_size, side) for side in (64, 128, 256)]
+              for which in ('right', 'wrong')}
+    return model, model.netsD, (), images
+
+
+def new_text2image(batch_size):
+    """Return the same of the chapter's GAN."""
+    model = text2image.build_gan.Model('kernels', CPU, None, 3, l1_coef=50, l2_coef=100)
+    return model, [model.netD], (), {'right_images': random_images(batch_size, 64)}
+
+
+def random_images(batch_size, side):
+    return torch.rand(batch_size, 3, side, side) * 2 - 1
+
+
+GANS = {'text2image': new_text2image, 'stage-I': lambda size: new_stackgan_v1(1, size),
+        'stage-II': lambda size: new_stackgan_v1(2, size), 'stackgan_v2': new_stackgan_v2}
+
+
+def prepared_step(options):
+    """Return a function that makes a training step of a new model, prepared as main.py does."""
+    torch.manual_seed(0)
+    model, netsD, heads, batch = GANS[options.gan](options.batch_size)
+    batch['right_embed'] = torch.randn(options.batch_size, 1024)
+    speed.prepare(model.netG, netsD, heads, device=CPU, precision=options.precision, compile=False,
+                  batch_size=options.batch_size)
+    model.create_optim(2e-4)
+    return lambda: model.train_step(batch)
+
+
+def without_function(owner, name):
+    """Return what measures a gain: a step of a model prepared while the function `owner.name` does nothing."""
+    def measure(options):
+        with patch.object(owner, name, lambda *_: None):
+            without = prepared_step(options)
+        return in_turns(options.steps, without, prepared_step(options))
+    return measure
+
+
+def channels_last(options):
+    """Return seconds a step in PyTorch's first memory order, which is that on CPUs, and in that of GPUs."""
+    arrange = speed.arrange
+    with patch.object(speed, 'arrange', lambda net, device: arrange(net.to(memory_format=torch.channels_last), device)):
+        with_it = prepared_step(options)
+    return in_turns(options.steps, prepared_step(options), with_it)
+
+
+def freed_memory(options):
+    """Return seconds a step where freed memory goes back to the system, as by default, and where it is kept."""
+    step = prepared_step(options)
+
+    def by_default():  # where glibc's own limits, which follow what a program frees, end for large tensors
+        for parameter, value in ((allocator.M_MMAP_MAX, 65536), (allocator.M_MMAP_THRESHOLD, 2 ** 25),
+                                 (allocator.M_TRIM_THRESHOLD, 2 ** 26)):
+            allocator._mallopt(parameter, value)
+        step()
+
+    def kept():
+        allocator.keep_freed_memory()
+        step()
+    return in_turns(options.steps, by_default, step, kept, step)[1::2]
+
+
+def in_turns(steps, *functions):
+    """Return the median seconds that each function takes, after one call of each that does not count."""
+    seconds = [[] for _ in functions]
+    for number in range(steps + 1):
+        for function, of_it in zip(functions, seconds):
+            start = time.process_time()
+            function()
+            if number:
+                of_it.append(time.process_time() - start)
+    return [statistics.median(of_it) for of_it in seconds]
+
+
+GAINS = {'DoubledConv': without_function(cpu_kernels, 'place_doubled_convs'),
+         'ProductConv': without_function(cpu_kernels, 'place_product_convs'),
+         'channels_last': channels_last,
+         'freed memory': freed_memory}
+
+
+if __name__ == '__main__':
+    run_command(main)

@@ -1,0 +1,67 @@
+"""Compute the same numbers faster, or in less memory: one call for a training, one for an evaluation.
+
+Networks know nothing of it, and without these calls everything works as before, but for time and rounding. Parameters,
+their names, and what a network takes and returns stay the same.
+"""
+import torch
+
+from common.errors import UserError
+from common.speed import accumulation, allocator, compiling, cpu_kernels
+from common.speed.precision import choose_precision, in_bf16, keep_outputs_in_float32
+
+
+def prepare(generator, discriminators, heads=(), *, device, precision, compile, accumulate=1, batch_size):
+    """Let the networks of a GAN train faster on `device`, or with `accumulate` > 1 in less memory. Prints how.
+
+    `heads` are parts of discriminators that a training step calls by themselves. `precision` is one of
+    `precision.PRECISIONS`, `compile` is 'auto' or a bool; with `accumulate`, discriminators see a batch in that many
+    parts. It may be called before or after optimizers are made, but before their first step. Raises UserError, with
+    everything as it was, where that cannot be done here.
+    """
+    if accumulate > batch_size:
+        raise UserError(f'--accumulate {accumulate}: more parts than pictures; with --batch_size {batch_size} give '
+                        f'{batch_size} or less')
+    if accumulate > 1 and compile is True:
+        raise UserError('--compile True and --accumulate: give one of them')
+    number_format = choose_precision(precision, device)  # not kept in the run, which may go on on another machine
+    is_compiled = accumulate == 1 and compiling.can_compile(compile, device)  # layers computed again do not compile
+    print(f'Computing in {number_format}')
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = number_format == 'tf32'
+    if accumulate > 1:
+        torch.backends.cudnn.benchmark = False  # it may choose algorithms that are faster by taking more memory
+    if device.type == 'cpu':
+        allocator.return_freed_memory() if accumulate > 1 else allocator.keep_freed_memory()
+
+    for net in (generator, *discriminators):
+        arrange(net, device)
+        if accumulate > 1:
+            accumulation.recompute(net)
+        if number_format == 'bf16':
+            keep_outputs_in_float32(net)
+    for net in (generator, *discriminators, *heads):
+        plain = call = net.forward
+        if accumulate > 1 and net in discriminators:
+            call = accumulation.in_parts(call, accumulate)
+        if number_format == 'bf16':
+            call = in_bf16(call, device.type)
+        if is_compiled:
+            call = compiling.compiled_for_whole_batches(net, call, batch_size)
+        if call is not plain:
+            # A module around the network would put its name in front of every key of the state dict.
+            net.forward = call
+
+
+def prepare_evaluation(generator, device):
+    """Let a generator that is not trained make many images faster on `device`."""
+    if device.type == 'cpu':
+        allocator.keep_freed_memory()
+    arrange(generator, device)
+
+
+def arrange(net, device):
+    """Let the convolutions of `net` compute in the way that is fastest on `device`."""
+    if device.type == 'cuda':
+        net.to(memory_format=torch.channels_last)
+    elif device.type == 'cpu':
+        cpu_kernels.place_doubled_convs(net)
+        cpu_kernels.place_product_convs(net)

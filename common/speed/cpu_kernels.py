@@ -1,0 +1,87 @@
+"""Convolutions that a CPU computes faster in another way, with the same results but for rounding.
+
+They are modules that take the place of PyTorch's, under the same name and with the same parameters.
+"""
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# Which rows of the 3 x 3 kernel of a doubled map add up to each row of the 4 x 4 kernel of the map before, and the same
+# for rows and columns at once, [3 * 3, 4 * 4].
+ROWS = torch.tensor([[0., 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
+ROWS_AND_COLUMNS = torch.einsum('ai,bj->ijab', ROWS, ROWS).reshape(9, 16)
+
+WEIGHTS_PER_PLACE = 2 ** 14  # with more for each place of the result, a product of matrices beats PyTorch's convolution
+
+
+def place_doubled_convs(net):
+    """Put a `DoubledConv` in the place of each convolution of `net` that follows a doubling of its map."""
+    for layers in net.modules():
+        if isinstance(layers, nn.Sequential):
+            for (above, upsample), (name, conv) in itertools.pairwise(list(layers.named_children())):
+                if _doubles(upsample) and _is_plain(conv) and _keeps_size(conv):
+                    setattr(layers, above, nn.Identity())
+                    setattr(layers, name, DoubledConv(conv))
+
+
+def place_product_convs(net):
+    """Put a `ProductConv` in the place of each convolution of `net` that it can compute."""
+    for parent in list(net.modules()):
+        for name, conv in list(parent.named_children()):
+            if _is_plain(conv):
+                setattr(parent, name, ProductConv(conv))
+
+
+def _doubles(layer):
+    return isinstance(layer, nn.Upsample) and (layer.scale_factor, layer.mode) == (2, 'nearest')
+
+
+def _is_plain(layer):
+    return (type(layer) is nn.Conv2d and layer.groups == 1 and layer.dilation == (1, 1)
+            and layer.padding_mode == 'zeros' and not isinstance(layer.padding, str))
+
+
+def _keeps_size(conv):
+    return (conv.kernel_size, conv.stride, conv.padding, conv.bias) == ((3, 3), (1, 1), (1, 1), None)
+
+
+class DoubledConv(nn.Module):
+    """[B, C, H, W] -> what the 3 x 3 convolution `conv` makes of the doubled map, [B, D, 2H, 2W].
+
+    Nearest-neighbor doubling shows each number to the convolution four times. With the weights that meet it added up
+    first, there are 4 products where there were 9, and there is no doubled map to keep for the gradient.
+    """
+
+    def __init__(self, conv):
+        super().__init__()
+        self.weight = conv.weight
+
+    def forward(self, features):
+        with torch.autocast('cpu', enabled=False):  # sums of weights are not rounded before they are summed
+            kernel = (self.weight.flatten(2) @ ROWS_AND_COLUMNS.to(self.weight.dtype)).unflatten(2, (4, 4))
+        return F.conv_transpose2d(features, kernel.transpose(0, 1).contiguous(), stride=2, padding=1)
+
+
+class ProductConv(nn.Module):
+    """[B, C, H, W] -> what `conv` makes of it; where there are many weights for few places, as a product of matrices.
+
+    PyTorch's own way brings all weights into another order in each pass, which takes most of the time where maps are
+    small. In bf16 the input's gradient is a sum of numbers rounded to bf16.
+    """
+
+    def __init__(self, conv):
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self.kernel_size, self.stride, self.padding = conv.kernel_size, conv.stride, conv.padding
+
+    def forward(self, features):
+        height, width = (1 + (side + 2 * padding - kernel) // stride for side, padding, kernel, stride in
+                         zip(features.shape[2:], self.padding, self.kernel_size, self.stride))
+        places = len(features) * height * width
+        if self.weight.numel() < WEIGHTS_PER_PLACE * places:
+            return F.conv2d(features, self.weight, self.bias, self.stride, self.padding)
+        seen = F.unfold(features, self.kernel_size, padding=self.padding, stride=self.stride)  # [B, C * K * K, places]
+        found = F.linear(seen.transpose(1, 2).flatten(0, 1), self.weight.flatten(1), self.bias)
+        return found.view(-1, height, width, len(self.weight)).permute(0, 3, 1, 2)
