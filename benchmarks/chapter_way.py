@@ -147,7 +147,7 @@ def slow_down(model, nets):
     for net in nets:
         net.requires_grad_ = lambda flag, net=net: net  # the generator's loss also goes to the discriminators' weights
     for value in vars(model).values():
-        for optimiser in value if isinstance(value, list) else [value]:
-            if isinstance(optimiser, torch.optim.Optimizer):
-                for group in optimiser.param_groups:
+        for optimizer in value if isinstance(value, list) else [value]:
+            if isinstance(optimizer, torch.optim.Optimizer):
+                for group in optimizer.param_groups:
                     group['fused'] = None

@@ -57,7 +57,7 @@ def in_another_process(function, *arguments):
 
 
 def make(path, count):
-    """A file with `count` captions of small one-coloured photographs, with embeddings."""
+    """A file with `count` captions of small one-colored photographs, with embeddings."""
     random = np.random.default_rng(0)
     with layout.replace_file(path) as file:
         for photo in range(0, count, CAPTIONS):
@@ -66,7 +66,7 @@ def make(path, count):
             embeddings = random.standard_normal((size, layout.EMBED_DIM), np.float32)
             layout.write_photograph(file, 'train', layout.Photograph(
                 f'photograph_{photo}', f'class_{photo // CAPTIONS % CLASSES}', buffer.getvalue(),
-                ['a small bird with a short beak and wings of a colour that is not easily named'] * size, embeddings))
+                ['a small bird with a short beak and wings of a color that is not easily named'] * size, embeddings))
 
 
 def show(path):

@@ -123,14 +123,14 @@ class Looker:
 def frechet_distance(features, others):
     """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of the means m and covariances S of two sets [N, D] and [M, D].
 
-    S = A'A for centred features A divided by sqrt(N - 1), so tr (S1 S2)^(1/2) is the sum of A1 A2's singular values:
+    S = A'A for centered features A divided by sqrt(N - 1), so tr (S1 S2)^(1/2) is the sum of A1 A2's singular values:
     no root of a D x D matrix is taken, which would be ill-conditioned with fewer pictures than features.
     """
     features, others = features.double(), others.double()
-    centred, others_centred = ((values - values.mean(0)) / (len(values) - 1) ** .5 for values in (features, others))
-    shared = torch.linalg.svdvals(centred @ others_centred.T).sum()
+    centered, others_centred = ((values - values.mean(0)) / (len(values) - 1) ** .5 for values in (features, others))
+    shared = torch.linalg.svdvals(centered @ others_centred.T).sum()
     return float((features.mean(0) - others.mean(0)).square().sum()
-                 + centred.square().sum() + others_centred.square().sum() - 2 * shared)
+                 + centered.square().sum() + others_centred.square().sum() - 2 * shared)
 
 
 if __name__ == '__main__':

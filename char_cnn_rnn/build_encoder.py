@@ -54,7 +54,7 @@ def _any(items):
 
 
 class Model:
-    """The two sides of the joint embedding and their optimiser.
+    """The two sides of the joint embedding and their optimizer.
 
     `data_loader` yields dicts with `right_images` (what the image side of `image_encoder` reads: features or pictures),
     `txt` (as many sentences) and, where a class can be in a batch twice, `class` (integers).
@@ -155,7 +155,7 @@ class Model:
     def load_from(self, path='', name=None, verbose=True):
         """Read what `save_to` wrote; `path` is the file or its folder.
 
-        With an optimiser already made (`create_optim`), its state and the progress are read too. In place of a damaged
+        With an optimizer already made (`create_optim`), its state and the progress are read too. In place of a damaged
         NAME.pt in a folder, what was kept from before it is read. Raises UserError where the file is missing, damaged,
         refused, or of another variant or image encoder.
         """

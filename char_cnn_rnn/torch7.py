@@ -3,7 +3,7 @@
 What is in it (github.com/reedscot/cvpr2016, modules/HybridCNN.lua and FixedGRU.lua): `protos.enc_doc` holds, in
 Sequentials or nngraph modules, convolutions, an nngraph module that unrolls the recurrent net over its steps, and a
 Linear to 1,024. Convolutions and that Linear can be told apart by their shapes. The recurrent net's Linears all look
-alike, and nngraph sorts them in an order of its own, so each is recognised by what it is connected to:
+alike, and nngraph sorts them in an order of its own, so each is recognized by what it is connected to:
 
     state[1] = Tanh(i2h(input))                                                          ReLU in the plain net
     gate[t]  = Sigmoid(CAddTable(i2h_*(input), h2h_*(state[t-1])))                       update and reset

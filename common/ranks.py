@@ -1,7 +1,7 @@
 """Several GPUs, of one machine or of several: what the processes that torchrun starts, the ranks, have to agree on.
 
 Each rank has a device and an even share of every epoch of its own. All start with the same weights, and every step of
-an optimiser takes the mean of their gradients, so the weights stay the same. Rank 0 alone speaks and writes. In a
+an optimizer takes the mean of their gradients, so the weights stay the same. Rank 0 alone speaks and writes. In a
 process that torchrun has not started, nothing here does anything.
 """
 import contextlib
@@ -41,7 +41,7 @@ def local_rank():
 
 
 def join():
-    """Meet the other ranks; from here on only rank 0 prints, and optimisers take the mean of all ranks' gradients.
+    """Meet the other ranks; from here on only rank 0 prints, and optimizers take the mean of all ranks' gradients.
 
     Tensors on GPUs go through NCCL, those on the CPU through Gloo. Raises UserError where they cannot be met.
     """
@@ -89,14 +89,14 @@ def _meeting():
                         f'for {TIMEOUT.seconds // 60} minutes; what it said itself tells why') from error
 
 
-def _average_gradients(optimiser, *_):
+def _average_gradients(optimizer, *_):
     """Replace gradients by their mean over the ranks: one `all_reduce` of all of them in a row.
 
     Not with DistributedDataParallel, which expects one forward pass for each backward pass: a step of a GAN calls a
     discriminator three times, freezes it, and sends the generator's gradient through it. What has no gradient is left
     out, which is the same parameters on all ranks, for all run the same step.
     """
-    gradients = [parameter.grad for group in optimiser.param_groups for parameter in group['params']
+    gradients = [parameter.grad for group in optimizer.param_groups for parameter in group['params']
                  if parameter.grad is not None]
     row = torch.cat([gradient.flatten() for gradient in gradients])
     with _meeting():

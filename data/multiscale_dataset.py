@@ -220,7 +220,7 @@ def sizes_of(branches, base_size=64):
 def crop_box(size, bbox):
     """(left, top, right, bottom) in whole pixels of the part of a photograph that shows the bird.
 
-    A square of 1.5 times the longer side of `bbox` (x, y, width, height) around its centre, clipped to the photograph's
+    A square of 1.5 times the longer side of `bbox` (x, y, width, height) around its center, clipped to the photograph's
     `size` (width, height), rounded as the StackGAN authors' code does. All of it where there is no box, or nothing
     of the photograph in it.
     """
@@ -229,9 +229,9 @@ def crop_box(size, bbox):
         return whole
     x, y, width, height = (int(number) for number in bbox)
     reach = int(0.75 * max(width, height))
-    centre_x, centre_y = int((2 * x + width) / 2), int((2 * y + height) / 2)
-    left, right = max(left, centre_x - reach), min(right, centre_x + reach)
-    top, bottom = max(top, centre_y - reach), min(bottom, centre_y + reach)
+    center_x, center_y = int((2 * x + width) / 2), int((2 * y + height) / 2)
+    left, right = max(left, center_x - reach), min(right, center_x + reach)
+    top, bottom = max(top, center_y - reach), min(bottom, center_y + reach)
     return (left, top, right, bottom) if left < right and top < bottom else whole
 
 

@@ -6,7 +6,7 @@ import torch
 from data.captioned_photographs import CaptionedPhotographs
 
 SIZE = 64
-CHUNK = 16  # pictures that are normalised at once on a CPU: they stay in its cache from one pass to the next
+CHUNK = 16  # pictures that are normalized at once on a CPU: they stay in its cache from one pass to the next
 
 
 class Text2ImageDataset(CaptionedPhotographs):

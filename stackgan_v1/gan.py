@@ -125,7 +125,7 @@ class Stage2Generator(nn.Module):
         return stage1_image, self.img(x), mu, logvar
 
 
-def normalised_conv(size_in, size_out, kernel_size, stride):
+def normalized_conv(size_in, size_out, kernel_size, stride):
     """Layers [B, size_in, H, W] -> [B, size_out, H / stride, W / stride]."""
     return [nn.Conv2d(size_in, size_out, kernel_size, stride, padding=1, bias=False),
             nn.BatchNorm2d(size_out), nn.LeakyReLU(0.2, inplace=True)]
@@ -133,12 +133,12 @@ def normalised_conv(size_in, size_out, kernel_size, stride):
 
 def downsample(size_in, size_out):
     """Layers [B, size_in, H, W] -> [B, size_out, H/2, W/2]."""
-    return normalised_conv(size_in, size_out, kernel_size=4, stride=2)
+    return normalized_conv(size_in, size_out, kernel_size=4, stride=2)
 
 
 def narrow(size_in, size_out):
     """Layers [B, size_in, H, W] -> [B, size_out, H, W]."""
-    return normalised_conv(size_in, size_out, kernel_size=3, stride=1)
+    return normalized_conv(size_in, size_out, kernel_size=3, stride=1)
 
 
 def encode_64(df_dim):

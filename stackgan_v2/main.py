@@ -79,7 +79,7 @@ def add_model_flags(parser):
                  ('z_dim', 100, 'numbers of noise'), ('embedding_dim', 128, 'of the condition'),
                  ('residuals', 2, 'residual blocks of a stage')],
         [('kl_coef', 2.0, 'the KL divergence of conditions'), ('uncond_coef', 1.0, 'the unconditional losses'),
-         ('color_coef', 0.0, 'colour consistency between neighbouring branches')],
+         ('color_coef', 0.0, 'color consistency between neighboring branches')],
         drawing_modes=DRAWING, encoder_modes=(flags.TEXT, INTERPOLATE))
     flags.add_boolean(parser, '--conditional', None, 'read sentences', modes=flags.TRAINING)
 

@@ -25,7 +25,7 @@ def measure(image):
 
 
 def class_shown(images):
-    """The class whose colour all sizes have."""
+    """The class whose color all sizes have."""
     brightest = {image.mean((1, 2)).argmax().item() for image in images}
     assert len(brightest) == 1
     return list(COLORS)[brightest.pop()]

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 
-def everything(model, nets=None, optimisers=None):
-    """All tensors that a later step of `model` depends on, by name. It may have more `nets` and `optimisers` than two.
+def everything(model, nets=None, optimizers=None):
+    """All tensors that a later step of `model` depends on, by name. It may have more `nets` and `optimizers` than two.
     """
     found = {'rng': model.progress['rng']['cpu']}
     for number, net in enumerate(nets or (model.netG, model.netD)):
         found |= {f'{number}.{key}': value for key, value in net.state_dict().items()}
-    for number, optimiser in enumerate(optimisers or (model.optim_G, model.optim_D)):
-        for i, state in optimiser.state_dict()['state'].items():
+    for number, optimizer in enumerate(optimizers or (model.optim_G, model.optim_D)):
+        for i, state in optimizer.state_dict()['state'].items():
             found |= {f'optim.{number}.{i}.{key}': value for key, value in state.items()}
     return {key: value.clone() for key, value in found.items()}
 

@@ -55,9 +55,9 @@ def without_batch_statistics(nets):
 
 @contextlib.contextmanager
 def noting(gradients):
-    """Note in a dict the gradient of every parameter with which an optimiser makes a step."""
-    def note(optimiser, *_):
-        gradients.update({parameter: parameter.grad.clone() for group in optimiser.param_groups
+    """Note in a dict the gradient of every parameter with which an optimizer makes a step."""
+    def note(optimizer, *_):
+        gradients.update({parameter: parameter.grad.clone() for group in optimizer.param_groups
                           for parameter in group['params'] if parameter.grad is not None})
 
     handle = register_optimizer_step_pre_hook(note)

@@ -1,4 +1,4 @@
-"""char_cnn_rnn/main.py as people run it: from another folder, on squares whose captions name their colour."""
+"""char_cnn_rnn/main.py as people run it: from another folder, on squares whose captions name their color."""
 import glob
 import os
 import shutil

@@ -18,7 +18,7 @@ from tests.scenes import COLORS, TINY, class_shown, measure, same, slope
 
 @pytest.fixture
 def folder(tmp_path):
-    """Class folders of PNGs, a class's all of its colour."""
+    """Class folders of PNGs, a class's all of its color."""
     for name, color in COLORS.items():
         (tmp_path / 'pictures' / name / 'deeper').mkdir(parents=True)
         for place in ('a.png', 'deeper/b.png'):

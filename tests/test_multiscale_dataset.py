@@ -110,7 +110,7 @@ def framed_bird(jpeg, bbox, size):
     return frame(read_picture(jpeg, lambda whole: crop_box(whole, bbox)), size)
 
 
-def centre(framed, size):
+def center(framed, size):
     """The draws for `views` that cut where torchvision's CenterCrop does."""
     room = [side - size for side in framed.size]
     return [(round(pixels / 2) + 0.5) / (pixels + 1) for pixels in room]
@@ -130,7 +130,7 @@ def test_real_photographs_meet_the_golden_pictures(tmp_path):
                     continue
                 photo = index.names.index(os.path.basename(name))
                 framed = framed_bird(layout.read_jpeg(file, split, index.img_keys[photo]), index.boxes[photo], 256)
-                for view in views(framed, [64, 128, 256], *centre(framed, 256), 0):
+                for view in views(framed, [64, 128, 256], *center(framed, 256), 0):
                     size = view.shape[-1]
                     expected = numbers[f'{name}|stackgan_{size}']
                     assert np.array_equal(pixels(view)[::size // 64, ::size // 64], expected)

@@ -81,8 +81,8 @@ def test_bf16_is_for_products_alone(chapter, monkeypatch):
         torch.testing.assert_close(one, other, rtol=.05, atol=.02)
     for net in nets:
         assert {value.dtype for value in net.state_dict().values()} <= {torch.float32, torch.int64}
-    for optimiser in (model.optim_G, *(model.optims_D if chapter == 'stackgan_v2' else [model.optim_D])):
-        assert {value.dtype for state in optimiser.state.values() for value in state.values()} == {torch.float32}
+    for optimizer in (model.optim_G, *(model.optims_D if chapter == 'stackgan_v2' else [model.optim_D])):
+        assert {value.dtype for state in optimizer.state.values() for value in state.values()} == {torch.float32}
     images = model.generate(batch['right_embed'])
     assert {image.dtype for image in images} == {torch.float32}
 

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.usefixtures('one_thread')
 def test_the_distance_of_gaussians_is_the_one_of_the_formula():
     torch.manual_seed(0)
     noise = torch.randn(4000, 3, dtype=torch.float64)
-    centred = noise - noise.mean(0)
-    white = centred @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(centred.T))).T  # of covariance 1
+    centered = noise - noise.mean(0)
+    white = centered @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(centered.T))).T  # of covariance 1
     one, other = torch.tensor([1., 2., 3.]), torch.tensor([4., 2., 0.5])
     shifted = white * other + torch.tensor([0., 3., 4.])
     assert precision_quality.frechet_distance(white * one, shifted) == pytest.approx(

@@ -43,9 +43,9 @@ def batch_of(branches, size=2, text=True):
 
 
 def all_of(model):
-    nets, optimisers = (model.netG, *model.netsD), (model.optim_G, *model.optims_D)
+    nets, optimizers = (model.netG, *model.netsD), (model.optim_G, *model.optims_D)
     averaged = {f'average.{i}': value.clone() for i, value in enumerate(model.averaged)}
-    return everything(model, nets, optimisers) | averaged
+    return everything(model, nets, optimizers) | averaged
 
 
 def loader_of(dataset, workers=0):
@@ -133,7 +133,7 @@ def test_an_interrupted_run_goes_on_with_the_same_results(dataset, straight, tmp
             assert same_state(torch.load(ours, weights_only=True), torch.load(theirs, weights_only=True))
 
 
-def test_training_needs_optimisers():
+def test_training_needs_optimizers():
     with pytest.raises(UserError, match=r'create_optim\(lr\)'):
         new_model([], optim=False).train(1)
 

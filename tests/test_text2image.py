@@ -63,8 +63,8 @@ def test_training_meets_losses_and_weights(monkeypatch):
 
 def test_no_gradient_that_nobody_uses(monkeypatch):
     model, seen = filled_model(), {}
-    for net, optimiser in (('netG', model.optim_D), ('netD', model.optim_G)):
-        monkeypatch.setattr(optimiser, 'step', lambda net=net: seen.update(
+    for net, optimizer in (('netG', model.optim_D), ('netD', model.optim_G)):
+        monkeypatch.setattr(optimizer, 'step', lambda net=net: seen.update(
             {net: [p.grad.clone() for p in getattr(model, net).parameters() if p.grad is not None]}))
     model.optim_D.zero_grad()
     before = [p.grad for p in model.netG.parameters()]

@@ -115,7 +115,7 @@ def test_boxes_are_inside_the_pictures(indices):
 
 
 def test_boxes_are_tight(monkeypatch):
-    """On a scene of one colour, everything else is the bird, but for the faint rim of its smooth edge."""
+    """On a scene of one color, everything else is the bird, but for the faint rim of its smooth edge."""
     monkeypatch.setattr(drawing, 'draw_scene', lambda *_: Image.new('RGB', (drawing.SIZE, drawing.SIZE), (255, 0, 255)))
     for i in range(12):
         rng = random.Random(i)
@@ -140,7 +140,7 @@ def test_another_seed_gives_other_birds():
 
 
 @pytest.mark.parametrize('blur, least', [(0, .97), (1.5, .95)])
-def test_color_accuracy_recognises_drawings(birds, blur, least):
+def test_color_accuracy_recognizes_drawings(birds, blur, least):
     body, wings = accuracy(birds, blur)
     assert body >= least and wings >= least
 

@@ -88,8 +88,8 @@ def test_the_chapters_way_computes_the_same(chapter, birds, narrow, chapters_mod
     (batches, our_step), (_, chapters_step) = map(train_speed.prepare, options)
     ours, chapters, batch = our_step.__self__, *chapters_model, next(iter(batches))
     for model, step in ((ours, our_step), (chapters, chapters_step)):
-        for optimiser in optimisers_of(model):
-            optimiser.param_groups[0]['eps'] = 1e-3  # so that gradients of next to nothing make no whole steps
+        for optimizer in optimisers_of(model):
+            optimizer.param_groups[0]['eps'] = 1e-3  # so that gradients of next to nothing make no whole steps
         torch.manual_seed(1)
         step(batch)
     for one, other in zip(nets_of(ours), nets_of(chapters), strict=True):
@@ -103,7 +103,7 @@ def test_the_chapters_way_has_none_of_our_gains(chapter, birds, narrow, chapters
     step(next(iter(batches)))
     layers = {type(layer) for net in nets_of(*chapters_model) for layer in net.modules()}
     assert not layers & {DoubledConv, ProductConv}
-    assert not any(group['fused'] for optimiser in optimisers_of(*chapters_model) for group in optimiser.param_groups)
+    assert not any(group['fused'] for optimizer in optimisers_of(*chapters_model) for group in optimizer.param_groups)
     _, *netsD = nets_of(*chapters_model)  # the generator's step has left gradients that nobody uses
     assert all(parameter.grad.any() for netD in netsD for parameter in netD.parameters() if parameter.dim() > 1)
 

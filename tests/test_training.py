@@ -238,7 +238,7 @@ def test_nothing_to_train_on_is_an_error(sizes):
         model.train(2, verbose=False)
 
 
-def test_train_needs_optimisers():
+def test_train_needs_optimizers():
     with pytest.raises(UserError, match=r'create_optim\(lr\)'):
         Model('text2image', 'cpu', [], 3, 50, 100).train(1)
 

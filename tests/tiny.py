@@ -1,4 +1,4 @@
-"""Tiny HDF5 files of captioned pictures: coloured noise with a square on it, made in a blink."""
+"""Tiny HDF5 files of captioned pictures: colored noise with a square on it, made in a blink."""
 import io
 
 import numpy as np
@@ -15,7 +15,7 @@ CAPTIONS = ('a small red bird', 'un oiseau coloré – très petit “ébène”
 
 
 def jpeg(seed=0, size=(50, 40), mode='RGB'):
-    """The bytes of a JPEG of noise around a colour, with a square of another colour on it."""
+    """The bytes of a JPEG of noise around a color, with a square of another color on it."""
     random = np.random.default_rng(seed)
     pixels = random.integers(0, 180, 3) + random.integers(0, 60, (size[1], size[0], 3))
     pixels[8:24, 10:30] = random.integers(0, 255, 3)

@@ -88,7 +88,7 @@ def _be(rank, port, folder, chapter, args, at_step):
 
 
 def _watch(Model, rank, at_step):
-    """A dict that a training fills: `items`, `noise` and `losses` of every step, and of the first, for each optimiser,
+    """A dict that a training fills: `items`, `noise` and `losses` of every step, and of the first, for each optimizer,
     `gradients` and their `means`. In the end, `_be` adds all `weights` and the time.
 
     Rank 1 begins with other weights.
@@ -124,9 +124,9 @@ def _watch(Model, rank, at_step):
         return losses
 
     def note(name):
-        def noted(optimiser, *_):
+        def noted(optimizer, *_):
             if not seen['items']:
-                seen[name].append([parameter.grad.clone() for parameter in optimiser.param_groups[0]['params']
+                seen[name].append([parameter.grad.clone() for parameter in optimizer.param_groups[0]['params']
                                    if parameter.grad is not None])
         return noted
 

@@ -18,7 +18,7 @@ LONGEST_NAME = 1000     # of a photograph, CLASS/NAME
 def open_pickles(folder):
     """Read StackGAN's pickles in `folder`/train and `folder`/test; return a `look_up` over both.
 
-    Raises UserError where a file is missing, refused or does not fit its neighbour.
+    Raises UserError where a file is missing, refused or does not fit its neighbor.
     """
     parts = [path for path in (os.path.join(folder, part) for part in ('train', 'test')) if os.path.isdir(path)]
     if not parts:

@@ -11,7 +11,7 @@ PALETTE = {
     'black': (26, 26, 30), 'white': (250, 250, 250),
 }
 BEAKS = {'yellow': (238, 190, 40), 'orange': (226, 116, 30), 'black': (44, 42, 46), 'grey': (112, 114, 122)}
-# Muted and of middling lightness: far from every colour in the palette, black and white included.
+# Muted and of middling lightness: far from every color in the palette, black and white included.
 SCENES = {
     'sky': ((160, 186, 206), (192, 206, 212)), 'grass': ((178, 194, 200), (150, 170, 132)),
     'water': ((190, 196, 196), (136, 166, 178)), 'branch': ((172, 186, 168), (190, 194, 174)),
@@ -20,7 +20,7 @@ SCENES = {
 BARK = (132, 114, 100)
 
 # Outlines in the bird's own frame: it looks to the right, y points down, its body is about 2 wide and 1.5 high. Wings
-# leave the breast and the flanks to be seen, so that every pose shows much of both colours.
+# leave the breast and the flanks to be seen, so that every pose shows much of both colors.
 BODY = [(.99, -.58), (.86, -.90), (.56, -.99), (.26, -.84), (-.08, -.60), (-.55, -.34), (-.98, .06), (-.80, .46),
         (-.30, .76), (.28, .76), (.74, .44), (.94, -.06)]
 CROWN = [(.98, -.66), (.86, -.90), (.56, -.99), (.29, -.85), (.5, -.78), (.76, -.73)]
@@ -33,12 +33,12 @@ RAISED = [(.14, -.30), (.10, -.64), (-.10, -1.02), (-.44, -1.32), (-.70, -1.24),
 
 @dataclass
 class Bird:
-    """What is seen: colours by name, lengths as a share of the picture."""
+    """What is seen: colors by name, lengths as a share of the picture."""
     body: str
     wings: str
     crown: str
     belly: str
-    beak: str               # its colour
+    beak: str               # its color
     beak_length: str        # short or long
     beak_shape: str         # pointed or curved
     raised: bool            # wings up, or folded on the back
@@ -51,7 +51,7 @@ class Bird:
 
 
 def imagine(rng, body, wings, **given):
-    """A random `Bird` of these colours; `given` fixes some of its other fields. `rng` is a `random.Random`."""
+    """A random `Bird` of these colors; `given` fixes some of its other fields. `rng` is a `random.Random`."""
     others = [color for color in PALETTE if color not in (body, wings)]
     given = {'scene': rng.choice(list(SCENES)), 'facing': rng.choice([1, -1]), **given}
     bird = {
@@ -197,7 +197,7 @@ def draw_blob(pen, scene, color, rng):
 
 
 def shade(color, factor):
-    """A colour made darker (below 1) or lighter (above 1)."""
+    """A color made darker (below 1) or lighter (above 1)."""
     return tuple(round(c * factor if factor < 1 else c + (255 - c) * (factor - 1)) for c in color)
 
 

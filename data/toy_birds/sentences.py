@@ -1,4 +1,4 @@
-"""What is said of a drawn bird: sentences from a grammar with synonyms, each with the colours of body and wings."""
+"""What is said of a drawn bird: sentences from a grammar with synonyms, each with the colors of body and wings."""
 CAPTIONS = 10
 CAPTION_LENGTH = 201    # of the longest sentence the encoder reads
 PLACES = {
@@ -20,7 +20,7 @@ TINTS = {'black': ('jet ', 'deep '), 'white': ('snow ', 'pure ')}    # of the ot
 
 
 def describe(bird, rng):
-    """-> ten different sentences, each with the colours of body and wings and some of what else is seen."""
+    """-> ten different sentences, each with the colors of body and wings and some of what else is seen."""
     sentences = {}
     while len(sentences) < CAPTIONS:
         sentence = say(bird, rng)
@@ -45,7 +45,7 @@ def say(bird, rng):
 
 
 def details(bird, rng):
-    """Noun phrases for what is seen besides the colours of body and wings."""
+    """Noun phrases for what is seen besides the colors of body and wings."""
     adjectives = [bird.beak_length, bird.beak_shape, bird.beak]
     said = [word for word in adjectives if rng.random() < .4] or adjectives[-1:]
     found = [f'a {" ".join(said)} {rng.choice(["beak", "bill"])}']

@@ -1,0 +1,86 @@
+"""Who imports whom: the table of CONTRIBUTING.md, and that there is no circle."""
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SECTIONS = ('word2vec', 'char_cnn_rnn', 'text2image', 'stackgan_v1', 'stackgan_v2')
+GANS = SECTIONS[2:]
+# What the files of a folder may import from other folders of this repository.
+ARROWS = {'common': set(), 'data': {'common'}, **{section: {'common', 'data'} for section in SECTIONS},
+          'evaluation': {'common', 'data', *SECTIONS}, 'benchmarks': {'common', 'data', 'evaluation', *SECTIONS}}
+FILES = [path for folder in ARROWS for path in sorted((ROOT / folder).rglob('*.py'))
+         if 'output' not in path.parts]
+NAMES = re.compile(r'word2vec|char_cnn|text2image|stackgan|stage.?i\b|stage1|nets?D\b|netG|lsun', re.IGNORECASE)
+
+
+def name_of(path):
+    parts = path.relative_to(ROOT).with_suffix('').parts
+    return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+MODULES = {name_of(path): path for path in FILES}
+
+
+def imported_by(source):
+    """Return the modules of this repository that a source file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f'{node.module}.{alias.name}' if f'{node.module}.{alias.name}' in MODULES else node.module
+                      for alias in node.names}
+    return found & MODULES.keys()
+
+
+def allowed(path):
+    folder = path.relative_to(ROOT).parts[0]
+    reads_sentences = folder in GANS and path.name == 'main.py'
+    return {folder} | ARROWS[folder] | ({'char_cnn_rnn'} if reads_sentences else set())
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows_point_downward(path):
+    folders = {module.partition('.')[0] for module in imported_by(path.read_text(encoding='utf-8'))}
+    assert folders <= allowed(path), f'imports {sorted(folders - allowed(path))}'
+
+
+def circle_in(graph):
+    """Return a list of modules, each of which imports the next, and the last the first; or None."""
+    done, path = set(), []
+
+    def visit(module):
+        if module in path:
+            return path[path.index(module):]
+        if module in done:
+            return None
+        path.append(module)
+        found = next(filter(None, map(visit, sorted(graph[module]))), None)
+        path.pop()
+        done.add(module)
+        return found
+
+    return next(filter(None, map(visit, sorted(graph))), None)
+
+
+def test_there_is_no_circle():
+    graph = {module: imported_by(path.read_text(encoding='utf-8')) - {module} for module, path in MODULES.items()}
+    assert circle_in(graph) is None
+    assert circle_in({'a': {'b'}, 'b': {'c'}, 'c': {'b'}}) == ['b', 'c']
+
+
+@pytest.mark.parametrize('path', [path for path in FILES if path.relative_to(ROOT).parts[0] == 'common'],
+                         ids=lambda path: str(path.relative_to(ROOT)))
+def test_common_names_no_section(path):
+    assert not NAMES.search(path.read_text(encoding='utf-8'))
+
+
+def test_an_arrow_upward_is_found():
+    assert imported_by('from text2image import gan\nimport common.files') == {'text2image.gan', 'common.files'}
+    assert not {'text2image'} <= allowed(ROOT / 'common' / 'files.py')
+    assert 'char_cnn_rnn' in allowed(ROOT / 'text2image' / 'main.py')
+    assert 'char_cnn_rnn' not in allowed(ROOT / 'text2image' / 'build_gan.py')
+    assert NAMES.search("netsD = [model.netD]") and NAMES.search('for Stage-I')
