@@ -32,6 +32,7 @@ from common import signals
 from common.errors import UserError
 from common.files import check_space, explained, partial_file
 from data import plain_hdf5
+from data.checked_files import stamp_of
 
 ENDINGS = ('.hdf5', '.h5')  # of a file's name
 SPLITS = ('train', 'valid', 'test')
@@ -158,9 +159,11 @@ def replace_file(path, copy=False):
 
     With `copy` it starts as a copy of what `path` holds. A reader, or a run killed halfway, finds the old file or the
     new one, never half of one. SIGINT and SIGTERM act between two photographs or embeddings. Raises CannotWrite where
-    it cannot be written, the disk being full or otherwise.
+    it cannot be written, the disk being full or otherwise, and UserError where what it is a copy of has changed
+    meanwhile.
     """
     with signals.hold(), partial_file(path) as partial, explained(path):
+        copied = stamp_of(path) if copy else None
         if copy:
             shutil.copyfile(path, partial)
         # Without HDF5's own lock, as `partial_file` has the file locked.
@@ -171,6 +174,8 @@ def replace_file(path, copy=False):
             _give_back(file)
         with open(partial, 'rb') as written:
             os.fsync(written.fileno())
+        if copied and stamp_of(path) != copied:
+            raise _has_changed(path)
 
 
 def _reserve(file, needed):
@@ -237,12 +242,16 @@ def _group_name(split, photograph):
     return group_name
 
 
-def write_embeddings(path, embeddings, source, encoder=None):
+def write_embeddings(path, embeddings, source, encoder=None, stamp=None):
     """Set every caption's embedding, atomically.
 
     `embeddings` maps a split to float32 [captions, 1024] in the order of `read_index`. Attributes of the file keep
     `source`, which says what made them, and `encoder`, the fingerprint of the sentence encoder's weights where given.
+    Raises UserError where the file is no longer the version `stamp` (`checked_files.stamp_of`), where given.
     """
+    with explained(path):
+        if stamp and stamp_of(path) != stamp:
+            raise _has_changed(path)
     with open_file(path) as file:
         for split, rows in embeddings.items():
             if len(rows) != len(file[split]):
@@ -250,6 +259,8 @@ def write_embeddings(path, embeddings, source, encoder=None):
                                 f'but there are {len(rows)} embeddings')
     check_room(path, sum(map(len, embeddings.values())))
     with replace_file(path, copy=True) as file:
+        if stamp and stamp_of(path) != stamp:  # and that is seen again before the copy takes its place
+            raise _has_changed(path)
         for split, rows in embeddings.items():
             for key, row in zip(file[split], rows):
                 _reserve(file, EMBEDDING_BYTES)
@@ -258,6 +269,10 @@ def write_embeddings(path, embeddings, source, encoder=None):
         file.attrs.pop('encoder', None)  # that of the embeddings before
         if encoder:
             file.attrs['encoder'] = encoder
+
+
+def _has_changed(path):
+    return UserError(f'{path}: has changed while its captions were read; start again')
 
 
 def _own_group(parent, key):

@@ -122,20 +122,29 @@ def test_the_newest_run_of_the_data_set(tmp_path):
             run.find_run(str(tmp_path), 'model.pt', dataset=prefix)
 
 
-def test_a_file_that_is_replaced_while_its_captions_are_read_is_left_alone(tmp_path, monkeypatch):
+@pytest.mark.parametrize('when', ['captions are read', 'embeddings are written'])
+@pytest.mark.parametrize('photos', [1, 2])
+def test_a_file_that_is_replaced_meanwhile_is_left_alone(tmp_path, monkeypatch, photos, when):
     path, words = write_squares(tmp_path / 'squares.hdf5', photos=1), str(tmp_path / 'encoder.pt')
     torch.save({}, words)
-    monkeypatch.setattr(main, 'load_encoder', lambda *_: None)
+    monkeypatch.setattr(main, 'load_encoder', lambda *_: SimpleNamespace(variant='birds_icml'))
 
-    def replace(encoder, captions):
-        write_squares(path, photos=2)
-        return np.zeros((len(captions), 1024), np.float32)
+    def replace(*_):
+        write_squares(tmp_path / 'new.hdf5', train=5, photos=photos)
+        os.replace(tmp_path / 'new.hdf5', path)
 
-    monkeypatch.setattr(main, 'embed_captions', replace)
+    for split in layout.SPLITS:
+        load_split(path, split)  # so that the cache is warm
+    monkeypatch.setattr(main, 'embed_captions', lambda _, captions: (
+        when == 'captions are read' and replace(), np.zeros((len(captions), 1024), np.float32))[1])
+    monkeypatch.setattr(main, 'fingerprint', lambda _: '1234')
+    if when == 'embeddings are written':
+        monkeypatch.setattr(layout, '_write_embedding', replace)
     said = error(monkeypatch, tmp_path, '--embed', '--encoder', words)
     assert said == f'error: {path}: has changed while its captions were read; start again'
     with layout.open_file(str(path)) as file:
-        assert not layout.has_embeddings(file, 'train')
+        assert not layout.has_embeddings(file, 'train') and len(file['train']) == 5 * photos * 2
+    assert sorted(os.listdir(tmp_path)) == ['encoder.pt', 'squares.cache', 'squares.hdf5']
 
 
 def test_the_sheet_names_every_class_and_the_sentence_once_a_row(tmp_path, monkeypatch):
