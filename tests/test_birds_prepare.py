@@ -140,8 +140,18 @@ def test_several_folders_and_class_lists(tmp_path, monkeypatch, capsys, out):
     assert said.count('no bounding box: 1 photographs') == 1
 
 
+def test_a_flag_that_is_repeated_takes_more(tmp_path, monkeypatch, capsys, out):
+    first = make_cub(tmp_path / 'a', {'x/one': (jpeg(), captions(1)), 'y/two': (jpeg(), captions(2))})
+    second = make_cub(tmp_path / 'b', {'z/three': (jpeg(), captions(3))})
+    for name in 'xyz':
+        write(tmp_path / f'{name}.txt', name)
+    lists = [f'--{split}_classes={tmp_path}/{name}.txt' for split, name in zip(('train', 'train', 'test'), 'xyz')]
+    run(monkeypatch, *first, *second, *lists, '--out', out)
+    assert 'train: 2 photographs' in (said := capsys.readouterr().out) and 'test: 1 photographs' in said
+
+
 def test_split_of_stackgan():
-    split_of = prepare.cub.read_split(dict.fromkeys(layout.SPLITS))
+    split_of = prepare.cub.read_split(dict.fromkeys(layout.SPLITS, ()))
     assert (len(split_of), list(split_of.values()).count('train')) == (200, 150)
 
 

@@ -46,10 +46,11 @@ def read_lines(path, advice):
 
 
 def read_split(list_paths):
-    """Which split every class belongs to. `list_paths` maps splits to class lists; none at all is the 150/50 split."""
+    """Which split each class belongs to. `list_paths` maps splits to paths of class lists; none is the 150/50 split."""
     if any(list_paths.values()):
-        lists = {split: read_lines(path, f'--{split}_classes takes a file with a class name a line')
-                 for split, path in list_paths.items() if path}
+        lists = {split: [name for path in paths for name in
+                         read_lines(path, f'--{split}_classes takes a file with a class name a line')]
+                 for split, paths in list_paths.items()}
     else:
         with open(DEFAULT_SPLIT, encoding='utf-8') as file:
             lists = json.load(file)

@@ -37,14 +37,14 @@ SHOWN = 20  # letters that the encoder does not read
 def parse_args():
     """The command line; at most one source of embeddings."""
     parser = OneLineParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--cub', type=path, nargs='+', required=True, metavar='DIR',
+    parser.add_argument('--cub', type=path, nargs='+', action='extend', required=True, metavar='DIR',
                         help='folders that hold images.txt')
-    parser.add_argument('--text', type=path, nargs='+', required=True, metavar='DIR',
+    parser.add_argument('--text', type=path, nargs='+', action='extend', required=True, metavar='DIR',
                         help='folders of the captions, CLASS/NAME.txt, as many as --cub has and in the same order')
     parser.add_argument('--out', type=path, default=os.path.join(HERE, 'birds.hdf5'), metavar='FILE',
                         help='HDF5 file, .hdf5 or .h5 (default: birds.hdf5 beside this script)')
     for split in layout.SPLITS:
-        parser.add_argument(f'--{split}_classes', type=path, metavar='FILE',
+        parser.add_argument(f'--{split}_classes', type=path, nargs='+', action='extend', default=[], metavar='FILE',
                             help=f"classes of /{split}, one a line (default: StackGAN's 150 and 50 for all three)")
     source = parser.add_mutually_exclusive_group()
     source.add_argument('--pickles', type=path, metavar='DIR',
@@ -180,7 +180,7 @@ def main():
             skip(skipped, path, 'images.txt must name a photograph as CLASS/NAME.jpg')
     chosen = [entry for entry in entries if entry.split]
     if entries and not chosen and any(lists.values()):
-        raise UserError(f'{", ".join(filter(None, lists.values()))}: lists no class of the data, such as '
+        raise UserError(f'{", ".join(sum(lists.values(), []))}: lists no class of the data, such as '
                         f'{entries[0].class_name}; write a class name a line, as folders in {args.cub[0]}/images have')
     if entries and not chosen:
         raise UserError(f'{args.cub[0]}: its classes ({entries[0].class_name} is one) are none of the 200 of '
