@@ -74,6 +74,8 @@ def read_all(entries, look_up, skipped):
             return entry, cub.read_photograph(entry, look_up)
         except ValueError as error:
             return entry, error
+        except MemoryError:
+            return entry, ValueError('its files take more memory than there is')
 
     pool = ThreadPoolExecutor()
     try:
@@ -103,7 +105,8 @@ def open_embeddings(args):
 
 def expected_size(entries, has_embeddings):
     """About how many bytes the file will have, ten captions a photograph."""
-    jpegs = sum(os.path.getsize(entry.image_path) for entry in entries if os.path.isfile(entry.image_path))
+    sizes = (os.path.getsize(entry.image_path) for entry in entries if os.path.isfile(entry.image_path))
+    jpegs = sum(size for size in sizes if size <= cub.MOST['photograph'])
     caption = layout.CAPTION_BYTES + (layout.EMBEDDING_BYTES if has_embeddings else 0)
     return jpegs + len(entries) * 10 * caption
 
