@@ -176,6 +176,8 @@ def replace_file(path, copy=False):
             os.fsync(written.fileno())
         if copied and stamp_of(path) != copied:
             raise _has_changed(path)
+        if not copy:
+            check_name(path)  # again: another process may have written one of this name with the other ending
 
 
 def _reserve(file, needed):

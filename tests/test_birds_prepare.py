@@ -411,7 +411,8 @@ def test_pipes_are_not_waited_for(tmp_path, monkeypatch, capsys, out):
     os.mkfifo(tmp_path / 'CUB_200_2011/images.txt')
     assert 'is not a file' in error(monkeypatch, *args, '--out', out)
     os.mkfifo(tmp_path / 'list.txt')
-    assert 'list.txt: cannot be read (it is a pipe' in error(monkeypatch, *args, '--test_classes', tmp_path / 'list.txt')
+    said = error(monkeypatch, *args, '--test_classes', tmp_path / 'list.txt')
+    assert 'list.txt: cannot be read (it is a pipe' in said
 
 
 def test_dry_run_says_the_same_and_writes_nothing(tmp_path, monkeypatch, capsys, out):
@@ -421,6 +422,11 @@ def test_dry_run_says_the_same_and_writes_nothing(tmp_path, monkeypatch, capsys,
     assert 'test: 3 photographs, 30 captions' in said and f'skipped {ANI}/absent: ' in said
     assert 'JPEGs: ' in said and 'would write' in said and said.splitlines()[-1].endswith('skipped 1 photographs')
     assert not out.parent.exists()
+    os.mkfifo(tmp_path / 'pipe.h5')
+    for path in (tmp_path / 'pipe.h5', '/proc/x.hdf5'):
+        for flags in ([], ['--dry_run']):
+            said = error(monkeypatch, *make_cub(tmp_path, photographs), '--out', path, *flags)
+            assert said.startswith(f'{path}: cannot be written (')
 
 
 def test_errors_name_the_file_and_keep_what_there_was(tmp_path, monkeypatch, out):
@@ -458,6 +464,8 @@ def test_errors_name_the_file_and_keep_what_there_was(tmp_path, monkeypatch, out
 
 def test_a_full_disk_is_foreseen(tmp_path, monkeypatch, out):
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=1000))
+    assert 'disk full' in error(monkeypatch, *make_cub(tmp_path, birds()), '--out', out, '--dry_run')
+    assert not out.parent.exists()
     assert 'disk full' in error(monkeypatch, *make_cub(tmp_path, birds()), '--out', out)
     assert os.listdir(out.parent) == []
 

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tqdm import tqdm
 
 from common.errors import OneLineParser, UserError, run_command
-from common.files import check_space
+from common.files import check_can_write, check_space
 from common.letters import LENGTH, unread
 from data import layout
 from data.birds import cub, published_embeddings
@@ -120,8 +120,9 @@ def convert(entries, skipped, args):
     count, letters = Counter(), set()
     source, look_up = open_embeddings(args)
     with contextlib.nullcontext() if args.dry_run else layout.replace_file(args.out) as file:
-        if file is not None:
-            check_space(args.out, expected_size(entries, look_up))
+        if file is None:
+            check_can_write(args.out)
+        check_space(args.out, expected_size(entries, look_up))
         for split, photograph, remarks in read_all(entries, look_up, skipped):
             count.update({(split, 'photographs'): 1, (split, 'captions'): len(photograph.captions),
                           'bytes': len(photograph.jpeg), **dict.fromkeys(remarks, 1)})
