@@ -46,6 +46,10 @@ MARGIN = 2 ** 20  # bytes; HDF5 keeps less of what it has yet to write
 NO_RESERVATION = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # of disks that cannot keep room
 
 
+class BadEmbeddings(ValueError):
+    """Embeddings that cannot be trained on, while all else in the file may be right; its text says which and why."""
+
+
 @dataclass
 class Photograph:
     """A picture with everything the file holds about it.
@@ -267,7 +271,7 @@ def write_embeddings(path, embeddings, source, encoder=None, stamp=None):
             for key, row in zip(file[split], rows):
                 _reserve(file, EMBEDDING_BYTES)
                 _write_embedding(_own_group(_own_group(file, split), key), row)
-        file.attrs['embeddings'] = source
+        file.attrs['embeddings'] = source.encode('utf-8', 'replace').decode()  # the name of a file may be no text
         file.attrs.pop('encoder', None)  # that of the embeddings before
         if encoder:
             file.attrs['encoder'] = encoder
@@ -370,14 +374,13 @@ def has_embeddings(file, split):
 
 
 def read_embeddings(file, split, keys):
-    """float32 [len(keys), 1024]. Raises UserError where one is missing, of another width, or not of finite numbers."""
+    """float32 [len(keys), 1024]. Raises BadEmbeddings where one is missing, of another width, or not finite."""
     embeddings, group = np.empty((len(keys), EMBED_DIM), np.float32), _group(file, split)
     for row, key in zip(embeddings, plain_hdf5.watched(keys)):
         with _damage_named(file, split, key):
             wrong = _read_embedding(file, plain_hdf5.open_group(group, key), row)
         if wrong:
-            raise UserError(f'{file.filename}: /{split}/{key} has {wrong}; '
-                            f'write them with: {how_to_embed(file.filename)}')
+            raise BadEmbeddings(f'/{split}/{key} has {wrong}')
     return embeddings
 
 

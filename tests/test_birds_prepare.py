@@ -424,8 +424,8 @@ def test_dry_run_says_the_same_and_writes_nothing(tmp_path, monkeypatch, capsys,
     assert not out.parent.exists()
     os.mkfifo(tmp_path / 'pipe.h5')
     for path in (tmp_path / 'pipe.h5', '/proc/x.hdf5'):
-        for flags in ([], ['--dry_run']):
-            said = error(monkeypatch, *make_cub(tmp_path, photographs), '--out', path, *flags)
+        for more in ([], ['--dry_run']):
+            said = error(monkeypatch, *make_cub(tmp_path, photographs), '--out', path, *more)
             assert said.startswith(f'{path}: cannot be written (')
 
 

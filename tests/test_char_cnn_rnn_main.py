@@ -6,6 +6,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -120,6 +121,26 @@ def test_the_newest_run_of_the_data_set(tmp_path):
     for prefix in ('bird', 'small', 'birds.*', 'query'):
         with pytest.raises(UserError, match='no run on'):
             run.find_run(str(tmp_path), 'model.pt', dataset=prefix)
+
+
+@pytest.mark.parametrize('bad', [np.zeros(768), np.full(1024, np.nan), None], ids=['width', 'NaN', 'missing'])
+def test_embeddings_that_are_bad_are_written_anew(tmp_path, monkeypatch, bad):
+    path, words = write_squares(tmp_path / 'squares.hdf5', photos=1), str(tmp_path / 'encoder\udcff.pt')
+    torch.save({}, tmp_path / 'encoder.pt')
+    os.rename(tmp_path / 'encoder.pt', words)
+    rows = {split: np.ones((len(load_split(path, split).index.keys), 1024), np.float32) for split in layout.SPLITS}
+    layout.write_embeddings(path, rows, 'a test')
+    with h5py.File(path, 'a') as file:
+        del file['train/red_0_1/embeddings']
+        if bad is not None:
+            file['train/red_0_1/embeddings'] = bad
+    for name, value in (('load_encoder', SimpleNamespace(variant='birds_icml')), ('fingerprint', '1234'),
+                        ('save_encoder', 'there')):
+        monkeypatch.setattr(main, name, lambda *_, value=value: value)
+    monkeypatch.setattr(main, 'embed_captions', lambda _, captions: np.ones((len(captions), 1024), np.float32))
+    monkeypatch.setattr(sys, 'argv', [main.__file__, *arguments(tmp_path, ['--embed', '--encoder', words])])
+    main.main()
+    assert load_split(path, 'train').embeddings.eq(1).all()
 
 
 @pytest.mark.parametrize('when', ['captions are read', 'embeddings are written'])
