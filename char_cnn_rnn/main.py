@@ -29,6 +29,7 @@ from common.errors import UserError, run_command
 from common.pictures import caption_sheet
 from data import layout
 from data.cache import load_split
+from data.checked_files import stamp_of
 from data.pictures import read_picture
 
 EMBED, QUERY = 'embed', 'query'  # modes of its own
@@ -183,13 +184,12 @@ def embed(options, device):
     source = encoder_file(options)
     encoder = load_encoder(source, device)
     print(f'{source} reads the captions of {path}', flush=True)
+    stamp = stamp_of(path) if os.path.exists(path) else None  # reading it says what is wrong
     captions = {split: load_split(path, split).index.captions for split in layout.SPLITS}
     layout.check_room(path, sum(map(len, captions.values())))
     embeddings = {split: embed_captions(encoder, captions[split]) for split in layout.SPLITS}
-    if any(load_split(path, split).index.captions != captions[split] for split in layout.SPLITS):
-        raise UserError(f'{path}: has changed while its captions were read; start again')
     layout.write_embeddings(path, embeddings, f'{encoder.variant}, {os.path.basename(source)}',
-                            fingerprint(encoder))
+                            fingerprint(encoder), stamp)
     beside = save_encoder(encoder, path)
     print(f'done: {sum(map(len, embeddings.values()))} embeddings in {path}, their encoder in {beside}')
 

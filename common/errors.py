@@ -38,13 +38,17 @@ def run_command(main):
             main()
             sys.stdout.flush()
     except UserError as error:
-        from common import ranks  # which raises UserErrors itself
-        if ranks.rank() > 0:
+        ranks = sys.modules.get('common.ranks')  # which raises UserErrors itself; a command of one process has it not
+        if ranks and ranks.rank() > 0:
             time.sleep(5)  # meanwhile torchrun ends this process, if rank 0 has ended with the same error
         sys.exit(f'error: {" ".join(str(error).splitlines())}')  # a path may hold the end of a line
     except KeyboardInterrupt as error:
         sys.exit(128 + int(error.args[0] if error.args else signal.SIGINT))  # what a training waited for has a number
     except (MemoryError, RuntimeError) as error:
+        if 'torch' not in sys.modules:  # for whose import there may be no memory
+            if not isinstance(error, MemoryError) and "can't start new thread" not in str(error):
+                raise
+            sys.exit('error: this takes more memory than there is; end other programs, or read smaller files')
         from common import torch_errors
         if not torch_errors.is_out_of_memory(error):
             raise

@@ -35,24 +35,46 @@ def atomic_write(path):
 def partial_file(path):
     """Yield the name of an empty file beside `path`, which takes the name `path` once the block ends without an error.
 
-    For writers that open files themselves, such as HDF5. Removes first what killed processes left of earlier attempts.
-    Raises CannotWrite as `atomic_write` does.
+    For writers that open files themselves, such as HDF5. Where `path` is a link, that is of what it points to. Removes
+    first what killed processes left of earlier attempts. Raises CannotWrite as `atomic_write` does.
     """
+    target = os.path.realpath(path)
     with explained(path):
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        remove_leftovers(path)
-        file = _new_partial(path)
+        _check_is_replaceable(target)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        remove_leftovers(target)
+        file = _new_partial(target)
     try:
         yield file.name
         with explained(path):
             _lock(file, shared=True)  # so that a reader with a lock of its own, such as HDF5, can open `path` at once
             if os.name == 'nt':
                 file.close()  # Windows does not rename a file that is open
-            os.replace(file.name, path)
+            os.replace(file.name, target)
     finally:
         file.close()
         with contextlib.suppress(OSError):
             os.remove(file.name)
+
+
+def check_can_write(path):
+    """Raise CannotWrite where no file could take the name `path`. Makes none: what is tried out has no name."""
+    with explained(path):
+        _check_is_replaceable(os.path.realpath(path))
+        tempfile.TemporaryFile(dir=_folder_above(path)).close()
+
+
+def _check_is_replaceable(path):
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise OSError('it is a folder, a device, a pipe, or a link in a circle, not a file')
+
+
+def _folder_above(path):
+    """The folder that `path` is in, or will be made in."""
+    folder = os.path.realpath(path)
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    return folder
 
 
 def remove_leftovers(path):
@@ -67,10 +89,7 @@ def remove_leftovers(path):
 
 def check_space(path, needed):
     """Raise CannotWrite where the disk of the file or folder `path` has less than `needed` bytes left."""
-    folder = os.path.abspath(path)
-    while not os.path.isdir(folder):
-        folder = os.path.dirname(folder)
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(_folder_above(path)).free
     if needed > free:
         raise CannotWrite(f'{path}: disk full: about {needed / 1e6:,.1f} MB are needed, and {free / 1e6:,.1f} MB are '
                         'free; make room, or write to another disk')

@@ -66,12 +66,14 @@ class Split:
 
     `fingerprint` says what the split holds: 16 hexadecimal digits for each of 'captions' (with names, classes and
     boxes), 'pictures' (the bytes of the JPEGs) and 'embeddings' (None where there are none). `encoder` is what the file
-    says of the encoder that wrote the embeddings, or None.
+    says of the encoder that wrote the embeddings, or None. `bad_embeddings` is what is wrong with them, in which case
+    there are none, or None.
     """
     index: layout.Index
     jpegs: Jpegs
     fingerprint: dict
     encoder: str = None
+    bad_embeddings: str = None
     pictures: torch.Tensor = None
     embeddings: torch.Tensor = None
 
@@ -80,7 +82,8 @@ def load_split(path, split, size=None):
     """Read a split ('train', 'valid' or 'test') of the HDF5 file `path`, through its cache.
 
     With `size`, `pictures` holds every photograph squashed to `size` x `size` pixels, as the chapter prepares them.
-    Raises UserError where the file is missing, damaged or not in the layout.
+    Raises UserError where the file is missing, damaged or not in the layout; what is wrong with its embeddings alone is
+    in `bad_embeddings`.
     """
     with _alone_with(path, split) as folder:
         found = _read_split(folder, path) or _write_split(folder, path, split)
@@ -181,7 +184,8 @@ def _read_split(folder, path):
         if stored['stamp'] != _stamp(path):
             return None
         index = layout.Index(**stored['index'])
-        found = Split(index, Jpegs(path, stored['stamp'], index.places), stored['fingerprint'], stored['encoder'])
+        found = Split(index, Jpegs(path, stored['stamp'], index.places), stored['fingerprint'], stored['encoder'],
+                      stored.get('bad_embeddings'))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if found.fingerprint['embeddings']:
@@ -193,7 +197,7 @@ def _read_split(folder, path):
 def _write_split(folder, path, split):
     """Replace the split's cache by a new one that holds index and embeddings. Returns its `Split`."""
     stamp = _stamp(path)
-    index, encoder, embeddings = _read_apart(path, split)
+    index, encoder, bad, embeddings = _read_apart(path, split)
     jpegs = Jpegs(path, stamp, index.places)
     fingerprint = _fingerprint(index, jpegs, embeddings)
     shutil.rmtree(folder, ignore_errors=True)  # so that nothing of another version stays
@@ -203,12 +207,15 @@ def _write_split(folder, path, split):
             np.lib.format.write_array(file, embeddings, allow_pickle=False)
     with checked_files.write(folder, 'index.json') as file:  # the last: it says that the others are there
         file.write(json.dumps({'stamp': stamp, 'fingerprint': fingerprint, 'encoder': encoder,
-                               'index': vars(index)}).encode())
-    return _read_split(folder, path) or Split(index, jpegs, fingerprint, encoder)
+                               'bad_embeddings': bad, 'index': vars(index)}).encode())
+    return _read_split(folder, path) or Split(index, jpegs, fingerprint, encoder, bad)
 
 
 def _read_apart(path, split):
-    """(index, encoder, embeddings or None) of a split of an HDF5 file, which another process reads: see READER."""
+    """(index, encoder, what is wrong with the embeddings or None, embeddings or None) of a split of an HDF5 file.
+
+    Another process reads them: see READER.
+    """
     command = [sys.executable, READER, path, split]
     # In a session of its own, a Ctrl-C does not reach it: this process gets it, and ends the other.
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True) as reader:
@@ -226,7 +233,7 @@ def _read_apart(path, split):
         raise UserError(stored['error'])
     if not stored:
         raise layout.cannot_be_read(path, split, _why_it_ended(reader.returncode))
-    return layout.Index(**stored['index']), stored['encoder'], embeddings
+    return layout.Index(**stored['index']), stored['encoder'], stored['bad_embeddings'], embeddings
 
 
 def _why_it_ended(status):

@@ -14,8 +14,8 @@ class CaptionedPhotographs(Dataset):
     """A split (0: train, 1: valid, 2: test) of an HDF5 file in `data.layout`'s layout.
 
     Has its `index` (`layout.Index`), `captions`, `classes`, the number of the photograph of each caption `photo_of`,
-    `embeddings` (float32 [captions, 1024] or None), and with `size` the photographs squashed to that, `pictures`.
-    `fingerprint` and `encoder` say what was read (see `data.cache.Split`).
+    `embeddings` (float32 [captions, 1024], or None where there are none, or bad ones), and with `size` the photographs
+    squashed to that, `pictures`. `fingerprint` and `encoder` say what was read (see `data.cache.Split`).
 
     Raises UserError where the file is missing or not in the layout.
     """
@@ -28,6 +28,7 @@ class CaptionedPhotographs(Dataset):
         self.index, self.jpegs = cached.index, cached.jpegs
         self.pictures, self.embeddings = cached.pictures, cached.embeddings
         self.fingerprint, self.encoder = cached.fingerprint, cached.encoder
+        self.bad_embeddings = cached.bad_embeddings
         self.captions, self.classes = cached.index.captions, cached.index.classes
         self.photo_of = torch.tensor(cached.index.photo_of, dtype=torch.long)
         self._group_by_class()
@@ -55,9 +56,11 @@ class CaptionedPhotographs(Dataset):
         return (test if len(test) else cls(datasetFile, split=1, **arguments)).require_embeddings()
 
     def require_embeddings(self):
-        """Return the dataset. Raises UserError, with what to run, where the file holds no sentence embeddings."""
+        """Return the dataset. Raises UserError, with what to run, where the file holds no good sentence embeddings."""
         if len(self) == 0:
             raise UserError(f'{self.file}: /{self.split} holds no captions')
+        if self.bad_embeddings:
+            raise UserError(f'{self.file}: {self.bad_embeddings}; write them with: {layout.how_to_embed(self.file)}')
         if self.embeddings is None:
             raise UserError(f'{self.file}: holds no sentence embeddings yet; '
                             f'write them with: {layout.how_to_embed(self.file)}')

@@ -33,7 +33,7 @@ def is_whole(folder, name):
     """True where the file is what was written."""
     known, path = _known(folder).get(name), os.path.join(folder, name)
     try:
-        stamp = _stamp(path)
+        stamp = stamp_of(path)
         if known['stamp'] == stamp:
             return True
         if known['stamp'][0] != stamp[0] or known['checksum'] != _checksum(path):
@@ -72,7 +72,8 @@ def _checksum(path):
     return checksum
 
 
-def _stamp(path):
+def stamp_of(path):
+    """Size, dates and number of a file: what tells its versions apart."""
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
@@ -88,6 +89,6 @@ def _known(folder):
 
 
 def _record(folder, name, checksum):
-    known = _known(folder) | {name: {'checksum': checksum, 'stamp': _stamp(os.path.join(folder, name))}}
+    known = _known(folder) | {name: {'checksum': checksum, 'stamp': stamp_of(os.path.join(folder, name))}}
     with files.atomic_write(os.path.join(folder, RECORD)) as file:
         file.write(json.dumps(known).encode())

@@ -32,6 +32,7 @@ from common import signals
 from common.errors import UserError
 from common.files import check_space, explained, partial_file
 from data import plain_hdf5
+from data.checked_files import stamp_of
 
 ENDINGS = ('.hdf5', '.h5')  # of a file's name
 SPLITS = ('train', 'valid', 'test')
@@ -43,6 +44,10 @@ LIBRARY_VERSIONS = ('v108', 'v110')
 CAPTION_BYTES, EMBEDDING_BYTES = 800, 4400  # what a caption's group takes in the file, and its embedding (measured)
 MARGIN = 2 ** 20  # bytes; HDF5 keeps less of what it has yet to write
 NO_RESERVATION = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # of disks that cannot keep room
+
+
+class BadEmbeddings(ValueError):
+    """Embeddings that cannot be trained on, while all else in the file may be right; its text says which and why."""
 
 
 @dataclass
@@ -158,9 +163,11 @@ def replace_file(path, copy=False):
 
     With `copy` it starts as a copy of what `path` holds. A reader, or a run killed halfway, finds the old file or the
     new one, never half of one. SIGINT and SIGTERM act between two photographs or embeddings. Raises CannotWrite where
-    it cannot be written, the disk being full or otherwise.
+    it cannot be written, the disk being full or otherwise, and UserError where what it is a copy of has changed
+    meanwhile.
     """
     with signals.hold(), partial_file(path) as partial, explained(path):
+        copied = stamp_of(path) if copy else None
         if copy:
             shutil.copyfile(path, partial)
         # Without HDF5's own lock, as `partial_file` has the file locked.
@@ -171,6 +178,10 @@ def replace_file(path, copy=False):
             _give_back(file)
         with open(partial, 'rb') as written:
             os.fsync(written.fileno())
+        if copied and stamp_of(path) != copied:
+            raise _has_changed(path)
+        if not copy:
+            check_name(path)  # again: another process may have written one of this name with the other ending
 
 
 def _reserve(file, needed):
@@ -237,12 +248,16 @@ def _group_name(split, photograph):
     return group_name
 
 
-def write_embeddings(path, embeddings, source, encoder=None):
+def write_embeddings(path, embeddings, source, encoder=None, stamp=None):
     """Set every caption's embedding, atomically.
 
     `embeddings` maps a split to float32 [captions, 1024] in the order of `read_index`. Attributes of the file keep
     `source`, which says what made them, and `encoder`, the fingerprint of the sentence encoder's weights where given.
+    Raises UserError where the file is no longer the version `stamp` (`checked_files.stamp_of`), where given.
     """
+    with explained(path):
+        if stamp and stamp_of(path) != stamp:
+            raise _has_changed(path)
     with open_file(path) as file:
         for split, rows in embeddings.items():
             if len(rows) != len(file[split]):
@@ -250,14 +265,20 @@ def write_embeddings(path, embeddings, source, encoder=None):
                                 f'but there are {len(rows)} embeddings')
     check_room(path, sum(map(len, embeddings.values())))
     with replace_file(path, copy=True) as file:
+        if stamp and stamp_of(path) != stamp:  # and that is seen again before the copy takes its place
+            raise _has_changed(path)
         for split, rows in embeddings.items():
             for key, row in zip(file[split], rows):
                 _reserve(file, EMBEDDING_BYTES)
                 _write_embedding(_own_group(_own_group(file, split), key), row)
-        file.attrs['embeddings'] = source
+        file.attrs['embeddings'] = source.encode('utf-8', 'replace').decode()  # the name of a file may be no text
         file.attrs.pop('encoder', None)  # that of the embeddings before
         if encoder:
             file.attrs['encoder'] = encoder
+
+
+def _has_changed(path):
+    return UserError(f'{path}: has changed while its captions were read; start again')
 
 
 def _own_group(parent, key):
@@ -353,14 +374,13 @@ def has_embeddings(file, split):
 
 
 def read_embeddings(file, split, keys):
-    """float32 [len(keys), 1024]. Raises UserError where one is missing, of another width, or not of finite numbers."""
+    """float32 [len(keys), 1024]. Raises BadEmbeddings where one is missing, of another width, or not finite."""
     embeddings, group = np.empty((len(keys), EMBED_DIM), np.float32), _group(file, split)
     for row, key in zip(embeddings, plain_hdf5.watched(keys)):
         with _damage_named(file, split, key):
             wrong = _read_embedding(file, plain_hdf5.open_group(group, key), row)
         if wrong:
-            raise UserError(f'{file.filename}: /{split}/{key} has {wrong}; '
-                            f'write them with: {how_to_embed(file.filename)}')
+            raise BadEmbeddings(f'/{split}/{key} has {wrong}')
     return embeddings
 
 

@@ -3,8 +3,9 @@
     python data/read_split.py FILE SPLIT
 
 Whatever is wrong in a file, libhdf5 may find it, or loop for ever, take all memory, or crash. Here that costs nobody
-anything. To stdout go a line of JSON ({'index': ..., 'encoder': ..., 'has_embeddings': ...}, or {'error': ...}), then
-the embeddings' bytes; it writes no file, so that one whose parent is gone leaves none.
+anything. To stdout go a line of JSON ({'index': ..., 'encoder': ..., 'has_embeddings': ..., 'bad_embeddings': what is
+wrong with them, or None}, or {'error': ...}), then the embeddings' bytes; it writes no file, so that one whose parent
+is gone leaves none.
 """
 import json
 import os
@@ -21,10 +22,14 @@ def read(path, split):
     plain_hdf5.limit(os.path.getsize(path))
     try:
         file = layout.open_file(path)  # never closed: libhdf5 can stumble over that, too
-        encoder, index, embeddings = layout.read_encoder(file), layout.read_index(file, split), None
-        if layout.has_embeddings(file, split):
-            embeddings = layout.read_embeddings(file, split, index.keys)
-        answer = {'index': vars(index), 'encoder': encoder, 'has_embeddings': embeddings is not None}
+        encoder, index, embeddings, bad = layout.read_encoder(file), layout.read_index(file, split), None, None
+        try:
+            if layout.has_embeddings(file, split):
+                embeddings = layout.read_embeddings(file, split, index.keys)
+        except layout.BadEmbeddings as error:  # not everybody needs them, least of all what writes them anew
+            bad = str(error)
+        answer = {'index': vars(index), 'encoder': encoder, 'has_embeddings': embeddings is not None,
+                  'bad_embeddings': bad}
         return json.dumps(answer), embeddings
     except UserError as error:
         return json.dumps({'error': str(error)}), None

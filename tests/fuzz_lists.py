@@ -40,7 +40,7 @@ def fuzz(rng, folder):
             file.write(data)
     cub_folder, text = os.path.join(folder, 'cub'), os.path.join(folder, 'text')
     try:
-        split_of = cub.read_split({split: os.path.join(folder, f'{split}.txt') for split in ('train', 'test')})
+        split_of = cub.read_split({split: [os.path.join(folder, f'{split}.txt')] for split in ('train', 'test')})
         entries, strange = cub.list_photographs(cub_folder, text, split_of)
         chosen = [entry for entry in entries if entry.split]
         cub.check_names(chosen)

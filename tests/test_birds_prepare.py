@@ -2,6 +2,7 @@
 import io
 import os
 import pickle
+import resource
 import shlex
 import shutil
 import signal
@@ -18,6 +19,7 @@ from common import flags
 from common.errors import UserError
 from data import layout, pictures
 from data.birds import cub, prepare
+from data.cache import load_split
 from data.pictures import read_picture
 
 SCRIPT = prepare.__file__
@@ -140,8 +142,18 @@ def test_several_folders_and_class_lists(tmp_path, monkeypatch, capsys, out):
     assert said.count('no bounding box: 1 photographs') == 1
 
 
+def test_a_flag_that_is_repeated_takes_more(tmp_path, monkeypatch, capsys, out):
+    first = make_cub(tmp_path / 'a', {'x/one': (jpeg(), captions(1)), 'y/two': (jpeg(), captions(2))})
+    second = make_cub(tmp_path / 'b', {'z/three': (jpeg(), captions(3))})
+    for name in 'xyz':
+        write(tmp_path / f'{name}.txt', name)
+    lists = [f'--{split}_classes={tmp_path}/{name}.txt' for split, name in zip(('train', 'train', 'test'), 'xyz')]
+    run(monkeypatch, *first, *second, *lists, '--out', out)
+    assert 'train: 2 photographs' in (said := capsys.readouterr().out) and 'test: 1 photographs' in said
+
+
 def test_split_of_stackgan():
-    split_of = prepare.cub.read_split(dict.fromkeys(layout.SPLITS))
+    split_of = prepare.cub.read_split(dict.fromkeys(layout.SPLITS, ()))
     assert (len(split_of), list(split_of.values()).count('train')) == (200, 150)
 
 
@@ -286,6 +298,56 @@ def test_defects_are_named_and_the_rest_goes_on(tmp_path, monkeypatch, capsys, o
         assert len(file['train']) == len(file['test']) == 30
 
 
+def test_what_no_reader_would_take_is_not_written(tmp_path, monkeypatch, capsys, out):
+    boxes = ['1 1e39 1 30 30', '2 1 1 1e-46 30', '3 1 -1e38 30 30', '4 1 1 30 1e10', '5 1 1 30 inf']
+    args = make_cub(tmp_path, {f'{ANI}/{k}': (jpeg(), captions(k)) for k in range(5)} | {
+        f'{ANI}/long': (jpeg(), ['é' * (1 << 19) + 'e']), f'{ANI}/longest': (jpeg(), ['é' * (1 << 19)])})
+    write(tmp_path / 'CUB_200_2011/bounding_boxes.txt', '\n'.join([*boxes, '6 1 2 30 20', '7 1 2 30 20']))
+    run(monkeypatch, *args, '--out', out)
+    said = capsys.readouterr()
+    assert said.out.count('is not x, y, width and height') == 5 and 'skipped 6 photographs' in said.out
+    assert f'skipped {ANI}/long: its captions have one of more than 1,048,576 bytes' in said.out and said.err == ''
+    assert load_split(str(out), 'test').index.names == ['longest']
+
+
+HUGE = 10 << 40  # bytes of a file with nothing in it
+
+
+@pytest.mark.parametrize('limit', [None, 3 << 29])
+def test_files_that_no_memory_holds(tmp_path, out, limit):
+    args = make_cub(tmp_path, {f'{ANI}/{k}': (jpeg(), captions(k)) for k in range(3)})
+    write(tmp_path / 'list.txt', f'{ANI}\n')
+    for name in (f'text_c10/{ANI}/0.txt', f'CUB_200_2011/images/{ANI}/1.jpg', 'huge.txt',
+                 'pickles/train/filenames.pickle'):
+        write(tmp_path / name, '')
+        os.truncate(tmp_path / name, HUGE)
+
+    def command(*more):
+        return subprocess.run([sys.executable, SCRIPT, *args, '--out', out, *more], capture_output=True, text=True,
+                              preexec_fn=limit and (lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit))))
+    done = command()
+    assert (done.returncode, done.stderr) == (0, '') and 'skipped 2 photographs' in done.stdout
+    assert f'skipped {ANI}/0: its captions are too large (10,995,116,277,760 bytes' in done.stdout
+    assert f'skipped {ANI}/1: its photograph is too large (10,995,116,277,760 bytes' in done.stdout
+    for flag, name, path in (('--test_classes', 'huge.txt', 'huge.txt'),
+                             ('--pickles', 'pickles', 'pickles/train/filenames.pickle')):
+        done = command(flag, tmp_path / name)
+        assert done.returncode == 1 and done.stderr.startswith(f'error: {tmp_path}/{path}: cannot be read (it has ')
+        assert done.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize('error', ['MemoryError()', 'RuntimeError("can\'t start new thread")'])
+def test_memory_that_is_gone_is_one_line(error):
+    script = ('import sys; sys.path.insert(0, {root!r})\n'
+              'from common.errors import run_command\n'
+              'def main(): raise {error}\n'
+              'sys.modules["common.torch_errors"] = None  # as where there is no memory to import it\n'
+              'run_command(main)').format(root=os.path.join(os.path.dirname(SCRIPT), '..', '..'), error=error)
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, 'error: this takes more memory than there is; end other programs, or '
+                                              'read smaller files\n')
+
+
 def test_boxes_whose_numbers_have_leading_zeros(tmp_path, monkeypatch, capsys, out):
     args = make_cub(tmp_path, {f'{ANI}/{k}': (jpeg(seed=k), captions(k)) for k in range(2)})
     write(tmp_path / 'CUB_200_2011/bounding_boxes.txt', '001 1 2 30.5 20\n002 2 2 30.5 20\n')
@@ -348,6 +410,9 @@ def test_pipes_are_not_waited_for(tmp_path, monkeypatch, capsys, out):
     os.remove(tmp_path / 'CUB_200_2011/images.txt')
     os.mkfifo(tmp_path / 'CUB_200_2011/images.txt')
     assert 'is not a file' in error(monkeypatch, *args, '--out', out)
+    os.mkfifo(tmp_path / 'list.txt')
+    said = error(monkeypatch, *args, '--test_classes', tmp_path / 'list.txt')
+    assert 'list.txt: cannot be read (it is a pipe' in said
 
 
 def test_dry_run_says_the_same_and_writes_nothing(tmp_path, monkeypatch, capsys, out):
@@ -357,6 +422,11 @@ def test_dry_run_says_the_same_and_writes_nothing(tmp_path, monkeypatch, capsys,
     assert 'test: 3 photographs, 30 captions' in said and f'skipped {ANI}/absent: ' in said
     assert 'JPEGs: ' in said and 'would write' in said and said.splitlines()[-1].endswith('skipped 1 photographs')
     assert not out.parent.exists()
+    os.mkfifo(tmp_path / 'pipe.h5')
+    for path in (tmp_path / 'pipe.h5', '/proc/x.hdf5'):
+        for more in ([], ['--dry_run']):
+            said = error(monkeypatch, *make_cub(tmp_path, photographs), '--out', path, *more)
+            assert said.startswith(f'{path}: cannot be written (')
 
 
 def test_errors_name_the_file_and_keep_what_there_was(tmp_path, monkeypatch, out):
@@ -394,6 +464,8 @@ def test_errors_name_the_file_and_keep_what_there_was(tmp_path, monkeypatch, out
 
 def test_a_full_disk_is_foreseen(tmp_path, monkeypatch, out):
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=1000))
+    assert 'disk full' in error(monkeypatch, *make_cub(tmp_path, birds()), '--out', out, '--dry_run')
+    assert not out.parent.exists()
     assert 'disk full' in error(monkeypatch, *make_cub(tmp_path, birds()), '--out', out)
     assert os.listdir(out.parent) == []
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -122,20 +123,49 @@ def test_the_newest_run_of_the_data_set(tmp_path):
             run.find_run(str(tmp_path), 'model.pt', dataset=prefix)
 
 
-def test_a_file_that_is_replaced_while_its_captions_are_read_is_left_alone(tmp_path, monkeypatch):
+@pytest.mark.parametrize('bad', [np.zeros(768), np.full(1024, np.nan), None], ids=['width', 'NaN', 'missing'])
+def test_embeddings_that_are_bad_are_written_anew(tmp_path, monkeypatch, bad):
+    path, words = write_squares(tmp_path / 'squares.hdf5', photos=1), str(tmp_path / 'encoder\udcff.pt')
+    torch.save({}, tmp_path / 'encoder.pt')
+    os.rename(tmp_path / 'encoder.pt', words)
+    rows = {split: np.ones((len(load_split(path, split).index.keys), 1024), np.float32) for split in layout.SPLITS}
+    layout.write_embeddings(path, rows, 'a test')
+    with h5py.File(path, 'a') as file:
+        del file['train/red_0_1/embeddings']
+        if bad is not None:
+            file['train/red_0_1/embeddings'] = bad
+    for name, value in (('load_encoder', SimpleNamespace(variant='birds_icml')), ('fingerprint', '1234'),
+                        ('save_encoder', 'there')):
+        monkeypatch.setattr(main, name, lambda *_, value=value: value)
+    monkeypatch.setattr(main, 'embed_captions', lambda _, captions: np.ones((len(captions), 1024), np.float32))
+    monkeypatch.setattr(sys, 'argv', [main.__file__, *arguments(tmp_path, ['--embed', '--encoder', words])])
+    main.main()
+    assert load_split(path, 'train').embeddings.eq(1).all()
+
+
+@pytest.mark.parametrize('when', ['captions are read', 'embeddings are written'])
+@pytest.mark.parametrize('photos', [1, 2])
+def test_a_file_that_is_replaced_meanwhile_is_left_alone(tmp_path, monkeypatch, photos, when):
     path, words = write_squares(tmp_path / 'squares.hdf5', photos=1), str(tmp_path / 'encoder.pt')
     torch.save({}, words)
-    monkeypatch.setattr(main, 'load_encoder', lambda *_: None)
+    monkeypatch.setattr(main, 'load_encoder', lambda *_: SimpleNamespace(variant='birds_icml'))
 
-    def replace(encoder, captions):
-        write_squares(path, photos=2)
-        return np.zeros((len(captions), 1024), np.float32)
+    def replace(*_):
+        write_squares(tmp_path / 'new.hdf5', train=5, photos=photos)
+        os.replace(tmp_path / 'new.hdf5', path)
 
-    monkeypatch.setattr(main, 'embed_captions', replace)
+    for split in layout.SPLITS:
+        load_split(path, split)  # so that the cache is warm
+    monkeypatch.setattr(main, 'embed_captions', lambda _, captions: (
+        when == 'captions are read' and replace(), np.zeros((len(captions), 1024), np.float32))[1])
+    monkeypatch.setattr(main, 'fingerprint', lambda _: '1234')
+    if when == 'embeddings are written':
+        monkeypatch.setattr(layout, '_write_embedding', replace)
     said = error(monkeypatch, tmp_path, '--embed', '--encoder', words)
     assert said == f'error: {path}: has changed while its captions were read; start again'
     with layout.open_file(str(path)) as file:
-        assert not layout.has_embeddings(file, 'train')
+        assert not layout.has_embeddings(file, 'train') and len(file['train']) == 5 * photos * 2
+    assert sorted(os.listdir(tmp_path)) == ['encoder.pt', 'squares.cache', 'squares.hdf5']
 
 
 def test_the_sheet_names_every_class_and_the_sentence_once_a_row(tmp_path, monkeypatch):

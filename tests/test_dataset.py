@@ -263,7 +263,7 @@ def test_an_embedding_missing_in_between(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5')
     with h5py.File(path, 'a') as file:
         del file['train/Jay_0_1/embeddings']
-    assert '/train/Jay_0_1 has no embedding' in one_line(Text2ImageDataset, path)
+    assert '/train/Jay_0_1 has no embedding' in one_line(Text2ImageDataset(path).require_embeddings)
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

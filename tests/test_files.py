@@ -1,13 +1,15 @@
 """Files that appear whole or not at all."""
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 
 from common.errors import CannotWrite
-from common.files import atomic_write, check_space, explained, remove_leftovers
+from common.files import atomic_write, check_can_write, check_space, explained, remove_leftovers
 from tests.errors import one_line
 
 WRITER = '''
@@ -59,6 +61,38 @@ def test_what_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     assert 'cannot be written' in one_line(write, tmp_path / 'file' / 'a', b'')
     assert 'disk full' in one_line(check_space, str(tmp_path / 'new' / 'a'), 2 ** 60)
     check_space(str(tmp_path / 'new' / 'a'), 1)
+
+
+def test_links_stay_and_what_they_point_to_is_written(tmp_path, monkeypatch):
+    for name in ('there', 'elsewhere/absent'):
+        (tmp_path / 'link').symlink_to(name)
+        (tmp_path / 'there').write_bytes(b'before')
+        check_can_write(str(tmp_path / 'link'))
+        write(tmp_path / 'link', b'new')
+        assert os.readlink(tmp_path / 'link') == name and (tmp_path / name).read_bytes() == b'new'
+        (tmp_path / 'link').unlink()
+    assert sorted(os.listdir(tmp_path)) == ['elsewhere', 'there']
+    (tmp_path / 'link').symlink_to('elsewhere/more')
+    asked = []
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: asked.append(path) or types.SimpleNamespace(free=9))
+    check_space(str(tmp_path / 'link'), 9)
+    assert asked == [str(tmp_path / 'elsewhere')]
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    (tmp_path / 'circle').symlink_to('circle')
+    for path in (tmp_path / 'pipe', tmp_path / 'circle', tmp_path, os.devnull):
+        for attempt in (check_can_write, lambda path: write(path, b'')):
+            assert f'{path}: cannot be written (it is a folder, a device,' in one_line(attempt, str(path))
+    assert sorted(os.listdir(tmp_path)) == ['circle', 'pipe']
+
+
+def test_whether_a_file_can_be_written_is_known_without_one(tmp_path):
+    check_can_write(str(tmp_path / 'new' / 'a'))
+    assert os.listdir(tmp_path) == []
+    if os.path.isdir('/proc/self'):
+        assert '/proc/x.hdf5: cannot be written (' in one_line(check_can_write, '/proc/x.hdf5')
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='the system has no /dev/full')

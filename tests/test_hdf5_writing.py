@@ -213,6 +213,26 @@ def test_a_killed_worker_is_one_line(tmp_path):
     assert done.stderr.count('\n') == 1 and os.listdir(tmp_path) == []
 
 
+def test_of_two_preparations_of_one_name_the_first_stays(tmp_path):
+    def second():
+        with layout.replace_file(str(tmp_path / 'a.hdf5')) as file:
+            write(tmp_path / 'a.h5', 1)
+            layout.write_photograph(file, 'train', next(photographs(1)))
+
+    assert 'beside it lies a.h5' in one_line(second)
+    assert os.listdir(tmp_path) == ['a.h5']
+
+
+def test_embeddings_are_written_through_a_link(tmp_path):
+    (tmp_path / 'far').mkdir()
+    far = tiny.make(tmp_path / 'far' / 'birds.hdf5', embeddings=False)
+    (tmp_path / 'a.hdf5').symlink_to(far)
+    layout.write_embeddings(str(tmp_path / 'a.hdf5'), ROWS, 'a test')
+    assert os.path.islink(tmp_path / 'a.hdf5') and os.listdir(tmp_path / 'far') == ['birds.hdf5']
+    with layout.open_file(far) as file:
+        assert layout.has_embeddings(file, 'train')
+
+
 def test_nothing_is_written_where_that_is_not_possible(tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(CannotWrite):

@@ -5,19 +5,23 @@ a whole folder unusable is a UserError.
 """
 import io
 import json
-import math
 import os
 import re
 from collections import Counter, namedtuple
 
+import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from common.errors import UserError
 from common.files import check_is_file
 from data import layout
-from data.pictures import opened
+from data.pictures import PIXELS, opened
+from data.plain_hdf5 import TEXT_BYTES
 
 DEFAULT_SPLIT = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'split_150_50.json')
+
+MOST = {'list': 64 << 20, 'captions': 16 << 20, 'photograph': 4 * PIXELS}  # bytes of a file that is read
+FARTHEST = 1e9  # pixels; a box is stored as float32, which is exact only near the corner
 
 SIDEWAYS = (5, 6, 7, 8)  # of EXIF's orientations, those that make of a picture's width its height
 
@@ -37,6 +41,8 @@ def read_lines(path, advice):
     """The lines of a UTF-8 text file, whatever its line ends, without blank ones."""
     try:
         check_is_file(path)
+        if os.path.getsize(path) > MOST['list']:
+            raise OSError(f'it has {os.path.getsize(path):,} bytes, and {MOST["list"]:,} are the most')
         with open(path, encoding='utf-8-sig') as file:
             return [line.strip() for line in file if line.strip()]
     except OSError as error:
@@ -46,10 +52,11 @@ def read_lines(path, advice):
 
 
 def read_split(list_paths):
-    """Which split every class belongs to. `list_paths` maps splits to class lists; none at all is the 150/50 split."""
+    """Which split each class belongs to. `list_paths` maps splits to paths of class lists; none is the 150/50 split."""
     if any(list_paths.values()):
-        lists = {split: read_lines(path, f'--{split}_classes takes a file with a class name a line')
-                 for split, path in list_paths.items() if path}
+        lists = {split: [name for path in paths for name in
+                         read_lines(path, f'--{split}_classes takes a file with a class name a line')]
+                 for split, paths in list_paths.items()}
     else:
         with open(DEFAULT_SPLIT, encoding='utf-8') as file:
             lists = json.load(file)
@@ -123,7 +130,7 @@ def read_jpeg(path):
     Raises ValueError where the picture does not decode wholly, or is of a size that is not read later
     (`data.pictures`).
     """
-    data = _contents(path, 'its photograph is')
+    data = _contents(path, 'its photograph is', MOST['photograph'])
     try:
         with opened(data, ['JPEG', 'PNG', 'WEBP']) as image:
             size, orientation = image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -151,12 +158,14 @@ def _as_jpeg(image):
     return jpeg.getvalue()
 
 
-def _contents(path, what):
-    """The bytes of a file. Raises ValueError, which starts with `what`, where there is none; a pipe would never end."""
+def _contents(path, what, most):
+    """The bytes of a file, `most` or fewer. Raises ValueError, which starts with `what`; a pipe would never end."""
     if not os.path.isfile(path):
         raise ValueError(f'{what} missing')
     try:
         with open(path, 'rb') as file:
+            if (size := os.fstat(file.fileno()).st_size) > most:
+                raise ValueError(f'{what} too large ({size:,} bytes, and {most:,} are the most)')
             return file.read()
     except OSError as error:
         raise ValueError(f'{what} unreadable ({error.strerror})') from error
@@ -165,7 +174,7 @@ def _contents(path, what):
 def read_captions(path):
     """The captions of a photograph, one a line. Raises ValueError where there are none."""
     try:
-        text = _contents(path, 'its captions are').decode('utf-8-sig')
+        text = _contents(path, 'its captions are', MOST['captions']).decode('utf-8-sig')
     except UnicodeDecodeError as error:
         raise ValueError(f'its captions are unreadable ({error})') from error
     captions = [line.strip() for line in io.StringIO(text, newline=None) if line.strip()]
@@ -173,6 +182,8 @@ def read_captions(path):
         raise ValueError('it has no captions')
     if '\0' in text:
         raise ValueError('its captions hold a NUL character')
+    if max(len(caption.encode()) for caption in captions) > TEXT_BYTES:
+        raise ValueError(f'its captions have one of more than {TEXT_BYTES:,} bytes; write a caption a line')
     return captions
 
 
@@ -184,7 +195,7 @@ def read_box(text):
         box = tuple(map(float, text.split()))
     except ValueError:
         box = ()
-    if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) <= 0:
+    if len(box) != 4 or not all(abs(number) < FARTHEST for number in box) or not min(np.float32(box[2:])) > 0:
         raise ValueError(f'its bounding box {text[:60]!r} is not x, y, width and height')
     if max(box) <= 1:
         raise ValueError(f'its bounding box {text[:60]!r} is in fractions of the picture, as in files for YOLO; give '

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tqdm import tqdm
 
 from common.errors import OneLineParser, UserError, run_command
-from common.files import check_space
+from common.files import check_can_write, check_space
 from common.letters import LENGTH, unread
 from data import layout
 from data.birds import cub, published_embeddings
@@ -37,14 +37,14 @@ SHOWN = 20  # letters that the encoder does not read
 def parse_args():
     """The command line; at most one source of embeddings."""
     parser = OneLineParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--cub', type=path, nargs='+', required=True, metavar='DIR',
+    parser.add_argument('--cub', type=path, nargs='+', action='extend', required=True, metavar='DIR',
                         help='folders that hold images.txt')
-    parser.add_argument('--text', type=path, nargs='+', required=True, metavar='DIR',
+    parser.add_argument('--text', type=path, nargs='+', action='extend', required=True, metavar='DIR',
                         help='folders of the captions, CLASS/NAME.txt, as many as --cub has and in the same order')
     parser.add_argument('--out', type=path, default=os.path.join(HERE, 'birds.hdf5'), metavar='FILE',
                         help='HDF5 file, .hdf5 or .h5 (default: birds.hdf5 beside this script)')
     for split in layout.SPLITS:
-        parser.add_argument(f'--{split}_classes', type=path, metavar='FILE',
+        parser.add_argument(f'--{split}_classes', type=path, nargs='+', action='extend', default=[], metavar='FILE',
                             help=f"classes of /{split}, one a line (default: StackGAN's 150 and 50 for all three)")
     source = parser.add_mutually_exclusive_group()
     source.add_argument('--pickles', type=path, metavar='DIR',
@@ -74,6 +74,8 @@ def read_all(entries, look_up, skipped):
             return entry, cub.read_photograph(entry, look_up)
         except ValueError as error:
             return entry, error
+        except MemoryError:
+            return entry, ValueError('its files take more memory than there is')
 
     pool = ThreadPoolExecutor()
     try:
@@ -103,7 +105,8 @@ def open_embeddings(args):
 
 def expected_size(entries, has_embeddings):
     """About how many bytes the file will have, ten captions a photograph."""
-    jpegs = sum(os.path.getsize(entry.image_path) for entry in entries if os.path.isfile(entry.image_path))
+    sizes = (os.path.getsize(entry.image_path) for entry in entries if os.path.isfile(entry.image_path))
+    jpegs = sum(size for size in sizes if size <= cub.MOST['photograph'])
     caption = layout.CAPTION_BYTES + (layout.EMBEDDING_BYTES if has_embeddings else 0)
     return jpegs + len(entries) * 10 * caption
 
@@ -117,8 +120,9 @@ def convert(entries, skipped, args):
     count, letters = Counter(), set()
     source, look_up = open_embeddings(args)
     with contextlib.nullcontext() if args.dry_run else layout.replace_file(args.out) as file:
-        if file is not None:
-            check_space(args.out, expected_size(entries, look_up))
+        if file is None:
+            check_can_write(args.out)
+        check_space(args.out, expected_size(entries, look_up))
         for split, photograph, remarks in read_all(entries, look_up, skipped):
             count.update({(split, 'photographs'): 1, (split, 'captions'): len(photograph.captions),
                           'bytes': len(photograph.jpeg), **dict.fromkeys(remarks, 1)})
@@ -180,7 +184,7 @@ def main():
             skip(skipped, path, 'images.txt must name a photograph as CLASS/NAME.jpg')
     chosen = [entry for entry in entries if entry.split]
     if entries and not chosen and any(lists.values()):
-        raise UserError(f'{", ".join(filter(None, lists.values()))}: lists no class of the data, such as '
+        raise UserError(f'{", ".join(sum(lists.values(), []))}: lists no class of the data, such as '
                         f'{entries[0].class_name}; write a class name a line, as folders in {args.cub[0]}/images have')
     if entries and not chosen:
         raise UserError(f'{args.cub[0]}: its classes ({entries[0].class_name} is one) are none of the 200 of '

@@ -27,6 +27,7 @@ OPCODES = set("""
 # How many bytes say how long an argument is.
 WIDTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4,
           pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8}
+LARGEST = 4 << 30  # bytes of a pickle; the published ones have 400 million
 COPIES = 2      # of each byte of the file: as bytes, where it was text, and in an array
 
 
@@ -196,6 +197,8 @@ def load_pickle(path):
         if os.path.exists(path) and not os.path.isfile(path):
             raise OSError(0, 'not a file')      # opening a pipe would wait for ever
         with open(path, 'rb') as file:
+            if os.fstat(file.fileno()).st_size > LARGEST:
+                raise OSError(0, f'it has more than {LARGEST:,} bytes')
             _look_through(file)
             loaded = _Unpickler(file).load()
     except UserError:
@@ -203,6 +206,8 @@ def load_pickle(path):
     except OSError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror}); --pickles takes the folder that holds train/ and '
                         'test/, each with char-CNN-RNN-embeddings.pickle and filenames.pickle') from error
+    except MemoryError as error:
+        raise UserError(f'{path}: takes more memory than there is; end other programs') from error
     except Exception as error:      # a damaged pickle can raise nearly anything
         if _has_windows_line_ends(path):
             raise _converted(path) from error
