@@ -69,7 +69,7 @@ def complete(options, resumed):
     """Fill in what follows from the stage to train. Raises UserError where options contradict it."""
     options.stage = options.stage or 1
     begun = run.read_options(resumed).get('stage') if resumed else options.stage
-    if begun not in NAMES:
+    if begun not in list(NAMES):  # which may be a list, that no dict can look for
         raise UserError(f'{resumed}: is no run of StackGAN; give one, or leave out its name for the newest')
     if options.stage != begun:
         raise UserError(f'{resumed}: is a run of Stage-{"I" * begun}; leave out --stage {options.stage}')
