@@ -224,6 +224,13 @@ def parse_options(parser, mode_of, from_file=()):
     return options, run_dir
 
 
+def refuse_typed(names, why):
+    """Raise UserError where the command line named one of these options, of which `why` says that it has no effect."""
+    for name in names:
+        if name in TYPED:
+            raise UserError(f'--{name}: is not used {why}; leave it out')
+
+
 def _check_begun(run_dir, model):
     """Raise UserError where a run has no checkpoint, and remove half of one, which nothing else ever would."""
     path = os.path.join(run_dir, f'{model}.pt')

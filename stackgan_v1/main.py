@@ -77,6 +77,8 @@ def complete(options, resumed):
         raise UserError(f'--stage1 {options.stage1}: is what Stage-II refines; add --stage 2')
     if options.stage == 2 and not (options.stage1 or options.checkpoint or resumed):
         raise UserError('--stage 2: refines the sketches of a trained Stage-I; name its run with --stage1')
+    if options.stage == 1:
+        run.refuse_typed(['residuals'], 'in Stage-I, which has no residual blocks')
     if options.gf_dim < NARROWEST[options.stage]:
         raise UserError(f'--gf_dim {options.gf_dim}: too narrow; give {NARROWEST[options.stage]} or more')
     options.config_name = options.config_name or NAMES[options.stage]
