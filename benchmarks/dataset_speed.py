@@ -5,16 +5,22 @@
 
 Memory is the most that the process ever had, PyTorch included; the cache is made by another process before.
 """
-import argparse
-import io
-import multiprocessing
 import os
 import sys
-import tempfile
-import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
+
+from common import signals
+
+if __name__ == '__main__':
+    signals.end_at_once()  # while the imports take seconds
+
+import argparse
+import io
+import multiprocessing
+import tempfile
+import time
 
 import numpy as np
 import torch
@@ -34,7 +40,7 @@ CLASSES, CAPTIONS = 150, 10  # of CUB-200-2011's training split, and of a photog
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--file', default=os.path.join(ROOT, 'data', 'birds', 'birds.hdf5'),
+    parser.add_argument('--file', type=flags.path, default=os.path.join(ROOT, 'data', 'birds', 'birds.hdf5'),
                         help='default: data/birds/birds.hdf5')
     parser.add_argument('--count', type=flags.positive(int), help='make a file of so many items instead')
     options = parser.parse_args()

@@ -5,15 +5,21 @@
 Embeddings are random. So are the weights, of the full width, unless there is a checkpoint; what an untrained network
 draws takes other times to compress. Starting Python and reading weights and sentences is not timed.
 """
-import argparse
 import os
 import sys
-import tempfile
-import time
-from types import SimpleNamespace
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
+
+from common import signals
+
+if __name__ == '__main__':
+    signals.end_at_once()  # while the imports take seconds
+
+import argparse
+import tempfile
+import time
+from types import SimpleNamespace
 
 import torch
 
@@ -29,7 +35,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--count', type=flags.positive(int), default=29330,
                         help='captions (default: 29330, the held-out ones of CUB-200-2011)')
-    parser.add_argument('--checkpoint', metavar='FILE', help='default: random weights')
+    parser.add_argument('--checkpoint', type=flags.path, metavar='FILE', help='default: random weights')
     parser.add_argument('--batch_size', type=flags.positive(int), default=24, help='default: 24')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu',
                         help='(default here: %(default)s)')

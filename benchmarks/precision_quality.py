@@ -7,13 +7,19 @@ pictures drawn for a caption of each; instead of Inception's features it is that
 are as good as each other where their means differ by less than seeds do. Where the hardware has no bf16, its products
 are computed in float32 from the same bfloat16 operands and rounded to bfloat16, as the hardware does it, but slower.
 """
-import argparse
-import contextlib
 import os
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
+
+from common import signals
+
+if __name__ == '__main__':
+    signals.end_at_once()  # while the imports take seconds
+
+import argparse
+import contextlib
 
 import numpy as np
 import torch
@@ -38,7 +44,7 @@ PRODUCTS = {torch.ops.aten.convolution.default, torch.ops.aten.convolution_backw
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--file', default=os.path.join(ROOT, 'data', 'birds', 'birds.hdf5'),
+    parser.add_argument('--file', type=flags.path, default=os.path.join(ROOT, 'data', 'birds', 'birds.hdf5'),
                         help='with embeddings (default: data/birds/birds.hdf5)')
     parser.add_argument('--steps', type=flags.positive(int), default=500, help='of each training (default: 500)')
     parser.add_argument('--seeds', type=flags.positive(int), default=3, help='trainings of a precision (default: 3)')

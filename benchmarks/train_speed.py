@@ -7,16 +7,22 @@ alternate `--repeats` times, and the median counts. The first row is what the ch
 the others are precisions of ours, on the data as main.py reads it, and on a GPU the best of them compiled; (auto) marks
 what main.py takes by itself. The clock starts when worker processes have come to work as they will go on: see `Feed`.
 """
-import argparse
-import itertools
-import json
 import os
-import subprocess
 import sys
-import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
+
+from common import signals
+
+if __name__ == '__main__':
+    signals.end_at_once()  # while the imports take seconds
+
+import argparse
+import itertools
+import json
+import subprocess
+import time
 
 import numpy as np
 import torch
@@ -46,7 +52,7 @@ def main():
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu',
                         help='(default here: %(default)s)')
     parser.add_argument('--batch_size', type=flags.positive(int), help='default: that of the chapter')
-    parser.add_argument('--file', default=os.path.join(ROOT, 'data', 'birds', 'birds.hdf5'),
+    parser.add_argument('--file', type=flags.path, default=os.path.join(ROOT, 'data', 'birds', 'birds.hdf5'),
                         help='with embeddings (default: data/birds/birds.hdf5)')
     parser.add_argument('--accumulate', type=flags.positive(int), default=1,
                         help='as of a StackGAN, in all rows but the first (default: 1)')

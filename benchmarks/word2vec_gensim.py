@@ -8,13 +8,19 @@ its own learning rates (0.025, falling to 0.0001), one word after the other; our
 Prints how many of the five words nearest to each color are colors, as a sum over all of them for each seed, the time
 that training took on the processor, and for CBOW with negative sampling and the first seed the words themselves.
 """
-import argparse
 import os
 import sys
-import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
+
+from common import signals
+
+if __name__ == '__main__':
+    signals.end_at_once()  # while the imports take seconds
+
+import argparse
+import time
 
 import torch
 
@@ -30,7 +36,7 @@ VECTOR_SIZE, WINDOW, MIN_COUNT, NEGATIVE, LR, BATCH_SIZE = 100, 5, 5, 5, 0.003, 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--file', default=os.path.join(ROOT, 'data', 'birds', 'birds.hdf5'),
+    parser.add_argument('--file', type=flags.path, default=os.path.join(ROOT, 'data', 'birds', 'birds.hdf5'),
                         help='HDF5 file, whose /train is read (default: data/birds/birds.hdf5)')
     parser.add_argument('--epochs', type=flags.positive(int), default=20, help='default: 20')
     parser.add_argument('--seeds', type=flags.positive(int), default=3, help='trainings of each kind (default: 3)')

@@ -84,6 +84,7 @@ def main():
 
 def train(options, device, resumed):
     """Train in a new run folder, or go on with the run in the folder `resumed`."""
+    refuse_weights(options, options.image_encoder)
     path = flags.dataset_file(options)
     split = load_split(path, 'train')
     index = split.index
@@ -107,6 +108,12 @@ def train(options, device, resumed):
           f'classes; everything goes to {run_dir}', flush=True)
     model.train(options.epochs, options.log_interval, run_dir)
     print(f'done: {run_dir} holds log.txt, TensorBoard curves and {options.model}.pt')
+
+
+def refuse_weights(options, name):
+    """Raise UserError where --image_weights was typed for the image encoder `name`, which reads none."""
+    if name != 'googlenet':
+        run.refuse_typed(['image_weights'], f'with --image_encoder {name}, but with googlenet alone')
 
 
 def load_photographs(options, path, split, device):
@@ -152,8 +159,11 @@ def load_model(options, device):
     source = encoder_file(options)
     contents = {} if source.endswith('.t7') else checkpoint.load(source)
     name = contents.get('image_encoder', options.image_encoder)
+    if 'image_encoder' in run.TYPED and name != options.image_encoder:
+        raise UserError(f'--image_encoder {options.image_encoder}: {source} was trained with another; leave it out')
     encoder = load_encoder(source, device)
     model = Model(options.model, device, None, encoder.variant, name)
+    refuse_weights(options, name)
     if 'image_side' in contents:
         model.load_from(source, verbose=False)
     elif name == 'googlenet':

@@ -127,7 +127,8 @@ def load(path, mapped=False):
         raise UserError(f'{path}: no such checkpoint')
     is_zip = checkpoint_file.check(path)
     try:
-        contents = torch.load(path, map_location='cpu', weights_only=True, mmap=mapped and is_zip)
+        mapped = mapped and is_zip and os.fsencode(path).decode(errors='replace') == path  # only of a UTF-8 path
+        contents = torch.load(path, map_location='cpu', weights_only=True, mmap=mapped)
     except Exception as error:  # what is wrong and was not found by `check` leads PyTorch into errors of any kind
         raise Unreadable(f'{path}: damaged, or no checkpoint ({_one_line(error)})') from error
     if not isinstance(contents, dict):

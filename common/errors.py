@@ -1,5 +1,6 @@
 """Errors that the person at the keyboard can mend."""
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -39,8 +40,9 @@ def run_command(main):
             sys.stdout.flush()
     except UserError as error:
         ranks = sys.modules.get('common.ranks')  # which raises UserErrors itself; a command of one process has it not
-        if ranks and ranks.rank() > 0:
-            time.sleep(5)  # meanwhile torchrun ends this process, if rank 0 has ended with the same error
+        with contextlib.suppress(UserError):  # that the environment has no number of this process
+            if ranks and ranks.rank() > 0:
+                time.sleep(5)  # meanwhile torchrun ends this process, if rank 0 has ended with the same error
         sys.exit(f'error: {" ".join(str(error).splitlines())}')  # a path may hold the end of a line
     except KeyboardInterrupt as error:
         sys.exit(128 + int(error.args[0] if error.args else signal.SIGINT))  # what a training waited for has a number

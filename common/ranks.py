@@ -25,8 +25,12 @@ SECONDS_TO_STOP = 30             # without torchrun: as many as it gives to proc
 
 
 def world_size():
-    """The number of ranks, on all machines together."""
-    started_by_torchrun = all(name in os.environ for name in ('LOCAL_RANK', 'RANK', 'WORLD_SIZE'))
+    """The number of ranks, on all machines together. Raises UserError where the environment has no number of them."""
+    names = ('LOCAL_RANK', 'RANK', 'WORLD_SIZE')
+    started_by_torchrun = all(name in os.environ for name in names)
+    if started_by_torchrun and not all(os.environ[name].isdecimal() for name in names):
+        raise UserError(f'{", ".join(f"{name}={os.environ[name]}" for name in names)}: are to be numbers, as torchrun '
+                        'sets them; unset them to train in one process')
     return int(os.environ['WORLD_SIZE']) if started_by_torchrun else 1
 
 

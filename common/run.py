@@ -56,9 +56,7 @@ def find_run(out_dir, checkpoint, dataset='', stage=None):
 
     Raises UserError where there is none.
     """
-    found = []
-    if os.path.isdir(out_dir):
-        found = [os.path.join(out_dir, name, checkpoint) for name in os.listdir(out_dir)]
+    found = [os.path.join(out_dir, name, checkpoint) for name in _names_in(out_dir)]
     found = [path for path in found if files_of(path) and
              (not dataset or _dataset_of(os.path.dirname(path)) == dataset) and
              (not stage or _option(os.path.dirname(path), 'stage') == stage)]
@@ -66,6 +64,15 @@ def find_run(out_dir, checkpoint, dataset='', stage=None):
         runs = 'run' + f' of Stage-{"I" * (stage or 0)}' * bool(stage) + f' on {dataset}' * bool(dataset)
         raise UserError(f'{out_dir}: no {runs} with a {checkpoint} in it yet; train one first (--train)')
     return os.path.dirname(max(found, key=lambda path: os.path.getmtime(files_of(path)[0])))
+
+
+def _names_in(folder):
+    """What is in a folder, nothing where it is none. Raises UserError where it cannot be listed."""
+    try:
+        return os.listdir(folder) if os.path.isdir(folder) else []
+    except OSError as error:
+        raise UserError(f'{folder}: its files cannot be listed ({error.strerror}); make it readable, or give another '
+                        'folder') from error
 
 
 def _dataset_of(run_dir):
@@ -217,12 +224,21 @@ def parse_options(parser, mode_of, from_file=()):
     return options, run_dir
 
 
+def refuse_typed(names, why):
+    """Raise UserError where the command line named one of these options, of which `why` says that it has no effect."""
+    for name in names:
+        if name in TYPED:
+            raise UserError(f'--{name}: is not used {why}; leave it out')
+
+
 def _check_begun(run_dir, model):
     """Raise UserError where a run has no checkpoint, and remove half of one, which nothing else ever would."""
     path = os.path.join(run_dir, f'{model}.pt')
     if not checkpoint.files_of(path):
         remove_leftovers(path)
-        others = sorted(name for name in os.listdir(run_dir) if name.endswith('.pt') and name != ENCODER)
+        if os.path.isdir(path):
+            raise UserError(f'{path}: is a folder where the run had its checkpoint; put that back in its place')
+        others = sorted(name for name in _names_in(run_dir) if name.endswith('.pt') and name != ENCODER)
         if others:
             raise UserError(f'{run_dir}: has no {model}.pt, but {others[0]}; to go on from that, give it: --resume '
                             f'{os.path.join(run_dir, others[0])}')
@@ -251,7 +267,10 @@ def _kept_arguments(parser, run_dir, trains):
     When the run is not to go on but to generate, what it once started from is left out.
     """
     kept = read_options(run_dir)
-    names = {action.dest for action in parser._actions} - {'help', 'resume', 'out_dir'}
+    if kept.get('train') is False and not any('.pt' in name for name in _names_in(run_dir)):
+        raise UserError(f'{run_dir}: holds what a trained model was asked for, no training; give the folder of a run '
+                        'that --train made')
+    names = {action.dest for action in parser._actions} - {'help', 'resume', 'train', 'out_dir'}
     names -= set() if trains else {'checkpoint'}
     if kept.get('data_dir') and not os.path.isdir(str(kept['data_dir'])):
         print(f'{run_dir}: its data was in {kept["data_dir"]}, which is not here; looking for it in the default folder '

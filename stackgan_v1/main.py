@@ -69,7 +69,7 @@ def complete(options, resumed):
     """Fill in what follows from the stage to train. Raises UserError where options contradict it."""
     options.stage = options.stage or 1
     begun = run.read_options(resumed).get('stage') if resumed else options.stage
-    if begun not in NAMES:
+    if begun not in list(NAMES):  # which may be a list, that no dict can look for
         raise UserError(f'{resumed}: is no run of StackGAN; give one, or leave out its name for the newest')
     if options.stage != begun:
         raise UserError(f'{resumed}: is a run of Stage-{"I" * begun}; leave out --stage {options.stage}')
@@ -77,6 +77,8 @@ def complete(options, resumed):
         raise UserError(f'--stage1 {options.stage1}: is what Stage-II refines; add --stage 2')
     if options.stage == 2 and not (options.stage1 or options.checkpoint or resumed):
         raise UserError('--stage 2: refines the sketches of a trained Stage-I; name its run with --stage1')
+    if options.stage == 1:
+        run.refuse_typed(['residuals'], 'in Stage-I, which has no residual blocks')
     if options.gf_dim < NARROWEST[options.stage]:
         raise UserError(f'--gf_dim {options.gf_dim}: too narrow; give {NARROWEST[options.stage]} or more')
     options.config_name = options.config_name or NAMES[options.stage]
@@ -93,7 +95,7 @@ def train(options, device, resumed):
     """Train a stage in a new run folder, or go on with the run in the folder `resumed`."""
     print('Loading data...', flush=True)
     dataset = CroppedDataset(flags.dataset_file(options), split=0, size=SIZES[options.stage]).require_embeddings()
-    stage1 = load_stage1(options, resumed) if options.stage == 2 else None
+    stage1 = load_stage1(options, resumed, dataset) if options.stage == 2 else None
     options.z_dim = stage1.z_dim if stage1 else options.z_dim or Z_DIM
     networks = make_networks(stage1, options.gf_dim, options.df_dim, options.z_dim, residuals=options.residuals,
                              condition_dim=options.condition_dim, device=device)
@@ -115,10 +117,10 @@ def train(options, device, resumed):
     print(f'done: {run_dir} holds samples/, log.txt, TensorBoard curves, {options.model}.pt and Model/')
 
 
-def load_stage1(options, resumed):
+def load_stage1(options, resumed, dataset):
     """The trained Stage-I generator: of `--stage1`, or that inside the Stage-II to go on with.
 
-    Raises UserError where there is none, or one of another `--z_dim`.
+    Raises UserError where there is none, one of another `--z_dim`, or one that knows other embeddings than `dataset`.
     """
     if inside := resumed or options.checkpoint:
         model, file, _ = load_generator(run.existing(inside, options), options.model, stage=2)
@@ -130,6 +132,8 @@ def load_stage1(options, resumed):
         stage1 = model.netG
     if options.z_dim not in (None, stage1.z_dim):
         raise UserError(f'--z_dim {options.z_dim}: the Stage-I in {file} has {stage1.z_dim}; leave it out')
+    if not resumed:  # of a run that goes on, `run.begin` compares the data itself
+        reading.check_embeddings(model.data, dataset, file)
     return stage1
 
 

@@ -97,6 +97,12 @@ def complete(options):
         options.conditional = not without_text
     if options.conditional and without_text:
         raise UserError(f'{without_text}: has no sentences; leave out --conditional True')
+    if options.train and options.branches == 1:
+        run.refuse_typed(['residuals', 'color_coef'], 'with one branch, which refines no other')
+    if options.train and not options.conditional:
+        run.refuse_typed(['kl_coef', 'embedding_dim'], 'without text')
+    if options.train and without_text:
+        run.refuse_typed(['data_dir', 'cache'], f'with pictures of {without_text}')
     if options.gf_dim >> (options.branches - 1) == 0:
         raise UserError(f'--gf_dim {options.gf_dim}: too narrow for {options.branches} branches, each of which halves '
                         f'it; give {2 ** (options.branches - 1)} or more')

@@ -76,7 +76,7 @@ def all_commands(inputs):
     """Every command that writes, on the files of `make_inputs`."""
     read = '--data_dir data --dataset birds --cuda False'
     gan = f'--train {read} --out_dir out --log_interval 1 --precision fp32 --compile False'
-    narrow = '--gf_dim 4 --df_dim 4 --residuals 1 --batch_size 8 --snapshot_interval 1'
+    narrow = '--gf_dim 4 --df_dim 4 --batch_size 8 --snapshot_interval 1'
     words = f'--train {read} --out_dir out --log_interval 1 --min_count 1 --epochs 2 --batch_size 64'
     encoder = f'--train {read} --out_dir out --log_interval 1 --variant birds_cvpr --batch_size 8'
     lists = ' '.join(f'--{split}_classes {inputs}/{split}.txt' for split in ('train', 'test'))

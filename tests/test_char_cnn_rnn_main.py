@@ -69,6 +69,12 @@ def test_train_resume_evaluate_query_and_embed(tmp_path, monkeypatch, capsys):
         again = embed_captions(encoder, cached.index.captions)
         np.testing.assert_allclose(cached.embeddings, again, rtol=1e-5, atol=1e-6)
 
+    evaluate = ['--train', 'False', '--encoder', folder]
+    for flags, message in [(['--train', *SMALL, '--image_weights', 'x'], '--image_weights: is not used with --image_enc'),
+                           ([*evaluate, '--image_weights', 'x'], '--image_weights: is not used with --image_encoder s'),
+                           ([*evaluate, '--image_encoder', 'googlenet'], '--image_encoder googlenet: ')]:
+        assert error(monkeypatch, tmp_path, *flags).startswith(f'error: {message}')
+
     process = command(tmp_path, '--dataset', 'absent')
     assert process.returncode == 1 and process.stderr.count('\n') == 1
     assert process.stderr.startswith(f'error: {tmp_path}/absent.hdf5: no such file') and 'prepare.py' in process.stderr

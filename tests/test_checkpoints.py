@@ -61,6 +61,12 @@ def test_a_run_goes_on_in_another_memory_order(trained, dataset):
         torch.testing.assert_close(stepped[1][name], value, msg=name)
 
 
+def test_a_folder_whose_name_is_not_utf8(trained, tmp_path):
+    path = os.path.join(tmp_path, 'lat\udcf6', 'a.pt')
+    checkpoint.save(path, torch.load(trained, weights_only=True))
+    assert all(checkpoint.load(path, mapped).keys() >= {'netG', 'netD'} for mapped in (False, True))
+
+
 def test_load_from_takes_every_kind_of_state_dict(trained, tmp_path):
     contents = torch.load(trained, weights_only=True)
     netG, netD = contents['netG'], contents['netD']

@@ -137,6 +137,37 @@ def test_a_run_without_a_checkpoint_says_to_start_again(tmp_path, monkeypatch):
     assert parse(tmp_path, monkeypatch, '--resume', folder)[1] == folder
 
 
+def test_a_run_goes_on_whatever_is_noted_about_train(tmp_path, monkeypatch):
+    folder = run.new_run(str(tmp_path), 'birds', {'train': False})
+    open(os.path.join(folder, 'text2image.pt'), 'w').close()
+    assert parse(tmp_path, monkeypatch, '--resume', folder)[0].train is True
+    assert parse(tmp_path, monkeypatch, '--resume', folder, '--train', 'False')[0].train is False
+
+
+def test_what_is_no_training_does_not_go_on(tmp_path, monkeypatch):
+    drawing = run.new_run(str(tmp_path), 'text', {'train': False, 'text': ['a crow', 'a wren']})
+    assert 'no training; give the folder of a run' in one_line(parse, tmp_path, monkeypatch, '--resume', drawing)
+    folder = run.new_run(str(tmp_path), 'birds', {'train': True})
+    os.makedirs(os.path.join(folder, 'text2image.pt'))
+    assert 'text2image.pt: is a folder where' in one_line(parse, tmp_path, monkeypatch, '--resume', folder)
+
+
+def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(errno.EACCES, 'Permission denied')
+
+    monkeypatch.setattr(os, 'listdir', refuse)  # which root may always
+    assert 'cannot be listed (Permission denied)' in one_line(run.find_run, str(tmp_path), 'a.pt')
+
+
+@pytest.mark.parametrize('name', ['WORLD_SIZE', 'RANK', 'LOCAL_RANK'])
+def test_numbers_of_processes_that_are_none(name):
+    numbers = {'WORLD_SIZE': '2', 'RANK': '0', 'LOCAL_RANK': '0', name: 'abc', 'CUDA_VISIBLE_DEVICES': ''}
+    done = subprocess.run([sys.executable, os.path.join(flags.ROOT, 'text2image', 'main.py'), '--train'],
+                          env=os.environ | numbers, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count('\n') == 1 and f'{name}=abc' in done.stderr
+
+
 def test_a_run_that_was_stopped_before_its_first_step_goes_on():
     run.check_is_under_way('a run', SimpleNamespace(progress=new_progress() | {'rng': rng_state()}))
     one_line(run.check_is_under_way, 'a run', SimpleNamespace(progress=new_progress()), match='holds weights alone')

@@ -132,8 +132,7 @@ class Watched(argparse.Namespace):
 TRAINING = ['--epochs', '1', '--batch_size', '2', '--log_interval', '1']
 NARROW = {'text2image': [], 'char_cnn_rnn': ['--variant', 'birds_cvpr', '--image_encoder', 'scratch'],
           'word2vec': ['--loss', 'negative', '--negative', '1', '--vector_size', '4', '--min_count', '1'],
-          'stackgan_v1': ['--gf_dim', '8', '--df_dim', '2', '--condition_dim', '6', '--residuals', '1',
-                          '--workers', '0'],
+          'stackgan_v1': ['--gf_dim', '8', '--df_dim', '2', '--condition_dim', '6', '--workers', '0'],
           'stackgan_v2': ['--branches', '2', '--gf_dim', '4', '--df_dim', '4', '--z_dim', '5', '--embedding_dim', '6',
                           '--workers', '0']}
 # Read before or beside the options that are watched: by the parser, the configuration file, the mode, for pictures

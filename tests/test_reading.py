@@ -11,6 +11,7 @@ from char_cnn_rnn.build_encoder import fingerprint, load_encoder, save_encoder
 from char_cnn_rnn.encoder import CharCnnRnn
 from common import run
 from data import layout
+from stackgan_v1 import main as stackgan_v1
 from stackgan_v2 import main as stackgan_v2
 from tests import tiny
 from tests.commands import DATA, Caller, newest
@@ -144,6 +145,29 @@ def test_what_is_not_known_is_said(folder, embed, call, monkeypatch, capsys):
     write_encoder(path_of(folder), seed=1)
     assert 'is not the sentence encoder' in tree.error(*DRAW, '--checkpoint', snapshot,
                                                        '--encoder', layout.encoder_beside(path_of(folder)))
+
+
+def test_stackgan_v1_refuses_another_encoder(folder, embed, monkeypatch, capsys):
+    embed()
+    sketch = Caller(stackgan_v1, folder, monkeypatch, capsys)
+    narrow = ['--batch_size', '2', '--gf_dim', '4', '--df_dim', '1', '--condition_dim', '2', '--workers', '0']
+    sketch(*DATA, *TRAINING, *narrow)
+    stage1 = newest(folder / 'out', 'tiny')
+    second = ['--stage', '2', *DATA, '--epochs', '1', *narrow, '--residuals', '1', '--out_dir']
+    assert UNKNOWN not in sketch(*second, 'out2', '--stage1', stage1)
+    stage2 = newest(folder / 'out2', 'tiny')
+    write_encoder(path_of(folder), seed=1)
+    other = layout.encoder_beside(path_of(folder))
+    assert f'{other}: is not the sentence encoder' in sketch.error(*DRAW, '--encoder', other)
+    embed()
+    for checkpoint in (stage1, stage2):
+        said = sketch.error(*DATA, '--train', 'False', '--checkpoint', checkpoint)
+        assert f'are not of the sentence encoder that {checkpoint}/stackgan_v1.pt was trained with' in said
+    for start in (['--stage1', stage1], ['--checkpoint', stage2]):
+        said = sketch.error(*second, 'none', *start)
+        assert f'are not of the sentence encoder that {start[1]}/stackgan_v1.pt was trained with' in said
+    assert 'was trained on other embeddings than' in sketch.error('--resume', stage2, '--epochs', '2')
+    assert not (folder / 'none').exists()
 
 
 def test_what_the_encoder_does_not_read_is_said(folder, embed, call):

@@ -24,7 +24,7 @@ from tests.two_ranks import diverge_second, end_second, end_second_at_once, stop
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 SHARE = 4  # photographs, of 9, that each of two ranks trains on in an epoch
-NARROW = ['--gf_dim', 4, '--df_dim', 4, '--z_dim', 5, '--residuals', 1, '--workers', 0]
+NARROW = ['--gf_dim', 4, '--df_dim', 4, '--z_dim', 5, '--workers', 0]
 SHAPES = {'text2image': [], 'stackgan_v1': [*NARROW, '--condition_dim', 6, '--accumulate', 2],
           'stackgan_v2': [*NARROW, '--embedding_dim', 6, '--branches', 1, '--snapshot_interval', 2]}
 TRAINING = ['--epochs', 2, '--batch_size', 2, '--log_interval', 1, '--precision', 'fp32']

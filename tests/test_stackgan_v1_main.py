@@ -21,7 +21,7 @@ from tests.commands import DATA, captions_of, files_below, newest, run_in
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 SCRIPT = os.path.abspath(main.__file__)
-NARROW = ['--gf_dim', '8', '--df_dim', '2', '--condition_dim', '6', '--residuals', '1', '--workers', '0']
+NARROW = ['--gf_dim', '8', '--df_dim', '2', '--condition_dim', '6', '--workers', '0']
 TRAINING = ['--epochs', '2', '--batch_size', '2', '--log_interval', '1', *NARROW]
 
 AUTHORS = """
@@ -315,6 +315,11 @@ def test_errors_say_what_to_do(folder, stage1, stage2, call, tmp_path):
     second = ['--train', '--stage', '2', *DATA, *TRAINING, '--out_dir', 'none']
     assert 'name its run with --stage1' in call.error(*second)
     assert 'add --stage 2' in call.error('--train', '--stage1', stage1)
+    for flags in (['--train', *DATA], ['--train', '--resume', stage1]):
+        assert '--residuals: is not used in Stage-I' in call.error(*flags, '--residuals', '3')
+    shutil.copytree(stage1, tmp_path / 'run')
+    (tmp_path / 'run' / 'options.json').write_text('{"stage": [1]}')
+    assert 'is no run of StackGAN' in call.error('--train', '--resume', tmp_path / 'run')
     assert 'nowhere: no such checkpoint here; give a run folder' in call.error(*second, '--stage1', 'nowhere')
     assert 'holds a Stage-II generator, but Stage-I is asked for' in call.error(*second, '--stage1', stage2)
     assert 'holds a Stage-I generator, but Stage-II is asked for' in call.error(*second, '--checkpoint', stage1)

@@ -19,8 +19,9 @@ from tests.commands import DATA, captions_of, files_below, newest, run_in
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 SCRIPT = os.path.abspath(main.__file__)
-NARROW = ['--branches', '2', '--gf_dim', '4', '--df_dim', '4', '--z_dim', '5', '--embedding_dim', '6', '--workers', '0']
-TRAINING = ['--epochs', '2', '--batch_size', '2', '--log_interval', '1', *NARROW]
+NARROW = ['--branches', '2', '--gf_dim', '4', '--df_dim', '4', '--z_dim', '5', '--workers', '0']
+WITHOUT_TEXT = ['--epochs', '2', '--batch_size', '2', '--log_interval', '1', *NARROW]
+TRAINING = [*WITHOUT_TEXT, '--embedding_dim', '6']
 
 AUTHORS = """
 CONFIG_NAME: '3stages'
@@ -204,7 +205,7 @@ def test_folders_without_text_train_and_draw(folder, call, tmp_path):
         os.makedirs(tmp_path / 'pets' / name)
         for seed in range(2):
             (tmp_path / 'pets' / name / f'{seed}.jpg').write_bytes(tiny.jpeg(seed))
-    said = call('--image_folder', tmp_path / 'pets', '--classes', 'cats', 'dogs', *TRAINING, '--color_coef', '50',
+    said = call('--image_folder', tmp_path / 'pets', '--classes', 'cats', 'dogs', *WITHOUT_TEXT, '--color_coef', '50',
                 '--uncond_coef', '0', '--out_dir', tmp_path / 'out')
     trained, = os.listdir(tmp_path / 'out')
     assert 'Training on 4 pictures' in said and 'loss_KL' not in said and trained.startswith('pets_2stages_')
@@ -222,7 +223,7 @@ def test_folders_without_text_train_and_draw(folder, call, tmp_path):
 
 
 def test_captioned_pictures_without_their_text(call, tmp_path):
-    said = call(*DATA, *TRAINING, '--epochs', '1', '--conditional', 'False', '--out_dir', tmp_path)
+    said = call(*DATA, *WITHOUT_TEXT, '--epochs', '1', '--conditional', 'False', '--out_dir', tmp_path)
     assert 'Training on 4 pictures' in said and 'loss_KL' not in said
     assert 'encoder.pt' not in os.listdir(newest(tmp_path, 'tiny'))
 
@@ -342,6 +343,12 @@ def test_errors_say_what_to_do(folder, trained, call):
     assert '--classes church_outdoor_train' in call.error('--lsun', 'b')
     assert 'belongs to --image_folder' in call.error('--classes', 'b')
     assert 'has no sentences' in call.error('--image_folder', 'a', '--conditional', 'True')
+    for flags, name in [(['--branches', '1'], 'residuals'), (['--branches', '1'], 'color_coef'),
+                        (['--conditional', 'False'], 'kl_coef'), (['--image_folder', 'a'], 'embedding_dim'),
+                        (['--image_folder', 'a'], 'data_dir'), (['--lsun', 'a', '--classes', 'b'], 'cache')]:
+        assert f'--{name}: is not used with' in call.error('--train', *flags, f'--{name}', '1')
+    (folder / 'wide.yml').write_text('kl_coef: 3\ncolor_coef: 50')  # a file may be meant for several trainings
+    assert call.options('--cfg', 'wide.yml', '--branches', '1', '--conditional', 'False').kl_coef == 3
     assert 'data/birds/prepare.py --cub' in call.error('--data_dir', 'nowhere', '--out_dir', 'none')
     evaluate = ['--train', 'False', *DATA]
     assert 'no run on tiny' in call.error(*evaluate, '--out_dir', 'none')

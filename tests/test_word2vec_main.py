@@ -97,15 +97,25 @@ def test_errors_are_one_line(call, data, trained, tmp_path, folder):
     assert "'blakc'" in call.error(*asked(tmp_path, '--analogy', 'red', 'blakc', 'wing'))
     assert 'with a skipgram.pt in it yet' in call.error(*asked(tmp_path, '--query', 'red', '--model', 'skipgram'))
     assert 'add --loss negative' in call.error('--train', *data, *SMALL, '--negative', '3')
+    assert '--negative 2147483647: 5 to 20 are usual' in call.error(
+        '--train', *data, *SMALL, '--loss', 'negative', '--negative', '2147483647')
     assert 'too few' in call.error('--train', *data, *SMALL, '--min_count', '1000')
     before = files_below(tmp_path)
     assert 'leave out --sample' in call.error('--train', *data, *SMALL, '--sample', '1e-9')
     assert files_below(tmp_path) == before
     assert 'no such' in call.error('--checkpoint', 'absent.pt', '--query', 'red')
+    assert f'--model skipgram: {trained}/cbow.pt is of cbow; leave out --model' in call.error(
+        '--checkpoint', trained / 'cbow.pt', '--query', 'red', '--model', 'skipgram')
     assert 'prepare.py' in call.error('--train', '--dataset', 'absent')
     assert call.error('--train', '--query', 'red').endswith('--query: has no effect with --train; add --train False')
     assert call.error('--plot', '--query', 'red').endswith('--plot: has no effect with --query; leave it out')
     assert 'diverged' in call.error(*data, '--lr', '1e9', '--optimizer', 'sgd', *SMALL)
+
+
+def test_no_path_is_not_the_newest_run(call, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        call('--query', 'red', '--checkpoint', '')
+    assert 'argument --checkpoint: is empty' in capsys.readouterr().err
 
 
 def test_a_run_goes_on_with_its_own_captions_alone(call, data, tmp_path, folder):

@@ -8,12 +8,18 @@
     python main.py --analogy light lighter dark                 light is to lighter as dark is to ...
     python main.py --plot                                       a map of colors and parts of birds
 """
-import argparse
 import os
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
+
+from common import signals
+
+if __name__ == '__main__':
+    signals.end_at_once()  # while the imports take seconds
+
+import argparse
 
 import torch
 
@@ -30,6 +36,7 @@ NEGATIVE = 5
 NEAREST = 5  # words that a query finds, or an analogy
 
 WIDEST = 1000  # --window
+MOST = 10_000  # --negative
 
 
 def parse_flags():
@@ -59,7 +66,7 @@ def parse_flags():
     parser.add_argument('--analogy', nargs=3, metavar=('A', 'B', 'C'), modes=(ANALOGY,),
                         help='print what is to C as B is to A')
     flags.add_boolean(parser, '--plot', False, 'plot colors and parts of birds by number and by vector', modes=(PLOT,))
-    parser.add_argument('--checkpoint', metavar='FILE', modes=(flags.EVALUATE, *ASKING),
+    parser.add_argument('--checkpoint', type=flags.path, metavar='FILE', modes=(flags.EVALUATE, *ASKING),
                         help='ask this run, or its .pt file (default: the newest run of the model on DATASET)')
     return run.parse_options(parser, mode_of)
 
@@ -90,6 +97,8 @@ def train(options, device, resumed):
         raise UserError('--negative: has no effect with --loss softmax; add --loss negative')
     if options.window > WIDEST:
         raise UserError(f'--window {options.window}: captions have some tens of words; give {WIDEST} or less')
+    if options.negative and options.negative > MOST:
+        raise UserError(f'--negative {options.negative}: 5 to 20 are usual; give {MOST} or less')
     flags.print_options(options)
     flags.seed_everything(options.seed)
     path = flags.dataset_file(options)
@@ -120,6 +129,8 @@ def ask(options, device):
     """Print the words that are asked for, or write the map of words."""
     file = run.checkpoint_file(options, None, of_dataset=True)
     model = load_model(file, device)
+    if 'model' in run.TYPED and options.model != model.name:
+        raise UserError(f'--model {options.model}: {file} is of {model.name}; leave out --model, or give another file')
     print(f'{file} ({len(model.vocabulary)} words):')
     if options.query:
         for word in options.query:
