@@ -83,7 +83,7 @@ def main():
 
 
 def train(options, device, resumed):
-    """Train in a new run folder, or go on with the run in the folder `resumed`."""
+    """Train in a new run folder, or continue the run in the folder `resumed`."""
     refuse_weights(options, options.image_encoder)
     path = flags.dataset_file(options)
     split = load_split(path, 'train')
@@ -96,14 +96,8 @@ def train(options, device, resumed):
                   options.variant, options.image_encoder)
     model.create_optim(options.lr)
     data = {'file': os.path.basename(path), **split.fingerprint, 'embeddings': None}  # which it does not read
-    run_dir = resumed or run.new_run(options.out_dir, options.dataset, vars(options))
-    run.lock(run_dir)
-    if resumed:
-        model.load_from(resumed)
-        run.check_is_under_way(resumed, model)
-        run.check_same_data(resumed, model.data, data)
-        run.write_options(resumed, vars(options))
-    model.options, model.data, model.keep = vars(options), data, options.keep
+    run_dir = run.begin(model, [], resumed, options.out_dir, options.dataset, vars(options), data)
+    model.keep = options.keep
     print(f'Training on {len(index.captions)} captions of {len(index.names)} pictures of {len(set(index.classes))} '
           f'classes; everything goes to {run_dir}', flush=True)
     model.train(options.epochs, options.log_interval, run_dir)
@@ -151,7 +145,7 @@ def encoder_file(options):
             raise UserError(f'--encoder {options.encoder}: no sentence encoder there; give a run of this program, its '
                             f'{options.model}.pt, the encoder.pt of a GAN\'s run, or the published FILE.t7')
         return file
-    return checkpoint.newest(run.trained_checkpoint(options))
+    return run.checkpoint_file(options.model, options.out_dir, None, None, dataset=options.dataset)
 
 
 def load_model(options, device):

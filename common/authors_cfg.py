@@ -1,4 +1,4 @@
-"""The configuration files of the StackGANs' authors, in terms of our flags: what those of both have alike."""
+"""The configuration files of the papers' authors, in terms of our flags: what those of several papers have alike."""
 from common.errors import UserError
 
 

@@ -22,7 +22,7 @@ from common.checkpoint_file import Unreadable
 from common.errors import CannotWrite, UserError
 from common.files import explained, partial_file
 
-COUNT = re.compile(r'_(\d+)\.pth$')  # steps or epochs, in the name of a generator that the StackGANs write
+COUNT = re.compile(r'_(\d+)\.pth$')  # steps or epochs, in the name of a snapshot
 KEEP = 2  # files of a run's checkpoint: the newest, and those before it
 
 
@@ -241,32 +241,27 @@ def _triples(part, state, where, files=()):
     return list(itertools.zip_longest(part, state, files[:len(part)], fillvalue=files[-1] if files else where))
 
 
-def find(path, name):
-    """The file that `path` names: itself, or in the folder NAME.pt, or a netG_*COUNT.pth there or in Model/.
+def find(path, name, others=()):
+    """Return the file that `path` names: itself, or in the folder NAME.pt, or one of those that match `others`.
 
-    Of several the one with the highest COUNT, as the StackGANs' authors number their snapshots. A folder may also hold
-    the chapter's own NAME_G.pt, with its discriminator beside it. In place of a NAME.pt that is damaged or gone, the
-    `newest` that was kept.
+    `others` are patterns of files below the folder; of several files, the one with the highest COUNT. In place of a
+    NAME.pt that is damaged or gone, the `newest` that was kept.
     """
     if not os.path.isdir(path or '.'):
         return path
     ours = os.path.join(path, f'{name}.pt')
-    snapshots = [file for place in ('', 'Model')
-                 for file in glob.glob(os.path.join(glob.escape(path), place, 'netG_*.pth')) if COUNT.search(file)]
-    generator = os.path.join(path, f'{name}_G.pt')
-    if not files_of(ours) and os.path.isfile(generator):
-        return generator
-    return newest(ours) if files_of(ours) or not snapshots else max(snapshots, key=count_of)
+    found = [file for pattern in others for file in glob.glob(os.path.join(glob.escape(path), pattern))]
+    return newest(ours) if files_of(ours) or not found else max(found, key=count_of)
 
 
 def count_of(file):
-    """The number in the name of a file netG_210000.pth or netG_epoch_90.pth, or 0."""
+    """Return the number COUNT in the name of a file NAME_COUNT.pth, or 0."""
     counted = COUNT.search(file)
     return int(counted[1]) if counted else 0
 
 
 def count_in(contents, file, what):
-    """How many `what`, 'step' or 'epoch', a checkpoint was trained for; of a snapshot, as its name says."""
+    """Return how many steps or epochs (`what`) a checkpoint was trained for; of a snapshot, as its name says."""
     return checked_progress(contents, file)[what] if 'progress' in contents else count_of(file)
 
 

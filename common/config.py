@@ -9,10 +9,8 @@ from common import flags, run
 from common.errors import UserError
 from common.files import check_is_file
 
-NOT_IN_FILES = ('cfg', 'help', 'resume', 'text', 'interpolate')
 LONGEST, DEEPEST = 50_000, 4  # characters of a file; how deep it is nested: the authors' TRAIN.COEFF.KL is three
 AROUND = (yaml.StreamStartEvent, yaml.StreamEndEvent, yaml.DocumentStartEvent, yaml.DocumentEndEvent)
-PATHS = ('checkpoint', 'data_dir', 'encoder', 'image_folder', 'lsun', 'stage1', 'text_file')  # what is read
 
 
 def add_cfg_flag(parser, modes):
@@ -31,13 +29,14 @@ def parse_options(parser, mode_of, keys, translate, chapter_dir):
     if not path:
         return run.parse_options(parser, mode_of)
     path = find(path, [chapter_dir])
-    ours, theirs = _read(path, {action.dest for action in parser._actions} - set(NOT_IN_FILES), keys)
+    ours, theirs = _read(path, parser.names_in_files(), keys)
     translated, ignored = translate(theirs, path) if theirs else ({}, [])
     if ignored:
         print(f'{path}: means nothing here and is ignored: {", ".join(ignored)}')
     cfg_dir = os.path.dirname(os.path.abspath(path))
     folders = [cfg_dir, os.path.dirname(cfg_dir), chapter_dir]  # the authors' paths start above their cfg/
-    arguments = flags.as_arguments({name: find(str(value), folders) if name in PATHS and value else value
+    read = set(parser.paths()) - {'out_dir'}
+    arguments = flags.as_arguments({name: find(str(value), folders) if name in read and value else value
                                     for name, value in {**translated, **ours}.items()})
     flags.check_arguments(parser, arguments, path)
     return run.parse_options(parser, mode_of, arguments)

@@ -33,10 +33,10 @@ class Parser(OneLineParser):
     What a configuration file or a resumed run says is not refused: it may be meant for several modes.
     """
 
-    def add_argument(self, *names, modes=None, **settings):
-        """As of `ArgumentParser`; `modes` are the modes in which the flag has an effect."""
+    def add_argument(self, *names, modes=None, selects_run=False, **settings):
+        """Add a flag, which has an effect in some `modes`; its value may say which run is meant (`selects_run`)."""
         action = super().add_argument(*names, **settings)
-        action.modes = modes
+        action.modes, action.selects_run = modes, selects_run
         return action
 
     def typed(self, arguments):
@@ -46,6 +46,15 @@ class Parser(OneLineParser):
                                           for action in self._actions})
         found = vars(self.parse_args(arguments, namespace))
         return [action for action in self._actions if found.get(action.dest) not in (None, nothing)]
+
+    def paths(self):
+        """Return the names of the flags that take a path."""
+        return [action.dest for action in self._actions if action.type in (path, absolute_path)]
+
+    def names_in_files(self):
+        """Return the names of the flags that a configuration file may set: not those that ask for a mode."""
+        return {action.dest for action in self._actions
+                if action.modes and (action.dest == TRAIN or action.dest not in ('cfg', *action.modes))}
 
     def refuse_unused(self, arguments, mode):
         """Raise UserError where `arguments` name a flag that has no effect in `mode`."""
@@ -154,7 +163,7 @@ def add_run_flags(parser, model, epochs, batch_size, lr, chapter_dir, all_modes=
     add_boolean(parser, '--train', True, 'train; False: evaluate', modes=train_modes or all_modes)
     parser.add_argument('--data_dir', type=absolute_path, metavar='DIR', modes=data_modes or all_modes,
                         help='folder of the HDF5 file (default: data/DATASET in the repository)')
-    parser.add_argument('--dataset', type=plain_name, default='birds', modes=all_modes,
+    parser.add_argument('--dataset', type=plain_name, default='birds', modes=all_modes, selects_run=True,
                         help='name of the HDF5 file, without ending (default: birds)')
     parser.add_argument('--out_dir', type=absolute_path, default=os.path.join(chapter_dir, 'output'), metavar='DIR',
                         modes=all_modes,
@@ -177,42 +186,50 @@ def add_run_flags(parser, model, epochs, batch_size, lr, chapter_dir, all_modes=
                              'with --train False: generate with it')
 
 
-def add_drawing_flags(parser, encoder_modes=(TEXT,)):
-    """Which sentences a trained GAN draws, and what reads them."""
-    parser.add_argument('--text', action='append', metavar='SENTENCE', modes=(TEXT,),
-                        help='draw this sentence; can be repeated')
-    parser.add_argument('--text_file', type=path, metavar='FILE', modes=(TEXT,),
-                        help='draw the sentences of this file, one a line')
-    parser.add_argument('--encoder', type=path, metavar='FILE', modes=encoder_modes,
-                        help='sentence encoder for --text (default: the one in the run, or beside the data)')
+def add_sentence_flags(parser, generating_modes=GENERATING, encoder_modes=(TEXT,), forms='a run folder or its .pt'):
+    """Add what a trained GAN generates images with: `--checkpoint`, and `--text`, `--text_file` and `--encoder`.
 
-
-def add_stackgan_flags(parser, widths, weights, drawing_modes, encoder_modes):
-    """What both StackGANs have. `widths` and `weights` (of losses) list (name, default, what it is).
-
-    `drawing_modes` are all modes but those of training, `encoder_modes` those that read sentences.
+    `generating_modes` are those without training, `encoder_modes` those that read sentences; `forms` says in words what
+    `--checkpoint` can be.
     """
+    parser.add_argument('--checkpoint', type=path, metavar='FILE', modes=(TRAIN, *generating_modes),
+                        help='checkpoint to generate with (default: that of the newest run), or to start a training '
+                             f'from: {forms}')
+    parser.add_argument('--text', action='append', metavar='SENTENCE', modes=(TEXT,),
+                        help='sentence to generate an image of; can be repeated')
+    parser.add_argument('--text_file', type=path, metavar='FILE', modes=(TEXT,),
+                        help='file of sentences to generate images of, one per line')
+    parser.add_argument('--encoder', type=path, metavar='FILE', modes=encoder_modes,
+                        help='sentence encoder (default: the one in the run, or the one beside the data)')
+
+
+def add_widths(parser, widths):
+    """Add flags for the sizes of networks: (name, default, what it is) each."""
     for name, default, what in widths:
         parser.add_argument(f'--{name}', type=positive(int), default=default, metavar='N', modes=TRAINING,
                             help=f'{what} (default: {default})')
+
+
+def add_weights(parser, weights):
+    """Add flags for the weights of losses: (name, default, which loss) each."""
     for name, default, what in weights:
         parser.add_argument(f'--{name}', type=non_negative(float), default=default, metavar='W', modes=TRAINING,
                             help=f'weight of {what} (default: {default})')
-    parser.add_argument('--checkpoint', type=path, metavar='FILE', modes=(TRAIN, *drawing_modes),
-                        help='draw with this checkpoint (default: of the newest run), or start a training from it: '
-                             'a run folder, its .pt, or a netG_*.pth')
-    parser.add_argument('--gpu', type=int, default=0, metavar='N', modes=(*TRAINING, *drawing_modes),
-                        help='which GPU; -1: the CPU; processes of torchrun have one each (default: 0)')
+
+
+def add_large_image_flags(parser, all_modes):
+    """Add what a training on large images takes: `--gpu`, `--workers`, `--accumulate`, `--cache`."""
+    parser.add_argument('--gpu', type=int, default=0, metavar='N', modes=all_modes,
+                        help='number of the GPU, -1 for the CPU; processes of torchrun have one each (default: 0)')
     parser.add_argument('--workers', type=non_negative(int), default=4, modes=TRAINING,
-                        help='processes that prepare pictures, at most one per core; 0: this process does; pictures '
-                             'are the same with any number (default: 4)')
+                        help='processes that prepare images, at most one per core, 0 for none; the images are the same '
+                             'with any number (default: 4)')
     parser.add_argument('--accumulate', type=positive(int), default=1, metavar='N', modes=TRAINING,
-                        help='less memory, more time: discriminators see a batch in N parts, whose statistics their '
-                             'batch norms take, and activations are computed again (default: 1, as the authors do)')
+                        help='number of parts in which discriminators, and their batch norms, see a batch; with '
+                             'more than 1, activations are computed again: less memory, more time (default: 1, as the '
+                             'authors do)')
     add_boolean(parser, '--cache', True, 'decode and resize photographs once, into a file beside the data',
                 modes=TRAINING)
-    add_precision_flag(parser)
-    add_drawing_flags(parser, encoder_modes)
 
 
 def dataset_file(options):
@@ -285,21 +302,18 @@ def seed_everything(seed):
     torch.manual_seed(seed)
 
 
-def follow(options, resumed, train, draw, evaluate):
-    """Do what the options of a GAN's main.py ask for: call one of three functions with (options, device, resumed).
+def set_up(options):
+    """Print the options, meet the other ranks, seed all generators. Returns the device.
 
-    Raises UserError where they ask for several processes to draw.
+    Raises UserError where several processes were started for something other than a training.
     """
-    sentences = [name for name in ('text', 'text_file', 'interpolate') if getattr(options, name, None)]
     if ranks.world_size() > 1 and not options.train:
-        raise UserError('--train False: draws in one process; start it with python, not with torchrun')
+        raise UserError('--train False: generates in one process; start it with python, not with torchrun')
     ranks.join()
     print_options(options)
     device = choose_device(options.cuda, getattr(options, 'gpu', 0))
     seed_everything(options.seed)
-    task = train if options.train else draw if sentences else evaluate
-    task(options, device, resumed)
-    ranks.leave()
+    return device
 
 
 def read_sentences(texts, text_file, flag='--text'):

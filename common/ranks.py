@@ -110,14 +110,14 @@ def _average_gradients(optimizer, *_):
     torch._foreach_copy_(gradients, [mean.view_as(gradient) for mean, gradient in zip(means, gradients)])
 
 
-def unite(*nets):
-    """Give networks the weights of rank 0, and on GPUs batch norms whose statistics are of all ranks' batches.
+def synchronize(networks):
+    """Give a list of networks the weights of rank 0, and on GPUs batch norms with the statistics of all ranks' batches.
 
     On CPUs, for which PyTorch has no such layer, every rank's batch norms see its own batches.
     """
     if world_size() == 1:
         return
-    for net in nets:
+    for net in networks:
         if next(net.parameters()).is_cuda:
             nn.SyncBatchNorm.convert_sync_batchnorm(net)  # in place, with the same parameters under the same names
         for value in net.state_dict().values():
@@ -144,7 +144,7 @@ def seed_apart(step):
     torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
 
 
-def anywhere(*flags):
+def any_rank(*flags):
     """Which of these bools are true on one rank at least, a sequence. All ranks wait here, but none for its GPU."""
     if world_size() == 1:
         return flags
@@ -156,7 +156,7 @@ def anywhere(*flags):
 
 def wait():
     """Go on when all ranks are here."""
-    anywhere(True)
+    any_rank(True)
 
 
 def mean(numbers):

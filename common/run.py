@@ -12,11 +12,11 @@ from common.files import atomic_write, explained, remove_leftovers
 from common.locks import lock_file
 
 TYPED = []  # names of the options that the command line named
+PATHS = []  # names of those that are paths of what is read
 LOCKS = []  # open files: a lock lasts as long as its file is open
 STAMP = r'_\d{8}_\d{6}(_\d+)?'  # what `new_run` puts after the name
 ENCODER = 'encoder.pt'  # the sentence encoder's name in a run folder
 OPTIONS = 'options.json'
-PATHS = ('data_dir', 'image_folder', 'lsun', 'stage1', 'checkpoint', 'encoder', 'text_file', 'cfg')  # among options
 
 
 def new_run(out_dir, name, options):
@@ -51,18 +51,19 @@ def has_options(run_dir):
     return os.path.isfile(os.path.join(run_dir, OPTIONS))
 
 
-def find_run(out_dir, checkpoint, dataset='', stage=None):
-    """The newest folder in `out_dir` that holds the file `checkpoint`; with `dataset` or `stage`, of such runs alone.
+def find_run(out_dir, checkpoint, **wanted):
+    """Return the newest folder in `out_dir` that holds the file `checkpoint`, of a run with the `wanted` options.
 
-    Raises UserError where there is none.
+    Those that are None do not count. Raises UserError where there is none.
     """
+    wanted = {name: value for name, value in wanted.items() if value}
     found = [os.path.join(out_dir, name, checkpoint) for name in _names_in(out_dir)]
     found = [path for path in found if files_of(path) and
-             (not dataset or _dataset_of(os.path.dirname(path)) == dataset) and
-             (not stage or _option(os.path.dirname(path), 'stage') == stage)]
+             all(_option(os.path.dirname(path), name) == value for name, value in wanted.items())]
     if not found:
-        runs = 'run' + f' of Stage-{"I" * (stage or 0)}' * bool(stage) + f' on {dataset}' * bool(dataset)
-        raise UserError(f'{out_dir}: no {runs} with a {checkpoint} in it yet; train one first (--train)')
+        which = ' and '.join(f'--{name} {value}' for name, value in wanted.items())
+        raise UserError(f'{out_dir}: no run{f" of {which}" * bool(which)} with a {checkpoint} in it yet; train one first '
+                        '(--train)')
     return os.path.dirname(max(found, key=lambda path: os.path.getmtime(files_of(path)[0])))
 
 
@@ -75,17 +76,14 @@ def _names_in(folder):
                         'folder') from error
 
 
-def _dataset_of(run_dir):
-    """What the run was on: as its options say, or, where they are gone, its name."""
-    return _option(run_dir, 'dataset') or re.sub(f'{STAMP}$', '', os.path.basename(run_dir))
-
-
 def _option(run_dir, name):
-    """What an option of a run was, or None where that is not known."""
+    """Return what an option of a run was, None where that is not known. The folder of a run bears its data set's name.
+    """
     try:
-        return read_options(run_dir).get(name)
+        found = read_options(run_dir).get(name)
     except UserError:
-        return None
+        found = None
+    return found or (re.sub(f'{STAMP}$', '', os.path.basename(run_dir)) if name == 'dataset' else None)
 
 
 def read_options(run_dir):
@@ -122,12 +120,13 @@ def lock(run_dir):
     LOCKS.append(locked)
 
 
-def begin(model, options, resumed, name, data, prepare=None):
-    """The folder to train in: a new one called NAME_DATE, or, with the model as it was left there, `resumed`.
+def begin(model, networks, resumed, out_dir, name, options, data, prepare=None):
+    """Return the folder to train in: a new one, `out_dir/NAME_DATE`, or `resumed`, with the model as it was left there.
 
-    `data` says what is trained on, as of `describe`; `prepare()`, which takes minutes, is called where given, after all
-    that can be refused. The folder is kept to this process, which is rank 0: the others, that write nothing, get ''.
-    Raises UserError where a run would start again, or go on with other data than it was trained on.
+    `options`, a dict, are noted in it; `data` says what is trained on, as of `describe`; `prepare()`, which may take
+    minutes, is called after all that can be refused. The folder is locked for this process, if it is rank 0; other
+    ranks write nothing and get ''. All ranks have the same weights in `networks` afterwards. Raises UserError where a
+    run would start again, or go on with other data than it was trained on.
     """
     if resumed:
         if ranks.rank() == 0:
@@ -135,18 +134,17 @@ def begin(model, options, resumed, name, data, prepare=None):
         model.load_from(resumed)
         check_is_under_way(resumed, model)
         check_same_data(resumed, model.data, data)
-        model.set_lr(options.lr)
     if prepare:
         prepare()
     run_dir = ''
     if ranks.rank() == 0:
-        run_dir = resumed or new_run(options.out_dir, name, vars(options))
+        run_dir = resumed or new_run(out_dir, name, options)
     if run_dir and resumed:
-        write_options(resumed, vars(options))
+        write_options(resumed, options)
     elif run_dir:
         lock(run_dir)
-    model.options, model.data, model.keep = vars(options), data, options.keep
-    ranks.unite(model.netG, *(model.netsD if hasattr(model, 'netsD') else [model.netD]))
+    model.options, model.data = options, data
+    ranks.synchronize(networks)
     return run_dir
 
 
@@ -171,37 +169,31 @@ def check_same_data(run_dir, before, now):
         print(f'{run_dir}: does not say what it was trained on, so nobody can tell whether the data is still the same')
 
 
-def checkpoint_file(options, resumed, of_dataset):
-    """What to generate with: the run that `--resume` names, or `--checkpoint`, or the newest run.
+def checkpoint_file(model, out_dir, typed, resumed, find=checkpoint.find, **wanted):
+    """Return the file to generate with: the checkpoint `typed`, or that of the run `resumed`, or of the newest run.
 
-    Raises UserError where there is none, or two.
+    `model` is the name of the checkpoint; `find(path, model)` finds it in a folder; `wanted` are as in `find_run`.
+    Raises UserError where there is none, or two are named.
     """
-    if options.checkpoint and resumed:
-        raise UserError(f'--resume {resumed} and --checkpoint {options.checkpoint}: give one of them')
-    if options.checkpoint:
-        return existing(options.checkpoint, options)
-    return checkpoint.newest(trained_checkpoint(options, resumed, of_dataset))
+    if typed and resumed:
+        raise UserError(f'--resume {resumed} and --checkpoint {typed}: give one of them')
+    if typed:
+        return existing(typed, model, find)
+    return checkpoint.newest(os.path.join(resumed or find_run(out_dir, f'{model}.pt', **wanted), f'{model}.pt'))
 
 
-def existing(path, options):
-    """The checkpoint file that the flag's value `path` names. Raises UserError where there is none."""
-    file = checkpoint.find(path, options.model)
+def existing(path, model, find=checkpoint.find):
+    """Return the checkpoint file that the value `path` of a flag names. Raises UserError where there is none."""
+    file = find(path, model)
     if not os.path.exists(file):
-        cfg = getattr(options, 'cfg', None)
-        beside = f', nor below the folder of {cfg}' if cfg else ''
-        raise UserError(f'{file}: no such checkpoint here{beside}; give a run folder, its {options.model}.pt '
-                        'or a snapshot in its Model/')
+        raise UserError(f'{file}: no such checkpoint here; give a run folder, its {model}.pt or a snapshot in its '
+                        'Model/')
     return file
 
 
-def trained_checkpoint(options, resumed=None, of_dataset=True):
-    """The checkpoint of the run `resumed`, or else of the newest in `--out_dir`: of runs on `--dataset`, or of all.
-
-    Where `--dataset` is typed, of runs on that, and where a `--stage` is asked for, of runs of that one.
-    """
-    of_dataset = of_dataset or 'dataset' in TYPED
-    name, stage = f'{options.model}.pt', getattr(options, 'stage', None)
-    return os.path.join(resumed or find_run(options.out_dir, name, options.dataset if of_dataset else '', stage), name)
+def if_typed(name, value):
+    """Return the value of an option where the command line named it, else None."""
+    return value if name in TYPED else None
 
 
 def parse_options(parser, mode_of, from_file=()):
@@ -215,6 +207,7 @@ def parse_options(parser, mode_of, from_file=()):
     options, run_dir = parser.parse_args([*from_file, *typed]), None
     parser.refuse_unused(typed, mode_of(options))
     TYPED[:] = [action.dest for action in parser.typed(typed)]
+    PATHS[:] = set(parser.paths()) - {'out_dir'}
     if options.resume:
         run_dir, name = _run_to_resume(parser, options)
         parser.set_defaults(out_dir=os.path.dirname(run_dir))
@@ -250,7 +243,9 @@ def _run_to_resume(parser, options):
     """The run's folder that `--resume` names, and the name of its model where that is named, too, by a checkpoint."""
     named = options.resume
     if named == 'newest' and not os.path.exists(named):
-        return os.path.dirname(trained_checkpoint(options, of_dataset=False)), None
+        wanted = {action.dest: getattr(options, action.dest) for action in parser._actions if action.selects_run
+                  and (action.dest in TYPED or getattr(options, action.dest) != action.default)}
+        return find_run(options.out_dir, f'{options.model}.pt', **wanted), None
     if os.path.isfile(named):
         folder, name = os.path.split(os.path.abspath(named))
         if not name.endswith('.pt'):

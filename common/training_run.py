@@ -89,7 +89,7 @@ class TrainingRun:
                     continue
                 with _let_act(self.stop, not self.losses):  # the first step: it may compile networks, for minutes
                     yield batch
-                is_stopped, is_late = ranks.anywhere(bool(self.stop), self.saves.is_late())
+                is_stopped, is_late = ranks.any_rank(bool(self.stop), self.saves.is_late())
                 if is_stopped:
                     self.saves.stop(self.losses, self.stop)
                 if is_late:
@@ -227,11 +227,11 @@ def _explained(out_dir, step):
 def _explanation(error, step, out_dir):
     """A line for the user, or None where the error is unknown."""
     if isinstance(error, torch.OutOfMemoryError):
-        return (f'step {step}: the GPU has too little memory; try a smaller --batch_size, or, for StackGANs, '
-                '--accumulate')
+        return (f'step {step}: the GPU has too little memory; try a smaller --batch_size, or --accumulate where there '
+                'is that flag')
     if torch_errors.is_out_of_memory(error):
-        return (f'step {step}: this machine has too little memory; try a smaller --batch_size, or, for StackGANs, '
-                'fewer --workers or --accumulate')
+        return (f'step {step}: this machine has too little memory; try a smaller --batch_size, fewer --workers, or '
+                '--accumulate where there are those flags')
     if torch_errors.is_dead_worker(error):
         return (f'step {step}: a process that reads pictures has ended ({_one_line(error)}), as a rule because this '
                 'machine has too little memory; go on with --resume and fewer --workers, or 0')

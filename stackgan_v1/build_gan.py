@@ -77,10 +77,6 @@ class Model:
         self.optim_D = torch.optim.Adam(self.netD.parameters(), lr=lr, betas=(alpha, beta), fused=True)
         self.lr = lr
 
-    def set_lr(self, lr):
-        """Continue with another first learning rate; how often it is halved follows from the number of epochs."""
-        self.lr = lr
-
     def train_step(self, batch):
         """Train the discriminator for one step, then the generator, whose image is generated once for both.
 

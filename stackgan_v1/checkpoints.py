@@ -7,6 +7,12 @@ from common.errors import UserError
 from stackgan_v1.gan import Stage1Generator, Stage2Generator
 
 LAST_DISCRIMINATOR = 'netD_epoch_last'
+SNAPSHOTS = 'netG_*[0-9].pth', 'Model/netG_*[0-9].pth'
+
+
+def find(path, name):
+    """Return the checkpoint file that `path` names: itself, NAME.pt in the folder, or the latest snapshot there."""
+    return checkpoint.find(path, name, SNAPSHOTS)
 
 
 def read(path, name, mapped=False):
@@ -16,7 +22,7 @@ def read(path, name, mapped=False):
     highest N). Beside the authors' generator, netD_epoch_last.pth is read where it is there, but not with `mapped`,
     which is for generating alone. Raises UserError where a file is missing, damaged or refused.
     """
-    file = checkpoint.find(path, name)
+    file = find(path, name)
     contents = checkpoint.load(file, mapped)
     if 'netD' in contents:
         return file, contents, {}

@@ -1,9 +1,9 @@
-"""StackGAN: train Stage-I, then Stage-II on top of it, draw every held-out caption, or draw your own sentence.
+"""StackGAN: train Stage-I, then Stage-II on top of it; images of held-out captions or your own sentences.
 
-    python main.py --train --stage 1                                        64 x 64 sketches
+    python main.py --train --stage 1                                        64 x 64 images
     python main.py --train --stage 2 --stage1 output/birds_stageI_DATE      refined to 256 x 256
-    python main.py --train --resume                                         go on with the newest run
-    python main.py --train False                                            a picture for every held-out caption
+    python main.py --train --resume                                         continue the newest run
+    python main.py --train False                                            an image for every held-out caption
     python main.py --train False --text "a small red bird with black wings"
 """
 import os
@@ -20,11 +20,12 @@ if __name__ == '__main__':
 import argparse
 
 from char_cnn_rnn import reading
-from common import config, flags, run, speed
+from common import config, flags, ranks, run, speed
 from common.errors import UserError, run_command
 from common.sampling import in_batches, write_evaluation, write_pictures
 from data.cropped_dataset import CroppedDataset
 from data.multiscale_dataset import shuffled_batches
+from stackgan_v1 import checkpoints
 from stackgan_v1.authors_cfg import KEYS, translate
 from stackgan_v1.build_gan import SNAPSHOT_INTERVAL, Model, load_generator, make_networks
 from stackgan_v1.gan import SIZES
@@ -36,31 +37,35 @@ NARROWEST = {1: 2, 2: 4}                 # --gf_dim, of which the last layer has
 
 
 def parse_flags():
-    """(options, the folder of the run to go on with or None)."""
+    """Return (options, the folder of the run to continue or None)."""
     parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_run_flags(parser, model='stackgan_v1', epochs=600, batch_size=64, lr=0.0002, chapter_dir=HERE,
                         batch_modes=flags.ALL)
-    parser.add_argument('--stage', type=int, choices=[1, 2], modes=flags.ALL,
-                        help='1: sketch sentences at 64 x 64; 2: refine the sketches to 256 x 256 '
-                             '(default: 1; when drawing, the checkpoint\'s)')
+    parser.add_argument('--stage', type=int, choices=[1, 2], modes=flags.ALL, selects_run=True,
+                        help='1: images of 64 x 64; 2: these images refined to 256 x 256 '
+                             '(default: 1; when generating, that of the checkpoint)')
     parser.add_argument('--stage1', type=flags.path, metavar='FILE', modes=(flags.TRAIN,),
-                        help='the trained Stage-I that --stage 2 refines: a run folder, its .pt, or a netG_epoch_N.pth')
+                        help='trained Stage-I whose images --stage 2 refines: a run folder, its .pt, or a '
+                             'netG_epoch_N.pth')
     parser.add_argument('--lr_decay_epoch', type=flags.positive(int), metavar='EPOCHS', modes=flags.TRAINING,
-                        help='epochs after each of which the learning rate is halved (default: 50, in Stage-II 100)')
+                        help='number of epochs after which the learning rate is halved, again and again '
+                             '(default: 50, in Stage-II 100)')
     parser.add_argument('--z_dim', type=flags.positive(int), metavar='N', modes=flags.TRAINING,
-                        help=f'numbers of noise (default: {Z_DIM}, in Stage-II those of its Stage-I)')
-    flags.add_stackgan_flags(
-        parser, [('gf_dim', 128, 'width of the generator'), ('df_dim', 64, 'of the discriminator'),
-                 ('condition_dim', 128, 'of the condition'), ('residuals', 4, 'residual blocks of Stage-II')],
-        [('kl_coef', 2.0, 'the KL divergence of conditions')],
-        drawing_modes=flags.GENERATING, encoder_modes=(flags.TEXT,))
+                        help=f'length of the noise vector (default: {Z_DIM}, in Stage-II that of its Stage-I)')
+    flags.add_widths(parser, [('gf_dim', 128, 'width of the generator'), ('df_dim', 64, 'width of the discriminator'),
+                              ('condition_dim', 128, 'length of the condition vector'),
+                              ('residuals', 4, 'number of residual blocks in Stage-II')])
+    flags.add_weights(parser, [('kl_coef', 2.0, 'the KL divergence of conditions')])
+    flags.add_large_image_flags(parser, flags.ALL)
+    flags.add_precision_flag(parser)
     flags.add_compile_flag(parser)
+    flags.add_sentence_flags(parser, forms='a run folder, its .pt, or a netG_epoch_N.pth')
     config.add_cfg_flag(parser, flags.ALL)
     parser.add_argument('--config_name', type=flags.plain_name, metavar='NAME', modes=(flags.TRAIN,),
-                        help='run folders are DATASET_NAME_DATE (default: stageI or stageII)')
+                        help='NAME in the name of the run folder, DATASET_NAME_DATE (default: stageI or stageII)')
     parser.add_argument('--snapshot_interval', type=flags.positive(int), default=SNAPSHOT_INTERVAL, metavar='EPOCHS',
                         modes=flags.TRAINING,
-                        help=f'epochs between two Model/netG_epoch_N.pth (default: {SNAPSHOT_INTERVAL})')
+                        help=f'number of epochs between two Model/netG_epoch_N.pth (default: {SNAPSHOT_INTERVAL})')
     options, resumed = config.parse_options(parser, flags.mode_of, KEYS, translate, HERE)
     return (complete(options, resumed) if options.train else options), resumed
 
@@ -76,7 +81,7 @@ def complete(options, resumed):
     if options.stage1 and options.stage == 1:
         raise UserError(f'--stage1 {options.stage1}: is what Stage-II refines; add --stage 2')
     if options.stage == 2 and not (options.stage1 or options.checkpoint or resumed):
-        raise UserError('--stage 2: refines the sketches of a trained Stage-I; name its run with --stage1')
+        raise UserError('--stage 2: refines the images of a trained Stage-I; name its run with --stage1')
     if options.stage == 1:
         run.refuse_typed(['residuals'], 'in Stage-I, which has no residual blocks')
     if options.gf_dim < NARROWEST[options.stage]:
@@ -87,12 +92,16 @@ def complete(options, resumed):
 
 
 def main():
-    """Flags, then what they ask for: train, draw sentences, or evaluate."""
-    flags.follow(*parse_flags(), train, draw, evaluate)
+    """Parse the flags and do what they ask for: train, generate images of sentences, or evaluate."""
+    options, resumed = parse_flags()
+    device = flags.set_up(options)
+    task = train if options.train else generate if options.text or options.text_file else evaluate
+    task(options, device, resumed)
+    ranks.leave()
 
 
 def train(options, device, resumed):
-    """Train a stage in a new run folder, or go on with the run in the folder `resumed`."""
+    """Train a stage in a new run folder, or continue the run in the folder `resumed`."""
     print('Loading data...', flush=True)
     dataset = CroppedDataset(flags.dataset_file(options), split=0, size=SIZES[options.stage]).require_embeddings()
     stage1 = load_stage1(options, resumed, dataset) if options.stage == 2 else None
@@ -105,30 +114,33 @@ def train(options, device, resumed):
     speed.prepare(model.netG, [model.netD], heads, device=device, precision=options.precision, compile=options.compile,
                   accumulate=options.accumulate, batch_size=options.batch_size)
     if options.checkpoint and not resumed:
-        model.load_from(run.existing(options.checkpoint, options))
+        model.load_from(run.existing(options.checkpoint, options.model, checkpoints.find))
     model.create_optim(options.lr)
-    run_dir = run.begin(model, options, resumed, f'{options.dataset}_{options.config_name}',
-                        reading.describe(dataset), dataset.cached if options.cache else None)
+    run_dir = run.begin(model, [model.netG, model.netD], resumed, options.out_dir,
+                        f'{options.dataset}_{options.config_name}', vars(options), reading.describe(dataset),
+                        dataset.cached if options.cache else None)
     if run_dir:
         reading.keep_encoder(dataset, run_dir)
     model.lr_decay_epoch, model.snapshot_interval = options.lr_decay_epoch, options.snapshot_interval
+    model.keep = options.keep
     print(f'Training Stage-{"I" * options.stage} on {len(dataset)} pictures; everything goes to {run_dir}', flush=True)
     model.train(options.epochs, options.log_interval, run_dir)
     print(f'done: {run_dir} holds samples/, log.txt, TensorBoard curves, {options.model}.pt and Model/')
 
 
 def load_stage1(options, resumed, dataset):
-    """The trained Stage-I generator: of `--stage1`, or that inside the Stage-II to go on with.
+    """Return the trained Stage-I generator: that of `--stage1`, or the one inside the Stage-II to continue with.
 
     Raises UserError where there is none, one of another `--z_dim`, or one that knows other embeddings than `dataset`.
     """
     if inside := resumed or options.checkpoint:
-        model, file, _ = load_generator(run.existing(inside, options), options.model, stage=2)
+        model, file, _ = load_generator(run.existing(inside, options.model, checkpoints.find), options.model, stage=2)
         stage1 = model.netG.STAGE1_G
         if options.stage1 and not resumed:
             print(f'--stage1 {options.stage1}: is not read, for the Stage-II in {file} has its own Stage-I')
     else:
-        model, file, _ = load_generator(run.existing(options.stage1, options), options.model, stage=1)
+        model, file, _ = load_generator(run.existing(options.stage1, options.model, checkpoints.find), options.model,
+                                        stage=1)
         stage1 = model.netG
     if options.z_dim not in (None, stage1.z_dim):
         raise UserError(f'--z_dim {options.z_dim}: the Stage-I in {file} has {stage1.z_dim}; leave it out')
@@ -138,8 +150,9 @@ def load_stage1(options, resumed, dataset):
 
 
 def evaluate(options, device, resumed):
-    """A picture for every caption of classes that were not trained on."""
-    file = run.checkpoint_file(options, resumed, of_dataset=True)
+    """Generate an image for every caption of classes that were not trained on."""
+    file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
+                               dataset=options.dataset, stage=options.stage)
     model, file, epochs = load_generator(file, options.model, device, options.stage)
     dataset = CroppedDataset.held_out(flags.dataset_file(options))
     reading.check_embeddings(model.data, dataset, file)
@@ -149,10 +162,11 @@ def evaluate(options, device, resumed):
                      lambda embed, seed: model.generate(embed, seed)[-1], options.batch_size, options.seed)
 
 
-def draw(options, device, resumed):
-    """A picture for each sentence that the user typed, and from Stage-II a sheet of them beside their sketches."""
+def generate(options, device, resumed):
+    """Generate an image of each sentence that the user typed; from Stage-II also a sheet of them beside Stage-I's."""
     sentences = flags.read_sentences(options.text, options.text_file)
-    file = run.checkpoint_file(options, resumed, of_dataset=False)
+    file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
+                               dataset=run.if_typed('dataset', options.dataset), stage=options.stage)
     model, file, _ = load_generator(file, options.model, device, options.stage)
     embeddings = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options), device)
     write_pictures(run.new_run(options.out_dir, 'text', vars(options)),

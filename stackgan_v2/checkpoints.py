@@ -8,6 +8,13 @@ from common import checkpoint
 from common.errors import UserError
 from stackgan_v2.gan import Generator
 
+SNAPSHOTS = 'netG_*[0-9].pth', 'Model/netG_*[0-9].pth'
+
+
+def find(path, name):
+    """Return the checkpoint file that `path` names: itself, NAME.pt in the folder, or the latest snapshot there."""
+    return checkpoint.find(path, name, SNAPSHOTS)
+
 
 def read(path, name, mapped=False):
     """Return (the file that was read, its contents as `Model.save_to` writes them, the files of the discriminators).
@@ -17,7 +24,7 @@ def read(path, name, mapped=False):
     and `netsD` is there where netD0.pth, ... are beside it. With `mapped`, only for generating, nothing beside it is
     read. Raises UserError where a file is missing, damaged or refused.
     """
-    file = checkpoint.find(path, name)
+    file = find(path, name)
     contents = checkpoint.load(file, mapped)
     is_ours = 'netG' in contents
     if not is_ours:

@@ -70,7 +70,7 @@ def test_train_resume_evaluate_query_and_embed(tmp_path, monkeypatch, capsys):
         np.testing.assert_allclose(cached.embeddings, again, rtol=1e-5, atol=1e-6)
 
     evaluate = ['--train', 'False', '--encoder', folder]
-    for flags, message in [(['--train', *SMALL, '--image_weights', 'x'], '--image_weights: is not used with --image_enc'),
+    for flags, message in [(['--train', *SMALL, '--image_weights', 'x'], '--image_weights: is not used with --image'),
                            ([*evaluate, '--image_weights', 'x'], '--image_weights: is not used with --image_encoder s'),
                            ([*evaluate, '--image_encoder', 'googlenet'], '--image_encoder googlenet: ')]:
         assert error(monkeypatch, tmp_path, *flags).startswith(f'error: {message}')
@@ -122,10 +122,10 @@ def test_the_newest_run_of_the_data_set(tmp_path):
             os.utime(tmp_path / name / 'model.pt', (age, age))
     for prefix, name in [('', runs[2]), ('birds', runs[1]), ('birds_small', runs[2])]:
         assert run.find_run(str(tmp_path), 'model.pt', dataset=prefix) == str(tmp_path / name)
-        assert run.trained_checkpoint(SimpleNamespace(out_dir=str(tmp_path), model='model', dataset=prefix)) == str(
+        assert run.checkpoint_file('model', str(tmp_path), None, None, dataset=prefix) == str(
             tmp_path / name / 'model.pt')
     for prefix in ('bird', 'small', 'birds.*', 'query'):
-        with pytest.raises(UserError, match='no run on'):
+        with pytest.raises(UserError, match='no run of --dataset '):
             run.find_run(str(tmp_path), 'model.pt', dataset=prefix)
 
 

@@ -203,7 +203,7 @@ def test_the_newest_run_is_the_one_trained_last(tmp_path):
     os.makedirs(tmp_path / 'eval_20260101_000000')
     assert run.find_run(str(tmp_path), 'a.pt') == str(tmp_path / 'birds_more_20250101_000000')
     assert run.find_run(str(tmp_path), 'a.pt', dataset='birds') == str(tmp_path / 'birds_20250102_000000_1')
-    with pytest.raises(UserError, match='no run on fish with a a.pt'):
+    with pytest.raises(UserError, match='no run of --dataset fish with a a.pt'):
         run.find_run(str(tmp_path), 'a.pt', dataset='fish')
 
 

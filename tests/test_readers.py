@@ -18,6 +18,7 @@ from data.birds import cub
 from data.multiscale_dataset import crop_box
 from stackgan_v1 import main as stackgan_v1
 from stackgan_v2 import main as stackgan_v2
+from stackgan_v2.checkpoints import find
 
 # The same examples each time, and no deadline: the machine may be busy. The folder of all examples of a test is one.
 settings.register_profile('readers', max_examples=150, derandomize=True, deadline=None, database=None,
@@ -127,7 +128,7 @@ def test_the_newest_snapshot_is_found(tmp_path_factory, numbers, is_beside):
     (folder / 'Model').mkdir()
     for number in numbers:
         (folder / ('' if is_beside else 'Model') / f'netG_{number}.pth').touch()
-    assert checkpoint.count_of(checkpoint.find(str(folder), 'name')) == max(numbers)
+    assert checkpoint.count_of(find(str(folder), 'name')) == max(numbers)
 
 
 @given(TEXT | st.text('./\\:', max_size=4) | st.text('aé鳥', min_size=100, max_size=400))

@@ -126,7 +126,7 @@ def test_the_learning_rate_is_halved(file, straight):
     model.train_step = lambda batch: rates.append(rate_of(model)) or train_step(batch)
     model.train(EPOCHS, verbose=False)
     assert rates == [LR] * 4 + [LR / 2] * 2
-    model.set_lr(1e-3)
+    model.lr = 1e-3
     model.train(EPOCHS + 1, verbose=False)
     assert rate_of(model) == 1e-3 / 2
 

@@ -4,19 +4,24 @@ import os
 from common import checkpoint
 
 
+def find(path, name):
+    """Return the checkpoint file that `path` names: itself, NAME.pt in the folder, or the chapter's NAME_G.pt."""
+    return checkpoint.find(path, name, [f'{name}_G.pt'])
+
+
 def read(path, name):
     """Return (the file that was read, its contents): a dict with the state dicts `netG` and `netD`, or one of them.
 
-    `path` is a checkpoint, or a folder with NAME.pt in it, or with the two files of the chapter's own `save_to`,
-    NAME_G.pt and NAME_D.pt. A checkpoint of ours also holds optimizers, progress and notes; a plain state dict is of
-    one of the two networks. Raises UserError where the file is missing, damaged or refused.
+    `path` is the file, or a folder as in `find`. A checkpoint of ours also holds optimizers, progress and notes; beside
+    the chapter's NAME_G.pt, its NAME_D.pt is read, too; another plain state dict is of one of the two networks. Raises
+    UserError where a file is missing, damaged or refused.
     """
-    file = checkpoint.newest(os.path.join(path, f'{name}.pt')) if os.path.isdir(path or '.') else path
-    pair = {net: f'{file.removesuffix(".pt")}_{net[-1]}.pt' for net in ('netG', 'netD')}
-    if os.path.isfile(pair['netG']) and not os.path.isfile(file):
-        return file, {net: checkpoint.load(one) for net, one in pair.items()}
+    file = find(path, name)
     contents = checkpoint.load(file)
-    if contents.keys() >= pair.keys():
+    if contents.keys() >= {'netG', 'netD'}:
         return file, contents
+    beside = f'{file.removesuffix("_G.pt")}_D.pt'
+    if file.endswith('_G.pt') and os.path.isfile(beside):
+        return file, {'netG': contents, 'netD': checkpoint.load(beside)}
     is_discriminator = any('output.0.weight' in str(key) for key in contents)
     return file, {'netD' if is_discriminator else 'netG': contents}

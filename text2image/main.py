@@ -1,8 +1,8 @@
-"""Text-to-image GAN: train, evaluate, or draw your own sentence.
+"""Text-to-image GAN: train, evaluate, or generate images of your own sentences.
 
     python main.py --train                                                  train on data/birds/birds.hdf5
-    python main.py --train --resume                                         go on with the newest run
-    python main.py --train False                                            64 pictures for held-out captions
+    python main.py --train --resume                                         continue the newest run
+    python main.py --train False                                            64 images for held-out captions
     python main.py --train False --text "a small red bird with black wings"
 """
 import os
@@ -25,38 +25,39 @@ from common import flags, ranks, run, speed
 from common.errors import run_command
 from common.sampling import in_batches, write_pictures
 from data.txt2image_dataset import Text2ImageDataset
+from text2image import checkpoints
 from text2image.build_gan import Model
 
 EVAL_SIZE = 64
 
 
 def parse_flags():
-    """(options, the folder of the run to go on with or None)."""
+    """Return (options, the folder of the run to continue or None)."""
     parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_run_flags(parser, model='text2image', epochs=200, batch_size=256, lr=0.0002, chapter_dir=HERE,
                         batch_modes=(*flags.TRAINING, flags.TEXT))
     parser.add_argument('--channels', type=int, choices=[3], default=3, modes=flags.ALL,
-                        help='of the pictures (default: 3)')
-    for name, default, what in [('l1_coef', 50, 'feature matching'), ('l2_coef', 100, 'the pixel loss'),
-                                ('cls_coef', 0, 'real pictures with wrong sentences (GAN-CLS)'),
-                                ('int_coef', 0, 'interpolated sentences (GAN-INT)')]:
-        parser.add_argument(f'--{name}', type=flags.non_negative(float), default=default, metavar='W',
-                            modes=flags.TRAINING, help=f'weight of {what} (default: {default})')
-    parser.add_argument('--checkpoint', type=flags.path, metavar='FILE', modes=(flags.TRAIN, *flags.GENERATING),
-                        help='draw with this checkpoint (default: of the newest run), or start a training from it')
+                        help='channels of the images (default: 3)')
+    flags.add_weights(parser, [('l1_coef', 50, 'feature matching'), ('l2_coef', 100, 'the pixel loss'),
+                               ('cls_coef', 0, 'real images with wrong sentences (GAN-CLS)'),
+                               ('int_coef', 0, 'interpolated sentences (GAN-INT)')])
     flags.add_precision_flag(parser)
     flags.add_compile_flag(parser)
-    flags.add_drawing_flags(parser)
+    flags.add_sentence_flags(parser)
     return run.parse_options(parser, flags.mode_of)
 
 
 def main():
-    """Flags, then what they ask for: train, draw sentences, or evaluate."""
-    flags.follow(*parse_flags(), train, draw, evaluate)
+    """Parse the flags and do what they ask for: train, generate images of sentences, or evaluate."""
+    options, resumed = parse_flags()
+    device = flags.set_up(options)
+    task = train if options.train else generate if options.text or options.text_file else evaluate
+    task(options, device, resumed)
+    ranks.leave()
 
 
 def train(options, device, resumed):
-    """Train in a new run folder, or go on with the run in the folder `resumed`."""
+    """Train in a new run folder, or continue the run in the folder `resumed`."""
     print('Loading data...', flush=True)
     dataset = Text2ImageDataset(flags.dataset_file(options), split=0,
                                 drawn=options.cls_coef > 0 or options.int_coef > 0).require_embeddings().to(device)
@@ -65,9 +66,12 @@ def train(options, device, resumed):
     speed.prepare(model.netG, [model.netD], device=device, precision=options.precision, compile=options.compile,
                   batch_size=options.batch_size)
     if options.checkpoint and not resumed:
-        model.load_from(options.checkpoint)
+        model.load_from(run.existing(options.checkpoint, options.model, checkpoints.find))
     model.create_optim(options.lr)
-    run_dir = run.begin(model, options, resumed, options.dataset, reading.describe(dataset))
+    run_dir = run.begin(model, [model.netG, model.netD], resumed, options.out_dir, options.dataset, vars(options),
+                        reading.describe(dataset))
+    model.set_lr(options.lr)
+    model.keep = options.keep
     if run_dir:
         reading.keep_encoder(dataset, run_dir)
     print(f'Training on {len(dataset)} captions of {len(dataset.pictures)} pictures; everything goes to {run_dir}',
@@ -77,10 +81,11 @@ def train(options, device, resumed):
 
 
 def evaluate(options, device, resumed):
-    """A sheet of pictures for captions of classes that were not trained on."""
+    """Generate images for captions of classes that were not trained on."""
     dataset = Text2ImageDataset.held_out(flags.dataset_file(options))
     loader = DataLoader(dataset, EVAL_SIZE, shuffle=True, collate_fn=dataset.collate)
-    file = run.checkpoint_file(options, resumed, of_dataset=True)
+    file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
+                               dataset=options.dataset)
     model = load_model(file, options, device, loader)
     reading.check_embeddings(model.data, dataset, file)
     images, captions = model.eval()
@@ -88,10 +93,11 @@ def evaluate(options, device, resumed):
     write_pictures(run.new_run(options.out_dir, 'eval', vars(options)), [[images]], captions)
 
 
-def draw(options, device, resumed):
-    """A picture for each sentence that the user typed."""
+def generate(options, device, resumed):
+    """Generate an image of each sentence that the user typed."""
     sentences = flags.read_sentences(options.text, options.text_file)
-    file = run.checkpoint_file(options, resumed, of_dataset=False)
+    file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
+                               dataset=run.if_typed('dataset', options.dataset))
     model = load_model(file, options, device)
     embeddings = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options), device)
     batches = in_batches(lambda part, seed: [model.generate(part, seed)], embeddings, options.batch_size, options.seed)
@@ -99,13 +105,13 @@ def draw(options, device, resumed):
 
 
 def make_model(options, device, data_loader=None):
-    """The Model of the options."""
+    """Create the Model that the options describe."""
     return Model(options.model, device, data_loader, options.channels, options.l1_coef, options.l2_coef,
                  options.cls_coef, options.int_coef)
 
 
 def load_model(file, options, device, data_loader=None):
-    """The model of a checkpoint."""
+    """Create the Model of a checkpoint."""
     model = make_model(options, device, data_loader)
     model.load_from(file, verbose=False)
     return model

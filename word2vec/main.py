@@ -92,7 +92,7 @@ def main():
 
 
 def train(options, device, resumed):
-    """Train in a new run folder, or go on with the run in the folder `resumed`."""
+    """Train in a new run folder, or continue the run in the folder `resumed`."""
     if options.negative and options.loss != 'negative':
         raise UserError('--negative: has no effect with --loss softmax; add --loss negative')
     if options.window > WIDEST:
@@ -112,13 +112,8 @@ def train(options, device, resumed):
         with torch.random.fork_rng(devices=[]):  # raises UserError where there is nothing to train on
             next(iter(windows))
     data = {'file': os.path.basename(path), 'captions': split.fingerprint['captions']}  # all that it reads
-    run_dir = resumed or run.new_run(options.out_dir, options.dataset, vars(options))
-    run.lock(run_dir)
-    if resumed:
-        model.load_from(resumed)
-        run.check_same_data(resumed, model.data, data)
-        run.write_options(resumed, vars(options))
-    model.options, model.data, model.keep = vars(options), data, options.keep
+    run_dir = run.begin(model, [], resumed, options.out_dir, options.dataset, vars(options), data)
+    model.keep = options.keep
     print(f'Training on {len(split.index.captions)} captions: {len(windows.words)} words, {len(vocabulary)} of them '
           f'different; everything goes to {run_dir}', flush=True)
     model.train(options.epochs, options.log_interval, run_dir)
@@ -127,7 +122,7 @@ def train(options, device, resumed):
 
 def ask(options, device):
     """Print the words that are asked for, or write the map of words."""
-    file = run.checkpoint_file(options, None, of_dataset=True)
+    file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, None, dataset=options.dataset)
     model = load_model(file, device)
     if 'model' in run.TYPED and options.model != model.name:
         raise UserError(f'--model {options.model}: {file} is of {model.name}; leave out --model, or give another file')
