@@ -38,9 +38,8 @@ def partial_file(path):
     For writers that open files themselves, such as HDF5. Where `path` is a link, that is of what it points to. Removes
     first what killed processes left of earlier attempts. Raises CannotWrite as `atomic_write` does.
     """
-    target = os.path.realpath(path)
+    target = _target(path)
     with explained(path):
-        _check_is_replaceable(target)
         os.makedirs(os.path.dirname(target), exist_ok=True)
         remove_leftovers(target)
         file = _new_partial(target)
@@ -59,14 +58,18 @@ def partial_file(path):
 
 def check_can_write(path):
     """Raise CannotWrite where no file could take the name `path`. Makes none: what is tried out has no name."""
+    _target(path)
     with explained(path):
-        _check_is_replaceable(os.path.realpath(path))
         tempfile.TemporaryFile(dir=_folder_above(path)).close()
 
 
-def _check_is_replaceable(path):
-    if os.path.lexists(path) and not os.path.isfile(path):
-        raise OSError('it is a folder, a device, a pipe, or a link in a circle, not a file')
+def _target(path):
+    """What is written where a file is to have the name `path`: where that is a link, what it points to."""
+    target = os.path.realpath(path)
+    if os.path.lexists(target) and not os.path.isfile(target):
+        raise CannotWrite(f'{path}: cannot be written, as it is a folder, a device, a pipe, or a link in a circle; '
+                          'remove it, or give another name')
+    return target
 
 
 def _folder_above(path):

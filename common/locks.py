@@ -1,7 +1,7 @@
 """Files that one process at a time has to itself."""
 import errno
 
-from common.files import explained
+from common.files import check_is_file, explained
 
 
 def lock_file(path, wait=False):
@@ -11,6 +11,7 @@ def lock_file(path, wait=False):
     the file is only opened. Raises CannotWrite where it cannot be made.
     """
     with explained(path):
+        check_is_file(path)
         file = open(path, 'w')
     try:
         import fcntl

@@ -130,6 +130,8 @@ class Frames:
         return Frames, (self.file, self.sizes)
 
     def __getitem__(self, i):
+        if self.pixels._mmap.size() < len(self.pixels):  # of the open file: to touch what was cut off is fatal
+            raise UserError(f'{self.file}: has been cut off; start again, and it is made anew')
         height, width = self.sizes[i]
         return self.pixels[self.ends[i] - 3 * height * width:self.ends[i]].reshape(height, width, 3)
 

@@ -81,6 +81,7 @@ def stamp_of(path):
 def _known(folder):
     """{name: {'checksum': ..., 'stamp': ...}} of the folder's files."""
     try:
+        files.check_is_file(os.path.join(folder, RECORD))
         with open(os.path.join(folder, RECORD), encoding='utf-8') as file:
             known = json.load(file)
     except (OSError, ValueError, RecursionError):

@@ -2,6 +2,7 @@
 import contextlib
 import os
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -62,8 +63,8 @@ class PlainPictures(Dataset):
 def image_folder(folder, classes=None, branches=3, base_size=64):
     """`PlainPictures` of folder/CLASS/**, all classes or those in the list `classes`.
 
-    Files that are not what their names say are named and left out. Raises UserError where the folder, a class or every
-    picture is missing.
+    Files that are not what their names say are named and left out, what else lies there is counted. Raises UserError
+    where the folder, a class of the list, all its pictures, or every picture is missing.
     """
     found = _class_folders(folder)
     missing = [name for name in classes or () if name not in found]
@@ -71,7 +72,13 @@ def image_folder(folder, classes=None, branches=3, base_size=64):
         raise UserError(f'{folder}: has no class folder {missing[0]!r} (it has {_some(found)}); '
                         'correct the list of classes, or leave it out to take all')
     source = KeptClasses(folder, classes or found)
+    source.say_what_is_left_out()
     source.leave_out_what_is_no_picture()
+    shown = {source.classes[number] for _, number in source.samples}
+    empty = sorted(set(classes or ()) - shown)
+    if shown and empty:
+        raise UserError(f'{os.path.join(folder, empty[0])}: holds no picture that can be used; put JPEG or PNG files '
+                        'in it, or leave it out of the list of classes')
     if len(source) == 0:
         raise UserError(f'{folder}: no pictures in its class folders ({_some(source.classes)}); '
                         'put JPEG or PNG files in them')
@@ -91,6 +98,18 @@ class KeptClasses(ImageFolder):
         return [(os.path.join(place, name), number) for class_name, number in sorted(class_to_idx.items())
                 for place, names in sorted(_folders_below(os.path.join(directory, class_name)))
                 for name in sorted(names) if name.lower().endswith(extensions)]
+
+    def say_what_is_left_out(self):
+        """Print, in one line, how many files have no ending of a picture's, and how many pictures lie in no class."""
+        others = Counter(os.path.splitext(name)[1].lower() or 'none' for class_name in self.classes
+                         for _, names in _folders_below(os.path.join(self.root, class_name))
+                         for name in names if not name.lower().endswith(self.extensions) and name[0] != '.')
+        loose = sum(entry.name.lower().endswith(self.extensions) for entry in os.scandir(self.root)
+                    if entry.is_file() and entry.name[0] != '.')
+        said = [f'{sum(others.values())} files of other endings ({_some(sorted(others))})'] if others else []
+        said += [f'{loose} pictures beside the class folders'] if loose else []
+        if said:
+            print(f'{self.root}: left out {" and ".join(said)}')
 
     def find_classes(self, directory):
         return self.keep, {name: number for number, name in enumerate(self.keep)}
@@ -126,7 +145,8 @@ def _folders_below(folder):
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders.sort()  # of several ways to a folder, it is always the same
+        # Sorted: of several ways to a folder, it is always the same.
+        folders[:] = sorted(name for name in folders if name[0] != '.')
         yield place, names
 
 
@@ -134,7 +154,7 @@ def _class_folders(folder):
     """The names of the folders in `folder`. Raises UserError where there is none."""
     if not os.path.isdir(folder):
         raise UserError(f'{folder}: no such folder; give one that holds a folder of pictures for each class')
-    found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != '.')
     if not found:
         raise UserError(f'{folder}: holds no class folders; put the pictures in one, such as '
                         f'{os.path.join(folder, "all")}')

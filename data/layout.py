@@ -263,6 +263,9 @@ def write_embeddings(path, embeddings, source, encoder=None, stamp=None):
             if len(rows) != len(file[split]):
                 raise UserError(f'{path}: /{split} has {len(file[split])} captions, '
                                 f'but there are {len(rows)} embeddings')
+            if not np.isfinite(rows).all():
+                raise UserError(f'{path}: its captions have embeddings with numbers that are infinite or not numbers '
+                                f'(NaN), by {source}, so none are written; take another encoder')
     check_room(path, sum(map(len, embeddings.values())))
     with replace_file(path, copy=True) as file:
         if stamp and stamp_of(path) != stamp:  # and that is seen again before the copy takes its place

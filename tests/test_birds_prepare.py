@@ -426,7 +426,7 @@ def test_dry_run_says_the_same_and_writes_nothing(tmp_path, monkeypatch, capsys,
     for path in (tmp_path / 'pipe.h5', '/proc/x.hdf5'):
         for more in ([], ['--dry_run']):
             said = error(monkeypatch, *make_cub(tmp_path, photographs), '--out', path, *more)
-            assert said.startswith(f'{path}: cannot be written (')
+            assert said.startswith(f'{path}: cannot be written')
 
 
 def test_errors_name_the_file_and_keep_what_there_was(tmp_path, monkeypatch, out):

@@ -106,6 +106,18 @@ def test_a_record_that_is_none(content, whole):
     assert equal(read_all(path), expected)
 
 
+@pytest.mark.parametrize('name', [*FILES, '../lock'])
+def test_pipes_are_not_waited_for(name, tmp_path):
+    path = tiny.make(tmp_path / 'birds.hdf5')
+    expected, place = read_all(path), os.path.join(cache.cache_folder(path), 'train', name)
+    os.remove(place)
+    os.mkfifo(place)
+    if name in ('index.json', 'embeddings.npy', 'checksums.json'):  # without which all is made anew
+        assert equal(read_all(path), expected)
+    else:
+        assert f'{os.path.basename(name)}: cannot be written' in one_line(read_all, path)
+
+
 @pytest.mark.parametrize('damage', [half, emptied, deleted, byte_between])
 def test_features_that_are_damaged_are_computed_again(damage, tmp_path, monkeypatch):
     path, computed = tiny.make(tmp_path / 'birds.hdf5'), []

@@ -154,6 +154,14 @@ def test_a_failure_leaves_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ['birds.hdf5']
 
 
+def test_embeddings_that_no_reader_takes_are_not_written(tmp_path):
+    path = tiny.make(tmp_path / 'birds.hdf5', embeddings=False)
+    for number in (np.nan, np.inf):
+        message = one_line(layout.write_embeddings, path, {'train': np.full((14, 1024), number)}, 'encoder.pt')
+        assert 'by encoder.pt, so none are written; take another encoder' in message
+    assert Text2ImageDataset(path).embeddings is None
+
+
 def test_embeddings_are_added_later(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5', embeddings=False)
     assert Text2ImageDataset(path).embeddings is None

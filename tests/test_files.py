@@ -84,7 +84,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
     (tmp_path / 'circle').symlink_to('circle')
     for path in (tmp_path / 'pipe', tmp_path / 'circle', tmp_path, os.devnull):
         for attempt in (check_can_write, lambda path: write(path, b'')):
-            assert f'{path}: cannot be written (it is a folder, a device,' in one_line(attempt, str(path))
+            assert f'{path}: cannot be written, as it is a folder, a device,' in one_line(attempt, str(path))
     assert sorted(os.listdir(tmp_path)) == ['circle', 'pipe']
 
 

@@ -55,6 +55,16 @@ def test_a_training_keeps_what_it_reads_when_the_file_is_replaced(tmp_path):
     assert 'birds.hdf5: has changed while it was being read' in one_line(late.cached)
 
 
+def test_frames_that_are_cut_off_meanwhile_are_one_line(tmp_path):
+    dataset = MultiscaleDataset(tiny.make(tmp_path / 'birds.hdf5'), **TINY).cached()
+    expected = dataset.frames[0].copy()
+    os.truncate(dataset.frames.file, 0)
+    assert 'frames_76.bin: has been cut off; start again' in one_line(dataset.__getitems__, [0])
+    dataset = MultiscaleDataset(dataset.file, **TINY).cached()
+    os.remove(dataset.frames.file)  # which stays as it is, for whoever has it open
+    assert np.array_equal(dataset.frames[0], expected)
+
+
 def test_frames_that_are_not_whole_are_made_again(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5')
     frames = MultiscaleDataset(path, **TINY).cached().frames

@@ -81,6 +81,31 @@ def test_folders_that_cannot_be_used(folder, tmp_path):
     assert 'no pictures in its class folders (empty)' in one_line(image_folder, folder, ['empty'])
 
 
+def test_what_is_left_out_is_counted(folder, capsys):
+    image_folder(folder, **TINY)
+    assert capsys.readouterr().out == ''
+    for name in ('loose.JPG', '.hidden.jpg', '001.Auk/a.jfif', '001.Auk/deeper/b.HEIC', '002.Jay/c.heic',
+                 '002.Jay/LIES', '003.Owl/.DS_Store', '.cache/x.png', '003.Owl/.thumbnails/x.png'):
+        path = os.path.join(folder, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Image.new('RGB', (9, 9)).save(path, 'PNG')
+    dataset = image_folder(folder, **TINY)
+    assert classes_of(dataset) == dict.fromkeys(COLORS, 2)
+    assert capsys.readouterr().out == (f'{folder}: left out 4 files of other endings (.heic, .jfif, none) and '
+                                       '1 pictures beside the class folders\n')
+
+
+def test_a_class_that_was_asked_for_has_pictures(folder):
+    os.mkdir(os.path.join(folder, 'broken'))
+    with open(os.path.join(folder, 'broken', 'a.png'), 'wb') as file:
+        file.write(b'not a picture')
+    for name in ('empty', 'broken'):
+        said = one_line(image_folder, folder, ['001.Auk', name])
+        assert said.startswith(f'{folder}/{name}: holds no picture that can be used; put JPEG or PNG files in it')
+    assert len(image_folder(folder, ['001.Auk', '001.Auk'], **TINY)) == 2
+    assert len(image_folder(folder, **TINY)) == 6  # where they were not asked for
+
+
 def test_lsun_needs_lmdb(monkeypatch):
     monkeypatch.setitem(sys.modules, 'lmdb', None)  # as where it is not installed
     assert 'pip install lmdb' in one_line(lsun, 'lsun', ['church_outdoor_train'])

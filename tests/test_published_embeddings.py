@@ -304,6 +304,9 @@ def test_torch7_files(tmp_path, dtype):
     np.testing.assert_array_equal(look_up('001.A/one'), ROWS)
     with pytest.raises(ValueError, match='two.t7 is missing'):
         look_up('001.A/two')
+    os.truncate(tmp_path / '001.A/one.t7', 10 << 40)
+    with pytest.raises(ValueError, match='one.t7 has more than 268,435,456 bytes'):
+        look_up('001.A/one')
 
 
 def test_torch7_sizes_are_not_believed(tmp_path):

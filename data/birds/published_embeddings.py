@@ -12,6 +12,7 @@ from common.errors import UserError
 from data.birds.untrusted_pickle import load_pickle, one_line
 from data.layout import EMBED_DIM
 
+LARGEST_T7 = 256 << 20   # bytes; published ones have 100,000
 LONGEST_NAME = 1000     # of a photograph, CLASS/NAME
 
 
@@ -64,6 +65,8 @@ def open_icml(folder):
         path = os.path.join(folder, f'{key}.t7')
         if not os.path.isfile(path):
             raise ValueError(f'no embedding: {path} is missing')
+        if os.path.getsize(path) > LARGEST_T7:
+            raise ValueError(f'no embedding: {path} has more than {LARGEST_T7:,} bytes')
         return _checked_rows(_read_t7(path))
     return look_up
 
