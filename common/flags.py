@@ -227,11 +227,15 @@ def as_arguments(values):
             for part in ([f'--{name}', *map(str, value)] if isinstance(value, list) else [f'--{name}={value}'])]
 
 
-def check_arguments(parser, arguments, path):
-    """Raise UserError where the parser refuses what the file `path` says: argparse would show the program's usage."""
+def check_values(parser, values, path):
+    """Raise UserError where the parser refuses {flag: value} of the file `path`: argparse would not name the file."""
+    for name, value in values.items():
+        if isinstance(value, list) and (not value or any(str(item or '-').startswith('-') for item in value)):
+            raise UserError(f'{path}: {name}: an empty list, or one in which something is empty or begins with -; '
+                            'list values alone, or leave it out')
     parser.exit_on_error = False
     try:
-        _, surplus = parser.parse_known_args(arguments)
+        _, surplus = parser.parse_known_args(as_arguments(values))
     except argparse.ArgumentError as error:
         raise UserError(f'{path}: {textwrap.shorten(str(error), LONGEST_COMPLAINT)}') from error
     finally:

@@ -56,7 +56,7 @@ def parse_flags():
                         help='train without text on the pictures in DIR/CLASS/')
     parser.add_argument('--lsun', type=flags.absolute_path, metavar='DIR', modes=flags.TRAINING,
                         help='train without text on DIR/CLASS_lmdb')
-    parser.add_argument('--classes', nargs='+', metavar='CLASS', modes=flags.TRAINING,
+    parser.add_argument('--classes', nargs='+', action='extend', metavar='CLASS', modes=flags.TRAINING,
                         help='of --image_folder (default: all) or --lsun, as in church_outdoor_train')
     parser.add_argument('--interpolate', nargs=2, metavar='SENTENCE', modes=(INTERPOLATE,),
                         help='a strip from one sentence to the other')
