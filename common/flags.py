@@ -24,6 +24,7 @@ ALL = (*TRAINING, *GENERATING)
 LARGEST = 2 ** 31 - 1      # of whole numbers and of weights: what is larger is a typing error, and overflows
 LARGEST_SEED = 10 ** 18
 LONGEST_NAME = 100         # bytes; a date and an ending are added, and file systems take 255
+LONGEST_TEXT = 4_000_000   # characters of the sentences in a file
 LONGEST_COMPLAINT = 300    # letters of what is said about a file: a value in it may have any number of them
 
 
@@ -218,7 +219,10 @@ def add_stackgan_flags(parser, widths, weights, drawing_modes, encoder_modes):
 def dataset_file(options):
     """The path of the HDF5 file of `--data_dir` and `--dataset`: NAME.hdf5, or NAME.h5 where only that exists."""
     stem = os.path.join(options.data_dir or os.path.join(ROOT, 'data', options.dataset), options.dataset)
-    return next((path for path in (f'{stem}.hdf5', f'{stem}.h5') if os.path.isfile(path)), f'{stem}.hdf5')
+    found = list(filter(os.path.isfile, (f'{stem}.hdf5', f'{stem}.h5'))) or [f'{stem}.hdf5']
+    if len(found) > 1:
+        print(f'{stem}.h5: is not read, for {found[0]} is there, too')
+    return found[0]
 
 
 def as_arguments(values):
@@ -318,7 +322,11 @@ def read_sentences(texts, text_file, flag='--text'):
         try:
             check_is_file(text_file)
             with open(text_file, encoding='utf-8-sig') as lines:
-                sentences += lines.read().splitlines()
+                text = lines.read(LONGEST_TEXT + 1)
+            if len(text) > LONGEST_TEXT:
+                raise UserError(f'{text_file}: has more than {LONGEST_TEXT:,} characters; --text_file takes a sentence '
+                                'a line: split it, or give the right file')
+            sentences += text.split('\n')  # nothing else that Unicode takes for the end of a line
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f'{text_file}: cannot be read as UTF-8 text ({error}); '
                             '--text_file takes a sentence a line') from error
