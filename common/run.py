@@ -127,8 +127,9 @@ def begin(model, options, resumed, name, data, prepare=None):
 
     `data` says what is trained on, as of `describe`; `prepare()`, which takes minutes, is called where given, after all
     that can be refused. The folder is kept to this process, which is rank 0: the others, that write nothing, get ''.
-    Raises UserError where a run would start again, or go on with other data than it was trained on.
+    Raises UserError where a run would start again, go on with other data than it was trained on, or never take a step.
     """
+    check_batches(model.data_loader.batch_size, len(model.data_loader.sampler))
     if resumed:
         if ranks.rank() == 0:
             lock(resumed)
@@ -148,6 +149,14 @@ def begin(model, options, resumed, name, data, prepare=None):
     model.options, model.data, model.keep = vars(options), data, options.keep
     ranks.unite(model.netG, *(model.netsD if hasattr(model, 'netsD') else [model.netD]))
     return run_dir
+
+
+def check_batches(batch_size, items):
+    """Raise UserError where none of the batches is of two `items` or more, which batch norms need."""
+    if batch_size < 2:
+        raise UserError(f'--batch_size {batch_size}: a batch of one has no batch statistics; give 2 or more')
+    if items < 2:
+        raise UserError(f'the data has {items} to train on in each process, and a batch needs 2; add pictures to it')
 
 
 def check_is_under_way(run_dir, model):

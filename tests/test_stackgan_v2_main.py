@@ -204,6 +204,9 @@ def test_folders_without_text_train_and_draw(folder, call, tmp_path):
         os.makedirs(tmp_path / 'pets' / name)
         for seed in range(2):
             (tmp_path / 'pets' / name / f'{seed}.jpg').write_bytes(tiny.jpeg(seed))
+    os.remove(tmp_path / 'pets' / 'other' / '1.jpg')
+    single = ['--image_folder', tmp_path / 'pets', '--classes', 'other', *WITHOUT_TEXT, '--out_dir', tmp_path / 'none']
+    assert 'the data has 1 to train on' in call.error(*single) and not (tmp_path / 'none').exists()
     said = call('--image_folder', tmp_path / 'pets', '--classes', 'cats', 'dogs', *WITHOUT_TEXT, '--color_coef', '50',
                 '--uncond_coef', '0', '--out_dir', tmp_path / 'out')
     trained, = os.listdir(tmp_path / 'out')
