@@ -91,6 +91,7 @@ def train(options, device, resumed):
     if len(set(index.classes)) < 2:
         raise UserError(f'{path}: all {len(index.names)} photographs of /train are of one class, and an encoder learns '
                         'by telling classes apart; prepare the data with a class for each kind of thing in it')
+    run.check_batches(options.batch_size, len(index.names))
     photographs = load_photographs(options, path, 'train', device)
     model = Model(options.model, device, ClassBatches(index, photographs, options.batch_size),
                   options.variant, options.image_encoder)

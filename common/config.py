@@ -1,6 +1,5 @@
 """Configuration files: `--cfg FILE.yml` stands for flags, and a flag typed on the command line wins over it."""
 import difflib
-import math
 import os
 
 import yaml
@@ -36,10 +35,10 @@ def parse_options(parser, mode_of, keys, translate, chapter_dir):
     cfg_dir = os.path.dirname(os.path.abspath(path))
     folders = [cfg_dir, os.path.dirname(cfg_dir), chapter_dir]  # the authors' paths start above their cfg/
     read = set(parser.paths()) - {'out_dir'}
-    arguments = flags.as_arguments({name: find(str(value), folders) if name in read and value else value
-                                    for name, value in {**translated, **ours}.items()})
-    flags.check_arguments(parser, arguments, path)
-    return run.parse_options(parser, mode_of, arguments)
+    values = {name: find(value, folders) if name in read and isinstance(value, str) and value else value
+              for name, value in {**translated, **ours}.items()}
+    flags.check_values(parser, values, path)
+    return run.parse_options(parser, mode_of, values)
 
 
 def find(path, folders):
@@ -66,7 +65,7 @@ def _read(path, names, keys):
 
 
 def _load(path):
-    """The mapping in a YAML file, a dict of text keys, whose values are numbers, text, lists of those, and dicts.
+    """The mapping in a YAML file, a dict of text keys, whose values are text, None, lists of those, and dicts.
 
     It is built from what PyYAML finds in the file one after another, so that nothing in it is made that a configuration
     does not need: no tags, no anchors with their aliases, nothing nested deep. Raises UserError for those.
@@ -136,18 +135,12 @@ def _mapping(events, depth):
 
 
 def _scalar(event):
-    """A number, a bool, None or text, as YAML 1.1 takes it; text where it would be something else, such as a date."""
+    """The text as it is written, which the flags read as if it were typed; None where YAML 1.1 takes it for null."""
     text = event.value
     if not flags.is_clean(text):
         raise _Refused('has a line break or another control character in a value', event.start_mark)
-    kind = yaml.SafeLoader('').resolve(yaml.ScalarNode, text, event.implicit).rpartition(':')[2]
-    if kind not in ('int', 'float', 'bool', 'null') or kind != 'bool' and ':' in text:
-        return text
-    is_short = len(text) < 100  # Python refuses to read numbers of some thousand digits
-    value = is_short and yaml.SafeLoader('').construct_object(yaml.ScalarNode(f'tag:yaml.org,2002:{kind}', text))
-    if not is_short or kind == 'float' and not math.isfinite(value):
-        raise _Refused(f'{text[:40]} is no number to compute with', event.start_mark)
-    return value
+    is_null = yaml.SafeLoader('').resolve(yaml.ScalarNode, text, event.implicit).endswith(':null')
+    return None if is_null else text
 
 
 def _flatten(values, prefix=''):

@@ -24,6 +24,7 @@ ALL = (*TRAINING, *GENERATING)
 LARGEST = 2 ** 31 - 1      # of whole numbers and of weights: what is larger is a typing error, and overflows
 LARGEST_SEED = 10 ** 18
 LONGEST_NAME = 100         # bytes; a date and an ending are added, and file systems take 255
+LONGEST_TEXT = 4_000_000   # characters of the sentences in a file
 LONGEST_COMPLAINT = 300    # letters of what is said about a file: a value in it may have any number of them
 
 
@@ -235,7 +236,10 @@ def add_large_image_flags(parser, all_modes):
 def dataset_file(options):
     """The path of the HDF5 file of `--data_dir` and `--dataset`: NAME.hdf5, or NAME.h5 where only that exists."""
     stem = os.path.join(options.data_dir or os.path.join(ROOT, 'data', options.dataset), options.dataset)
-    return next((path for path in (f'{stem}.hdf5', f'{stem}.h5') if os.path.isfile(path)), f'{stem}.hdf5')
+    found = list(filter(os.path.isfile, (f'{stem}.hdf5', f'{stem}.h5'))) or [f'{stem}.hdf5']
+    if len(found) > 1:
+        print(f'{stem}.h5: is not read, for {found[0]} is there, too')
+    return found[0]
 
 
 def as_arguments(values):
@@ -244,11 +248,15 @@ def as_arguments(values):
             for part in ([f'--{name}', *map(str, value)] if isinstance(value, list) else [f'--{name}={value}'])]
 
 
-def check_arguments(parser, arguments, path):
-    """Raise UserError where the parser refuses what the file `path` says: argparse would show the program's usage."""
+def check_values(parser, values, path):
+    """Raise UserError where the parser refuses {flag: value} of the file `path`: argparse would not name the file."""
+    for name, value in values.items():
+        if isinstance(value, list) and (not value or any(str(item or '-').startswith('-') for item in value)):
+            raise UserError(f'{path}: {name}: an empty list, or one in which something is empty or begins with -; '
+                            'list values alone, or leave it out')
     parser.exit_on_error = False
     try:
-        _, surplus = parser.parse_known_args(arguments)
+        _, surplus = parser.parse_known_args(as_arguments(values))
     except argparse.ArgumentError as error:
         raise UserError(f'{path}: {textwrap.shorten(str(error), LONGEST_COMPLAINT)}') from error
     finally:
@@ -328,7 +336,11 @@ def read_sentences(texts, text_file, flag='--text'):
         try:
             check_is_file(text_file)
             with open(text_file, encoding='utf-8-sig') as lines:
-                sentences += lines.read().splitlines()
+                text = lines.read(LONGEST_TEXT + 1)
+            if len(text) > LONGEST_TEXT:
+                raise UserError(f'{text_file}: has more than {LONGEST_TEXT:,} characters; --text_file takes a sentence '
+                                'a line: split it, or give the right file')
+            sentences += text.split('\n')  # nothing else that Unicode takes for the end of a line
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f'{text_file}: cannot be read as UTF-8 text ({error}); '
                             '--text_file takes a sentence a line') from error

@@ -62,7 +62,7 @@ def find_run(out_dir, checkpoint, **wanted):
              all(_option(os.path.dirname(path), name) == value for name, value in wanted.items())]
     if not found:
         which = ' and '.join(f'--{name} {value}' for name, value in wanted.items())
-        raise UserError(f'{out_dir}: no run{f" of {which}" * bool(which)} with a {checkpoint} in it yet; train one first '
+        raise UserError(f'{out_dir}: no run{which and f" of {which}"} with a {checkpoint} in it yet; train one first '
                         '(--train)')
     return os.path.dirname(max(found, key=lambda path: os.path.getmtime(files_of(path)[0])))
 
@@ -148,6 +148,14 @@ def begin(model, networks, resumed, out_dir, name, options, data, prepare=None):
     return run_dir
 
 
+def check_batches(batch_size, items):
+    """Raise UserError where none of the batches is of two `items` or more, which batch norms need."""
+    if batch_size < 2:
+        raise UserError(f'--batch_size {batch_size}: a batch of one has no batch statistics; give 2 or more')
+    if items < 2:
+        raise UserError(f'the data has {items} to train on in each process, and a batch needs 2; add pictures to it')
+
+
 def check_is_under_way(run_dir, model):
     """Raise UserError where what has been loaded says nothing of a training: it would silently start again."""
     if not model.progress['step'] and model.progress['rng'] is None:  # stopped before its first step, it has the latter
@@ -196,22 +204,28 @@ def if_typed(name, value):
     return value if name in TYPED else None
 
 
-def parse_options(parser, mode_of, from_file=()):
+def parse_options(parser, mode_of, from_file=None):
     """Parse the command line; with `--resume`, options that it does not name keep the values of that run.
 
     `mode_of(options)` says what is asked for, and flags that have no effect in that mode are refused. `from_file`, a
-    list of strings, are arguments that the command line wins over. Returns (options, the folder of the run to go on
-    with or None).
+    dict {flag: value}, is what the command line wins over. Returns (options, the folder of the run to go on with or
+    None).
     """
     typed = sys.argv[1:]
-    options, run_dir = parser.parse_args([*from_file, *typed]), None
-    parser.refuse_unused(typed, mode_of(options))
     TYPED[:] = [action.dest for action in parser.typed(typed)]
     PATHS[:] = set(parser.paths()) - {'out_dir'}
+    from_file = {name: value for name, value in (from_file or {}).items() if value not in (None, '')}
+
+    def parse(values):
+        untyped = {name: value for name, value in values.items() if name not in TYPED}  # lists would be added up
+        return parser.parse_args([*flags.as_arguments(untyped), *typed])
+
+    options, run_dir = parse(from_file), None
+    parser.refuse_unused(typed, mode_of(options))
     if options.resume:
         run_dir, name = _run_to_resume(parser, options)
         parser.set_defaults(out_dir=os.path.dirname(run_dir))
-        options = parser.parse_args([*_kept_arguments(parser, run_dir, options.train), *from_file, *typed])
+        options = parse(_kept_options(parser, run_dir, options.train) | from_file)
         options.model = name or options.model
         _check_begun(run_dir, options.model)
     return options, run_dir
@@ -256,8 +270,8 @@ def _run_to_resume(parser, options):
     return os.path.abspath(named), None
 
 
-def _kept_arguments(parser, run_dir, trains):
-    """The options that a run noted, as arguments of a command line. Raises UserError where the parser refuses one.
+def _kept_options(parser, run_dir, trains):
+    """The options that a run noted, {flag: value}. Raises UserError where the parser refuses one.
 
     When the run is not to go on but to generate, what it once started from is left out.
     """
@@ -271,6 +285,6 @@ def _kept_arguments(parser, run_dir, trains):
         print(f'{run_dir}: its data was in {kept["data_dir"]}, which is not here; looking for it in the default folder '
               '(or say where it is with --data_dir)')
         del kept['data_dir']
-    arguments = flags.as_arguments({name: kept[name] for name in names & kept.keys()})
-    flags.check_arguments(parser, arguments, os.path.join(run_dir, OPTIONS))
-    return arguments
+    kept = {name: kept[name] for name in names & kept.keys()}
+    flags.check_values(parser, kept, os.path.join(run_dir, OPTIONS))
+    return kept

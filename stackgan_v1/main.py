@@ -109,6 +109,7 @@ def train(options, device, resumed):
     networks = make_networks(stage1, options.gf_dim, options.df_dim, options.z_dim, residuals=options.residuals,
                              condition_dim=options.condition_dim, device=device)
     batches = shuffled_batches(dataset, options.batch_size, options.workers, device)
+    run.check_batches(options.batch_size, len(batches.sampler))
     model = Model(options.model, device, batches, *networks, options.kl_coef)
     heads = [head for head in (model.netD.get_cond_logits, model.netD.get_uncond_logits) if head is not None]
     speed.prepare(model.netG, [model.netD], heads, device=device, precision=options.precision, compile=options.compile,

@@ -1,7 +1,10 @@
 """The StackGAN++ authors' own configuration files, in terms of our flags."""
+import argparse
 import os
 
 from common import authors_cfg
+from common.errors import UserError
+from common.flags import boolean
 
 FLAGS = {
     'CONFIG_NAME': 'config_name', 'DATASET_NAME': 'dataset', 'CUDA': 'cuda', 'WORKERS': 'workers',
@@ -29,14 +32,21 @@ def translate(values, path):
     flags, ignored = authors_cfg.translate(values, path, FLAGS, ONLY, IGNORED, DEFAULTS)
     if values.get('TRAIN.NET_D'):
         ignored.append('TRAIN.NET_D (netD0.pth, ... are read where they lie beside NET_G)')
-    if values.get('GAN.B_CONDITION') is False:
+    if not _is_conditional(values, path):
         flags['count'] = values.get('TEST.SAMPLE_NUM')
     elif 'TEST.SAMPLE_NUM' in values:
         ignored.append('TEST.SAMPLE_NUM')
-    return {**flags, **_data(values)}, ignored
+    return {**flags, **_data(values, _is_conditional(values, path))}, ignored
 
 
-def _data(values):
+def _is_conditional(values, path):
+    try:
+        return boolean(values.get('GAN.B_CONDITION') or 'True')
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f'{path}: GAN.B_CONDITION: {error}') from error
+
+
+def _data(values, is_conditional):
     """The flags for DATA_DIR: the authors' code, too, tells by its name what is in it."""
     folder = authors_cfg.data_folder(values)
     if not folder:
@@ -46,6 +56,6 @@ def _data(values):
             return {'lsun': os.path.dirname(folder), 'classes': [os.path.basename(folder).removesuffix('_lmdb')]}
         name = str(values.get('DATASET_NAME') or '')
         return {'lsun': folder, 'classes': [LSUN_CLASSES.get(name, name)]}
-    if 'imagenet' in folder or values.get('GAN.B_CONDITION') is False:
+    if 'imagenet' in folder or not is_conditional:
         return {'image_folder': folder}
     return {'data_dir': folder}

@@ -109,7 +109,9 @@ def train(options, device, resumed):
     """Train in a new run folder, or continue the run in the folder `resumed`."""
     print('Loading data...', flush=True)
     dataset = load_dataset(options)
-    model = make_model(options, device, shuffled_batches(dataset, options.batch_size, options.workers, device))
+    batches = shuffled_batches(dataset, options.batch_size, options.workers, device)
+    run.check_batches(options.batch_size, len(batches.sampler))
+    model = make_model(options, device, batches)
     speed.prepare(model.netG, model.netsD, device=device, precision=options.precision, compile=options.compile,
                   accumulate=options.accumulate, batch_size=options.batch_size)
     if options.checkpoint and not resumed:

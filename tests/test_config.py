@@ -14,7 +14,7 @@ def load(path, text):
     return config._load(str(path))
 
 
-def test_values_are_what_yaml_makes_of_them(tmp_path):
+def test_values_are_text_as_it_is_written(tmp_path):
     assert load(tmp_path / 'a.yml', '''
 lr: 0.1
 TRAIN: {COEFF: {KL: 2.0}}
@@ -23,9 +23,11 @@ train: no   # a bool
 "name": "1"
 x: 2e-4
 day: 2001-99-99
+count: 010
 none:
-''') == {'lr': 0.1, 'TRAIN': {'COEFF': {'KL': 2.0}}, 'classes': ['a', 'b'], 'train': False, 'name': '1', 'x': '2e-4',
-         'day': '2001-99-99', 'none': None}
+"null": "null"
+''') == {'lr': '0.1', 'TRAIN': {'COEFF': {'KL': '2.0'}}, 'classes': ['a', 'b'], 'train': 'no', 'name': '1', 'x': '2e-4',
+         'day': '2001-99-99', 'count': '010', 'none': None, 'null': 'null'}
     for encoding in ('utf-16', 'utf-8-sig'):  # as editors on Windows write them
         assert load(tmp_path / 'a.yml', 'dataset: ébène'.encode(encoding)) == {'dataset': 'ébène'}
     for empty in ('', '# nothing\n', '~'):
@@ -41,7 +43,6 @@ none:
     ('a: [[1]]', 'a list is of single values'), ('lr: "\\0"', 'control character'),
     ('lr: \0', 'cannot be read as YAML'),
     ('a: "\\ud800"', 'control character'), ('a: "\\UFFFFFFFF"', 'cannot be read as YAML'),
-    (f'lr: {5000 * "9"}', 'line 1: 9999'), ('lr: 1.0e+400', 'no number to compute with'), ('lr: .nan', 'no number'),
     (f'%YAML {5000 * "9"}.1\n---\na: 1', 'cannot be read as YAML'), ('a: 1\n---\nb: 2', 'holds 2 documents'),
     (f'a: {10 ** 6 * "x"}', 'longer than any configuration'), ('hello', 'holds a str'), ('[1]', 'holds a list'),
     (b'a: \xe9', 'cannot be read as YAML'), ('a: b\n\tc: d', 'cannot be read as YAML'), (10 ** 5 * ']', 'longer than')])

@@ -19,6 +19,12 @@ def test_sentences_come_from_the_command_line_and_from_a_file(tmp_path):
     file = tmp_path / 'sentences.txt'
     file.write_bytes('\ufeffa red bird\r\n\r\n  un oiseau coloré \n'.encode())
     assert flags.read_sentences(['a crow'], str(file)) == ['a crow', 'a red bird', 'un oiseau coloré']
+    file.write_bytes('a red\u2028bird\na\tcrow\x85\n'.encode())
+    assert flags.read_sentences(None, str(file)) == ['a red\u2028bird', 'a crow']
+    file.write_bytes(b'a red\x1ebird\n')
+    assert 'control characters' in one_line(flags.read_sentences, None, str(file))
+    file.write_bytes(b'a red bird\n' * 400_000)
+    assert f'{file}: has more than 4,000,000 characters' in one_line(flags.read_sentences, None, str(file))
     file.write_bytes(b'\n \n')
     for texts, name in (([' '], None), (None, str(file)), (None, str(tmp_path)), (None, str(tmp_path / 'no.txt'))):
         with pytest.raises(UserError) as caught:
@@ -30,6 +36,15 @@ def test_sentences_come_from_the_command_line_and_from_a_file(tmp_path):
     file.write_bytes(b'\xff\xfe\x00bird')
     with pytest.raises(UserError, match='UTF-8'):
         flags.read_sentences(None, str(file))
+
+
+def test_two_data_files_of_one_name(tmp_path, capsys):
+    options = SimpleNamespace(data_dir=str(tmp_path), dataset='birds')
+    (tmp_path / 'birds.h5').touch()
+    assert flags.dataset_file(options) == str(tmp_path / 'birds.h5') and capsys.readouterr().out == ''
+    (tmp_path / 'birds.hdf5').touch()
+    assert flags.dataset_file(options) == str(tmp_path / 'birds.hdf5')
+    assert capsys.readouterr().out == f'{tmp_path}/birds.h5: is not read, for {tmp_path}/birds.hdf5 is there, too\n'
 
 
 def test_a_pipe_that_nobody_writes_to_is_refused_but_not_one_of_the_shell(tmp_path):

@@ -320,6 +320,9 @@ def test_errors_say_what_to_do(folder, stage1, stage2, call, tmp_path):
     shutil.copytree(stage1, tmp_path / 'run')
     (tmp_path / 'run' / 'options.json').write_text('{"stage": [1]}')
     assert 'is no run of StackGAN' in call.error('--train', '--resume', tmp_path / 'run')
+    assert '--batch_size 1: a batch of one' in call.error('--train', *DATA, *TRAINING, '--batch_size', '1', '--out_dir',
+                                                          'none')
+    assert '--batch_size 1: a batch of one' in call.error('--train', '--resume', stage1, '--batch_size', '1')
     assert 'nowhere: no such checkpoint here; give a run folder' in call.error(*second, '--stage1', 'nowhere')
     assert 'holds a Stage-II generator, but Stage-I is asked for' in call.error(*second, '--stage1', stage2)
     assert 'holds a Stage-I generator, but Stage-II is asked for' in call.error(*second, '--checkpoint', stage1)

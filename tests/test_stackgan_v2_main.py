@@ -205,6 +205,9 @@ def test_folders_without_text_train_and_draw(folder, call, tmp_path):
         os.makedirs(tmp_path / 'pets' / name)
         for seed in range(2):
             (tmp_path / 'pets' / name / f'{seed}.jpg').write_bytes(tiny.jpeg(seed))
+    os.remove(tmp_path / 'pets' / 'other' / '1.jpg')
+    single = ['--image_folder', tmp_path / 'pets', '--classes', 'other', *WITHOUT_TEXT, '--out_dir', tmp_path / 'none']
+    assert 'the data has 1 to train on' in call.error(*single) and not (tmp_path / 'none').exists()
     said = call('--image_folder', tmp_path / 'pets', '--classes', 'cats', 'dogs', *WITHOUT_TEXT, '--color_coef', '50',
                 '--uncond_coef', '0', '--out_dir', tmp_path / 'out')
     trained, = os.listdir(tmp_path / 'out')
@@ -242,6 +245,23 @@ def test_what_is_typed_wins_over_the_file_and_the_file_over_defaults(folder, cal
     assert (options.epochs, options.lr, options.seed) == (9, 1e-3, 8)
 
 
+def test_values_of_a_file_are_read_as_if_they_were_typed(folder, call):
+    (folder / 'mine.yml').write_text('epochs: 010\nbatch_size: 031\nconfig_name: on\ndataset: no\ncuda: off\n'
+                                     'TRAIN: {GENERATOR_LR: 2.0e-4, DISCRIMINATOR_LR: 0.0002}\nGPU_ID:\n')
+    options = call.options('--cfg', 'mine.yml')
+    assert (options.epochs, options.batch_size, options.config_name, options.dataset, options.cuda, options.lr,
+            options.gpu) == (10, 31, 'on', 'no', False, 2e-4, 0)
+
+
+def test_classes_typed_twice_are_all_meant(folder, call):
+    assert call.options('--lsun', 'x', '--classes', 'a', 'b', '--classes', 'c').classes == ['a', 'b', 'c']
+    run_dir = run.new_run(str(folder / 'lists'), 'x', {'lsun': 'x', 'classes': ['a', 'b']})
+    torch.save({}, os.path.join(run_dir, 'stackgan_v2.pt'))
+    assert call.options('--resume', run_dir).classes == ['a', 'b']
+    (folder / 'mine.yml').write_text('classes: [c]')
+    assert call.options('--resume', run_dir, '--cfg', 'mine.yml').classes == ['c']
+
+
 def test_errors_of_configuration_files_name_them(folder, call):
     for text, message in [('batchsize: 3', "unknown key 'batchsize'; did you mean 'batch_size'?"),
                           ('NET_G: x.pth', "unknown key 'NET_G'; did you mean 'TRAIN.NET_G'?"),
@@ -250,6 +270,11 @@ def test_errors_of_configuration_files_name_them(folder, call):
                           ('lr: fast', 'argument --lr'), ('train: perhaps', "'perhaps' is neither True nor False"),
                           ('TREE: {BASE_SIZE: 32}', 'TREE.BASE_SIZE is 32, but can only be 64 here'),
                           ('TRAIN: {GENERATOR_LR: 1, DISCRIMINATOR_LR: 2}', 'learn at one rate'),
+                          ('epochs: 0x10', "invalid positive int value: '0x10'"), ('epochs: 1:30', "value: '1:30'"),
+                          ('epochs: 0o10', "value: '0o10'"), ('lr: .nan', "invalid positive float value: '.nan'"),
+                          ('lr: 1.0e+400', 'is too large'), (f'epochs: {5000 * "9"}', 'argument --epochs'),
+                          ('GAN: {B_CONDITION: maybe}', "B_CONDITION: 'maybe' is neither True nor False"),
+                          ('train: []', 'train: an empty list'), ('classes: [a, --epochs, 5]', 'classes: an empty'),
                           ('- lr', 'holds a list'), ('lr: [', 'cannot be read as YAML'),
                           ('lr: !!python/object/apply:os.system ["touch sprung"]', 'line 1: types are not given here')]:
         (folder / 'wrong.yml').write_text(text)

@@ -62,6 +62,7 @@ def train(options, device, resumed):
     dataset = Text2ImageDataset(flags.dataset_file(options), split=0,
                                 drawn=options.cls_coef > 0 or options.int_coef > 0).require_embeddings().to(device)
     loader = DataLoader(dataset, options.batch_size, sampler=ranks.sampler(dataset), collate_fn=dataset.collate)
+    run.check_batches(options.batch_size, len(loader.sampler))
     model = make_model(options, device, loader)
     speed.prepare(model.netG, [model.netD], device=device, precision=options.precision, compile=options.compile,
                   batch_size=options.batch_size)
