@@ -6,10 +6,13 @@ Networks have their full width, and batches are random numbers. Both steps take 
 time that each takes is compared: with one thread, that is the time on an idle core, whatever else the machine does.
 """
 import argparse
+import contextlib
+import multiprocessing
 import os
 import statistics
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from unittest.mock import patch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -44,7 +47,7 @@ def main():
 
 
 def new_stackgan_v1(stage, batch_size):
-    """Return (a new Model of a stage, its discriminators, their heads, a batch)."""
+    """Return (a new Model of a stage, its discriminators, their heads, a batch without embeddings)."""
     stage1 = stackgan_v1.build_gan.make_networks()[0] if stage == 2 else None
     model = stackgan_v1.build_gan.Model('kernels', CPU, None, *stackgan_v1.build_gan.make_networks(stage1))
     heads = [head for head in (model.netD.get_cond_logits, model.netD.get_uncond_logits) if head is not None]
@@ -103,19 +106,20 @@ def channels_last(options):
 
 
 def freed_memory(options):
-    """Return seconds a step where freed memory goes back to the system, as by default, and where it is kept."""
-    step = prepared_step(options)
+    """Return seconds a step where the C library treats freed memory as it does by default, and where it keeps it.
 
-    def by_default():  # where glibc's own limits, which follow what a program frees, end for large tensors
-        for parameter, value in ((allocator.M_MMAP_MAX, 65536), (allocator.M_MMAP_THRESHOLD, 2 ** 25),
-                                 (allocator.M_TRIM_THRESHOLD, 2 ** 26)):
-            allocator._mallopt(parameter, value)
-        step()
+    A process cannot go back to the default, so each is measured in one of its own.
+    """
+    def in_a_process(is_kept):
+        with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
+            return process.submit(seconds_of_a_step, options, is_kept).result()
+    return in_a_process(False), in_a_process(True)
 
-    def kept():
-        allocator.keep_freed_memory()
-        step()
-    return in_turns(options.steps, by_default, step, kept, step)[1::2]
+
+def seconds_of_a_step(options, is_kept):
+    with contextlib.nullcontext() if is_kept else patch.object(allocator, 'keep_freed_memory'):
+        step = prepared_step(options)
+    return in_turns(options.steps, step)[0]
 
 
 def in_turns(steps, *functions):

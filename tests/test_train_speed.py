@@ -12,7 +12,7 @@ import torch
 
 import stackgan_v1.build_gan
 import stackgan_v2.build_gan
-from benchmarks import chapter_way, dataset_speed, eval_speed, train_speed
+from benchmarks import chapter_way, dataset_speed, eval_speed, kernels, train_speed
 from common.speed.cpu_kernels import DoubledConv, ProductConv
 from tests.errors import one_line
 
@@ -147,6 +147,14 @@ def typed(benchmark, monkeypatch, capsys, *args):
 def test_without_a_data_file_it_says_what_to_run(tmp_path, monkeypatch, capsys):
     missing = str(tmp_path / 'none.hdf5')
     assert 'prepare.py' in one_line(typed, train_speed, monkeypatch, capsys, '--file', missing)
+
+
+@pytest.mark.parametrize('gan', ['stage-I', 'stage-II', 'stackgan_v2'])
+def test_what_each_kernel_gains(gan, narrow, monkeypatch, capsys):
+    parts = ['DoubledConv', 'ProductConv', 'channels_last']
+    said = typed(kernels, monkeypatch, capsys, '--gan', gan, '--batch_size', '2', '--steps', '1',
+                 *(word for part in parts for word in ('--only', part)))
+    assert re.findall(r'^\| (\w+) \| [\d.]+ \| [\d.]+ \| [\d.]+ \|$', said, re.MULTILINE) == parts
 
 
 def test_the_data_alone(birds, monkeypatch, capsys):

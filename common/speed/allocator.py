@@ -10,7 +10,7 @@ def keep_freed_memory():
     """Let the C library keep freed memory for the next tensors.
 
     By default it returns large pieces at once, and the system clears every page that it hands out again. What is kept
-    has gaps: up to a quarter more memory.
+    has gaps: a tenth to a quarter more memory.
     """
     _mallopt(M_TRIM_THRESHOLD, -1)  # keep all that is free,
     _mallopt(M_MMAP_MAX, 0)         # and ask for no piece by itself
