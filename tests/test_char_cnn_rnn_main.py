@@ -93,7 +93,7 @@ def error(monkeypatch, folder, *flags):
 def test_errors_are_one_line(tmp_path, monkeypatch):
     write_squares(tmp_path / 'squares.hdf5', photos=1)
     for flags in (['--train', 'False'], ['--embed']):
-        assert 'no run on squares with a char_cnn_rnn.pt' in error(monkeypatch, tmp_path, *flags)
+        assert 'no run of --dataset squares with a char_cnn_rnn.pt' in error(monkeypatch, tmp_path, *flags)
     assert '--query' in error(monkeypatch, tmp_path, '--query', 'a red bird')
     assert '--train False' in error(monkeypatch, tmp_path, '--query', 'a red bird', '--train')
     for wrong in ('absent.t7', 'absent.pt', os.devnull, str(tmp_path)):

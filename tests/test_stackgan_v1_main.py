@@ -224,7 +224,7 @@ def test_the_newest_run_of_a_stage_draws(stage1, stage2, call, tmp_path):
         said = call('--train', 'False', *stage, '--text', 'a crow', '--out_dir', tmp_path)
         assert f'{tmp_path / run.name}/stackgan_v1.pt generates images' in said
     shutil.rmtree(tmp_path / stage2.name)
-    assert 'no run of Stage-II with a' in call.error('--train', 'False', '--stage', '2', '--text', 'a crow',
+    assert 'no run of --stage 2 with a' in call.error('--train', 'False', '--stage', '2', '--text', 'a crow',
                                                      '--out_dir', tmp_path)
 
 
@@ -339,7 +339,7 @@ def test_errors_say_what_to_do(folder, stage1, stage2, call, tmp_path):
         assert f'{wrong}: holds no generator of StackGAN' in call.error(*draw, '--checkpoint', wrong)
     assert 'holds a Stage-I generator' in call.error(*draw, '--stage', '2', '--checkpoint', stage1)
     assert 'no run with a stackgan_v1.pt' in call.error(*draw)
-    assert 'no run on tiny' in call.error('--train', 'False', *DATA, '--out_dir', 'none')
+    assert 'no run of --dataset tiny' in call.error('--train', 'False', *DATA, '--out_dir', 'none')
     for text, message in [('stge: 2', "unknown key 'stge'; did you mean 'stage'?"),
                           ('NETG: x', "did you mean 'NET_G'?"),
                           ('{STAGE: 2, IMSIZE: 64}', 'IMSIZE is 64, but can only be 256 here'),
