@@ -72,7 +72,7 @@ def test_train_resume_evaluate_query_and_embed(tmp_path, monkeypatch, capsys):
     evaluate = ['--train', 'False', '--encoder', folder]
     for flags, message in [(['--train', *SMALL, '--image_weights', 'x'], '--image_weights: is not used with --image'),
                            (['--train', *SMALL, '--batch_size', '1'], '--batch_size 1: a batch of one'),
-                           ([*evaluate, '--image_weights', 'x'], '--image_weights: is not used with --image_encoder s'),
+                           ([*evaluate, '--image_weights', 'x'], '--image_weights: is not used with'),
                            ([*evaluate, '--image_encoder', 'googlenet'], '--image_encoder googlenet: ')]:
         assert error(monkeypatch, tmp_path, *flags).startswith(f'error: {message}')
 
