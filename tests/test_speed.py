@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from common import speed
+from common.speed import precision
+from tests import every_model
 from tests.commands import DATA
+from tests.states import same_state
 from text2image import main  # noqa: F401 - the `main` of `call`
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -28,3 +31,27 @@ def test_a_training_without_the_line_is_the_same(call, monkeypatch, tmp_path):
     kept = [torch.load(os.path.join(next((tmp_path / name).iterdir()), 'text2image.pt'), weights_only=True)
             for name in ('with', 'without')]
     assert list(kept[0]['netG']) == list(kept[1]['netG']) and kept[1]['progress']['step'] == 2
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+@pytest.mark.parametrize('bits', ['fp32', 'bf16'])
+def test_a_resumed_training_is_the_same_to_the_last_bit(bits, accumulate, monkeypatch, tmp_path):
+    monkeypatch.setattr(precision, 'has_bf16', lambda device: True)  # PyTorch imitates it where it is missing
+
+    def new():
+        model, batch = every_model.new('stackgan_v2', 'cpu')
+        speed.prepare(*every_model.parts_of(model), device=torch.device('cpu'), precision=bits, compile=False,
+                      accumulate=accumulate, batch_size=every_model.SIZE)
+        return model, batch
+
+    model, batch = new()
+    model.train_step(batch)
+    file = model.save_to(str(tmp_path), verbose=False)
+    resumed, _ = new()
+    resumed.load_from(file, verbose=False)
+    for one in (model, resumed):
+        torch.manual_seed(3)
+        one.train_step(batch)
+    for net, other in zip(every_model.nets_of(model), every_model.nets_of(resumed), strict=True):
+        assert same_state(net.state_dict(), other.state_dict())
+    assert all(map(torch.equal, model.averaged, resumed.averaged))
