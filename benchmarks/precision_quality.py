@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from char_cnn_rnn.image_encoder import SIZE, pretrained
+from char_cnn_rnn.reading import require_embeddings
 from common import flags, speed
 from common.errors import UserError, run_command
 from common.speed import precision
@@ -52,11 +53,11 @@ def main():
     parser.add_argument('--lr', type=flags.positive(float), default=0.0002, help='(default: 0.0002)')
     options = parser.parse_args()
     device = flags.choose_device(torch.cuda.is_available())
-    dataset = Text2ImageDataset(options.file, drawn=False).require_embeddings().to(device)
+    dataset = require_embeddings(Text2ImageDataset(options.file, drawn=False)).to(device)
     if len(dataset) < options.batch_size:
         raise UserError(f'{options.file}: has {len(dataset)} captions in /train, which is not a batch; '
                         'give a smaller --batch_size')
-    held_out = Text2ImageDataset.held_out(options.file)
+    held_out = require_embeddings(Text2ImageDataset.held_out(options.file))
     embeddings = held_out.embeddings[np.unique(held_out.photo_of, return_index=True)[1]]  # each one's first caption
     look = Looker(device)
     photographs = look(held_out.pictures.split(BATCH))

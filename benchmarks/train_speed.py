@@ -32,6 +32,7 @@ import stackgan_v1.build_gan
 import stackgan_v2.build_gan
 import text2image.build_gan
 from benchmarks import chapter_way
+from char_cnn_rnn.reading import require_embeddings
 from common import flags, speed
 from common.errors import UserError, run_command
 from common.speed.compiling import can_compile
@@ -69,7 +70,7 @@ def main():
     if options.way:
         print(json.dumps(measure(*prepare(options), options)))
     else:
-        MultiscaleDataset(options.file).require_embeddings()  # what is missing is said before any row
+        require_embeddings(MultiscaleDataset(options.file))  # what is missing is said before any row
         device = flags.choose_device(options.device == 'cuda')
         options.device = device.type
         show(options, {way: [] for way in ways(device, options.accumulate)})
@@ -140,7 +141,7 @@ def new_text2image(options, device):
     if options.way == CHAPTER:
         batches = chapter_way.loader(chapter_way.CaptionItems(options.file), options.batch_size)
     else:
-        dataset = Text2ImageDataset(options.file, drawn=False).require_embeddings().to(device)
+        dataset = require_embeddings(Text2ImageDataset(options.file, drawn=False)).to(device)
         batches = DataLoader(dataset, options.batch_size, shuffle=True, collate_fn=dataset.collate, drop_last=True)
     return model, [model.netD], (), batches, chapter_way.text2image_step
 
@@ -154,7 +155,7 @@ def new_stackgan(options, device):
     if options.way == CHAPTER:
         batches = chapter_way.loader(chapter_way.PhotographItems(options.file, sizes), options.batch_size)
     else:
-        batches = shuffled_batches(dataset(options.file).require_embeddings().cached(), options.batch_size, WORKERS,
+        batches = shuffled_batches(require_embeddings(dataset(options.file)).cached(), options.batch_size, WORKERS,
                                    device)
     netsD, heads = ([model.netD], [model.netD.get_cond_logits]) if first else (model.netsD, [])
     return model, netsD, heads, batches, chapter_way.stackgan_step

@@ -23,6 +23,7 @@ from common.files import check_is_file
 from data import checked_files, layout
 from data.cache import cache_folder, load_split
 from data.pictures import BadPicture, read_picture
+from data.txt2image_dataset import preprocess
 
 FEATURES = {'googlenet': 1024, 'efficientnet_lite0': 1280}
 CHOICES = (*FEATURES, 'scratch')
@@ -70,7 +71,7 @@ def load_photographs(name, path, split, weights=None, device='cpu'):
     missing.
     """
     if name == 'scratch':
-        return load_split(path, split, size=SCRATCH_SIZE).pictures
+        return load_split(path, split, SCRATCH_SIZE, preprocess).pictures
     photographs = load_split(path, split)
     known = _checksums(photographs.jpegs, weights)
     folder, kept = cache_folder(path), f'{name}_{split}.npz'

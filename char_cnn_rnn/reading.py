@@ -6,6 +6,7 @@ that wrote them, where that is known, and some captions with their embeddings, w
 the one. What matches is used, what is known to differ is refused, and what is unknown is said.
 """
 import os
+import shlex
 import shutil
 
 import torch
@@ -38,6 +39,26 @@ def describe(dataset):
     places = torch.linspace(0, len(dataset.captions) - 1, SHOWN).long()
     return described | {'encoder': dataset.encoder or '', 'shown': [dataset.captions[i] for i in places.tolist()],
                         'shown_embeddings': dataset.embeddings[places.to(dataset.embeddings.device)].cpu()}
+
+
+def require_embeddings(dataset):
+    """Return a data set of captions. Raises UserError, with what to run, where it holds no good sentence embeddings."""
+    if len(dataset) == 0:
+        raise UserError(f'{dataset.file}: /{dataset.split} holds no captions')
+    if dataset.embeddings is None:
+        raise UserError(f'{dataset.file}: {dataset.bad_embeddings or "holds no sentence embeddings yet"}; '
+                        f'write them with: {how_to_embed(dataset.file)}')
+    return dataset
+
+
+def how_to_embed(path):
+    """Return the commands that train a sentence encoder on the HDF5 file `path` and write its embeddings there."""
+    name = os.path.splitext(os.path.basename(path))[0]
+    where = f'--data_dir {shlex.quote(os.path.dirname(os.path.abspath(path)))} --dataset {shlex.quote(name)}'
+    image_encoder = ' --image_encoder scratch' if name == 'toy_birds' else ''
+    main = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'main.py')
+    script = shlex.quote(min(os.path.relpath(main), main, key=len))
+    return f'python {script} --train {where}{image_encoder} && python {script} --embed {where}'
 
 
 def read(sentences, checkpoint, data, encoder_file, hdf5_file, device):

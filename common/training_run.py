@@ -87,7 +87,8 @@ class TrainingRun:
                 if self.size < self.smallest:
                     self._say_small()
                     continue
-                with _let_act(self.stop, not self.losses):  # the first step: it may compile networks, for minutes
+                with contextlib.ExitStack() as self.acting:  # in the first step: it may compile networks, for minutes
+                    self.acting.enter_context(_let_act(self.stop, not self.losses))
                     yield batch
                 is_stopped, is_late = ranks.any_rank(bool(self.stop), self.saves.is_late())
                 if is_stopped:
@@ -99,6 +100,7 @@ class TrainingRun:
 
     def log(self, losses):
         """Count a step, and log its losses (a dict of scalars, or of lists of them) every `log_interval` steps."""
+        self.acting.close()  # the step is done, and what it has learned is to be saved
         self.losses = losses
         self.progress['step'] += 1
         trained = self.size * ranks.world_size()

@@ -28,7 +28,7 @@ from common import files
 from common.errors import CannotWrite, UserError
 from common.locks import lock_file
 from data import checked_files, layout
-from data.pictures import BadPicture, read_picture
+from data.pictures import BadPicture
 
 FORMAT = 2  # a cache of another format is made again
 CHUNK = 128  # photographs that are decoded before the first is written, at most: bounds the memory
@@ -78,10 +78,10 @@ class Split:
     embeddings: torch.Tensor = None
 
 
-def load_split(path, split, size=None):
+def load_split(path, split, size=None, decode=None):
     """Read a split ('train', 'valid' or 'test') of the HDF5 file `path`, through its cache.
 
-    With `size`, `pictures` holds every photograph squashed to `size` x `size` pixels, as the chapter prepares them.
+    With `size`, `pictures` holds what `decode(jpeg, size)` makes of every photograph, uint8 [3, size, size].
     Raises UserError where the file is missing, damaged or not in the layout; what is wrong with its embeddings alone is
     in `bad_embeddings`.
     """
@@ -91,7 +91,7 @@ def load_split(path, split, size=None):
             shape = len(found.index.names), 3, size, size
             found.pictures = _read_pictures(folder, shape)
             if found.pictures is None:
-                _write_pictures(folder, path, split, found, size)
+                _write_pictures(folder, path, split, found, size, decode)
                 found.pictures = _read_pictures(folder, shape)
         return found
 
@@ -134,11 +134,6 @@ class Frames:
             raise UserError(f'{self.file}: has been cut off; start again, and it is made anew')
         height, width = self.sizes[i]
         return self.pixels[self.ends[i] - 3 * height * width:self.ends[i]].reshape(height, width, 3)
-
-
-def squash(jpeg, size):
-    """A picture file's bytes to uint8 [size, size, 3]: Pillow's default filter, grayscale repeated (chapter 10)."""
-    return np.asarray(read_picture(jpeg).resize((size, size)))
 
 
 def cache_folder(path):
@@ -266,11 +261,11 @@ def _read_pictures(folder, shape):
     return _map(folder, f'pictures_{shape[-1]}.npy', shape, np.uint8)
 
 
-def _write_pictures(folder, path, split, found, size):
+def _write_pictures(folder, path, split, found, size, decode):
     """Decode every photograph of the split, in threads (Pillow decodes without Python's lock)."""
-    def decode(photo, jpeg):
+    def make(photo, jpeg):
         try:
-            return squash(jpeg, size).transpose(2, 0, 1)
+            return decode(jpeg, size)
         except BadPicture as error:
             raise layout.cannot_be_decoded(path, split, found.index.names[photo], error) from error
 
@@ -278,7 +273,7 @@ def _write_pictures(folder, path, split, found, size):
     files.check_space(os.path.join(folder, name), np.prod(shape))
     with checked_files.write(folder, name) as file:
         np.lib.format.write_array_header_1_0(file, {'descr': '|u1', 'fortran_order': False, 'shape': shape})
-        for picture in _made(decode, found.jpegs, f'{split}: pictures at {size} px'):
+        for picture in _made(make, found.jpegs, f'{split}: pictures at {size} px'):
             file.write(np.ascontiguousarray(picture))
 
 

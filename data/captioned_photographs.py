@@ -5,7 +5,6 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from common.errors import UserError
 from data import layout
 from data.cache import load_split
 
@@ -15,16 +14,17 @@ class CaptionedPhotographs(Dataset):
 
     Has its `index` (`layout.Index`), `captions`, `classes`, the number of the photograph of each caption `photo_of`,
     `embeddings` (float32 [captions, 1024], or None where there are none, or bad ones), and with `size` the photographs
-    squashed to that, `pictures`. `fingerprint` and `encoder` say what was read (see `data.cache.Split`).
+    as `decode(jpeg, size)` makes them, `pictures`. `bad_embeddings`, `fingerprint` and `encoder` are as in
+    `data.cache.Split`.
 
     Raises UserError where the file is missing or not in the layout.
     """
 
     has_wrong_images = True
 
-    def __init__(self, datasetFile, split, size=None):
+    def __init__(self, datasetFile, split, size=None, decode=None):
         self.file, self.split = datasetFile, layout.SPLITS[split]
-        cached = load_split(datasetFile, self.split, size)
+        cached = load_split(datasetFile, self.split, size, decode)
         self.index, self.jpegs = cached.index, cached.jpegs
         self.pictures, self.embeddings = cached.pictures, cached.embeddings
         self.fingerprint, self.encoder = cached.fingerprint, cached.encoder
@@ -51,20 +51,9 @@ class CaptionedPhotographs(Dataset):
 
     @classmethod
     def held_out(cls, datasetFile, **arguments):
-        """What to evaluate on: /test, or where that is empty /valid. Raises UserError as `require_embeddings` does."""
+        """Return what to evaluate on: /test, or where that is empty /valid."""
         test = cls(datasetFile, split=2, **arguments)
-        return (test if len(test) else cls(datasetFile, split=1, **arguments)).require_embeddings()
-
-    def require_embeddings(self):
-        """Return the dataset. Raises UserError, with what to run, where the file holds no good sentence embeddings."""
-        if len(self) == 0:
-            raise UserError(f'{self.file}: /{self.split} holds no captions')
-        if self.bad_embeddings:
-            raise UserError(f'{self.file}: {self.bad_embeddings}; write them with: {layout.how_to_embed(self.file)}')
-        if self.embeddings is None:
-            raise UserError(f'{self.file}: holds no sentence embeddings yet; '
-                            f'write them with: {layout.how_to_embed(self.file)}')
-        return self
+        return test if len(test) else cls(datasetFile, split=1, **arguments)
 
     def draw_other_class(self, photos):
         """For each photograph (long [B]), one drawn evenly from those of other classes."""

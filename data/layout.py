@@ -109,14 +109,6 @@ def how_to_prepare(path):
     return f'python {_script("data", "birds", "prepare.py")} {folders} {out}'
 
 
-def how_to_embed(path):
-    """The commands that train a sentence encoder on `path` and write its embeddings there."""
-    where = f'--data_dir {shlex.quote(os.path.dirname(os.path.abspath(path)))} --dataset {shlex.quote(_stem(path))}'
-    image_encoder = ' --image_encoder scratch' if _stem(path) == 'toy_birds' else ''
-    script = _script('char_cnn_rnn', 'main.py')
-    return f'python {script} --train {where}{image_encoder} && python {script} --embed {where}'
-
-
 def _stem(path):
     return os.path.splitext(os.path.basename(path))[0]
 

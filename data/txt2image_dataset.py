@@ -1,39 +1,55 @@
-"""Captioned pictures at 64 x 64, as the chapter's text-to-image section prepares them."""
+"""Captioned images of 64 x 64 pixels, prepared as in the chapter (section "GAN architecture and training")."""
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from data.captioned_photographs import CaptionedPhotographs
+from data.pictures import read_picture
 
 SIZE = 64
-CHUNK = 16  # pictures that are normalized at once on a CPU: they stay in its cache from one pass to the next
+CHUNK = 16  # images that are normalized at once on a CPU: they stay in its cache from one pass to the next
+
+
+def preprocess(jpeg, size=SIZE):
+    """Decode a photograph and resize it, whatever its proportions: uint8 [3, size, size].
+
+    It is resized with Pillow's default filter; a gray photograph has three equal channels. Raises BadPicture.
+    """
+    return np.asarray(read_picture(jpeg).resize((size, size))).transpose(2, 0, 1)
+
+
+def normalize(pixels):
+    """Return uint8 images [..., 3, 64, 64] as float32 in [-1, 1]."""
+    return (pixels - 127.5) / 127.5
 
 
 class Text2ImageDataset(CaptionedPhotographs):
-    """An item per caption of a split (0: train, 1: valid, 2: test) of an HDF5 file in `data.layout`'s layout.
+    """One item per caption of a split (0: train, 1: valid, 2: test) of an HDF5 file (layout: `data/layout.py`).
 
     An item is a dict:
-        right_images  float32 [3, 64, 64] in [-1, 1], the picture that the caption describes
+        right_images  float32 [3, 64, 64] in [-1, 1], the image that the caption describes
         right_embed   float32 [1024], the caption's embedding
-        wrong_images  float32 [3, 64, 64] in [-1, 1], a picture of another class, drawn anew each time
-        inter_embed   float32 [1024], the embedding of a caption drawn at random, to interpolate with
+        wrong_images  float32 [3, 64, 64] in [-1, 1], a random image of another class
+        inter_embed   float32 [1024], the embedding of a random caption, to interpolate with
         txt           str, the caption
     A file without embeddings gives items without `right_embed` and `inter_embed`. `transform`, if given, is applied to
-    each picture. What is drawn comes from torch's global generator. With `drawn=False` items have nothing that is
-    drawn (`wrong_images`, `inter_embed`), for a training that reads none of it.
+    each image. With `drawn=False`, items have neither `wrong_images` nor `inter_embed`, for a training that reads none
+    of them. Random draws come from torch's global generator.
 
-    The photographs were decoded once (`data.cache`), so a batch is a few gathers, on the device that `to` has moved
-    them to: with `DataLoader(dataset, ..., collate_fn=dataset.collate)` no worker processes are needed.
+    The photographs are decoded once, by `preprocess`, into a cache beside the file (`data/cache.py`). So a batch is a
+    few gathers, on the device that `to` moves them to, and a DataLoader with `collate_fn=dataset.collate` needs no
+    worker processes.
 
-    Raises UserError where the file is missing or not in the layout.
+    Raises UserError where the file is missing or has another layout.
     """
 
     def __init__(self, datasetFile, transform=None, split=0, drawn=True):
-        super().__init__(datasetFile, split, SIZE)
+        super().__init__(datasetFile, split, SIZE, preprocess)
         self.transform, self.drawn = transform, drawn
 
     def to(self, device):
-        """Keep pictures (12 KB each) and embeddings (4 KB each) in the memory of `device`. Returns the dataset."""
+        """Keep images (12 KB each) and embeddings (4 KB each) in the memory of `device`. Returns the data set."""
         self.pictures = self.pictures.to(device)
         self.embeddings = None if self.embeddings is None else self.embeddings.to(device)
         return self
@@ -42,14 +58,33 @@ class Text2ImageDataset(CaptionedPhotographs):
         return len(self.captions)
 
     def __getitem__(self, index):
-        return self.__getitems__([index])[0]
+        photo = self.photo_of[index]
+        item = {'right_images': self.image(photo), 'txt': self.captions[index]}
+        if self.embeddings is not None:
+            item['right_embed'] = self.embeddings[index]
+        if self.drawn:
+            item['wrong_images'] = self.image(self.draw_other_class(photo[None])[0])
+        if self.drawn and self.embeddings is not None:
+            item['inter_embed'] = self.embeddings[torch.randint(len(self), (1,))[0]]
+        return item
+
+    def image(self, photo):
+        """Return a photograph: float32 [3, 64, 64] in [-1, 1]."""
+        image = normalize(self.pictures[photo])
+        return image if self.transform is None else self.transform(image)
+
+    # --- the same for a whole batch at once, which is many times as fast ----------------------------------------------
 
     def __getitems__(self, indices):
-        """The items of a whole batch, gathered at once."""
         return GatheredItems(self.gather(indices))
 
+    @staticmethod
+    def collate(items):
+        """Return the gathered batch as it is (a `collate_fn`), where PyTorch's default one would copy it."""
+        return items.batch
+
     def gather(self, indices):
-        """A batch: a dict as an item's, with a dimension for the batch in front, and `txt` a list."""
+        """Return the batch of these items: a dict as an item is, with a batch dimension in front, and `txt` a list."""
         captions = torch.as_tensor(indices, dtype=torch.long)
         photos = self.photo_of[captions]
         batch = {'right_images': self._images(photos), 'txt': [self.captions[i] for i in captions.tolist()]}
@@ -65,18 +100,13 @@ class Text2ImageDataset(CaptionedPhotographs):
         return self.embeddings.index_select(0, captions.to(self.embeddings.device, non_blocking=True))
 
     def _images(self, photos):
-        # index_select copies whole pictures; pictures[photos] would go byte by byte and take 25 times as long.
+        # index_select copies whole images; pictures[photos] would go byte by byte and take 25 times as long.
         photos = photos.to(self.pictures.device, non_blocking=True)  # a GPU that is waited for in every step idles
         images = torch.empty((len(photos), *self.pictures.shape[1:]), device=self.pictures.device)
         chunk = len(photos) if images.is_cuda else CHUNK
         for some, places in zip(images.split(chunk), photos.split(chunk)):
             torch.sub(self.pictures.index_select(0, places), 127.5, out=some).div_(127.5)
         return images if self.transform is None else torch.stack([self.transform(image) for image in images])
-
-    @staticmethod
-    def collate(items):
-        """A DataLoader's `collate_fn` that takes the gathered batch as it is, where the default one copies it."""
-        return items.batch
 
 
 class GatheredItems(Sequence):

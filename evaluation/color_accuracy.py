@@ -48,7 +48,8 @@ def main():
                         help='checkpoint to measure (default: of the newest run on toy_birds)')
     parser.add_argument('--count', type=flags.positive(int), default=500, help='number of sentences (default: 500)')
     options = parser.parse_args()
-    dataset = Text2ImageDataset(os.path.join(options.data_dir, 'toy_birds.hdf5'), split=2).require_embeddings()
+    dataset = Text2ImageDataset(os.path.join(options.data_dir, 'toy_birds.hdf5'), split=2)
+    reading.require_embeddings(dataset)
     if unknown := set(dataset.classes) - set(CLASSES):
         raise UserError(f'{dataset.file}: {min(unknown)} is no class of toy birds; make the file with: '
                         'python data/toy_birds/prepare.py')

@@ -103,7 +103,8 @@ def main():
 def train(options, device, resumed):
     """Train a stage in a new run folder, or continue the run in the folder `resumed`."""
     print('Loading data...', flush=True)
-    dataset = CroppedDataset(flags.dataset_file(options), split=0, size=SIZES[options.stage]).require_embeddings()
+    dataset = CroppedDataset(flags.dataset_file(options), split=0, size=SIZES[options.stage])
+    reading.require_embeddings(dataset)
     stage1 = load_stage1(options, resumed, dataset) if options.stage == 2 else None
     options.z_dim = stage1.z_dim if stage1 else options.z_dim or Z_DIM
     networks = make_networks(stage1, options.gf_dim, options.df_dim, options.z_dim, residuals=options.residuals,
@@ -155,7 +156,7 @@ def evaluate(options, device, resumed):
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
                                dataset=options.dataset, stage=options.stage)
     model, file, epochs = load_generator(file, options.model, device, options.stage)
-    dataset = CroppedDataset.held_out(flags.dataset_file(options))
+    dataset = reading.require_embeddings(CroppedDataset.held_out(flags.dataset_file(options)))
     reading.check_embeddings(model.data, dataset, file)
     speed.prepare_evaluation(model.netG, device)
     print(f'{file} generates images for {len(dataset.captions)} captions of /{dataset.split}', flush=True)

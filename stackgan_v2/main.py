@@ -135,7 +135,7 @@ def load_dataset(options):
     if options.image_folder or options.lsun:
         return unconditional.load_dataset(options)
     dataset = MultiscaleDataset(flags.dataset_file(options), split=0, branches=options.branches)
-    return dataset.require_embeddings() if options.conditional else dataset
+    return reading.require_embeddings(dataset) if options.conditional else dataset
 
 
 def make_model(options, device, data_loader):
@@ -162,7 +162,7 @@ def evaluate(options, device, resumed):
     if options.count:
         raise UserError(f'--count {options.count}: {file} reads sentences; leave it out for an image of each that is '
                         'held out')
-    dataset = MultiscaleDataset.held_out(flags.dataset_file(options))
+    dataset = reading.require_embeddings(MultiscaleDataset.held_out(flags.dataset_file(options)))
     reading.check_embeddings(model.data, dataset, file)
     print(f'{file} generates images for {len(dataset.captions)} captions of /{dataset.split}', flush=True)
     write_evaluation(os.path.join(os.path.dirname(file), f'iteration{steps}'), dataset,

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from char_cnn_rnn.reading import how_to_embed
 from common import flags
 from common.errors import UserError
 from data import layout, pictures
@@ -237,7 +238,8 @@ def test_captions_that_the_encoder_does_not_read_are_counted(tmp_path, monkeypat
 
 def test_the_ending_h5_is_found_by_everything(tmp_path, monkeypatch, capsys):
     run(monkeypatch, *make_cub(tmp_path, birds()), '--out', tmp_path / 'my birds.h5')
-    command = shlex.split(capsys.readouterr().out.split('make them with: ')[1].split('\n')[0].split('&&')[1])
+    assert 'embeddings: none yet; data/README.md says how to write them' in capsys.readouterr().out
+    command = shlex.split(how_to_embed(str(tmp_path / 'my birds.h5')).split('&&')[1])
     options = dict(zip(command[3::2], command[4::2]))
     assert flags.dataset_file(types.SimpleNamespace(data_dir=options['--data_dir'], dataset=options['--dataset'])) == \
         str(tmp_path / 'my birds.h5')

@@ -137,6 +137,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5')
     script = ('import os, signal, sys\n'
               'from data import cache, checked_files\n'
+              'from data.txt2image_dataset import preprocess\n'
               'write, written = checked_files._Summed.write, []\n'
               'def end(self, data):\n'
               '    write(self, data)\n'
@@ -145,7 +146,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
               '        self.file.flush()\n'
               '        os.kill(os.getpid(), signal.SIGKILL)\n'
               'checked_files._Summed.write = end\n'
-              'cache.load_split(sys.argv[1], "train", 64)')
+              'cache.load_split(sys.argv[1], "train", 64, preprocess)')
     assert subprocess.run([sys.executable, '-c', script, path], cwd=ROOT).returncode == -9
     folder = tmp_path / 'birds.cache'
     (folder / 'train.partial-abc').mkdir()  # as versions before left them

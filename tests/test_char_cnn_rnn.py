@@ -12,6 +12,7 @@ from char_cnn_rnn.build_encoder import ClassBatches, Model, embed_captions, load
 from char_cnn_rnn.encoder import ALPHABET, VARIANTS, CharCnnRnn, one_hot, sje_loss
 from data import layout
 from data.cache import load_split
+from data.txt2image_dataset import preprocess
 from tests.errors import one_line
 from tests.golden_numbers import fill, golden, tensor_for
 from tests.squares import write_squares
@@ -147,7 +148,7 @@ def test_batches_have_every_class_as_often(classes, batch_size):
 
 
 def test_a_split_smaller_than_a_batch_is_an_epoch_and_an_empty_one_is_none(squares):
-    split = load_split(squares, 'train', 64)
+    split = load_split(squares, 'train', 64, preprocess)
     assert len(list(ClassBatches(split.index, split.pictures, 100))) == 1
     assert list(ClassBatches(layout.Index(), torch.empty(0), 4)) == []
 
@@ -232,7 +233,7 @@ def test_reading_an_encoder_draws_no_random_numbers(tmp_path, narrow):
 
 def new_model(squares, seed):
     torch.manual_seed(seed)
-    split = load_split(squares, 'train', 64)
+    split = load_split(squares, 'train', 64, preprocess)
     model = Model('model', 'cpu', ClassBatches(split.index, split.pictures, 4), 'birds_icml', 'scratch')
     model.create_optim(0.001)
     return model

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from char_cnn_rnn.reading import require_embeddings
 from common.errors import UserError
 from common.flags import ROOT
-from data import cache, layout
+from data import cache, layout, txt2image_dataset
 from data.txt2image_dataset import Text2ImageDataset
 from tests import tiny
 from tests.errors import one_line
@@ -167,7 +168,7 @@ def test_embeddings_are_added_later(tmp_path):
     assert Text2ImageDataset(path).embeddings is None
     rows = np.random.default_rng(0).standard_normal((14, 1024)).astype(np.float32)
     layout.write_embeddings(path, {'train': rows}, 'a test')
-    dataset = Text2ImageDataset(path).require_embeddings()
+    dataset = require_embeddings(Text2ImageDataset(path))
     assert torch.equal(dataset[3]['right_embed'], torch.from_numpy(rows[3]))
     with h5py.File(path) as file:
         assert file.attrs['embeddings'] == 'a test' and 'embeddings' not in file['test/Wren_0_0']
@@ -207,7 +208,7 @@ def test_real_photographs_meet_the_golden_pictures(tmp_path):
                     os.path.join(folder, 'CUB_200_2011'), '--text', os.path.join(folder, 'text_c10')], check=True)
     cached = {}
     for split in layout.SPLITS:
-        found = cache.load_split(path, split, 64)
+        found = cache.load_split(path, split, 64, txt2image_dataset.preprocess)
         cached |= dict(zip(found.index.names, found.pictures.permute(0, 2, 3, 1).numpy()))
     numbers = {key.partition('|')[0]: value for key, value in golden('preprocessing')[0].items() if 'chapter_64' in key}
     assert len(numbers) == 4
@@ -255,14 +256,14 @@ def test_an_empty_split(birds):
     for _ in range(2):  # made, then from the cache
         dataset = Text2ImageDataset(birds, split=1)
         assert len(dataset) == 0 and list(dataset) == []
-    assert 'holds no captions' in one_line(dataset.require_embeddings)
+    assert 'holds no captions' in one_line(require_embeddings, dataset)
 
 
 def test_without_embeddings(tmp_path):
     dataset = Text2ImageDataset(tiny.make(tmp_path / 'birds.hdf5', embeddings=False))
     assert set(dataset[0]) == {'right_images', 'wrong_images', 'txt'}
     assert next(iter(DataLoader(dataset, 4)))['right_images'].shape == (4, 3, 64, 64)
-    message = one_line(dataset.require_embeddings)
+    message = one_line(require_embeddings, dataset)
     assert 'python char_cnn_rnn/main.py --train' in message and 'python char_cnn_rnn/main.py --embed' in message
     assert f'--data_dir {tmp_path}' in message
 
@@ -271,7 +272,7 @@ def test_an_embedding_missing_in_between(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5')
     with h5py.File(path, 'a') as file:
         del file['train/Jay_0_1/embeddings']
-    assert '/train/Jay_0_1 has no embedding' in one_line(Text2ImageDataset(path).require_embeddings)
+    assert '/train/Jay_0_1 has no embedding' in one_line(require_embeddings, Text2ImageDataset(path))
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -311,8 +312,8 @@ def test_transform_is_applied_to_every_picture(birds):
 @pytest.fixture
 def decoded(monkeypatch):
     """A list that grows by one with every photograph decoded."""
-    calls, squash = [], cache.squash
-    monkeypatch.setattr(cache, 'squash', lambda *args: calls.append(1) or squash(*args))
+    calls, preprocess = [], txt2image_dataset.preprocess
+    monkeypatch.setattr(txt2image_dataset, 'preprocess', lambda *args: calls.append(1) or preprocess(*args))
     return calls
 
 
@@ -341,19 +342,19 @@ def test_pixels_are_not_written_back(tmp_path):
 
 
 def test_a_half_made_cache_is_not_used(tmp_path, monkeypatch, decoded):
-    path, squash = tiny.make(tmp_path / 'birds.hdf5'), cache.squash
+    path, preprocess = tiny.make(tmp_path / 'birds.hdf5'), txt2image_dataset.preprocess
 
     def fail(*args):
         if len(decoded) == 3:
             raise KeyboardInterrupt
-        return squash(*args)
+        return preprocess(*args)
 
-    monkeypatch.setattr(cache, 'squash', fail)
+    monkeypatch.setattr(txt2image_dataset, 'preprocess', fail)
     with pytest.raises(KeyboardInterrupt):
         Text2ImageDataset(path)
     made = os.listdir(os.path.join(cache.cache_folder(path), 'train'))
     assert 'pictures_64.npy' not in made and not any('partial' in name for name in made)
-    monkeypatch.setattr(cache, 'squash', squash)
+    monkeypatch.setattr(txt2image_dataset, 'preprocess', preprocess)
     for damage in (None, b'{"stamp": ', b'[]'):
         if damage:
             with open(os.path.join(cache.cache_folder(path), 'train', 'index.json'), 'wb') as file:

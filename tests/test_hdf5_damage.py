@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
+from char_cnn_rnn.reading import require_embeddings
 from common.flags import ROOT
 from data import cache, layout, plain_hdf5
 from data.cache import load_split
@@ -101,7 +102,7 @@ def test_embeddings_that_cannot_be_trained_on_are_named(rows, wrong, tmp_path, i
         split = load_split(path, 'train')
         assert len(split.index.captions) == 14 and split.embeddings is None
         dataset = Text2ImageDataset(path)
-        message = one_line(dataset.require_embeddings, match=f'/train/Jay_0_1 has .*{wrong}')
+        message = one_line(require_embeddings, dataset, match=f'/train/Jay_0_1 has .*{wrong}')
         assert 'write them with: python char_cnn_rnn/main.py' in message
     assert len(load_split(path, 'test').embeddings) == 8
 

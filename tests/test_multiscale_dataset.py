@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from char_cnn_rnn.reading import require_embeddings
 from common.flags import ROOT
 from data import layout, multiscale_dataset
 from data.cropped_dataset import CroppedDataset
@@ -296,7 +297,7 @@ def test_every_caption_is_drawn_with_its_embedding(dataset):
 
 
 def test_every_held_out_caption_with_its_sentence_number(birds):
-    dataset = MultiscaleDataset(birds, split=2).require_embeddings()
+    dataset = require_embeddings(MultiscaleDataset(birds, split=2))
     photographs = {p.name: p for p in tiny.photographs('test', tiny.SPLITS['test'])}
     rows = []
     for i, caption in enumerate(dataset.captions):
@@ -342,9 +343,9 @@ def test_missing_embeddings(tmp_path, birds):
     path = tiny.make(tmp_path / 'birds.hdf5', embeddings=False)
     dataset = MultiscaleDataset(path, **TINY)
     assert set(dataset[0]) == {'right_images', 'wrong_images', 'txt', 'class', 'name'}
-    message = one_line(dataset.require_embeddings)
+    message = one_line(require_embeddings, dataset)
     assert path in message and 'python char_cnn_rnn/main.py --embed' in message
-    assert '/valid holds no captions' in one_line(MultiscaleDataset(birds, split=1).require_embeddings)
+    assert '/valid holds no captions' in one_line(require_embeddings, MultiscaleDataset(birds, split=1))
     assert 'no such file' in one_line(MultiscaleDataset, str(tmp_path / 'absent.hdf5'))
 
 

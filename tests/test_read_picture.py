@@ -13,6 +13,7 @@ from data import cache, layout, pictures
 from data.image_folder import image_folder
 from data.multiscale_dataset import MultiscaleDataset, frame
 from data.pictures import BadPicture, read_picture
+from data.txt2image_dataset import preprocess
 from tests import tiny
 from tests.errors import one_line
 from tests.fuzz_pictures import BOMBS, bomb
@@ -115,7 +116,7 @@ def test_whatever_pillow_raises_names_the_photograph(error, tmp_path, monkeypatc
 
     monkeypatch.setattr(Image.Image, 'convert', fail)
     monkeypatch.setattr('PIL.JpegImagePlugin.JpegImageFile.load', fail)
-    for read in (lambda: cache.load_split(path, 'train', 64), MultiscaleDataset(path, **TINY).cached,
+    for read in (lambda: cache.load_split(path, 'train', 64, preprocess), MultiscaleDataset(path, **TINY).cached,
                  lambda: MultiscaleDataset(path, **TINY)[0]):
         one_line(read, match=r'the photograph (Auk|Jay)_0 of /train cannot be decoded \(two lines\); make the file')
 

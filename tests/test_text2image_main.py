@@ -181,7 +181,8 @@ def test_errors_say_what_to_do(folder, error, tmp_path):
     assert not (tmp_path / 'out').exists()
     evaluate = ['--train', 'False', '--out_dir', 'empty']
     assert 'holds no captions' in error(*evaluate, '--data_dir', tmp_path, '--dataset', 'tiny')
-    assert 'empty: no run of --dataset tiny with a text2image.pt in it yet; train one first (--train)' in error(*evaluate, *DATA)
+    said = error(*evaluate, *DATA)
+    assert 'empty: no run of --dataset tiny with a text2image.pt in it yet; train one first (--train)' in said
     assert 'empty: no run with a text2image.pt' in error(*evaluate, '--text', 'a red bird')
     assert 'empty: no run of --dataset tiny with a text2image.pt' in error(*DATA, '--out_dir', 'empty', '--resume')
     assert '--resume nowhere: is no folder of a run' in error(*DATA, '--resume', 'nowhere')

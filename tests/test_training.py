@@ -305,3 +305,11 @@ def test_losses_in_a_list_are_logged_one_by_one(tmp_path):
     train(model, 1, 1, str(tmp_path), verbose=False)
     assert 'loss_D_0 1.0000  loss_D_1 2.0000  loss_G 3.0000' in (tmp_path / 'log.txt').read_text()
     assert model.saved == str(tmp_path)
+
+
+def test_a_signal_while_the_first_step_is_logged_saves_it(dataset, tmp_path, monkeypatch):
+    losses = training_run.Log.losses
+    monkeypatch.setattr(training_run.Log, 'losses', lambda *args: signal.raise_signal(signal.SIGTERM) or losses(*args))
+    with pytest.raises(KeyboardInterrupt):
+        new_model(dataset).train(1, 1, str(tmp_path), verbose=False)
+    assert torch.load(tmp_path / 'text2image.pt', weights_only=True)['progress']['step'] == 1

@@ -60,7 +60,8 @@ def train(options, device, resumed):
     """Train in a new run folder, or continue the run in the folder `resumed`."""
     print('Loading data...', flush=True)
     dataset = Text2ImageDataset(flags.dataset_file(options), split=0,
-                                drawn=options.cls_coef > 0 or options.int_coef > 0).require_embeddings().to(device)
+                                drawn=options.cls_coef > 0 or options.int_coef > 0)
+    dataset = reading.require_embeddings(dataset).to(device)
     loader = DataLoader(dataset, options.batch_size, sampler=ranks.sampler(dataset), collate_fn=dataset.collate)
     run.check_batches(options.batch_size, len(loader.sampler))
     model = make_model(options, device, loader)
@@ -83,7 +84,7 @@ def train(options, device, resumed):
 
 def evaluate(options, device, resumed):
     """Generate images for captions of classes that were not trained on."""
-    dataset = Text2ImageDataset.held_out(flags.dataset_file(options))
+    dataset = reading.require_embeddings(Text2ImageDataset.held_out(flags.dataset_file(options)))
     loader = DataLoader(dataset, EVAL_SIZE, shuffle=True, collate_fn=dataset.collate)
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
                                dataset=options.dataset)

@@ -154,7 +154,7 @@ def report(count, letters, source, out):
               f'({" ".join(shown)}{" ..." if len(letters) > SHOWN else ""})')
     if count['long']:
         print(f'longer than the {LENGTH} characters that the sentence encoder reads: {count["long"]} captions')
-    print(f'embeddings: {source or "none yet; make them with: " + layout.how_to_embed(out)}')
+    print(f'embeddings: {source or "none yet; data/README.md says how to write them"}')
     print(f'JPEGs: {count["bytes"] / 1e6:.1f} MB')
 
 
