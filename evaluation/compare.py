@@ -1,0 +1,98 @@
+"""Put runs of text2image side by side: the same sentences, the same noise, one column per run.
+
+    python evaluation/compare.py RUN RUN... --text SENTENCE [--text_file FILE] [--out compare.png]
+
+Above each column stand the options in which its run differs from the others, and how many images it was trained on.
+"""
+import os
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from common import signals
+
+if __name__ == '__main__':
+    signals.end_at_once()  # while the imports take seconds
+
+import argparse
+import textwrap
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from char_cnn_rnn import reading
+from common import checkpoint, flags, run
+from common.errors import UserError, run_command
+from common.files import atomic_write
+from common.pictures import to_pil
+from text2image import checkpoints
+from text2image.build_gan import Model
+
+SIDE, GAP = 96, 8          # pixels of an image on the sheet, and between two of them
+LETTER, LINE = 6, 14       # pixels of a letter and of a line of text
+CAPTION = 30               # letters in a line of a caption
+# Options that say where a run is and how it computes, not what it learns.
+NOT_SHOWN = {'checkpoint', 'compile', 'cuda', 'data_dir', 'encoder', 'keep', 'log_interval', 'model', 'out_dir',
+             'precision', 'resume', 'text', 'text_file', 'train'}
+
+
+def main():
+    """Generate the images of every run and write the sheet."""
+    parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('runs', nargs='+', type=flags.path, metavar='RUN', help='run folders of text2image')
+    parser.add_argument('--text', action='append', metavar='SENTENCE', help='sentence; can be repeated')
+    parser.add_argument('--text_file', type=flags.path, metavar='FILE', help='file of sentences, one per line')
+    parser.add_argument('--seed', type=flags.seed, default=1, help='seed of the noise (default: 1)')
+    parser.add_argument('--out', type=flags.path, default='compare.png', metavar='FILE',
+                        help='PNG file to write (default: compare.png)')
+    options = parser.parse_args()
+    sentences = flags.read_sentences(options.text, options.text_file)
+    device = flags.choose_device(torch.cuda.is_available())
+    columns = [generate(path, sentences, options.seed, device) for path in options.runs]
+    titles = differences([run_options for run_options, _, _ in columns])
+    titles = [f'{title}, {images:,} images' for title, (_, images, _) in zip(titles, columns)]
+    with atomic_write(options.out) as file:
+        sheet([images for _, _, images in columns], titles, sentences).save(file, 'PNG')
+    print(f'{len(columns)} runs, {len(sentences)} sentences: {options.out}')
+
+
+def generate(path, sentences, seed, device):
+    """Return (the options of a run, how many images it was trained on, images [B, 3, 64, 64] for the sentences)."""
+    file = run.existing(path, 'text2image', checkpoints.find)
+    model = Model('text2image', device, None, 3, 0, 0)
+    model.load_from(file, verbose=False)
+    if not model.options:
+        raise UserError(f'{file}: is no checkpoint of a run, which says what it was trained with; give a run folder')
+    hdf5_file = flags.dataset_file(argparse.Namespace(**model.options))
+    embeddings = reading.read(sentences, file, model.data, None, hdf5_file, device)
+    steps = checkpoint.count_in(checkpoint.load(file, mapped=True), file, 'step')
+    return model.options, steps * model.options['batch_size'], model.generate(embeddings, seed).cpu()
+
+
+def differences(all_options):
+    """Return for each run a line with the options in which it differs from another one."""
+    names = sorted(set.union(*map(set, all_options)) - NOT_SHOWN)
+    differing = [name for name in names if len({str(one.get(name)) for one in all_options}) > 1]
+    return [' '.join(f'--{name} {one.get(name)}' for name in differing) or 'the same options' for one in all_options]
+
+
+def sheet(columns, titles, sentences):
+    """Return one PIL image: a row per sentence, which stands at its left, and a column per run, under its title."""
+    font, left = ImageFont.load_default(11), CAPTION * LETTER + 2 * GAP
+    wrapped = [textwrap.wrap(title, SIDE // LETTER) for title in titles]
+    top = max(map(len, wrapped)) * LINE + 2 * GAP
+    image = Image.new('RGB', (left + len(columns) * (SIDE + GAP), top + len(sentences) * (SIDE + GAP)), 'white')
+    pen = ImageDraw.Draw(image)
+    for row, sentence in enumerate(sentences):
+        pen.multiline_text((GAP, top + row * (SIDE + GAP)), textwrap.fill(sentence, CAPTION), 'black', font)
+    for column, (images, lines) in enumerate(zip(columns, wrapped)):
+        x = left + column * (SIDE + GAP)
+        pen.multiline_text((x, GAP), '\n'.join(lines), 'black', font)
+        for row, one in enumerate(images):
+            image.paste(to_pil(one).resize((SIDE, SIDE), Image.Resampling.BICUBIC), (x, top + row * (SIDE + GAP)))
+    return image
+
+
+if __name__ == '__main__':
+    run_command(main)

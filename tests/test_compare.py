@@ -1,0 +1,55 @@
+"""evaluation/compare.py: runs side by side."""
+import sys
+
+import pytest
+from PIL import Image
+
+from common.errors import UserError
+from evaluation import compare
+from tests import tiny
+from tests.errors import one_line
+from text2image import main
+
+
+def run(monkeypatch, module, *arguments):
+    monkeypatch.setattr(sys, 'argv', [module.__file__, *map(str, arguments)])
+    return module.main()
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Two runs of one epoch, two steps of 4 and 2 captions, that differ in --l1_coef."""
+    tiny.with_encoder(tmp_path, {'train': {'001.Auk': 1, '002.Jay': 2}})
+    for l1_coef in (0, 50):
+        run(monkeypatch, main, '--data_dir', tmp_path / 'data', '--dataset', 'tiny', '--epochs', 1, '--batch_size', 4,
+            '--out_dir', tmp_path / str(l1_coef), '--l1_coef', l1_coef)
+    return [next((tmp_path / str(l1_coef)).iterdir()) for l1_coef in (0, 50)]
+
+
+def test_a_sheet_of_two_runs(runs, tmp_path, monkeypatch, capsys):
+    sheets = [tmp_path / name for name in ('both.png', 'again.png', 'twice.png')]
+    for sheet, chosen in zip(sheets, (runs, runs, [runs[0], runs[0]])):
+        run(monkeypatch, compare, *chosen, '--text', 'a small red bird', '--text', 'a blue one', '--out', sheet)
+    assert f'2 runs, 2 sentences: {sheets[0]}' in capsys.readouterr().out
+    both, again, twice = map(Image.open, sheets)
+    assert both.size[0] == compare.CAPTION * compare.LETTER + 2 * compare.GAP + 2 * (compare.SIDE + compare.GAP)
+    assert both.tobytes() == again.tobytes()
+
+    def column(sheet, number):
+        right = sheet.size[0] - (1 - number) * (compare.SIDE + compare.GAP)
+        return sheet.crop((right - compare.SIDE - compare.GAP, sheet.size[1] - 2 * (compare.SIDE + compare.GAP),
+                           right - compare.GAP, sheet.size[1])).tobytes()
+
+    assert column(twice, 0) == column(twice, 1) and column(both, 0) != column(both, 1)
+
+
+def test_titles_say_what_differs(runs):
+    found = compare.differences([{'l1_coef': 0, 'lr': 1, 'out_dir': 'a'}, {'l1_coef': 50, 'lr': 1, 'out_dir': 'b'}])
+    assert found == ['--l1_coef 0', '--l1_coef 50']
+    assert compare.differences([{'lr': 1}] * 2) == ['the same options'] * 2
+
+
+def test_errors_are_one_line(runs, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match='no sentence in it'):
+        run(monkeypatch, compare, *runs)
+    assert 'no such checkpoint' in one_line(run, monkeypatch, compare, tmp_path / 'none', '--text', 'a bird')
