@@ -6,11 +6,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SECTIONS = ('word2vec', 'char_cnn_rnn', 'text2image', 'stackgan_v1', 'stackgan_v2')
-GANS = SECTIONS[2:]
-# What the files of a folder may import from other folders of this repository.
-ARROWS = {'common': set(), 'data': {'common'}, **{section: {'common', 'data'} for section in SECTIONS},
-          'evaluation': {'common', 'data', *SECTIONS}, 'benchmarks': {'common', 'data', 'evaluation', *SECTIONS}}
+GANS = ('text2image', 'stackgan_v1', 'stackgan_v2')
+
+
+def table():
+    """Return {folder: the other folders that its files may import from}, as CONTRIBUTING.md has it."""
+    text = (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8')
+    rows = text.partition('| folder | may import from |\n|---|---|\n')[2].partition('\n\n')[0].splitlines()
+    cells = [[re.findall(r'`(\w+)`', cell) for cell in row.split('|')[1:-1]] for row in rows]
+    return {folder: set(others) for folders, others in cells for folder in folders}
+
+
+ARROWS = table()
 FILES = [path for folder in ARROWS for path in sorted((ROOT / folder).rglob('*.py'))
          if 'output' not in path.parts]
 NAMES = re.compile(r'word2vec|char_cnn|text2image|stackgan|stage.?i\b|stage1|nets?D\b|netG|lsun', re.IGNORECASE)
@@ -76,6 +83,11 @@ def test_there_is_no_circle():
                          ids=lambda path: str(path.relative_to(ROOT)))
 def test_common_names_no_section(path):
     assert not NAMES.search(path.read_text(encoding='utf-8'))
+
+
+def test_the_table_has_every_folder_of_code():
+    folders = {path.relative_to(ROOT).parts[0] for path in ROOT.glob('*/*.py')}
+    assert set(ARROWS) == folders - {'tests'} and ARROWS['text2image'] == {'common', 'data'}
 
 
 def test_an_arrow_upward_is_found():
