@@ -83,7 +83,7 @@ def prepared_step(options):
     model, netsD, heads, batch = GANS[options.gan](options.batch_size)
     batch['right_embed'] = torch.randn(options.batch_size, 1024)
     speed.prepare(model.netG, netsD, heads, device=CPU, precision=options.precision, compile=False,
-                  batch_size=options.batch_size)
+                  batch_size=options.batch_size, large_images=options.gan != 'text2image')
     model.create_optim(2e-4)
     return lambda: model.train_step(batch)
 
@@ -100,7 +100,7 @@ def without_function(owner, name):
 def channels_last(options):
     """Return seconds a step in PyTorch's first memory order, which is that on CPUs, and in that of GPUs."""
     arrange = speed.arrange
-    with patch.object(speed, 'arrange', lambda net, device: arrange(net.to(memory_format=torch.channels_last), device)):
+    with patch.object(speed, 'arrange', lambda net, *how: arrange(net.to(memory_format=torch.channels_last), *how)):
         with_it = prepared_step(options)
     return in_turns(options.steps, prepared_step(options), with_it)
 

@@ -43,6 +43,7 @@ def parse_options(parser, mode_of, keys, translate, chapter_dir):
 
 def find(path, folders):
     """A relative path as it is if that exists, else below the first of `folders` where it does, else as it is."""
+    path = os.path.expanduser(path)
     places = [path, *(os.path.normpath(os.path.join(folder, path)) for folder in folders)]
     return next(filter(os.path.exists, places), path)
 

@@ -142,7 +142,7 @@ def path(text):
     """An argparse type: a path, which '' (an unset variable of the shell, say) is not."""
     if not text:
         raise argparse.ArgumentTypeError('is empty; leave out the flag, or give a path')
-    return text
+    return os.path.expanduser(text)  # which the shell does not do in --flag=~/x
 
 
 def absolute_path(text):
@@ -235,6 +235,11 @@ def add_large_image_flags(parser, all_modes):
 
 def dataset_file(options):
     """The path of the HDF5 file of `--data_dir` and `--dataset`: NAME.hdf5, or NAME.h5 where only that exists."""
+    if options.dataset.endswith(('.hdf5', '.h5')):
+        raise UserError(f'--dataset {options.dataset}: give the name without its ending, '
+                        f'{os.path.splitext(options.dataset)[0]}')
+    if os.path.isfile(options.data_dir or ''):
+        raise UserError(f'--data_dir {options.data_dir}: is a file; give its folder, and its name with --dataset')
     stem = os.path.join(options.data_dir or os.path.join(ROOT, 'data', options.dataset), options.dataset)
     found = list(filter(os.path.isfile, (f'{stem}.hdf5', f'{stem}.h5'))) or [f'{stem}.hdf5']
     if len(found) > 1:

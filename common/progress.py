@@ -6,9 +6,11 @@ def new_progress():
     """Return where a run stands: whole epochs, batches of the epoch under way, steps, and the generators' states.
 
     `rng` is their state now; `epoch_rng` what it was before the epoch under way drew its order. `world_size` is the
-    number of ranks that trained; the generators' states are those of rank 0.
+    number of ranks that trained; the generators' states are those of rank 0. `batch_size` is that of each rank, 0 where
+    it is not known.
     """
-    return {'epoch': 0, 'batch': 0, 'step': 0, 'rng': None, 'epoch_rng': None, 'world_size': 1}
+    return {'epoch': 0, 'batch': 0, 'step': 0, 'rng': None, 'epoch_rng': None, 'world_size': 1,
+            'batch_size': 0}
 
 
 def rng_state():

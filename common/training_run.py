@@ -126,11 +126,17 @@ class TrainingRun:
 
 
 def _regroup(progress, data_loader):
-    """Fit what a checkpoint says to the ranks that go on: it has the generators of one, and counts one's batches."""
-    before, now = progress.get('world_size', 1), ranks.world_size()
-    if before != now:
-        progress['batch'] = min(progress['batch'] * before // now, len(data_loader))
-        progress['world_size'] = now
+    """Fit the progress of a checkpoint to the ranks and the batch size that continue: it counts one rank's batches.
+
+    Of an epoch that was left in the middle, as many items are left out as were trained on, to a batch.
+    """
+    before, now = progress['world_size'], ranks.world_size()
+    size = getattr(data_loader, 'batch_size', None) or 0
+    size_before = progress['batch_size'] or size
+    if (before, size_before) != (now, size):
+        trained = progress['batch'] * before * (size_before or 1)
+        progress['batch'] = min(trained // (now * (size or 1)), len(data_loader))
+    progress['world_size'], progress['batch_size'] = now, size
     if before > 1 or now > 1:
         ranks.seed_apart(progress['step'])
         progress['rng'] = progress['epoch_rng'] = rng_state()

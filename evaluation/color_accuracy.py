@@ -48,13 +48,13 @@ def main():
                         help='checkpoint to measure (default: of the newest run on toy_birds)')
     parser.add_argument('--count', type=flags.positive(int), default=500, help='number of sentences (default: 500)')
     options = parser.parse_args()
-    dataset = Text2ImageDataset(os.path.join(options.data_dir, 'toy_birds.hdf5'), split=2)
+    hdf5_file = flags.dataset_file(argparse.Namespace(data_dir=options.data_dir, dataset='toy_birds'))
+    dataset = Text2ImageDataset(hdf5_file, split=2)
     reading.require_embeddings(dataset)
     if unknown := set(dataset.classes) - set(CLASSES):
         raise UserError(f'{dataset.file}: {min(unknown)} is no class of toy birds; make the file with: '
                         'python data/toy_birds/prepare.py')
-    file = options.checkpoint or os.path.join(
-        run.find_run(options.out_dir, 'text2image.pt', dataset='toy_birds'), 'text2image.pt')
+    file = options.checkpoint or newest_checkpoint(options.out_dir)
     model = Model('text2image', flags.choose_device(torch.cuda.is_available()), None, 3, 0, 0)
     model.load_from(file, verbose=False)
     reading.check_embeddings(model.data, dataset, file)
@@ -71,6 +71,15 @@ def main():
     for what, pairs in (('asked for', colors), ('shuffled', shuffled)):
         for part, accuracy in zip(('body', 'wings'), color_accuracy(images, *map(list, zip(*pairs)))):
             print(f'  {part:5} has the color {what}: {accuracy:.3f}')
+
+
+def newest_checkpoint(out_dir):
+    """Return the checkpoint of the newest run on toy_birds in `out_dir`. Raises UserError where there is none."""
+    try:
+        return os.path.join(run.find_run(out_dir, 'text2image.pt', dataset='toy_birds'), 'text2image.pt')
+    except UserError as error:
+        raise UserError(f'{out_dir}: no run of text2image on toy_birds; train one with: python text2image/main.py '
+                        '--train --dataset toy_birds, or name one with --checkpoint FILE') from error
 
 
 def color_accuracy(images, body_colors, wing_colors):

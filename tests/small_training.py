@@ -14,9 +14,9 @@ def make_dataset(folder):
     return Text2ImageDataset(tiny.make(folder / 'birds.hdf5', {'train': {'001.Auk': 1, '002.Jay': 2}}))
 
 
-def new_model(dataset, seed=1):
+def new_model(dataset, seed=1, batch_size=4):
     torch.manual_seed(seed)
-    loader = DataLoader(dataset, 4, shuffle=True, collate_fn=dataset.collate)
+    loader = DataLoader(dataset, batch_size, shuffle=True, collate_fn=dataset.collate)
     model = Model('text2image', 'cpu', loader, 3, 50, 100, cls_coef=1.0, int_coef=1.0)  # all that is drawn counts
     model.create_optim(2e-4)
     return model

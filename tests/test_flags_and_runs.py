@@ -238,3 +238,17 @@ def test_a_run_is_kept_to_one_process(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, 'lockf', without_locks)  # as on some network file systems
     run.lock(str(tmp_path))
+
+
+@pytest.mark.parametrize('data_dir, dataset, message', [
+    (None, 'birds.hdf5', '--dataset birds.hdf5: give the name without its ending, birds'),
+    ('FILE', 'birds', 'is a file; give its folder')])
+def test_the_file_in_place_of_its_name_or_folder(tmp_path, data_dir, dataset, message):
+    (tmp_path / 'birds.hdf5').touch()
+    data_dir = str(tmp_path / 'birds.hdf5') if data_dir else str(tmp_path)
+    assert message in one_line(flags.dataset_file, SimpleNamespace(data_dir=data_dir, dataset=dataset))
+
+
+def test_the_home_folder_in_a_path(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    assert (flags.path('~/runs'), flags.absolute_path('~/runs')) == ('/home/me/runs', '/home/me/runs')

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from char_cnn_rnn import main as encoder_main
 from common import ranks
@@ -276,6 +277,13 @@ def test_batches_of_other_ranks_are_counted_anew(monkeypatch):
     assert progress['batch'] == 17
 
 
+@pytest.mark.parametrize('before, now, batches', [(32, 32, 10), (32, 64, 5), (32, 16, 20), (32, 100, 3), (0, 64, 10)])
+def test_batches_of_another_size_are_counted_anew(before, now, batches):
+    progress = new_progress() | {'batch': 10, 'batch_size': before}  # 0: a checkpoint of an earlier version
+    _regroup(progress, DataLoader(range(500), now))
+    assert (progress['batch'], progress['batch_size']) == (batches, now)
+
+
 def test_a_rank_has_the_gpu_of_its_number(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
@@ -291,7 +299,7 @@ def test_a_rank_has_the_gpu_of_its_number(monkeypatch):
 def test_what_one_process_does_is_refused_to_several(call, monkeypatch):
     as_rank(monkeypatch, 0, 2)
     assert call.error('--train', 'False') == (
-        'error: --train False: draws in one process; start it with python, not with torchrun')
+        'error: --train False: generates in one process; start it with python, not with torchrun')
     call.main = encoder_main
     assert call.error(*DATA).startswith('error: the encoder trains and reads in one process')
     monkeypatch.delenv('LOCAL_RANK')  # a machine that numbers its jobs, but has not started several processes

@@ -313,3 +313,17 @@ def test_a_signal_while_the_first_step_is_logged_saves_it(dataset, tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         new_model(dataset).train(1, 1, str(tmp_path), verbose=False)
     assert torch.load(tmp_path / 'text2image.pt', weights_only=True)['progress']['step'] == 1
+
+
+@pytest.mark.parametrize('batch_size', [2, 6])
+def test_an_epoch_can_end_with_batches_of_another_size(dataset, tmp_path, batch_size, monkeypatch):
+    """Whoever runs out of memory in the middle of an epoch continues with smaller batches: no item comes twice."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training_run.Log, 'losses', lambda *_: signal.raise_signal(signal.SIGTERM))
+        new_model(dataset).train(1, 1, str(tmp_path), verbose=False)  # four of the six items
+    again, seen = new_model(dataset, batch_size=batch_size), []
+    again.load_from(str(tmp_path), verbose=False)
+    train_step = again.train_step
+    again.train_step = lambda batch: seen.append(len(batch['txt'])) or train_step(batch)
+    again.train(1, 1, str(tmp_path), verbose=False)
+    assert sum(seen) == (2 if batch_size == 2 else 6)  # 4 are no whole batch of 6

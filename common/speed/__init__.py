@@ -10,12 +10,14 @@ from common.speed import accumulation, allocator, compiling, cpu_kernels
 from common.speed.precision import choose_precision, in_bf16, keep_outputs_in_float32
 
 
-def prepare(generator, discriminators, heads=(), *, device, precision, compile, accumulate=1, batch_size):
+def prepare(generator, discriminators, heads=(), *, device, precision, compile, accumulate=1, batch_size,
+            large_images=False):
     """Let the networks of a GAN train faster on `device`, or with `accumulate` > 1 in less memory. Prints how.
 
     `heads` are parts of discriminators that a training step calls by themselves. `precision` is one of
     `precision.PRECISIONS`, `compile` is 'auto' or a bool; with `accumulate`, discriminators see a batch in that many
-    parts. It may be called before or after optimizers are made, but before their first step. Raises UserError, with
+    parts. `large_images` says that the networks are for more than 64 x 64 pixels, for which CPUs have kernels of their
+    own here. It may be called before or after optimizers are made, but before their first step. Raises UserError, with
     everything as it was, where that cannot be done here.
     """
     if accumulate > batch_size:
@@ -33,7 +35,7 @@ def prepare(generator, discriminators, heads=(), *, device, precision, compile, 
         allocator.return_freed_memory() if accumulate > 1 else allocator.keep_freed_memory()
 
     for net in (generator, *discriminators):
-        arrange(net, device)
+        arrange(net, device, large_images)
         if accumulate > 1:
             accumulation.recompute(net)
         if number_format == 'bf16':
@@ -52,15 +54,15 @@ def prepare(generator, discriminators, heads=(), *, device, precision, compile, 
 
 
 def prepare_evaluation(generator, device):
-    """Let a generator that is not trained make many images faster on `device`."""
+    """Let a generator of large images that is not trained make many of them faster on `device`."""
     if device.type == 'cpu':
         allocator.keep_freed_memory()
     arrange(generator, device)
 
 
-def arrange(net, device):
+def arrange(net, device, large_images=True):
     """Let the convolutions of `net` compute in the way that is fastest on `device`."""
-    if device.type == 'cuda':
+    if device.type == 'cuda' or not large_images:
         net.to(memory_format=torch.channels_last)
     elif device.type == 'cpu':
         cpu_kernels.place_doubled_convs(net)
