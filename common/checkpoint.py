@@ -12,7 +12,7 @@ import torch
 from common import checkpoint_file
 from common.checkpoint_contents import (
     check_shapes,
-    checked_notes,
+    checked_metadata,
     checked_optimizer,
     checked_progress,
     checked_weights,
@@ -20,7 +20,7 @@ from common.checkpoint_contents import (
 )
 from common.checkpoint_file import Unreadable
 from common.errors import CannotWrite, UserError
-from common.files import explained, partial_file
+from common.files import convert_os_errors, partial_file
 
 COUNT = re.compile(r'_(\d+)\.pth$')  # steps or epochs, in the name of a snapshot
 KEEP = 2  # files of a run's checkpoint: the newest, and those before it
@@ -32,7 +32,7 @@ def save(path, contents, old_format=False, keep=1):
     `old_format` is what PyTorch reads that is older than 1.6. What the file held before stays as PATH.1, and so on,
     `keep` files in all. Raises CannotWrite; what was there before is then still there.
     """
-    with partial_file(path) as partial, explained(path):
+    with partial_file(path) as partial, convert_os_errors(path):
         with open(partial, 'r+b') as file:
             _write(path, file, contents, old_format)
         _keep_older(path, keep)
@@ -40,18 +40,18 @@ def save(path, contents, old_format=False, keep=1):
 
 def _write(path, file, contents, old_format):
     """Write a checkpoint into an open file; of the older format, that has no checksum, with a line that has one."""
-    watched = _Watched(file)
+    writer = _ChecksumWriter(file)
     try:
-        torch.save(contents, watched, _use_new_zipfile_serialization=not old_format)
+        torch.save(contents, writer, _use_new_zipfile_serialization=not old_format)
     except RuntimeError as error:  # which is what torch makes of an error of the file
-        raise watched.error or CannotWrite(f'{path}: cannot be written ({_one_line(error)})') from error
+        raise writer.error or CannotWrite(f'{path}: cannot be written ({_one_line(error)})') from error
     if old_format:
-        file.write(checkpoint_file.trailer(file.tell(), watched.crc))
+        file.write(checkpoint_file.trailer(file.tell(), writer.crc))
     file.flush()
     os.fsync(file.fileno())
 
 
-class _Watched:
+class _ChecksumWriter:
     """A file to write to: the CRC-32 of what was written, and the error where it could not be."""
 
     def __init__(self, file):
@@ -215,7 +215,7 @@ def load_model(model, parts, contents, path, paths=None):
     networks = {name: part for name, part in parts.items() if not _is_optimizer(part)}
     optimizers = {name: part for name, part in parts.items() if _is_optimizer(part)}
     is_training = bool(optimizers) and any(name in contents for name in optimizers)
-    options, data = checked_notes(contents, path)
+    options, data = checked_metadata(contents, path)
     progress = checked_progress(contents, path) if is_training else model.progress
     fitting = [(network, state, file) for name, part in networks.items() if name in contents
                for network, state, file in _triples(part, contents[name], f'{path}: its {name}',

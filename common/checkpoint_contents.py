@@ -6,25 +6,25 @@ import math
 
 import torch
 
-from common.checkpoint_file import shown
+from common.checkpoint_file import printable
 from common.errors import UserError
 from common.progress import new_progress
 
-NAMES = 5_000         # in a state dict; the largest networks here have a few hundred
-NOTES, DEPTH = 100_000, 10  # items in the options of a run, and how deep they are nested
-SHOWN = 100           # captions with their embeddings in the description of a data set
+MAX_NAMES = 5_000         # in a state dict; the largest networks here have a few hundred
+MAX_NOTES, MAX_DEPTH = 100_000, 10  # items in the options of a run, and how deep they are nested
+MAX_SHOWN = 100           # captions with their embeddings in the description of a data set
 LARGEST = 2 ** 40     # number of a step
 MOMENTS = {torch.optim.Adam: ('exp_avg', 'exp_avg_sq'), torch.optim.RMSprop: ('square_avg',),
            torch.optim.SGD: ()}
 SQUARES = ('exp_avg_sq', 'square_avg')
 NUMBERS = ('lr', 'betas', 'eps', 'weight_decay', 'alpha')  # of an optimizer, which a checkpoint may set
-WAYS = ('fused', 'foreach')  # of computing the same
+VARIANTS = ('fused', 'foreach')  # of computing the same
 COUNTER = 'num_batches_tracked'  # of a batch norm: PyTorch before 0.4.1 had none
 
 
 def without_module(state_dict, path):
     """A state dict without DataParallel's `module.` in front of its names. Raises UserError where it is none."""
-    if (not isinstance(state_dict, dict) or len(state_dict) > NAMES
+    if (not isinstance(state_dict, dict) or len(state_dict) > MAX_NAMES
             or not all(isinstance(name, str) for name in state_dict)):
         raise UserError(f'{path}: holds no state dict where one belongs')
     return {name.removeprefix('module.'): value for name, value in state_dict.items()}
@@ -46,7 +46,7 @@ def check_shapes(network, weights, path):
         if theirs.is_floating_point() != value.is_floating_point() or theirs.dtype == torch.bool:
             raise _misfit(network, path, f'{name} is of {theirs.dtype}, not {value.dtype}')
     if unknown := weights.keys() - ours.keys():
-        raise _misfit(network, path, f'it has no {shown(min(unknown))}')
+        raise _misfit(network, path, f'it has no {printable(min(unknown))}')
 
 
 def checked_weights(network, state_dict, path):
@@ -76,14 +76,14 @@ def checked_optimizer(optimizer, state_dict, where):
         raise UserError(f'{where} is of other parameters than the training has here')
     parameters = dict(enumerate(parameter for group in optimizer.param_groups for parameter in group['params']))
     if unknown := states.keys() - parameters.keys():
-        raise UserError(f'{where} is of a parameter {shown(min(unknown, key=str))} that there is not')
+        raise UserError(f'{where} is of a parameter {printable(min(unknown, key=str))} that there is not')
     return {'param_groups': [_checked_group(group, own, where) for group, own in zip(groups, ours)],
             'state': {number: _checked_state(state, parameters[number], MOMENTS[type(optimizer)],
                                              f'{where}, parameter {number},')
                       for number, state in states.items()}}
 
 
-def checked_notes(contents, path):
+def checked_metadata(contents, path):
     """(options, data): the dicts of a checkpoint in which a run notes how, and on what, it was trained; empty ones
     where it has none.
     """
@@ -132,10 +132,10 @@ def _checked_group(group, ours, where):
     checked = dict(ours)
     for name, own in ours.items():
         value = group.get(name, own)
-        if name in NUMBERS and _is_number_like(value, own) or name in WAYS and isinstance(value, bool | None):
+        if name in NUMBERS and _is_number_like(value, own) or name in VARIANTS and isinstance(value, bool | None):
             checked[name] = value
         elif name != 'params' and not (isinstance(value, bool | int | float | None) and value == own):
-            raise UserError(f'{where} was computed with {name} {shown(value)}, not {own}')
+            raise UserError(f'{where} was computed with {name} {printable(value)}, not {own}')
     if checked.get('fused') and checked.get('foreach'):
         raise UserError(f'{where} says fused and foreach, of which only one can be')
     return checked
@@ -199,7 +199,7 @@ def _is_description(data):
     texts = [value for name, value in data.items() if name not in ('shown', 'shown_embeddings')]
     return (all(isinstance(text, str) for text in (*data, *shown))
             and all(isinstance(text, str | None) for text in texts)
-            and len(shown) == len(embeddings) <= SHOWN
+            and len(shown) == len(embeddings) <= MAX_SHOWN
             and embeddings.is_floating_point() and bool(torch.isfinite(embeddings).all()))
 
 
@@ -217,6 +217,6 @@ def _is_plain(note):
             todo += [(part, depth + 1) for part in item]
         elif item is not None and not isinstance(item, (str, bool, int, float, torch.Tensor)):
             return False
-        if depth > DEPTH or seen + len(todo) > NOTES:
+        if depth > MAX_DEPTH or seen + len(todo) > MAX_NOTES:
             return False
     return True

@@ -58,7 +58,7 @@ def check(path):
             elif start.startswith(PICKLE):
                 _check_legacy(file)
             else:
-                raise _Wrong(_what_else(start))
+                raise _Wrong(_identify(start))
             return start.startswith(ZIP)
     except _Wrong as error:
         raise Unreadable(f'{path}: {error}') from error
@@ -75,7 +75,7 @@ def trailer(length, crc):
     return b'\nlength %d crc32 %08x\n' % (length, crc)
 
 
-def _what_else(start):
+def _identify(start):
     """What a file is that begins like this and is no checkpoint, and what to do."""
     text = start.lstrip().lower()
     if not start:
@@ -120,12 +120,12 @@ def _check_zip(file):
     for key, length in storages.items():
         record = records.get(f'{root}/data/{key}')
         if length != (record.file_size if record else 0):
-            raise _damaged(f'its record data/{shown(key)} is not as long as its tensors')
+            raise _damaged(f'its record data/{printable(key)} is not as long as its tensors')
 
 
 def _check_record(file, record, end, has_checksum):
     """Raise _Wrong unless the bytes of a record, which ends before `end`, are those that were written."""
-    name = shown(record.filename)
+    name = printable(record.filename)
     if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1 or record.compress_size != record.file_size:
         raise _Wrong(f'its record {name} is compressed, and torch.save compresses none; if the file has been packed '
                      'again by another program, use the original, else copy or download it again')
@@ -148,7 +148,7 @@ def _begin(file, record):
     signature, name_length, extra_length = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
     encoding = 'utf-8' if record.flag_bits & 0x800 else 'cp437'
     if signature != ZIP or file.read(name_length).decode(encoding) != record.orig_filename:
-        raise _damaged(f'its record {shown(record.filename)} has lost its header')
+        raise _damaged(f'its record {printable(record.filename)} has lost its header')
     return record.header_offset + LOCAL_HEADER.size + name_length + extra_length
 
 
@@ -256,7 +256,7 @@ def _run(file):
         elif name == 'STOP':
             return stack.pop(), storages
         elif name != 'PROTO' or value != 2:
-            raise _Wrong(f'refused: {name} {shown(value)} is in no pickle that torch.save writes; '
+            raise _Wrong(f'refused: {name} {printable(value)} is in no pickle that torch.save writes; '
                          'write it with torch.save(model.state_dict(), FILE)')
 
 
@@ -278,7 +278,7 @@ def _fill(container, items, is_dict):
 
 def _admitted(name):
     if name not in (DICT, *TENSORS, PARAMETER, *STORAGES):
-        raise _Wrong(f'refused: it asks for {shown(name.replace(" ", "."))}, but a checkpoint holds plain tensors, '
+        raise _Wrong(f'refused: it asks for {printable(name.replace(" ", "."))}, but a checkpoint holds plain tensors, '
                      'numbers and text alone; what is more could run code when it is loaded. Save the state_dict() of '
                      'a module instead')
     return _Global(name)
@@ -322,7 +322,7 @@ def _storage(saved_id, storages):
     return _Storage(numel)
 
 
-def shown(value):
+def printable(value):
     """A name or number from a file as it can be printed anywhere, or the type of anything else."""
     text = ascii(value) if isinstance(value, str | int | float | None) else f'a {type(value).__name__}'
     return text if len(text) < 80 else f'{text[:76]}...'

@@ -8,8 +8,8 @@ from common import flags, run
 from common.errors import UserError
 from common.files import check_is_file
 
-LONGEST, DEEPEST = 50_000, 4  # characters of a file; how deep it is nested: the authors' TRAIN.COEFF.KL is three
-AROUND = (yaml.StreamStartEvent, yaml.StreamEndEvent, yaml.DocumentStartEvent, yaml.DocumentEndEvent)
+MAX_LENGTH, MAX_DEPTH = 50_000, 4  # characters of a file; how deep it is nested: the authors' TRAIN.COEFF.KL is three
+BOUNDARIES = (yaml.StreamStartEvent, yaml.StreamEndEvent, yaml.DocumentStartEvent, yaml.DocumentEndEvent)
 
 
 def add_cfg_flag(parser, modes):
@@ -17,7 +17,7 @@ def add_cfg_flag(parser, modes):
                         help='take flags from this YAML file; what is typed wins over it')
 
 
-def parse_options(parser, mode_of, keys, translate, chapter_dir):
+def parse_options(parser, mode_of, keys, translate, section_dir):
     """As `run.parse_options`, after `--cfg`, whose path may be relative to the current folder or to the chapter's.
 
     The file may also use `keys`, the names of the authors' code, nested ones joined with dots: 'TRAIN.BATCH_SIZE'.
@@ -27,13 +27,13 @@ def parse_options(parser, mode_of, keys, translate, chapter_dir):
     path = parser.parse_args().cfg
     if not path:
         return run.parse_options(parser, mode_of)
-    path = find(path, [chapter_dir])
+    path = find(path, [section_dir])
     ours, theirs = _read(path, parser.names_in_files(), keys)
     translated, ignored = translate(theirs, path) if theirs else ({}, [])
     if ignored:
         print(f'{path}: means nothing here and is ignored: {", ".join(ignored)}')
     cfg_dir = os.path.dirname(os.path.abspath(path))
-    folders = [cfg_dir, os.path.dirname(cfg_dir), chapter_dir]  # the authors' paths start above their cfg/
+    folders = [cfg_dir, os.path.dirname(cfg_dir), section_dir]  # the authors' paths start above their cfg/
     read = set(parser.paths()) - {'out_dir'}
     values = {name: find(value, folders) if name in read and isinstance(value, str) and value else value
               for name, value in {**translated, **ours}.items()}
@@ -73,11 +73,11 @@ def _load(path):
     try:
         check_is_file(path)
         with open(path, 'rb') as file:
-            text = file.read(LONGEST + 1)
-        if len(text) > LONGEST:
+            text = file.read(MAX_LENGTH + 1)
+        if len(text) > MAX_LENGTH:
             raise UserError(f'{path}: is longer than any configuration; write a flag a line, as in: batch_size: 24')
         events = yaml.parse(text, Loader=yaml.SafeLoader)
-        values = [_value(event, events, 0) for event in events if not isinstance(event, AROUND)]
+        values = [_value(event, events, 0) for event in events if not isinstance(event, BOUNDARIES)]
     except _Refused as error:
         raise UserError(f'{path}: line {error.args[1].line + 1}: {error.args[0]}') from error
     except OSError as error:
@@ -106,7 +106,7 @@ def _value(event, events, depth):
         raise _Refused(f'types are not given here ({event.tag[:40]!r}); leave out what begins with !', event.start_mark)
     if isinstance(event, yaml.ScalarEvent):
         return _scalar(event)
-    if depth >= DEEPEST:
+    if depth >= MAX_DEPTH:
         raise _Refused('is nested deeper than any configuration', event.start_mark)
     return (_list if isinstance(event, yaml.SequenceStartEvent) else _mapping)(events, depth + 1)
 
@@ -137,7 +137,7 @@ def _mapping(events, depth):
 def _scalar(event):
     """The text as it is written, which the flags read as if it were typed; None where YAML 1.1 takes it for null."""
     text = event.value
-    if not flags.is_clean(text):
+    if not flags.is_valid_text(text):
         raise _Refused('has a line break or another control character in a value', event.start_mark)
     is_null = yaml.SafeLoader('').resolve(yaml.ScalarNode, text, event.implicit).endswith(':null')
     return None if is_null else text

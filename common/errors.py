@@ -35,7 +35,7 @@ def run_command(main):
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')  # a name that the terminal cannot show must not stop anything
     try:
-        with signals.raised():
+        with signals.as_exceptions():
             main()
             sys.stdout.flush()
     except UserError as error:
@@ -56,7 +56,7 @@ def run_command(main):
             raise
         sys.exit('error: this takes more memory than there is; give a smaller --batch_size, or narrower networks')
     except OSError:
-        _end_if_nothing_can_be_said()
+        _exit_if_stdout_fails()
         raise
 
 
@@ -65,7 +65,7 @@ def _replace_closed_streams():
     sys.stdout, sys.stderr = (stream or open(os.devnull, 'w') for stream in (sys.stdout, sys.stderr))
 
 
-def _end_if_nothing_can_be_said():
+def _exit_if_stdout_fails():
     """End the process where standard output, a pipe or a file, is what cannot be written."""
     try:
         print(flush=True)

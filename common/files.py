@@ -25,7 +25,7 @@ def atomic_write(path):
     Raises CannotWrite, which says `disk full` where it is, if the file cannot be written; what `path` held before is
     then still there.
     """
-    with partial_file(path) as partial, explained(path), open(partial, 'r+b') as file:
+    with partial_file(path) as partial, convert_os_errors(path), open(partial, 'r+b') as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -39,13 +39,13 @@ def partial_file(path):
     first what killed processes left of earlier attempts. Raises CannotWrite as `atomic_write` does.
     """
     target = _target(path)
-    with explained(path):
+    with convert_os_errors(path):
         os.makedirs(os.path.dirname(target), exist_ok=True)
         remove_leftovers(target)
         file = _new_partial(target)
     try:
         yield file.name
-        with explained(path):
+        with convert_os_errors(path):
             _lock(file, shared=True)  # so that a reader with a lock of its own, such as HDF5, can open `path` at once
             if os.name == 'nt':
                 file.close()  # Windows does not rename a file that is open
@@ -59,7 +59,7 @@ def partial_file(path):
 def check_can_write(path):
     """Raise CannotWrite where no file could take the name `path`. Makes none: what is tried out has no name."""
     _target(path)
-    with explained(path):
+    with convert_os_errors(path):
         tempfile.TemporaryFile(dir=_folder_above(path)).close()
 
 
@@ -99,7 +99,7 @@ def check_space(path, needed):
 
 
 @contextlib.contextmanager
-def explained(path):
+def convert_os_errors(path):
     """Raise CannotWrite in place of an OSError of the block, which writes `path`."""
     try:
         yield

@@ -40,7 +40,7 @@ class Parser(OneLineParser):
         action.modes, action.selects_run = modes, selects_run
         return action
 
-    def typed(self, arguments):
+    def given(self, arguments):
         """The flags that the command line `arguments` names, as argparse's actions."""
         nothing = object()  # argparse leaves what a namespace already has, but for what is typed
         namespace = argparse.Namespace(**{action.dest: None if isinstance(action, argparse._AppendAction) else nothing
@@ -59,7 +59,7 @@ class Parser(OneLineParser):
 
     def refuse_unused(self, arguments, mode):
         """Raise UserError where `arguments` name a flag that has no effect in `mode`."""
-        for action in self.typed(arguments):
+        for action in self.given(arguments):
             if mode in action.modes:
                 continue
             flag, trains = action.option_strings[0], mode in TRAINING
@@ -119,14 +119,15 @@ def seed(text):
     return value
 
 
-def is_clean(text):
+def is_valid_text(text):
     """False for control characters, which a terminal would obey, and for bytes that were no UTF-8."""
     return not any(unicodedata.category(letter) in ('Cc', 'Cs') for letter in text)
 
 
 def plain_name(text):
     """An argparse type: a name that a file or a folder can have, not a path to one."""
-    if not text.strip(' .') or set(text) & set('/\\') or not is_clean(text) or len(os.fsencode(text)) > LONGEST_NAME:
+    is_too_long = len(os.fsencode(text)) > LONGEST_NAME
+    if not text.strip(' .') or set(text) & set('/\\') or not is_valid_text(text) or is_too_long:
         raise argparse.ArgumentTypeError(f'{text[:100]!r} is no plain name, of which files and folders are made')
     return text
 
@@ -150,7 +151,7 @@ def absolute_path(text):
     return os.path.abspath(path(text))
 
 
-def add_run_flags(parser, model, epochs, batch_size, lr, chapter_dir, all_modes=ALL, seed_modes=(TRAIN, *GENERATING),
+def add_run_flags(parser, model, epochs, batch_size, lr, section_dir, all_modes=ALL, seed_modes=(TRAIN, *GENERATING),
                   batch_modes=TRAINING, resume_modes=(RESUME, *GENERATING), train_modes=None, data_modes=None,
                   models=None):
     """The flags that every section's main.py shares; the other arguments are the section's defaults and its modes.
@@ -166,7 +167,7 @@ def add_run_flags(parser, model, epochs, batch_size, lr, chapter_dir, all_modes=
                         help='folder of the HDF5 file (default: data/DATASET in the repository)')
     parser.add_argument('--dataset', type=plain_name, default='birds', modes=all_modes, selects_run=True,
                         help='name of the HDF5 file, without ending (default: birds)')
-    parser.add_argument('--out_dir', type=absolute_path, default=os.path.join(chapter_dir, 'output'), metavar='DIR',
+    parser.add_argument('--out_dir', type=absolute_path, default=os.path.join(section_dir, 'output'), metavar='DIR',
                         modes=all_modes,
                         help='every run makes a folder of its own in here (default: output beside main.py)')
     parser.add_argument('--epochs', type=positive(int), default=epochs, modes=TRAINING, help=f'default: {epochs}')
@@ -346,7 +347,7 @@ def read_sentences(texts, text_file, flag='--text'):
                             '--text_file takes a sentence a line') from error
     sentences = [sentence.replace('\t', ' ').strip() for sentence in sentences if sentence.strip()]
     for sentence in sentences:
-        if not is_clean(sentence):
+        if not is_valid_text(sentence):
             raise UserError(f'{text_file or flag}: {ascii(sentence[:60])} has control characters, or is not valid '
                             'UTF-8; write the sentence anew')
     if not sentences:

@@ -1,7 +1,7 @@
 """Files that one process at a time has to itself."""
 import errno
 
-from common.files import check_is_file, explained
+from common.files import check_is_file, convert_os_errors
 
 
 def lock_file(path, wait=False):
@@ -10,7 +10,7 @@ def lock_file(path, wait=False):
     With `wait`, waits for that one to close it. Windows has no such locks, nor have some network file systems: there
     the file is only opened. Raises CannotWrite where it cannot be made.
     """
-    with explained(path):
+    with convert_os_errors(path):
         check_is_file(path)
         file = open(path, 'w')
     try:

@@ -11,7 +11,7 @@ import time
 from tqdm import tqdm
 
 from common.errors import CannotWrite, UserError
-from common.files import atomic_write, explained
+from common.files import atomic_write, convert_os_errors
 
 
 class Log:
@@ -22,11 +22,11 @@ class Log:
 
     def __init__(self, out_dir, verbose, step, unit='images'):
         self.out_dir, self.verbose, self.unit = out_dir, verbose, unit
-        self.troubles = {}  # what cannot be written now, and why
+        self.failures = {}  # what cannot be written now, and why
         self.text = self.curves = None
         self.images, self.since = 0, time.monotonic()
         if out_dir:
-            with explained(out_dir):
+            with convert_os_errors(out_dir):
                 os.makedirs(out_dir, exist_ok=True)
             self.text = AppendedFile(os.path.join(out_dir, 'log.txt'))
             self.curves = self._open_curves(step)
@@ -52,11 +52,11 @@ class Log:
         try:
             yield
         except CannotWrite as error:
-            before, self.troubles[what] = self.troubles.get(what, ''), str(error)
+            before, self.failures[what] = self.failures.get(what, ''), str(error)
             if re.sub(r'\d+', '', before) != re.sub(r'\d+', '', str(error)):
                 self.line(f'{error}; the training goes on and tries again{meanwhile}')
         else:
-            if self.troubles.pop(what, None):
+            if self.failures.pop(what, None):
                 self.line(f'{what} can be written again')
 
     def line(self, text, console=True):
@@ -100,13 +100,13 @@ class AppendedFile:
     """A file that bytes are added to; those that do not fit wait, in memory, for the next attempt."""
 
     def __init__(self, path):
-        with explained(path):
+        with convert_os_errors(path):
             self.path, self.file, self.waiting = path, open(path, 'ab', buffering=0), b''
 
     def write(self, data):
         """Raises CannotWrite where not all of it, and of what waits, can be written."""
         self.waiting += data
-        with explained(self.path):
+        with convert_os_errors(self.path):
             while self.waiting:
                 self.waiting = self.waiting[self.file.write(self.waiting):]
 

@@ -53,7 +53,7 @@ def join():
         return
     if rank() > 0:
         sys.stdout = open(os.devnull, 'w')
-    signals.when_parent_ends(_stop_alone)
+    signals.when_parent_ends(_terminate)
     try:
         distributed.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo', timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
@@ -63,7 +63,7 @@ def join():
     print(f'{world_size()} processes train together: the batch is {world_size()} times --batch_size')
 
 
-def _stop_alone():
+def _terminate():
     """End this process as torchrun would, which is no longer there to do it: a training stops and saves."""
     if local_rank() == 0:
         print('torchrun has ended: its processes on this machine stop, too', file=sys.stderr, flush=True)
@@ -79,7 +79,7 @@ def leave():
 
 
 @contextlib.contextmanager
-def _meeting():
+def _convert_peer_errors():
     """Where ranks wait for each other. Raises UserError where one no longer comes."""
     try:
         yield
@@ -103,7 +103,7 @@ def _average_gradients(optimizer, *_):
     gradients = [parameter.grad for group in optimizer.param_groups for parameter in group['params']
                  if parameter.grad is not None]
     row = torch.cat([gradient.flatten() for gradient in gradients])
-    with _meeting():
+    with _convert_peer_errors():
         distributed.all_reduce(row)
     row /= world_size()
     means = row.split([gradient.numel() for gradient in gradients])
@@ -122,7 +122,7 @@ def synchronize(networks):
             nn.SyncBatchNorm.convert_sync_batchnorm(net)  # in place, with the same parameters under the same names
         for value in net.state_dict().values():
             first = value.contiguous()
-            with _meeting():
+            with _convert_peer_errors():
                 distributed.broadcast(first, 0)
             value.copy_(first)
 
@@ -149,7 +149,7 @@ def any_rank(*flags):
     if world_size() == 1:
         return flags
     votes = torch.tensor(flags, dtype=torch.int32)
-    with _meeting():
+    with _convert_peer_errors():
         distributed.all_reduce(votes, distributed.ReduceOp.MAX)
     return votes.bool().tolist()
 
@@ -164,6 +164,6 @@ def mean(numbers):
     if world_size() == 1 or not numbers:
         return numbers
     total = torch.tensor(numbers, dtype=torch.float64)
-    with _meeting():
+    with _convert_peer_errors():
         distributed.all_reduce(total)
     return (total / world_size()).tolist()

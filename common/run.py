@@ -8,11 +8,11 @@ import time
 from common import checkpoint, flags, ranks
 from common.checkpoint import files_of
 from common.errors import UserError
-from common.files import atomic_write, explained, remove_leftovers
+from common.files import atomic_write, convert_os_errors, remove_leftovers
 from common.locks import lock_file
 
-TYPED = []  # names of the options that the command line named
-PATHS = []  # names of those that are paths of what is read
+GIVEN_FLAGS = []  # names of the options that the command line named
+PATH_FLAGS = []  # names of those that are paths of what is read
 LOCKS = []  # open files: a lock lasts as long as its file is open
 STAMP = r'_\d{8}_\d{6}(_\d+)?'  # what `new_run` puts after the name
 ENCODER = 'encoder.pt'  # the sentence encoder's name in a run folder
@@ -41,7 +41,7 @@ def write_options(run_dir, options):
 
     Of the paths in it, it is noted, too, where they are as seen from the run: they may move together.
     """
-    seen_from_run = {name: os.path.relpath(options[name], run_dir) for name in PATHS if options.get(name)}
+    seen_from_run = {name: os.path.relpath(options[name], run_dir) for name in PATH_FLAGS if options.get(name)}
     with atomic_write(os.path.join(run_dir, OPTIONS)) as file:
         file.write(json.dumps(options | {'seen_from_run': seen_from_run}, indent=1, sort_keys=True).encode())
 
@@ -105,7 +105,7 @@ def read_options(run_dir):
     seen_from_run = options.pop('seen_from_run', {})
     for name, place in seen_from_run.items() if isinstance(seen_from_run, dict) else ():
         moved = os.path.join(run_dir, str(place))
-        if name in PATHS and not os.path.exists(str(options.get(name))) and os.path.exists(moved):
+        if name in PATH_FLAGS and not os.path.exists(str(options.get(name))) and os.path.exists(moved):
             options[name] = os.path.abspath(moved)
     return options
 
@@ -113,7 +113,7 @@ def read_options(run_dir):
 def lock(run_dir):
     """Keep a run to this process until it ends. Raises UserError where another one is training in it."""
     path = os.path.join(run_dir, 'lock')
-    with explained(path):
+    with convert_os_errors(path):
         locked = lock_file(path)
     if locked is None:
         raise UserError(f'{run_dir}: another process is training in it')
@@ -132,7 +132,7 @@ def begin(model, networks, resumed, out_dir, name, options, data, prepare=None):
         if ranks.rank() == 0:
             lock(resumed)
         model.load_from(resumed)
-        check_is_under_way(resumed, model)
+        check_resumable(resumed, model)
         check_same_data(resumed, model.data, data)
     if prepare:
         prepare()
@@ -156,7 +156,7 @@ def check_batches(batch_size, items):
         raise UserError(f'the data has {items} to train on in each process, and a batch needs 2; add pictures to it')
 
 
-def check_is_under_way(run_dir, model):
+def check_resumable(run_dir, model):
     """Raise UserError where what has been loaded says nothing of a training: it would silently start again."""
     if not model.progress['step'] and model.progress['rng'] is None:  # stopped before its first step, it has the latter
         raise UserError(f'{run_dir}: its checkpoint holds weights alone, no training to go on with; start a new run '
@@ -199,9 +199,9 @@ def existing(path, model, find=checkpoint.find):
     return file
 
 
-def if_typed(name, value):
+def if_given(name, value):
     """Return the value of an option where the command line named it, else None."""
-    return value if name in TYPED else None
+    return value if name in GIVEN_FLAGS else None
 
 
 def parse_options(parser, mode_of, from_file=None):
@@ -212,12 +212,12 @@ def parse_options(parser, mode_of, from_file=None):
     None).
     """
     typed = sys.argv[1:]
-    TYPED[:] = [action.dest for action in parser.typed(typed)]
-    PATHS[:] = set(parser.paths()) - {'out_dir'}
+    GIVEN_FLAGS[:] = [action.dest for action in parser.given(typed)]
+    PATH_FLAGS[:] = set(parser.paths()) - {'out_dir'}
     from_file = {name: value for name, value in (from_file or {}).items() if value not in (None, '')}
 
     def parse(values):
-        untyped = {name: value for name, value in values.items() if name not in TYPED}  # lists would be added up
+        untyped = {name: value for name, value in values.items() if name not in GIVEN_FLAGS}  # lists would be added up
         return parser.parse_args([*flags.as_arguments(untyped), *typed])
 
     options, run_dir = parse(from_file), None
@@ -227,18 +227,18 @@ def parse_options(parser, mode_of, from_file=None):
         parser.set_defaults(out_dir=os.path.dirname(run_dir))
         options = parse(_kept_options(parser, run_dir, options.train) | from_file)
         options.model = name or options.model
-        _check_begun(run_dir, options.model)
+        _check_has_checkpoint(run_dir, options.model)
     return options, run_dir
 
 
-def refuse_typed(names, why):
+def refuse_given(names, why):
     """Raise UserError where the command line named one of these options, of which `why` says that it has no effect."""
     for name in names:
-        if name in TYPED:
+        if name in GIVEN_FLAGS:
             raise UserError(f'--{name}: is not used {why}; leave it out')
 
 
-def _check_begun(run_dir, model):
+def _check_has_checkpoint(run_dir, model):
     """Raise UserError where a run has no checkpoint, and remove half of one, which nothing else ever would."""
     path = os.path.join(run_dir, f'{model}.pt')
     if not checkpoint.files_of(path):
@@ -258,7 +258,7 @@ def _run_to_resume(parser, options):
     named = options.resume
     if named == 'newest' and not os.path.exists(named):
         wanted = {action.dest: getattr(options, action.dest) for action in parser._actions if action.selects_run
-                  and (action.dest in TYPED or getattr(options, action.dest) != action.default)}
+                  and (action.dest in GIVEN_FLAGS or getattr(options, action.dest) != action.default)}
         return find_run(options.out_dir, f'{options.model}.pt', **wanted), None
     if os.path.isfile(named):
         folder, name = os.path.split(os.path.abspath(named))

@@ -10,19 +10,19 @@ from itertools import groupby
 import torch
 from tqdm import tqdm
 
-from common.files import atomic_write, explained
+from common.files import atomic_write, convert_os_errors
 from common.pictures import caption_sheet, grid, side_by_side, to_pil, to_pixels
 
-SHOWN = 64           # images on the sheet of those without sentences, and rows on one of several sizes
-ON_SHEET = 256       # images on a sheet with their sentences
+GRID_IMAGES = 64           # images on the sheet of those without sentences, and rows on one of several sizes
+SHEET_IMAGES = 256       # images on a sheet with their sentences
 SHEET_COLUMNS = 8    # of that sheet
-AHEAD = 128          # images that wait to be written before generating waits, too
-COMPRESSION = 2      # of these: Pillow's 6 makes files a tenth smaller in three times the time
-LONGEST_NAME = 200   # bytes of a name out of a data file; disks take 255, with size, sentence and ending behind it
+MAX_QUEUED = 128          # images that wait to be written before generating waits, too
+COMPRESS_LEVEL = 2      # of these: Pillow's 6 makes files a tenth smaller in three times the time
+MAX_NAME_BYTES = 200   # bytes of a name out of a data file; disks take 255, with size, sentence and ending behind it
 EXAMPLE_COLUMNS = 5  # captions in a row of a photograph's grid
 
 
-def same_items(dataset, count):
+def fixed_batch(dataset, count):
     """Return a batch of up to `count` items from all over a data set, always the same ones.
 
     Random crops of items come from PyTorch's generator, whose state is as before afterwards: a run with samples must
@@ -53,7 +53,7 @@ def in_batches(generate, embeddings, batch_size, seed):
         yield generate(part, seed + number)
 
 
-def write_pictures(folder, batches, captions, sizes=None):
+def write_images(folder, batches, captions, sizes=None):
     """Write every image as a PNG into a folder, and the first of them on a sheet; print the captions with the names.
 
     `batches` yields lists of images [B, 3, S, S] in [-1, 1], from small to large, of which the largest are written as
@@ -66,18 +66,18 @@ def write_pictures(folder, batches, captions, sizes=None):
     def pictures():
         number = 0
         for images in batches:
-            if number < SHOWN:
-                rows.append([of_size[:SHOWN - number].cpu() for of_size in images])
+            if number < GRID_IMAGES:
+                rows.append([of_size[:GRID_IMAGES - number].cpu() for of_size in images])
             for image in to_pixels(images[-1]).cpu():
                 number += 1
                 print(f'  {number:03d}.png  {captions[number - 1]}')
-                if number <= ON_SHEET:
+                if number <= SHEET_IMAGES:
                     on_sheet.append(to_pil(image))
                 yield os.path.join(folder, f'{number:03d}.png'), image
 
-    save_pictures(pictures(), len(captions), quiet=True)
-    save_sheet(caption_sheet(on_sheet, captions[:ON_SHEET]), os.path.join(folder, 'sheet.png'))
-    is_all = 'all' if len(captions) <= ON_SHEET else f'the first {ON_SHEET}'
+    save_images(pictures(), len(captions), quiet=True)
+    save_sheet(caption_sheet(on_sheet, captions[:SHEET_IMAGES]), os.path.join(folder, 'sheet.png'))
+    is_all = 'all' if len(captions) <= SHEET_IMAGES else f'the first {SHEET_IMAGES}'
     print(f'{is_all} on one sheet: {os.path.join(folder, "sheet.png")}')
     if sizes and len(rows[0]) > 1:
         columns = [torch.cat(column) for column in zip(*rows)]
@@ -104,11 +104,11 @@ def write_samples(folder, generate, count, batch_size, seed):
         for number_of_batch, start in enumerate(range(0, count, batch_size)):
             for image in to_pixels(generate(min(batch_size, count - start), seed + number_of_batch)).cpu():
                 number += 1
-                if number <= SHOWN:
+                if number <= GRID_IMAGES:
                     shown.append(image)
                 yield os.path.join(folder, f'{number:05d}.png'), image
 
-    save_pictures(pictures(), count)
+    save_images(pictures(), count)
     save_sheet(to_pil(grid(torch.stack(shown), min(SHEET_COLUMNS, len(shown)))), os.path.join(folder, 'sheet.png'))
     print(f'{count} images in {folder}, the first {len(shown)} on one sheet: '
           f'{os.path.join(folder, "sheet.png")}')
@@ -133,9 +133,9 @@ def write_evaluation(folder, dataset, generate, batch_size, seed, example=False)
         print(f'{folder}: exists; its images are replaced')
     images = _of_captions(dataset, generate, batch_size, seed)
     if example:
-        save_pictures(_grids(dataset, images, folder), len(dataset.index.names))
+        save_images(_grids(dataset, images, folder), len(dataset.index.names))
     else:
-        save_pictures(_singles(dataset, images, folder), len(dataset.captions))
+        save_images(_singles(dataset, images, folder), len(dataset.captions))
     print(f'done: {folder}')
 
 
@@ -166,13 +166,13 @@ def _file_name(text):
     """Return a name from a data file with nothing in it that leads to another folder, and not too long for a disk."""
     text = text.encode('utf-8', 'replace').decode('utf-8')  # half a character, as of UTF-16, is none in a file's name
     name = re.sub(r'[\\/:*?"<>|\x00-\x1f]', '_', text).lstrip('.') or '_'
-    if len(name.encode('utf-8')) <= LONGEST_NAME:
+    if len(name.encode('utf-8')) <= MAX_NAME_BYTES:
         return name
-    start = name.encode('utf-8')[:LONGEST_NAME - 17].decode('utf-8', 'ignore')
+    start = name.encode('utf-8')[:MAX_NAME_BYTES - 17].decode('utf-8', 'ignore')
     return f'{start}-{hashlib.sha256(name.encode("utf-8")).hexdigest()[:16]}'
 
 
-def save_pictures(pictures, total, quiet=False):
+def save_images(pictures, total, quiet=False):
     """Write PNGs in threads while the next are generated: `pictures` yields (path, image as `to_pil` takes it).
 
     With `quiet`, no progress bar is shown.
@@ -180,19 +180,19 @@ def save_pictures(pictures, total, quiet=False):
     waiting = deque()
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for path, image in tqdm(pictures, 'generating', total, unit=' images', disable=quiet or None):
-            waiting.append(threads.submit(_save_picture, path, image))
-            if len(waiting) > AHEAD:
+            waiting.append(threads.submit(_save_image, path, image))
+            if len(waiting) > MAX_QUEUED:
                 waiting.popleft().result()
         for written in waiting:
             written.result()
 
 
-def _save_picture(path, image):
-    with explained(path):
+def _save_image(path, image):
+    with convert_os_errors(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         partial = f'{path}.partial-{os.getpid()}'  # what another evaluation has left here stays until it is replaced
         try:
-            to_pil(image).save(partial, 'PNG', compress_level=COMPRESSION)
+            to_pil(image).save(partial, 'PNG', compress_level=COMPRESS_LEVEL)
             os.replace(partial, path)
         finally:
             if os.path.exists(partial):

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 
-PAIR = 2  # seconds: torchrun hands a terminal's SIGINT, which its processes get, too, on to them as a SIGTERM
+PAIR_SECONDS = 2  # seconds: torchrun hands a terminal's SIGINT, which its processes get, too, on to them as a SIGTERM
 
 _held = None  # the signals that came while `hold` holds them
 
@@ -24,7 +24,7 @@ def end_at_once():
 
 
 @contextlib.contextmanager
-def raised():
+def as_exceptions():
     """Let the first signal of the block raise KeyboardInterrupt or SystemExit, and end the block with SystemExit.
 
     A second one ends the process at once. Where the exception gets lost on its way (in a destructor, or in a callback
@@ -36,7 +36,7 @@ def raised():
         if not came:
             came.extend((number, time.monotonic()))
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-        if number == came[0] or time.monotonic() - came[1] > PAIR:
+        if number == came[0] or time.monotonic() - came[1] > PAIR_SECONDS:
             _exit(number, frame)
 
     def raise_again(lost):
@@ -59,35 +59,35 @@ def raised():
             sys.unraisablehook = hook
 
 
-class Noted(list):
+class SignalRecord(list):
     """The signals that came; `raised` says whether the next one raises KeyboardInterrupt."""
-    raised = False
+    is_interruptible = False
 
     def interrupt(self):
         """Raise KeyboardInterrupt, with the number of the signal that came; another rank's is not known here."""
         raise KeyboardInterrupt(*self[:1])
 
     @contextlib.contextmanager
-    def acting(self):
+    def interruptible(self):
         """Raise KeyboardInterrupt in the block where a signal has come or comes."""
-        self.raised = True
+        self.is_interruptible = True
         try:
             if self:
                 self.interrupt()
             yield
         finally:
-            self.raised = False
+            self.is_interruptible = False
 
 
 @contextlib.contextmanager
-def noted():
-    """Yield a list (`Noted`) that is empty until a signal comes; a second signal of that kind acts at once."""
-    came = Noted()
+def recorded():
+    """Yield a list (`SignalRecord`) that is empty until a signal comes; a second signal of that kind acts at once."""
+    came = SignalRecord()
 
     def note(number, frame):
         came.append(number)
         signal.signal(number, previous[number])
-        if came.raised:
+        if came.is_interruptible:
             came.interrupt()
 
     with _handled(note) as previous:
@@ -96,7 +96,7 @@ def noted():
 
 @contextlib.contextmanager
 def hold():
-    """Let the first signal of the block act where it calls `let_act`, or at its end.
+    """Let the first signal of the block act where it calls `deliver_held`, or at its end.
 
     A signal's exception may appear anywhere. Within a callback of a library, or a destructor, it gets lost, and the
     program goes on as if nobody had wanted to stop it.
@@ -107,7 +107,7 @@ def hold():
         return
     came = []
     try:
-        with noted() as came:
+        with recorded() as came:
             _held = came
             yield
     finally:
@@ -115,7 +115,7 @@ def hold():
         _act(came)
 
 
-def let_act():
+def deliver_held():
     """Let a signal that `hold` holds back act now, mostly by an exception; without one, do nothing."""
     _act(_held)
 

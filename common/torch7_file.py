@@ -72,21 +72,21 @@ class _Reader:
     """Reads `data` from its beginning. Of what has parts, a generator is at work, which yields for each part."""
 
     def __init__(self, data):
-        self.data, self.place, self.met = data, 0, {}
+        self.data, self.place, self.objects = data, 0, {}
 
     def read(self):
-        at_work, value = [], self._begin()
+        generators, value = [], self._begin()
         while True:
             if inspect.isgenerator(value):
-                at_work.append(value)
+                generators.append(value)
                 value = None
-            elif not at_work:
+            elif not generators:
                 return value
             try:
-                at_work[-1].send(value)
+                generators[-1].send(value)
                 value = self._begin()
             except StopIteration as finished:
-                at_work.pop()
+                generators.pop()
                 value = finished.value
 
     def _begin(self):
@@ -103,15 +103,15 @@ class _Reader:
         if kind not in (TABLE, TORCH, *FUNCTIONS):
             raise ValueError(f'there is no type {kind}')
         index = self._int()
-        if index in self.met:
-            return self.met[index]
-        self.met[index] = None
+        if index in self.objects:
+            return self.objects[index]
+        self.objects[index] = None
         if kind == TABLE:
             return self._table(index)
         return self._torch(index) if kind == TORCH else self._function()
 
     def _table(self, index):
-        table = self.met[index] = Table()
+        table = self.objects[index] = Table()
         for _ in range(self._length()):
             key = yield
             if key is None:
@@ -129,18 +129,18 @@ class _Reader:
             kind = self._string()
         array = ARRAY.fullmatch(kind)
         if not array:
-            found = self.met[index] = Object(kind)
+            found = self.objects[index] = Object(kind)
             found.fields = yield
         elif array[2] == 'Storage':
             dtype = np.dtype(DTYPES[array[1]])
-            found = self.met[index] = np.frombuffer(self._bytes(self._number(LONG) * dtype.itemsize), dtype)
+            found = self.objects[index] = np.frombuffer(self._bytes(self._number(LONG) * dtype.itemsize), dtype)
         else:
             dimensions = self._length()
             if dimensions > DIMENSIONS:
                 raise ValueError(f'a tensor of {dimensions} dimensions')
             size, stride = (tuple(self._number(LONG) for _ in range(dimensions)) for _ in range(2))
             offset = self._number(LONG) - 1  # they count from 1
-            found = self.met[index] = Tensor(size, stride, offset, (yield))
+            found = self.objects[index] = Tensor(size, stride, offset, (yield))
         return found
 
     def _length(self):

@@ -49,15 +49,15 @@ class TrainingRun:
         # Batches given by hand, a list, have no data set of which samples could be made.
         self.sample = sample if out_dir and hasattr(self.data_loader, 'dataset') else None
         self.losses, self.bar, self.size = {}, None, 0
-        self.said_small = False
+        self.warned_small = False
 
     def __enter__(self):
-        _regroup(self.progress, self.data_loader)
+        _adapt_to_ranks(self.progress, self.data_loader)
         with contextlib.ExitStack() as stack:
-            self.stop = stack.enter_context(signals.noted())
+            self.stop = stack.enter_context(signals.recorded())
             self.writer = stack.enter_context(Log(self.out_dir, self.verbose, self.progress['step'], self.unit))
-            stack.enter_context(_explained(self.out_dir, lambda: self.progress['step'] + 1))
-            self.saves = _Saves(self.model, self.out_dir, self.writer)
+            stack.enter_context(_convert_errors(self.out_dir, lambda: self.progress['step'] + 1))
+            self.checkpoints = _CheckpointWriter(self.model, self.out_dir, self.writer)
             self.contexts = stack.pop_all()
         return self
 
@@ -76,27 +76,27 @@ class TrainingRun:
             if self.sample:
                 self.writer.sample(self.sample(), self.progress['epoch'])
             if self.progress['epoch'] == self.last_epoch:
-                self.saves.finish(self.losses, self.stop)
+                self.checkpoints.finish(self.losses, self.stop)
 
     def batches(self):
         """Yield the batches of the epoch that have not been trained on; save between two of them when it is time."""
         with _progress_bar(self.data_loader, self.progress, self.last_epoch, self.verbose, self.unit) as self.bar:
-            for batch in _batches_left(self.data_loader, self.progress, self.stop, self._leave):
+            for batch in _batches_left(self.data_loader, self.progress, self.stop, self._stop_on_error):
                 self.progress['batch'] += 1
                 self.size = _batch_size(batch)
                 if self.size < self.smallest:
-                    self._say_small()
+                    self._warn_small()
                     continue
                 with contextlib.ExitStack() as self.acting:  # in the first step: it may compile networks, for minutes
-                    self.acting.enter_context(_let_act(self.stop, not self.losses))
+                    self.acting.enter_context(_interruptible(self.stop, not self.losses))
                     yield batch
-                is_stopped, is_late = ranks.any_rank(bool(self.stop), self.saves.is_late())
+                is_stopped, is_due = ranks.any_rank(bool(self.stop), self.checkpoints.is_due())
                 if is_stopped:
-                    self.saves.stop(self.losses, self.stop)
-                if is_late:
-                    self.saves.save(self.losses)
+                    self.checkpoints.stop(self.losses, self.stop)
+                if is_due:
+                    self.checkpoints.save(self.losses)
         if _stops_alone(self.stop):
-            self.saves.stop(self.losses, self.stop)
+            self.checkpoints.stop(self.losses, self.stop)
 
     def log(self, losses):
         """Count a step, and log its losses (a dict of scalars, or of lists of them) every `log_interval` steps."""
@@ -107,7 +107,7 @@ class TrainingRun:
         self.bar.update(trained)
         self.writer.count(trained)
         if self.progress['step'] % self.log_interval == 0:
-            self.writer.losses(self.progress, self.last_epoch, _read(losses, self.progress['step'], self.out_dir),
+            self.writer.losses(self.progress, self.last_epoch, _to_floats(losses, self.progress['step'], self.out_dir),
                                self.bar)
 
     def write(self, what, write, *arguments):
@@ -116,16 +116,16 @@ class TrainingRun:
             with self.writer.attempt(what):
                 write(*arguments)
 
-    def _leave(self, error):
-        self.saves.leave(self.losses, error)
+    def _stop_on_error(self, error):
+        self.checkpoints.stop_on_error(self.losses, error)
 
-    def _say_small(self):
-        if not self.said_small:
+    def _warn_small(self):
+        if not self.warned_small:
             self.writer.line('a batch of one picture has no batch statistics: left out, now and in every epoch')
-        self.said_small = True
+        self.warned_small = True
 
 
-def _regroup(progress, data_loader):
+def _adapt_to_ranks(progress, data_loader):
     """Fit what a checkpoint says to the ranks that go on: it has the generators of one, and counts one's batches."""
     before, now = progress.get('world_size', 1), ranks.world_size()
     if before != now:
@@ -136,11 +136,11 @@ def _regroup(progress, data_loader):
         progress['rng'] = progress['epoch_rng'] = rng_state()
 
 
-def _batches_left(data_loader, progress, stop, leave):
+def _batches_left(data_loader, progress, stop, on_error):
     """Yield the batches of the epoch under way that have not been trained on, with the generators as they then were.
 
     A signal ends this early where it finds it waiting for worker processes: they may be stuck. Where a batch cannot be
-    read, calls `leave(error)`, with the generators as they were before.
+    read, calls `on_error(error)`, with the generators as they were before.
     """
     if ranks.world_size() > 1:
         data_loader.sampler.set_epoch(progress['epoch'])
@@ -148,7 +148,7 @@ def _batches_left(data_loader, progress, stop, leave):
     set_rng_state(progress['epoch_rng'] if progress['batch'] else now)
     progress['epoch_rng'] = rng_state()
     batches = iter(data_loader)
-    with _let_act(stop, progress['batch'] > 0):
+    with _interruptible(stop, progress['batch'] > 0):
         for _ in range(progress['batch']):
             if next(batches, None) is None:
                 raise UserError(f'the run had done {progress["batch"]} batches of its epoch, but now there are fewer: '
@@ -159,7 +159,7 @@ def _batches_left(data_loader, progress, stop, leave):
     try:
         while True:
             before = torch.get_rng_state()  # of the CPU: no loader draws from a GPU's
-            with _let_act(stop, getattr(data_loader, 'num_workers', 0) > 0):
+            with _interruptible(stop, getattr(data_loader, 'num_workers', 0) > 0):
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -171,13 +171,13 @@ def _batches_left(data_loader, progress, stop, leave):
         torch.set_rng_state(before)
         if progress['batch'] == 0:
             set_rng_state(progress['epoch_rng'])
-        leave(error)
+        on_error(error)
         raise
 
 
-def _let_act(stop, is_allowed):
+def _interruptible(stop, is_allowed):
     """A block in which a signal raises KeyboardInterrupt, if that `is_allowed`: not on one of several ranks."""
-    return stop.acting() if is_allowed and ranks.world_size() == 1 else contextlib.nullcontext()
+    return stop.interruptible() if is_allowed and ranks.world_size() == 1 else contextlib.nullcontext()
 
 
 def _stops_alone(stop):
@@ -196,10 +196,10 @@ def _batch_size(batch):
     return len(items[-1] if isinstance(items, (list, tuple)) else items)
 
 
-def _read(losses, step, out_dir):
+def _to_floats(losses, step, out_dir):
     """Losses as floats, a list one by one, means over the ranks. Raises UserError where one is not finite."""
     numbers = {}
-    with _explained(out_dir, lambda: step):
+    with _convert_errors(out_dir, lambda: step):
         for name, value in losses.items():
             if isinstance(value, (list, tuple)):
                 numbers.update({f'{name}_{i}': float(part) for i, part in enumerate(value)})
@@ -213,7 +213,7 @@ def _read(losses, step, out_dir):
 
 
 @contextlib.contextmanager
-def _explained(out_dir, step):
+def _convert_errors(out_dir, step):
     """Raises UserError instead of PyTorch's errors that are no bugs (`common.torch_errors`), or what comes of them.
 
     `step()` is the number of the step under way; a GPU may report an error of it later, wherever it is waited for.
@@ -252,7 +252,7 @@ def _diverged(out_dir):
             'try a smaller --lr')
 
 
-class _Saves:
+class _CheckpointWriter:
     """Writes the checkpoints of a training: from time to time, when it is stopped, and at its end."""
 
     def __init__(self, model, out_dir, log):
@@ -261,10 +261,10 @@ class _Saves:
         self.good = f'step {model.progress["step"]}' if model.progress['step'] else 'none'
         self.is_run = bool(out_dir) and run.has_options(out_dir)
 
-    def is_late(self):
+    def is_due(self):
         return time.monotonic() > self.due
 
-    def _see_the_folder(self):
+    def _restore_folder(self):
         """Where the run was moved or removed meanwhile, make it again so that it can go on, and say so."""
         if self.is_run and not run.has_options(self.out_dir):
             run.write_options(self.out_dir, self.model.options)
@@ -274,7 +274,7 @@ class _Saves:
     def save(self, losses):
         """Write one, or say why that cannot be done now, and when it is due again."""
         self._check(losses)
-        is_written = self._try()
+        is_written = self._try_to_save()
         wait = SECONDS_BETWEEN_CHECKPOINTS if is_written else min(SECONDS_BETWEEN_CHECKPOINTS, SECONDS_BETWEEN_ATTEMPTS)
         self.due = time.monotonic() + wait
         self.model.progress['rng'] = None  # the generators go on from here
@@ -283,15 +283,15 @@ class _Saves:
         """Write one and raise KeyboardInterrupt, or UserError where it cannot be written."""
         self._check(losses)
         stopped = f'stopped after step {self.model.progress["step"]}'
-        is_written = self._try()
+        is_written = self._try_to_save()
         if is_written:
-            self.log.line(stopped + _how_to_go_on(self.out_dir))
+            self.log.line(stopped + _resume_command(self.out_dir))
         ranks.wait()  # for rank 0 to have saved: torchrun ends all others when one has ended
         if is_written:
             stop.interrupt()
         self._fail(stopped)
 
-    def leave(self, losses, error):
+    def stop_on_error(self, losses, error):
         """Write one where the next batch cannot be read, and raise a UserError that says how to go on.
 
         It does nothing where nothing would be lost, and on one of several ranks, as the others may go on without it.
@@ -300,50 +300,50 @@ class _Saves:
             return
         self._check(losses)
         stopped = f'{error}; stopped after step {self.model.progress["step"]}'
-        if not self._try():
+        if not self._try_to_save():
             self._fail(stopped)
-        raise UserError(f'{stopped}, which is saved{_how_to_go_on(self.out_dir)}') from error
+        raise UserError(f'{stopped}, which is saved{_resume_command(self.out_dir)}') from error
 
     def finish(self, losses, stop):
         """Write the last one. Raises UserError where that, or another file, cannot be written in the end."""
         self._check(losses)
-        if not self._try():
+        if not self._try_to_save():
             self.log.line(f'the training is done; its checkpoint is tried again for {SECONDS_AT_THE_END // 60} minutes')
-            self._insist(stop)
+            self._keep_trying(stop)
         self.log.flush()
-        if self.log.troubles:
+        if self.log.failures:
             self._fail('the training is done')
 
-    def _insist(self, stop):
+    def _keep_trying(self, stop):
         """Try to write the checkpoint again and again, for a while or until a signal comes."""
         give_up = time.monotonic() + SECONDS_AT_THE_END
         while not stop and time.monotonic() < give_up:
-            with contextlib.suppress(KeyboardInterrupt), stop.acting():
+            with contextlib.suppress(KeyboardInterrupt), stop.interruptible():
                 time.sleep(PAUSE_AT_THE_END)
-            if self._try():
+            if self._try_to_save():
                 return
 
     def _check(self, losses):
         """Weights that have diverged must not replace good ones."""
-        _read(losses, self.model.progress['step'], self.out_dir)
+        _to_floats(losses, self.model.progress['step'], self.out_dir)
 
-    def _try(self):
+    def _try_to_save(self):
         """Whether a checkpoint of where the run now stands could be written."""
         what, progress = 'the checkpoint', self.model.progress
         progress['rng'] = rng_state()
         with self.log.attempt(what, f' (the last good one: {self.good})'):
             if self.out_dir:
-                self._see_the_folder()
+                self._restore_folder()
                 self.model.save_to(self.out_dir, verbose=False)
             self.good = f'step {progress["step"]}'
-        return what not in self.log.troubles
+        return what not in self.log.failures
 
     def _fail(self, when):
-        troubles = '; '.join(self.log.troubles.values())
-        raise UserError(f'{when}, but not all could be written: {troubles}; the last good checkpoint: {self.good}')
+        failures = '; '.join(self.log.failures.values())
+        raise UserError(f'{when}, but not all could be written: {failures}; the last good checkpoint: {self.good}')
 
 
-def _how_to_go_on(out_dir):
+def _resume_command(out_dir):
     launcher = 'python' if ranks.world_size() == 1 else 'torchrun ...'
     command = f'{launcher} {shlex.quote(sys.argv[0])} --train --resume {shlex.quote(out_dir)}'
     return f'; go on with: {command}' if out_dir else ''

@@ -85,7 +85,7 @@ def load_split(path, split, size=None, decode=None):
     Raises UserError where the file is missing, damaged or not in the layout; what is wrong with its embeddings alone is
     in `bad_embeddings`.
     """
-    with _alone_with(path, split) as folder:
+    with _locked_cache(path, split) as folder:
         found = _read_split(folder, path) or _write_split(folder, path, split)
         if size:
             shape = len(found.index.names), 3, size, size
@@ -102,7 +102,7 @@ def load_frames(path, split, fingerprint, shorter, make):
     `make(photo, jpeg)` makes a photograph's, uint8 [H, W, 3], the shorter of H and W `shorter`. Raises UserError where
     the file has changed since, the cache cannot be written, and what `make` does.
     """
-    with _alone_with(path, split) as folder:
+    with _locked_cache(path, split) as folder:
         found = _read_split(folder, path)
         if found is None or found.fingerprint != fingerprint:
             raise UserError(f'{path}: has changed while it was being read; start again')
@@ -146,12 +146,12 @@ def cache_folder(path):
 
 
 @contextlib.contextmanager
-def _alone_with(path, split):
+def _locked_cache(path, split):
     """The folder of a split's cache of the HDF5 file `path`, while no other process is in any of that file."""
     if not os.path.isfile(path):
         raise layout.no_such_file(path)
     folder = cache_folder(path)
-    with files.explained(folder):
+    with files.convert_os_errors(folder):
         os.makedirs(os.path.join(folder, split), exist_ok=True)
         lock = lock_file(os.path.join(folder, 'lock'), wait=True)
     with lock:
@@ -186,7 +186,7 @@ def _read_split(folder, path):
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if found.fingerprint['embeddings']:
-        found.embeddings = _map(folder, 'embeddings.npy', (len(index.keys), layout.EMBED_DIM), np.float32)
+        found.embeddings = _load_mapped(folder, 'embeddings.npy', (len(index.keys), layout.EMBED_DIM), np.float32)
         return None if found.embeddings is None else found
     return found
 
@@ -194,7 +194,7 @@ def _read_split(folder, path):
 def _write_split(folder, path, split):
     """Replace the split's cache by a new one that holds index and embeddings. Returns its `Split`."""
     stamp = _stamp(path)
-    index, encoder, bad, embeddings = _read_apart(path, split)
+    index, encoder, bad, embeddings = _read_in_subprocess(path, split)
     jpegs = Jpegs(path, stamp, index.places)
     fingerprint = _fingerprint(index, jpegs, embeddings)
     shutil.rmtree(folder, ignore_errors=True)  # so that nothing of another version stays
@@ -208,7 +208,7 @@ def _write_split(folder, path, split):
     return _read_split(folder, path) or Split(index, jpegs, fingerprint, encoder, bad)
 
 
-def _read_apart(path, split):
+def _read_in_subprocess(path, split):
     """(index, encoder, what is wrong with the embeddings or None, embeddings or None) of a split of an HDF5 file.
 
     Another process reads them: see READER.
@@ -229,11 +229,11 @@ def _read_apart(path, split):
     if 'error' in stored:
         raise UserError(stored['error'])
     if not stored:
-        raise layout.cannot_be_read(path, split, _why_it_ended(reader.returncode))
+        raise layout.cannot_be_read(path, split, _exit_reason(reader.returncode))
     return layout.Index(**stored['index']), stored['encoder'], stored['bad_embeddings'], embeddings
 
 
-def _why_it_ended(status):
+def _exit_reason(status):
     if status >= 0:
         return f'its reader ended with status {status}'
     name = signal.Signals(-status).name
@@ -258,7 +258,7 @@ def _digest(pieces):
 
 
 def _read_pictures(folder, shape):
-    return _map(folder, f'pictures_{shape[-1]}.npy', shape, np.uint8)
+    return _load_mapped(folder, f'pictures_{shape[-1]}.npy', shape, np.uint8)
 
 
 def _write_pictures(folder, path, split, found, size, decode):
@@ -273,13 +273,13 @@ def _write_pictures(folder, path, split, found, size, decode):
     files.check_space(os.path.join(folder, name), np.prod(shape))
     with checked_files.write(folder, name) as file:
         np.lib.format.write_array_header_1_0(file, {'descr': '|u1', 'fortran_order': False, 'shape': shape})
-        for picture in _made(make, found.jpegs, f'{split}: pictures at {size} px'):
+        for picture in _process_all(make, found.jpegs, f'{split}: pictures at {size} px'):
             file.write(np.ascontiguousarray(picture))
 
 
 def _read_frames(folder, shorter, count):
     """`Frames`, or None where they are not there, or not whole."""
-    sizes = _map(folder, f'frames_{shorter}.npy', (count, 2), np.int64)
+    sizes = _load_mapped(folder, f'frames_{shorter}.npy', (count, 2), np.int64)
     if sizes is None or not checked_files.is_whole(folder, f'frames_{shorter}.bin'):
         return None
     try:
@@ -295,14 +295,14 @@ def _write_frames(folder, split, jpegs, shorter, make):
     files.check_space(pixels, squares)
     print(f'Decoding {count} photographs once, into {pixels} ({squares / 1e6:,.0f} MB or more)', flush=True)
     with checked_files.write(folder, f'frames_{shorter}.bin') as file:
-        for frame in _made(make, jpegs, f'{split}: frames'):
+        for frame in _process_all(make, jpegs, f'{split}: frames'):
             shapes.append(frame.shape[:2])
             file.write(np.ascontiguousarray(frame))
     with checked_files.write(folder, f'frames_{shorter}.npy') as file:
         np.lib.format.write_array(file, np.array(shapes, np.int64).reshape(-1, 2), allow_pickle=False)
 
 
-def _made(make, jpegs, what):
+def _process_all(make, jpegs, what):
     """Yield `make(photo, jpeg)` of every photograph in order, made in threads, with a progress bar."""
     count = len(jpegs.places)
     with ThreadPoolExecutor(os.cpu_count()) as threads, \
@@ -314,7 +314,7 @@ def _made(make, jpegs, what):
                 bar.update()
 
 
-def _map(folder, name, shape, dtype):
+def _load_mapped(folder, name, shape, dtype):
     """A tensor over a file's pages: read when touched, shared between processes, and never written back.
 
     None where the file is not there, not whole, or holds something else.

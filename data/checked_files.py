@@ -24,7 +24,7 @@ def write(folder, name):
     """
     path = os.path.join(folder, name)
     with files.atomic_write(path) as file:
-        summed = _Summed(file)
+        summed = _ChecksumWriter(file)
         yield summed
     _record(folder, name, summed.checksum)
 
@@ -53,7 +53,7 @@ def read(folder, name):
         return file.read()
 
 
-class _Summed:
+class _ChecksumWriter:
     """A file that sums up what is written to it."""
 
     def __init__(self, file):

@@ -69,23 +69,23 @@ def image_folder(folder, classes=None, branches=3, base_size=64):
     found = _class_folders(folder)
     missing = [name for name in classes or () if name not in found]
     if missing:
-        raise UserError(f'{folder}: has no class folder {missing[0]!r} (it has {_some(found)}); '
+        raise UserError(f'{folder}: has no class folder {missing[0]!r} (it has {_first_few(found)}); '
                         'correct the list of classes, or leave it out to take all')
-    source = KeptClasses(folder, classes or found)
-    source.say_what_is_left_out()
-    source.leave_out_what_is_no_picture()
+    source = SelectedClasses(folder, classes or found)
+    source.report_ignored()
+    source.drop_unreadable()
     shown = {source.classes[number] for _, number in source.samples}
     empty = sorted(set(classes or ()) - shown)
     if shown and empty:
         raise UserError(f'{os.path.join(folder, empty[0])}: holds no picture that can be used; put JPEG or PNG files '
                         'in it, or leave it out of the list of classes')
     if len(source) == 0:
-        raise UserError(f'{folder}: no pictures in its class folders ({_some(source.classes)}); '
+        raise UserError(f'{folder}: no pictures in its class folders ({_first_few(source.classes)}); '
                         'put JPEG or PNG files in them')
     return PlainPictures(source, branches, base_size)
 
 
-class KeptClasses(ImageFolder):
+class SelectedClasses(ImageFolder):
     """`ImageFolder` with only the class folders named in `keep`."""
 
     def __init__(self, folder, keep):
@@ -96,17 +96,17 @@ class KeptClasses(ImageFolder):
     def make_dataset(directory, class_to_idx, extensions=None, *_, **__):
         """As torchvision's, which would follow two links to the folder that they are in for ever."""
         return [(os.path.join(place, name), number) for class_name, number in sorted(class_to_idx.items())
-                for place, names in sorted(_folders_below(os.path.join(directory, class_name)))
+                for place, names in sorted(_walk(os.path.join(directory, class_name)))
                 for name in sorted(names) if name.lower().endswith(extensions)]
 
-    def say_what_is_left_out(self):
+    def report_ignored(self):
         """Print, in one line, how many files have no ending of a picture's, and how many pictures lie in no class."""
         others = Counter(os.path.splitext(name)[1].lower() or 'none' for class_name in self.classes
-                         for _, names in _folders_below(os.path.join(self.root, class_name))
+                         for _, names in _walk(os.path.join(self.root, class_name))
                          for name in names if not name.lower().endswith(self.extensions) and name[0] != '.')
         loose = sum(entry.name.lower().endswith(self.extensions) for entry in os.scandir(self.root)
                     if entry.is_file() and entry.name[0] != '.')
-        said = [f'{sum(others.values())} files of other endings ({_some(sorted(others))})'] if others else []
+        said = [f'{sum(others.values())} files of other endings ({_first_few(sorted(others))})'] if others else []
         said += [f'{loose} pictures beside the class folders'] if loose else []
         if said:
             print(f'{self.root}: left out {" and ".join(said)}')
@@ -117,7 +117,7 @@ class KeptClasses(ImageFolder):
     def files(self, indices):
         return [(self.samples[i][0], self.samples[i][0]) for i in indices]
 
-    def leave_out_what_is_no_picture(self):
+    def drop_unreadable(self):
         """Name the files whose first bytes are not those of a picture, and forget them."""
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             checked = threads.map(self._reason, (path for path, _ in self.samples))
@@ -136,7 +136,7 @@ class KeptClasses(ImageFolder):
             return str(error)
 
 
-def _folders_below(folder):
+def _walk(folder):
     """Yield (path, names of files) of a folder and of all in it, each once, also where links lead there."""
     seen = set()
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -161,7 +161,7 @@ def _class_folders(folder):
     return found
 
 
-def _some(names):
+def _first_few(names):
     return ', '.join(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
 
 
@@ -180,7 +180,7 @@ def lsun(folder, classes, branches=3, base_size=64):
                             'or correct the class (they are named as church_outdoor_train and bedroom_val)')
     source = Lsun([os.path.join(folder, f'{name}_lmdb') for name in classes])
     if len(source) == 0:
-        raise UserError(f'{folder}: LSUN {_some(classes)} holds no pictures; download it again')
+        raise UserError(f'{folder}: LSUN {_first_few(classes)} holds no pictures; download it again')
     return PlainPictures(source, branches, base_size)
 
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from common import signals
 from common.errors import UserError
-from common.files import check_space, explained, partial_file
+from common.files import check_space, convert_os_errors, partial_file
 from data import plain_hdf5
 from data.checked_files import stamp_of
 
@@ -100,7 +100,7 @@ def check_name(path):
                             f'{shlex.quote(_stem(path))} would also mean; give it another name')
 
 
-def how_to_prepare(path):
+def prepare_command(path):
     """The command that makes the HDF5 file `path`."""
     out = f'--out {shlex.quote(path)}'
     if _stem(path) == 'toy_birds':
@@ -135,13 +135,13 @@ def open_file(path):
     except Exception as error:  # whatever h5py makes of what libhdf5 stumbled over in a damaged file
         if 'unable to lock file' in str(error):
             raise UserError(f'{path}: in use by another program; wait until that is done with it') from error
-        raise UserError(f'{path}: not a readable HDF5 file ({_short(error)}); '
-                        f'make it again with: {how_to_prepare(path)}') from error
+        raise UserError(f'{path}: not a readable HDF5 file ({_one_line(error)}); '
+                        f'make it again with: {prepare_command(path)}') from error
     try:
         for split in SPLITS:
             if not _group(file, split):
                 raise UserError(f'{path}: has no group /{split}, so it is not a file of captioned pictures; '
-                                f'make one with: {how_to_prepare(path)}')
+                                f'make one with: {prepare_command(path)}')
     except BaseException:
         with contextlib.suppress(RuntimeError):  # of libhdf5's, over what is damaged
             file.close()
@@ -158,7 +158,7 @@ def replace_file(path, copy=False):
     it cannot be written, the disk being full or otherwise, and UserError where what it is a copy of has changed
     meanwhile.
     """
-    with signals.hold(), partial_file(path) as partial, explained(path):
+    with signals.hold(), partial_file(path) as partial, convert_os_errors(path):
         copied = stamp_of(path) if copy else None
         if copy:
             shutil.copyfile(path, partial)
@@ -167,7 +167,7 @@ def replace_file(path, copy=False):
             for split in SPLITS:
                 file.require_group(split)
             yield file
-            _give_back(file)
+            _release_reserved(file)
         with open(partial, 'rb') as written:
             os.fsync(written.fileno())
         if copied and stamp_of(path) != copied:
@@ -182,7 +182,7 @@ def _reserve(file, needed):
     HDF5 crashes where it finds a disk full, then or when it closes the file. So nothing is handed to it before there is
     room for it, with a margin for what it writes at the end. Raises OSError or CannotWrite where there is not.
     """
-    signals.let_act()
+    signals.deliver_held()
     if hasattr(os, 'posix_fallocate'):  # not on macOS and Windows
         end, handle = file.id.get_filesize(), file.id.get_vfd_handle()
         if os.fstat(handle).st_size >= end + needed + MARGIN:
@@ -195,7 +195,7 @@ def _reserve(file, needed):
     check_space(file.filename, needed + MARGIN)
 
 
-def _give_back(file):
+def _release_reserved(file):
     """Have the disk keep no more room than an open file takes, all of which is written."""
     file.flush()
     if hasattr(os, 'posix_fallocate'):
@@ -247,7 +247,7 @@ def write_embeddings(path, embeddings, source, encoder=None, stamp=None):
     `source`, which says what made them, and `encoder`, the fingerprint of the sentence encoder's weights where given.
     Raises UserError where the file is no longer the version `stamp` (`checked_files.stamp_of`), where given.
     """
-    with explained(path):
+    with convert_os_errors(path):
         if stamp and stamp_of(path) != stamp:
             raise _has_changed(path)
     with open_file(path) as file:
@@ -301,11 +301,11 @@ def _write_embedding(group, embedding):
 def read_index(file, split):
     """Read the `Index` of a split of an open file, with a progress bar. Raises UserError where it is damaged."""
     index, photo_by_name, group = Index(), {}, _group(file, split)
-    with _damage_named(file, split):
+    with _convert_errors(file, split):
         keys = plain_hdf5.names(group)
     room = os.path.getsize(file.filename)  # for what is read: many groups can link to one thing
-    for key in plain_hdf5.watched(tqdm(keys, desc=f'{split}: captions', unit='', leave=False, disable=None)):
-        with _damage_named(file, split, key):
+    for key in plain_hdf5.with_time_limit(tqdm(keys, desc=f'{split}: captions', unit='', leave=False, disable=None)):
+        with _convert_errors(file, split, key):
             caption, (name, _, number) = plain_hdf5.open_group(group, key), key.rpartition('_')
             if not name or not number:
                 raise ValueError('it is not named PHOTOGRAPH_K')
@@ -336,7 +336,7 @@ def _read_box(file, caption):
 def read_jpeg(file, split, key):
     """The bytes of the picture that the caption group `key` shows. Raises UserError where they are damaged."""
     group = _group(file, split)
-    with _damage_named(file, split, key), open(file.filename, 'rb') as plain:
+    with _convert_errors(file, split, key), open(file.filename, 'rb') as plain:
         offset, size = plain_hdf5.place_of_bytes(file, plain_hdf5.open_group(group, key), 'img')
         plain.seek(offset)
         return plain.read(size)
@@ -344,35 +344,35 @@ def read_jpeg(file, split, key):
 
 def no_such_file(path):
     """The UserError about an HDF5 file that is missing."""
-    return UserError(f'{path}: no such file; make it with: {how_to_prepare(path)}')
+    return UserError(f'{path}: no such file; make it with: {prepare_command(path)}')
 
 
 def cannot_be_read(path, where, reason):
     """The UserError about what is damaged in an HDF5 file: a split, or SPLIT/GROUP."""
     return UserError(f'{path}: /{where} is incomplete or damaged ({reason}); '
-                     f'make the file again with: {how_to_prepare(path)}')
+                     f'make the file again with: {prepare_command(path)}')
 
 
 def cannot_be_decoded(path, split, name, error):
     """The UserError about a photograph of the file `path` that Pillow refuses with `error`."""
     return UserError(f'{path}: the photograph {name} of /{split} cannot be decoded ({error}); make the file again '
-                     f'without it: {how_to_prepare(path)}')
+                     f'without it: {prepare_command(path)}')
 
 
 def has_embeddings(file, split):
     """True where the split's captions have embeddings (they are written for all or for none)."""
     group = _group(file, split)
-    with _damage_named(file, split):
+    with _convert_errors(file, split):
         first = plain_hdf5.names(group)[:1]
-    with _damage_named(file, split, *first):
+    with _convert_errors(file, split, *first):
         return any(plain_hdf5.has(plain_hdf5.open_group(group, key), 'embeddings') for key in first)
 
 
 def read_embeddings(file, split, keys):
     """float32 [len(keys), 1024]. Raises BadEmbeddings where one is missing, of another width, or not finite."""
     embeddings, group = np.empty((len(keys), EMBED_DIM), np.float32), _group(file, split)
-    for row, key in zip(embeddings, plain_hdf5.watched(keys)):
-        with _damage_named(file, split, key):
+    for row, key in zip(embeddings, plain_hdf5.with_time_limit(keys)):
+        with _convert_errors(file, split, key):
             wrong = _read_embedding(file, plain_hdf5.open_group(group, key), row)
         if wrong:
             raise BadEmbeddings(f'/{split}/{key} has {wrong}')
@@ -402,21 +402,21 @@ def read_encoder(file):
 
 def _group(file, split):
     """The low-level group of a split, or None where there is none. Raises UserError where it is something else."""
-    with _damage_named(file, split):
+    with _convert_errors(file, split):
         return plain_hdf5.open_group(file.id, split) if plain_hdf5.has(file.id, split) else None
 
 
 @contextlib.contextmanager
-def _damage_named(file, *place):
+def _convert_errors(file, *place):
     """Raise UserError in place of any error of the block, which reads what is at `place`: split, or split and group."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # whatever h5py makes of what libhdf5 stumbled over, or plain_hdf5 of what it found
-        raise cannot_be_read(file.filename, '/'.join(place), _short(error)) from error
+        raise cannot_be_read(file.filename, '/'.join(place), _one_line(error)) from error
 
 
-def _short(error):
+def _one_line(error):
     """What an error says, in one line."""
     return (' '.join(str(error).split()) or type(error).__name__)[:200]

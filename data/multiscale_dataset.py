@@ -145,7 +145,7 @@ class CropLoader(DataLoader):
 
     def __init__(self, dataset, batch_size, device, sampler, **options):
         # A generator of its own, so that it does not draw from PyTorch's when it starts workers.
-        super().__init__(SeededDataset(dataset), batch_size, sampler=SeededSampler(sampler), collate_fn=to_be_sent,
+        super().__init__(SeededDataset(dataset), batch_size, sampler=SeededSampler(sampler), collate_fn=collate_crops,
                          generator=torch.Generator(), **options)
         self.finish, self.device = dataset.finish, device
 
@@ -166,14 +166,14 @@ class CropLoader(DataLoader):
         return self.finish(batch, self.device)
 
 
-def to_be_sent(items):
+def collate_crops(items):
     """The batch of `CroppedItems`, from a worker by way of its pipe; an error as it is."""
     if get_worker_info() is None or isinstance(items, UserError):
         return getattr(items, 'batch', items)
-    return {name: ThroughPipe(values) if torch.is_tensor(values) else values for name, values in items.batch.items()}
+    return {name: PipedTensor(values) if torch.is_tensor(values) else values for name, values in items.batch.items()}
 
 
-class ThroughPipe:
+class PipedTensor:
     """A tensor that goes to another process in the pipe itself.
 
     PyTorch would put it into /dev/shm, of which Docker gives 64 MB: two of a StackGAN++'s batches for each of 4 workers
@@ -197,10 +197,10 @@ def shuffled_batches(dataset, batch_size, workers, device):
     workers = min(workers, os.cpu_count())  # more would only wait for each other
     return CropLoader(dataset, batch_size, device, sampler, num_workers=workers, persistent_workers=workers > 0,
                       pin_memory=device.type == 'cuda', drop_last=len(sampler) >= batch_size,
-                      worker_init_fn=leave_the_group)
+                      worker_init_fn=init_worker)
 
 
-def leave_the_group(_=None):
+def init_worker(_=None):
     """For worker processes: a Ctrl-C, or a SIGTERM to all, is for the main process, which saves and then ends these.
 
     SIGTERM still ends a worker: that is how the main process does it when it fails. Where that is killed, they end by

@@ -32,7 +32,7 @@ def read_picture(source, part=None):
 
     Raises BadPicture where it cannot be decoded, or is too large.
     """
-    with _explained():
+    with _convert_errors():
         picture = _decode(source)
         turn = UPRIGHT.get(_orientation(picture))
         picture = picture.crop(part(picture.size)) if part else picture
@@ -42,12 +42,12 @@ def read_picture(source, part=None):
 
 def check_header(path):
     """Raise BadPicture where the first bytes of a file are not those of a picture that is read, or it is too large."""
-    with _explained(), opened(path):
+    with _convert_errors(), opened(path):
         pass
 
 
 @contextlib.contextmanager
-def _explained():
+def _convert_errors():
     try:
         yield
     except BadPicture:

@@ -32,7 +32,7 @@ def names(group):
     return [name.decode() for name in group]
 
 
-def limit(size):
+def limit_resources(size):
     """Let this process, which is there to read a file of `size` bytes, grow in proportion to it, and hang no more.
 
     Where the system has no such limits (Windows has none, macOS none of memory) it is only apart from others.
@@ -47,18 +47,18 @@ def limit(size):
         pass
     if hasattr(signal, 'setitimer'):
         _seconds_for_all = SECONDS + size * SECONDS_PER_BYTE
-        _let_work(_seconds_for_all)
+        _set_time_limit(_seconds_for_all)
 
 
-def watched(items):
-    """Yield the items; end this process where one takes longer, and `limit` has been called."""
+def with_time_limit(items):
+    """Yield the items; end this process where one takes longer, and `limit_resources` has been called."""
     for item in items:
-        _let_work(SECONDS)
+        _set_time_limit(SECONDS)
         yield item
-    _let_work(_seconds_for_all)
+    _set_time_limit(_seconds_for_all)
 
 
-def _let_work(seconds):
+def _set_time_limit(seconds):
     """End this process by SIGPROF once it has worked for so long: an endless loop in libhdf5 ends in no other way."""
     if _seconds_for_all:
         signal.setitimer(signal.ITIMER_PROF, seconds)
@@ -108,7 +108,7 @@ def read_numbers(file, group, name):
 def read_attribute(file, name):
     """The attribute `name` of the file, a string, or None.
 
-    Nothing but `limit` bounds what libhdf5 takes for one whose length is damaged: it does not tell where that is.
+    Only `limit_resources` bounds the memory that libhdf5 takes for an attribute whose length is damaged.
     """
     if not h5a.exists(file.id, name.encode()):
         return None

@@ -19,7 +19,7 @@ from data import layout, plain_hdf5  # noqa: E402
 
 def read(path, split):
     """(the first line, embeddings float32 [captions, 1024] or None) of a split; the process is limited from then on."""
-    plain_hdf5.limit(os.path.getsize(path))
+    plain_hdf5.limit_resources(os.path.getsize(path))
     try:
         file = layout.open_file(path)  # never closed: libhdf5 can stumble over that, too
         encoder, index, embeddings, bad = layout.read_encoder(file), layout.read_index(file, split), None, None

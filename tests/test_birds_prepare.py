@@ -388,7 +388,7 @@ def test_a_box_is_that_of_the_picture_as_it_is_seen(orientation):
     exif, jpeg = Image.Exif(), io.BytesIO()
     exif[274] = orientation
     stored.save(jpeg, 'JPEG', exif=exif, quality=95)
-    x, y, width, height = cub.as_stored(box, stored.size, orientation)
+    x, y, width, height = cub.to_stored_orientation(box, stored.size, orientation)
     cut = read_picture(jpeg.getvalue(), part=lambda size: (x, y, x + width, y + height))
     assert cut.size == (120, 80) and np.asarray(cut)[8:-8, 8:-8].mean((0, 1)) == pytest.approx([254, 0, 0], abs=3)
 
@@ -487,7 +487,7 @@ def pause_halfway(*args):
         print('halfway', flush=True)
         for _ in range(600):
             time.sleep(.1)
-            signals.let_act()
+            signals.deliver_held()
 layout.write_photograph = pause_halfway
 run_command(prepare.main)
 '''

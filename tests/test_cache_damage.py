@@ -138,14 +138,14 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     script = ('import os, signal, sys\n'
               'from data import cache, checked_files\n'
               'from data.txt2image_dataset import preprocess\n'
-              'write, written = checked_files._Summed.write, []\n'
+              'write, written = checked_files._ChecksumWriter.write, []\n'
               'def end(self, data):\n'
               '    write(self, data)\n'
               '    written.append(self.file.name)\n'
               '    if "pictures" in self.file.name and len(written) > 4:\n'
               '        self.file.flush()\n'
               '        os.kill(os.getpid(), signal.SIGKILL)\n'
-              'checked_files._Summed.write = end\n'
+              'checked_files._ChecksumWriter.write = end\n'
               'cache.load_split(sys.argv[1], "train", 64, preprocess)')
     assert subprocess.run([sys.executable, '-c', script, path], cwd=ROOT).returncode == -9
     folder = tmp_path / 'birds.cache'

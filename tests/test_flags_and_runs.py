@@ -184,8 +184,8 @@ def test_numbers_of_processes_that_are_none(name):
 
 
 def test_a_run_that_was_stopped_before_its_first_step_goes_on():
-    run.check_is_under_way('a run', SimpleNamespace(progress=new_progress() | {'rng': rng_state()}))
-    one_line(run.check_is_under_way, 'a run', SimpleNamespace(progress=new_progress()), match='holds weights alone')
+    run.check_resumable('a run', SimpleNamespace(progress=new_progress() | {'rng': rng_state()}))
+    one_line(run.check_resumable, 'a run', SimpleNamespace(progress=new_progress()), match='holds weights alone')
 
 
 def test_a_run_that_cannot_be_written_is_one_line(tmp_path):

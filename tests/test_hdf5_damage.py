@@ -32,7 +32,7 @@ def in_this_process(monkeypatch):
                 bad = str(error)
             return index, layout.read_encoder(file), bad, rows
 
-    monkeypatch.setattr(cache, '_read_apart', read)
+    monkeypatch.setattr(cache, '_read_in_subprocess', read)
 
 
 @pytest.mark.parametrize('attack', ATTACKS)

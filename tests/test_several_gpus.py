@@ -14,7 +14,7 @@ from common import ranks
 from common.errors import UserError
 from common.flags import choose_device
 from common.progress import new_progress
-from common.training_run import _regroup
+from common.training_run import _adapt_to_ranks
 from data.multiscale_dataset import shuffled_batches
 from stackgan_v2 import main
 from tests import tiny, two_ranks
@@ -266,13 +266,13 @@ def test_what_is_drawn_depends_on_seed_rank_and_step(monkeypatch):
 def test_batches_of_other_ranks_are_counted_anew(monkeypatch):
     progress = new_progress() | {'batch': 5, 'world_size': 4}
     as_rank(monkeypatch, 1, 2)
-    _regroup(progress, range(20))
+    _adapt_to_ranks(progress, range(20))
     assert progress['batch'] == 10
     as_rank(monkeypatch, 0, 3)
-    _regroup(progress, range(20))
+    _adapt_to_ranks(progress, range(20))
     assert progress['batch'] == 6
     as_rank(monkeypatch, 0, 1)
-    _regroup(progress, range(17))
+    _adapt_to_ranks(progress, range(17))
     assert progress['batch'] == 17
 
 

@@ -14,7 +14,7 @@ import torch
 from common.errors import UserError
 from common.progress import new_progress
 from data import multiscale_dataset
-from data.multiscale_dataset import ThroughPipe, shuffled_batches, to_be_sent
+from data.multiscale_dataset import PipedTensor, collate_crops, shuffled_batches
 from tests.errors import one_line
 from tests.small_training import train
 
@@ -70,8 +70,8 @@ def test_batches_take_no_room_in_shared_memory():
 
 def test_without_workers_nothing_is_sent():
     images = torch.zeros(2, 3)
-    assert to_be_sent(SimpleNamespace(batch={'right_images': images}))['right_images'] is images
-    function, arguments = ThroughPipe(images).__reduce__()
+    assert collate_crops(SimpleNamespace(batch={'right_images': images}))['right_images'] is images
+    function, arguments = PipedTensor(images).__reduce__()
     assert torch.equal(function(*arguments), images)
 
 

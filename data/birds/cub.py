@@ -20,8 +20,8 @@ from data.plain_hdf5 import TEXT_BYTES
 
 DEFAULT_SPLIT = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'split_150_50.json')
 
-MOST = {'list': 64 << 20, 'captions': 16 << 20, 'photograph': 4 * PIXELS}  # bytes of a file that is read
-FARTHEST = 1e9  # pixels; a box is stored as float32, which is exact only near the corner
+MAX_BYTES = {'list': 64 << 20, 'captions': 16 << 20, 'photograph': 4 * PIXELS}  # bytes of a file that is read
+MAX_COORDINATE = 1e9  # pixels; a box is stored as float32, which is exact only near the corner
 
 SIDEWAYS = (5, 6, 7, 8)  # of EXIF's orientations, those that make of a picture's width its height
 
@@ -41,8 +41,8 @@ def read_lines(path, advice):
     """The lines of a UTF-8 text file, whatever its line ends, without blank ones."""
     try:
         check_is_file(path)
-        if os.path.getsize(path) > MOST['list']:
-            raise OSError(f'it has {os.path.getsize(path):,} bytes, and {MOST["list"]:,} are the most')
+        if os.path.getsize(path) > MAX_BYTES['list']:
+            raise OSError(f'it has {os.path.getsize(path):,} bytes, and {MAX_BYTES["list"]:,} are the most')
         with open(path, encoding='utf-8-sig') as file:
             return [line.strip() for line in file if line.strip()]
     except OSError as error:
@@ -130,7 +130,7 @@ def read_jpeg(path):
     Raises ValueError where the picture does not decode wholly, or is of a size that is not read later
     (`data.pictures`).
     """
-    data = _contents(path, 'its photograph is', MOST['photograph'])
+    data = _contents(path, 'its photograph is', MAX_BYTES['photograph'])
     try:
         with opened(data, ['JPEG', 'PNG', 'WEBP']) as image:
             size, orientation = image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -174,7 +174,7 @@ def _contents(path, what, most):
 def read_captions(path):
     """The captions of a photograph, one a line. Raises ValueError where there are none."""
     try:
-        text = _contents(path, 'its captions are', MOST['captions']).decode('utf-8-sig')
+        text = _contents(path, 'its captions are', MAX_BYTES['captions']).decode('utf-8-sig')
     except UnicodeDecodeError as error:
         raise ValueError(f'its captions are unreadable ({error})') from error
     captions = [line.strip() for line in io.StringIO(text, newline=None) if line.strip()]
@@ -195,7 +195,7 @@ def read_box(text):
         box = tuple(map(float, text.split()))
     except ValueError:
         box = ()
-    if len(box) != 4 or not all(abs(number) < FARTHEST for number in box) or not min(np.float32(box[2:])) > 0:
+    if len(box) != 4 or not all(abs(number) < MAX_COORDINATE for number in box) or not min(np.float32(box[2:])) > 0:
         raise ValueError(f'its bounding box {text[:60]!r} is not x, y, width and height')
     if max(box) <= 1:
         raise ValueError(f'its bounding box {text[:60]!r} is in fractions of the picture, as in files for YOLO; give '
@@ -203,7 +203,7 @@ def read_box(text):
     return box
 
 
-def as_stored(box, size, orientation):
+def to_stored_orientation(box, size, orientation):
     """A box (x, y, width, height) of a picture as it is seen, in the picture of `size` as it is stored, before EXIF's
     `orientation` turns it upright: that is what later readers cut from.
     """
@@ -217,7 +217,7 @@ def read_photograph(entry, look_up=None):
     """(`layout.Photograph`, list of REMARKS) of an entry. Raises ValueError with the reason where it cannot be used."""
     captions, box = read_captions(entry.text_path), read_box(entry.box)
     jpeg, size, orientation, was_another = read_jpeg(entry.image_path)
-    box = box and as_stored(box, size, orientation)
+    box = box and to_stored_orientation(box, size, orientation)
     photograph = layout.Photograph(entry.name, entry.class_name, jpeg, captions, bbox=box)
     if look_up:
         photograph.embeddings = look_up(entry.key)

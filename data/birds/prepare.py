@@ -84,7 +84,7 @@ def read_all(entries, look_up, skipped):
             for start in range(0, len(entries) + CHUNK, CHUNK):     # the pool reads a chunk while the last is written
                 done, waiting = waiting, pool.map(attempt, entries[start:start + CHUNK])
                 for entry, result in done:
-                    signals.let_act()
+                    signals.deliver_held()
                     bar.update()
                     if isinstance(result, ValueError):
                         skip(skipped, entry.key, result)
@@ -106,7 +106,7 @@ def open_embeddings(args):
 def expected_size(entries, has_embeddings):
     """About how many bytes the file will have, ten captions a photograph."""
     sizes = (os.path.getsize(entry.image_path) for entry in entries if os.path.isfile(entry.image_path))
-    jpegs = sum(size for size in sizes if size <= cub.MOST['photograph'])
+    jpegs = sum(size for size in sizes if size <= cub.MAX_BYTES['photograph'])
     caption = layout.CAPTION_BYTES + (layout.EMBEDDING_BYTES if has_embeddings else 0)
     return jpegs + len(entries) * 10 * caption
 
@@ -158,7 +158,7 @@ def report(count, letters, source, out):
     print(f'JPEGs: {count["bytes"] / 1e6:.1f} MB')
 
 
-def say_unlisted(entries, split_of):
+def report_unlisted(entries, split_of):
     """Print how many photographs have a class in no list, and how many classes in the user's lists have none."""
     left_out = [entry.class_name for entry in entries if entry.split is None]
     if left_out:
@@ -193,7 +193,7 @@ def main():
     cub.check_names(chosen)
     source, count, letters = convert(chosen, skipped, args)
     report(count, letters, source, args.out)
-    say_unlisted(entries, split_of if any(lists.values()) else {})
+    report_unlisted(entries, split_of if any(lists.values()) else {})
     done = 'would write' if args.dry_run else f'wrote {os.path.getsize(args.out) / 1e6:.1f} MB to'
     print(f'{done} {args.out} ({time.time() - start:.0f} s); skipped {len(skipped)} photographs')
 

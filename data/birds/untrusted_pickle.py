@@ -133,7 +133,7 @@ def _admitted(count):
     return admitted
 
 
-def _look_through(file):
+def _check_opcodes(file):
     """Refuse an open pickle with opcodes that embeddings need not, or with lengths and places beyond the file.
 
     Like pickletools.genops, which copies every argument, and cannot read all of what Python 2 wrote.
@@ -180,7 +180,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         if module.endswith('\r') or name.endswith('\r'):
-            raise _converted(self.path)
+            raise _line_ends_error(self.path)
         if (module, name) not in self.admitted:
             raise UserError(f'{self.path}: asks for {module[:60]!r} {name[:60]!r}, but a pickle of embeddings holds '
                             'arrays, scalars, lists and tuples and nothing else; do not use this file, get it anew')
@@ -199,7 +199,7 @@ def load_pickle(path):
         with open(path, 'rb') as file:
             if os.fstat(file.fileno()).st_size > LARGEST:
                 raise OSError(0, f'it has more than {LARGEST:,} bytes')
-            _look_through(file)
+            _check_opcodes(file)
             loaded = _Unpickler(file).load()
     except UserError:
         raise
@@ -210,15 +210,15 @@ def load_pickle(path):
         raise UserError(f'{path}: takes more memory than there is; end other programs') from error
     except Exception as error:      # a damaged pickle can raise nearly anything
         if _has_windows_line_ends(path):
-            raise _converted(path) from error
+            raise _line_ends_error(path) from error
         raise UserError(f'{path}: not a pickle that can be read ({one_line(error)}); '
                         'it is damaged or not what it says: download it again') from error
     if _has_windows_line_ends(path, text_pickle=True):      # its texts now end in carriage returns
-        raise _converted(path)
+        raise _line_ends_error(path)
     return loaded
 
 
-def _converted(path):
+def _line_ends_error(path):
     return UserError(f'{path}: this pickle was converted to Windows line ends (by git, or by an unzip in text mode); '
                      f'download or unpack it again in binary mode, or mend a text pickle with: dos2unix {path}')
 

@@ -50,7 +50,7 @@ class Bird:
     plump: float            # height of the outlines over their width
 
 
-def imagine(rng, body, wings, **given):
+def random_bird(rng, body, wings, **given):
     """A random `Bird` of these colors; `given` fixes some of its other fields. `rng` is a `random.Random`."""
     others = [color for color in PALETTE if color not in (body, wings)]
     given = {'scene': rng.choice(list(SCENES)), 'facing': rng.choice([1, -1]), **given}

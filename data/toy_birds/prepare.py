@@ -35,7 +35,7 @@ from tqdm import tqdm
 from common.errors import OneLineParser, UserError, run_command
 from common.files import check_space
 from data import layout
-from data.toy_birds.drawing import PALETTE, draw, imagine
+from data.toy_birds.drawing import PALETTE, draw, random_bird
 from data.toy_birds.sentences import describe
 
 CLASSES = [f'{body}_body_{wings}_wings' for body in PALETTE for wings in PALETTE if body != wings]
@@ -58,7 +58,7 @@ def make(number, seed):
     rng = random.Random(f'{seed}/{number}')
     round_, kind = divmod(number, len(CLASSES))
     class_name = CLASSES[kind]
-    bird = imagine(rng, *colors_of(class_name))
+    bird = random_bird(rng, *colors_of(class_name))
     picture, box = draw(bird, rng)
     jpeg = io.BytesIO()
     picture.save(jpeg, 'JPEG', quality=90)
@@ -67,7 +67,7 @@ def make(number, seed):
     return split, layout.Photograph(name, class_name, jpeg.getvalue(), describe(bird, rng), bbox=box)
 
 
-def follow_the_parent():
+def init_worker():
     """Have a worker leave signals to the parent, which ends it, and end where the parent was killed."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -88,7 +88,7 @@ def prepare(out, count, seed):
     check_space(out, count * BYTES)
     counts = Counter()
     with signals.hold():
-        pool = ProcessPoolExecutor(initializer=follow_the_parent)
+        pool = ProcessPoolExecutor(initializer=init_worker)
         try:
             birds = itertools.chain.from_iterable(
                 pool.map(functools.partial(make, seed=seed), numbers, chunksize=2) for numbers in batches(count))

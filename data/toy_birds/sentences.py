@@ -23,13 +23,13 @@ def describe(bird, rng):
     """-> ten different sentences, each with the colors of body and wings and some of what else is seen."""
     sentences = {}
     while len(sentences) < CAPTIONS:
-        sentence = say(bird, rng)
+        sentence = make_sentence(bird, rng)
         if len(sentence) <= CAPTION_LENGTH:
             sentences[sentence] = None
     return list(sentences)
 
 
-def say(bird, rng):
+def make_sentence(bird, rng):
     """One sentence about the bird."""
     body, wings = (tint(color, rng) for color in (bird.body, bird.wings))
     extras = rng.sample(details(bird, rng), rng.choice([0, 0, 0, 1]))
