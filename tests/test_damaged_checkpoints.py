@@ -118,7 +118,7 @@ def test_other_files_are_called_by_their_name(tmp_path):
     for data, message in [(b'', 'is empty'), (b'<!DOCTYPE html>\n<html>', 'is a web page, not a checkpoint'),
                           (b'\n <html lang="en">', 'download the file itself'), (b'404: not found\n', 'is text'),
                           (b'version https://git-lfs.github.com/spec/v1\noid', 'git lfs pull'),
-                          (b'\x89PNG\r\n\x1a\n\0\0', 'damaged, or no checkpoint')]:
+                          (b'\x89PNG\r\n\x1a\n\0\0', 'damaged, or not a checkpoint')]:
         assert message in one_line(checkpoint.load, write(tmp_path / 'a.pth', data))
     with zipfile.ZipFile(tmp_path / 'a.pt', 'w') as archive:
         archive.writestr('a.txt', 'a')
@@ -268,7 +268,7 @@ def test_generators_too_are_taken_from_the_one_before(tmp_path, section, capsys)
     model.save_to(folder, verbose=False)
     spoil(model.save_to(folder, verbose=False))
     assert section.load_generator(folder, name)[1] == f'{folder}/{name}.pt.1'
-    assert 'taken in place of' in capsys.readouterr().out
+    assert 'used in place of' in capsys.readouterr().out
     assert run.find_run(str(tmp_path), f'{name}.pt') == folder
     os.remove(f'{folder}/{name}.pt')
     assert run.find_run(str(tmp_path), f'{name}.pt') == folder

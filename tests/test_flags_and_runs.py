@@ -44,7 +44,8 @@ def test_two_data_files_of_one_name(tmp_path, capsys):
     assert flags.dataset_file(options) == str(tmp_path / 'birds.h5') and capsys.readouterr().out == ''
     (tmp_path / 'birds.hdf5').touch()
     assert flags.dataset_file(options) == str(tmp_path / 'birds.hdf5')
-    assert capsys.readouterr().out == f'{tmp_path}/birds.h5: is not read, for {tmp_path}/birds.hdf5 is there, too\n'
+    said = capsys.readouterr().out
+    assert said == f'{tmp_path}/birds.h5: is not read, because {tmp_path}/birds.hdf5 exists as well\n'
 
 
 def test_a_pipe_that_nobody_writes_to_is_refused_but_not_one_of_the_shell(tmp_path):
@@ -98,7 +99,7 @@ def test_options_of_a_run_are_kept_unless_named(tmp_path, monkeypatch):
     assert parse('--resume', folder)[0].epochs == 9
     assert run.read_options(folder) == vars(resumed)
     for broken in (str(tmp_path), str(tmp_path / 'nothing')):
-        with pytest.raises(UserError, match='is no folder of a run'):
+        with pytest.raises(UserError, match='is not a run folder'):
             parse('--resume', broken)
 
 
@@ -133,7 +134,7 @@ def test_a_run_is_named_by_its_folder_or_by_a_checkpoint_in_it(tmp_path, monkeyp
     for named, model in ((folder, 'mine'), (f'{folder}/mine.pt', 'mine'), (f'{folder}/x.pt', 'x')):
         options, resumed = parse(tmp_path, monkeypatch, '--resume', named)
         assert (resumed, options.model, options.epochs, options.out_dir) == (folder, model, 7, str(tmp_path))
-    assert 'is no folder of a run' in one_line(parse, tmp_path, monkeypatch, '--resume', f'{folder}/y.pt')
+    assert 'is not a run folder' in one_line(parse, tmp_path, monkeypatch, '--resume', f'{folder}/y.pt')
     assert 'give the folder of a run' in one_line(parse, tmp_path, monkeypatch, '--resume', f'{folder}/options.json')
     for name in ('x.pt', 'mine.pt'):
         os.rename(os.path.join(folder, name), os.path.join(folder, f'of_{name}'))

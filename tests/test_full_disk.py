@@ -93,7 +93,7 @@ def test_a_last_checkpoint_without_room_is_an_error(dataset, tmp_path, often):
     model = fails(new_model(dataset), lambda step: step > 3)
     said = one_line(model.train, EPOCHS, 1, str(tmp_path), match='the training is done, but not all could be written')
     assert 'disk full' in said and said.endswith('the last good checkpoint: step 3')
-    assert any('is tried again for' in line for line in log_of(tmp_path))
+    assert any('is retried for' in line for line in log_of(tmp_path))
     assert torch.load(tmp_path / 'text2image.pt', weights_only=True)['progress']['step'] == 3
 
 

@@ -136,7 +136,7 @@ def progress_of(run):
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(stopped):
     assert [status for status, _ in stopped.ends] == [130, 143]  # the second alone got a SIGTERM
     assert [len(seen['items']) for _, seen in stopped.ends] == [3, 3]
-    assert f'stopped after step 3; go on with: torchrun ... {os.path.abspath(main.__file__)} --train' in stopped.said
+    assert f'stopped after step 3; resume with: torchrun ... {os.path.abspath(main.__file__)} --train' in stopped.said
     progress = progress_of(stopped.run)
     assert (progress['epoch'], progress['batch'], progress['step']) == (1, 1, 3)
     assert all(seen['ended'] > os.path.getmtime(stopped.run / 'stackgan_v2.pt') for _, seen in stopped.ends)
@@ -208,7 +208,7 @@ def ended_by(act, folder, out_dir, *args):
 
 def test_torchrun_is_stopped_and_a_dead_rank_ends_the_run(folder, tmp_path):
     _, said = ended_by(lambda started: started.send_signal(signal.SIGTERM), folder, tmp_path, '--out_dir', tmp_path)
-    stopped_after = int(re.search(r'^stopped after step (\d+); go on with: ', said, re.MULTILINE)[1])
+    stopped_after = int(re.search(r'^stopped after step (\d+); resume with: ', said, re.MULTILINE)[1])
     run, = tmp_path.iterdir()
     assert progress_of(run)['step'] == stopped_after
 
@@ -221,7 +221,7 @@ def test_torchrun_is_stopped_and_a_dead_rank_ends_the_run(folder, tmp_path):
 def test_ranks_whose_torchrun_is_killed_save_say_so_and_end(folder, tmp_path):
     _, said = ended_by(lambda started: started.kill(), folder, tmp_path, '--out_dir', tmp_path)
     run, = tmp_path.iterdir()
-    assert said.count('torchrun has ended: its processes on this machine stop, too') == 1 and 'Traceback' not in said
+    assert said.count('torchrun has ended: stopping its processes on this machine') == 1 and 'Traceback' not in said
     assert progress_of(run)['step'] == int(re.search(r'^stopped after step (\d+)', said, re.MULTILINE)[1])
 
 

@@ -155,7 +155,7 @@ def test_a_signal_to_all_processes_is_for_the_main_one(folder, tmp_path):
             os.killpg(training.pid, signal.SIGTERM)
             break
     said, _ = training.communicate(timeout=60)
-    assert 'go on with: python' in said and 'Traceback' not in said and training.returncode == 143
+    assert 'resume with: python' in said and 'Traceback' not in said and training.returncode == 143
     assert (newest(tmp_path, 'tiny') / 'stackgan_v1.pt').exists()
 
 

@@ -84,7 +84,7 @@ def test_training_as_the_chapter_types_it(folder, trained):
     expected = {'config_name': '3stages', 'epochs': '2', 'batch_size': '2', 'gf_dim': '4', 'branches': '2',
                 'conditional': 'True', 'kl_coef': '2.0', 'uncond_coef': '1.0', 'snapshot_interval': '2000'}
     assert {name: table[name] for name in expected} == expected
-    assert '--cuda True, but PyTorch finds no CUDA device here: using the CPU' in trained.stdout
+    assert '--cuda True, but PyTorch finds no CUDA device: using the CPU' in trained.stdout
     assert re.fullmatch(r'tiny_3stages_\d{8}_\d{6}', os.path.basename(trained.run))
     assert {'options.json', 'log.txt', 'samples', 'stackgan_v2.pt', 'encoder.pt', 'Model'} <= set(
         os.listdir(trained.run))
@@ -266,8 +266,9 @@ def test_errors_of_configuration_files_name_them(folder, call):
     for text, message in [('batchsize: 3', "unknown key 'batchsize'; did you mean 'batch_size'?"),
                           ('NET_G: x.pth', "unknown key 'NET_G'; did you mean 'TRAIN.NET_G'?"),
                           ('TRAIN: {NETG: x}', "unknown key 'TRAIN.NETG'"), ('resume: newest', "unknown key 'resume'"),
-                          ('lr: -1', 'argument --lr: -1 is not above zero'), ('lr: [1, 2]', 'a list where one value'),
-                          ('lr: fast', 'argument --lr'), ('train: perhaps', "'perhaps' is neither True nor False"),
+                          ('lr: -1', 'argument --lr: -1 is not above zero'),
+                          ('lr: [1, 2]', 'a list in place of one value'), ('lr: fast', 'argument --lr'),
+                          ('train: perhaps', "'perhaps' is neither True nor False"),
                           ('TREE: {BASE_SIZE: 32}', 'TREE.BASE_SIZE is 32, but can only be 64 here'),
                           ('TRAIN: {GENERATOR_LR: 1, DISCRIMINATOR_LR: 2}', 'learn at one rate'),
                           ('epochs: 0x10', "invalid positive int value: '0x10'"), ('epochs: 1:30', "value: '1:30'"),

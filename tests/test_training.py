@@ -62,7 +62,7 @@ def test_an_interrupted_run_goes_on_with_the_same_results(dataset, straight, tmp
             with pytest.raises(KeyboardInterrupt):
                 model.train(EPOCHS, 1, folder)
             said = capsys.readouterr().out
-            assert f'stopped after step {stop}; go on with: ' in said and f'--train --resume {folder}' in said
+            assert f'stopped after step {stop}; resume with: ' in said and f'--train --resume {folder}' in said
         else:
             model.train(EPOCHS, 1, folder, verbose=False)
         losses += seen
@@ -227,14 +227,14 @@ def test_a_batch_of_one_picture_is_left_out_and_said_once(capsys):
     losses = watch(model)
     model.train(2)
     assert len(losses) == 2 and model.progress['step'] == 2
-    assert capsys.readouterr().out.count('a batch of one picture') == 1
+    assert capsys.readouterr().out.count('a batch of one image') == 1
 
 
 @pytest.mark.parametrize('sizes', [[], [1, 1]])
 def test_nothing_to_train_on_is_an_error(sizes):
     model = Model('text2image', 'cpu', loader_of(sizes), 3, 50, 100)
     model.create_optim(2e-4)
-    with pytest.raises(UserError, match='no batch of two or more pictures'):
+    with pytest.raises(UserError, match='no batch of two or more images'):
         model.train(2, verbose=False)
 
 

@@ -95,7 +95,7 @@ def test_a_killed_worker_is_one_line():
     model = SimpleNamespace(train_step=train_step, data_loader=loader, progress=new_progress())
     said = one_line(train, model, 100, 1, '', False)
     assert said.startswith('step ') and 'a process that reads pictures has ended (DataLoader worker (pid' in said
-    assert said.endswith('go on with --resume and fewer --workers, or 0')
+    assert said.endswith('continue with --resume and fewer --workers, or 0')
 
 
 KILLED = '''
