@@ -200,7 +200,7 @@ def test_png_and_webp_become_jpegs(tmp_path, monkeypatch, capsys, out):
     run(monkeypatch, *make_cub(tmp_path, photographs, ending='.png'), '--out', out)
     said = capsys.readouterr().out
     assert 'stored as JPEG: 6 photographs (they are PNG or WebP' in said
-    assert f'skipped {ANI}/deep: its photograph is unreadable (more than 8 bits a pixel' in said
+    assert f'skipped {ANI}/deep: its photograph is unreadable (more than 8 bits per channel' in said
     colors = {'png': (254, 0, 0), 'webp': (254, 0, 0), 'clear': (255, 255, 255), 'half': (127, 127, 127),
               'palette': (255, 255, 255), 'gray': (100, 100, 100)}
     with layout.open_file(str(out)) as file:
@@ -308,7 +308,7 @@ def test_what_no_reader_would_take_is_not_written(tmp_path, monkeypatch, capsys,
     run(monkeypatch, *args, '--out', out)
     said = capsys.readouterr()
     assert said.out.count('is not x, y, width and height') == 5 and 'skipped 6 photographs' in said.out
-    assert f'skipped {ANI}/long: its captions have one of more than 1,048,576 bytes' in said.out and said.err == ''
+    assert f'skipped {ANI}/long: one of its captions has more than 1,048,576 bytes' in said.out and said.err == ''
     assert load_split(str(out), 'test').index.names == ['longest']
 
 
@@ -370,7 +370,7 @@ def test_a_flag_that_is_missing_is_one_line(monkeypatch, capsys):
 def test_boxes_in_fractions_are_recognized(tmp_path, monkeypatch, out, box):
     args = make_cub(tmp_path, {f'{ANI}/one': (jpeg(), captions(1))}, box=box)
     said = error(monkeypatch, *args, '--out', out)
-    assert 'no usable photograph (1 skipped' in said and 'fractions of the picture' in said and 'in pixels' in said
+    assert 'no usable photograph (1 skipped' in said and 'fractions of the image' in said and 'in pixels' in said
 
 
 def test_own_classes_without_class_lists(tmp_path, monkeypatch, out):
@@ -447,7 +447,7 @@ def test_errors_name_the_file_and_keep_what_there_was(tmp_path, monkeypatch, out
     for text in ('Laysan_Albatross\n', ''):
         write(tmp_path / 'list.txt', text)
         said = error(monkeypatch, *good, '--test_classes', tmp_path / 'list.txt', *end)
-        assert said.startswith(f'{tmp_path}/list.txt: lists no class of the data, such as {ALBATROSS}; write a class ')
+        assert said.startswith(f'{tmp_path}/list.txt: lists no class of the data, such as {ALBATROSS}; write one class ')
     nothing = make_cub(tmp_path / 'nothing', {f'{ANI}/x': (b'', captions(1))})
     assert '(1 skipped, most because its photograph is not a JPEG' in error(monkeypatch, *nothing, *end)
     assert 'is a folder' in error(monkeypatch, *good, '--out', tmp_path)
