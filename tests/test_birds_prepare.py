@@ -232,13 +232,13 @@ def test_captions_that_the_encoder_does_not_read_are_counted(tmp_path, monkeypat
     texts = ['a red bird', 'красная птица', 'très petit', 'x' * 202, 'A tab\tin it, and \x1b']
     run(monkeypatch, *make_cub(tmp_path, {f'{ANI}/one': (jpeg(), texts)}), '--out', out)
     said = capsys.readouterr().out
-    assert 'does not read: in 3 captions (\\t \\x1b è а и к' in said
+    assert 'does not know: in 3 captions (\\t \\x1b è а и к' in said
     assert 'longer than the 201 characters that the sentence encoder reads: 1 captions' in said
 
 
 def test_the_ending_h5_is_found_by_everything(tmp_path, monkeypatch, capsys):
     run(monkeypatch, *make_cub(tmp_path, birds()), '--out', tmp_path / 'my birds.h5')
-    assert 'embeddings: none yet; data/README.md says how to write them' in capsys.readouterr().out
+    assert 'embeddings: none yet; see data/README.md' in capsys.readouterr().out
     command = shlex.split(how_to_embed(str(tmp_path / 'my birds.h5')).split('&&')[1])
     options = dict(zip(command[3::2], command[4::2]))
     assert flags.dataset_file(types.SimpleNamespace(data_dir=options['--data_dir'], dataset=options['--dataset'])) == \
@@ -447,9 +447,9 @@ def test_errors_name_the_file_and_keep_what_there_was(tmp_path, monkeypatch, out
     for text in ('Laysan_Albatross\n', ''):
         write(tmp_path / 'list.txt', text)
         said = error(monkeypatch, *good, '--test_classes', tmp_path / 'list.txt', *end)
-        assert said.startswith(f'{tmp_path}/list.txt: lists no class of the data, such as {ALBATROSS}; write one class ')
+        assert said.startswith(f'{tmp_path}/list.txt: lists no class of the data, such as {ALBATROSS}; write one ')
     nothing = make_cub(tmp_path / 'nothing', {f'{ANI}/x': (b'', captions(1))})
-    assert '(1 skipped, most because its photograph is not a JPEG' in error(monkeypatch, *nothing, *end)
+    assert '(1 skipped, mostly because its photograph is not a JPEG' in error(monkeypatch, *nothing, *end)
     assert 'is a folder' in error(monkeypatch, *good, '--out', tmp_path)
     assert 'must end in .hdf5 or .h5' in error(monkeypatch, *good, '--out', tmp_path / 'birds')
     write(tmp_path / 'x.hdf5', 'kept')
@@ -460,7 +460,7 @@ def test_errors_name_the_file_and_keep_what_there_was(tmp_path, monkeypatch, out
     assert 'images.txt: is empty; give --cub the folder' in error(monkeypatch, *good, *end)
     for place in ('x.hdf5', 'x.hdf5/deeper'):
         said = error(monkeypatch, *good, '--out', tmp_path / place / 'y.hdf5', '--dry_run')
-        assert f'y.hdf5: {tmp_path}/x.hdf5 is a file, not a folder to write into' in said
+        assert f'y.hdf5: {tmp_path}/x.hdf5 is a file, not a folder' in said
     assert out.read_text() == 'kept' and os.listdir(out.parent) == ['birds.hdf5']
 
 

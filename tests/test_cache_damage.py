@@ -224,10 +224,10 @@ def test_data_that_is_replaced_during_a_training(tmp_path):
     torch.manual_seed(0)
     before = dataset[0]
     os.rename(path, tmp_path / 'kept')
-    assert 'birds.hdf5: cannot be read any more' in one_line(dataset.__getitem__, 0)
+    assert 'birds.hdf5: can no longer be read' in one_line(dataset.__getitem__, 0)
     tiny.make(path, {'train': {'009.Kiwi': 3}})
     said = one_line(dataset.__getitem__, 0)
-    assert 'birds.hdf5: has changed since it was first read; put it back, or start again' in said
+    assert 'birds.hdf5: has changed since it was first read; restore it, or start again' in said
     os.replace(tmp_path / 'kept', path)
     torch.manual_seed(0)
     assert same(dataset[0]['right_images'], before['right_images'])

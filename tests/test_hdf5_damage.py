@@ -49,7 +49,7 @@ def test_attacks(attack, tmp_path, in_this_process):
 def test_nothing_is_read_by_a_path(tmp_path):
     with h5py.File(tiny.make(tmp_path / 'birds.hdf5')) as file:
         for name in ('train/Auk_0_0', '.', '/'):
-            with pytest.raises(ValueError, match='is not a name'):
+            with pytest.raises(ValueError, match='is not a valid name'):
                 plain_hdf5.open_group(file.id, name)
 
 

@@ -181,7 +181,7 @@ def test_a_rank_whose_partner_dies_says_so_and_ends(folder, end):
     ends = train(folder, '--out_dir', 'alone', at_step=end)
     assert [status for status, _ in ends] == [1, 9]
     said = read(folder, 'error_0.txt')
-    assert said.startswith('error: process 0 of 2 waits in vain for another: it has ended, or ')
+    assert said.startswith('error: process 0 of 2 waits in vain for another, which has ended or ')
     assert said.count('\n') == 1
 
 

@@ -275,7 +275,7 @@ def test_errors_of_configuration_files_name_them(folder, call):
                           ('epochs: 0o10', "value: '0o10'"), ('lr: .nan', "invalid positive float value: '.nan'"),
                           ('lr: 1.0e+400', 'is too large'), (f'epochs: {5000 * "9"}', 'argument --epochs'),
                           ('GAN: {B_CONDITION: maybe}', "B_CONDITION: 'maybe' is neither True nor False"),
-                          ('train: []', 'train: an empty list'), ('classes: [a, --epochs, 5]', 'classes: an empty'),
+                          ('train: []', 'train: the list'), ('classes: [a, --epochs, 5]', 'classes: the list'),
                           ('- lr', 'holds a list'), ('lr: [', 'cannot be read as YAML'),
                           ('lr: !!python/object/apply:os.system ["touch sprung"]', 'line 1: types are not given here')]:
         (folder / 'wrong.yml').write_text(text)
@@ -379,7 +379,7 @@ def test_errors_say_what_to_do(folder, trained, call):
     evaluate = ['--train', 'False', *DATA]
     assert 'no run of --dataset tiny' in call.error(*evaluate, '--out_dir', 'none')
     assert 'no.pth: no such checkpoint' in call.error(*evaluate, '--checkpoint', 'no.pth')
-    assert '--interpolate: an empty sentence' in call.error('--train', 'False', '--interpolate', 'a', ' ')
+    assert '--interpolate: the sentence is empty' in call.error('--train', 'False', '--interpolate', 'a', ' ')
     assert '--dataset NAME' in call.error('--image_folder', 'x' * 130)
     huge = ['--gf_dim', '8', '--z_dim', '2000000000', '--out_dir', 'none']
     assert 'more memory than there is' in call.error(*DATA, *huge)

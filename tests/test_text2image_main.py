@@ -190,7 +190,7 @@ def test_errors_say_what_to_do(folder, error, tmp_path):
     for more in ([], ['--text', 'a red bird']):
         assert 'error: no.pt: no such checkpoint' in error(*evaluate, *DATA, *more, '--checkpoint', 'no.pt')
     assert 'no.txt: cannot be read' in error(*evaluate, '--text_file', 'no.txt')
-    assert '--text: an empty sentence' in error(*evaluate, '--text', ' ')
+    assert '--text: the sentence is empty' in error(*evaluate, '--text', ' ')
     assert not (folder / 'empty').exists()
 
 

@@ -159,7 +159,7 @@ def test_what_was_trained_before_the_data_was_replaced_is_saved(dataset, straigh
     model = new_model(dataset)
     model.data_loader = Replaced(model.data_loader, batch)
     said = one_line(model.train, EPOCHS, 1, str(tmp_path), False)
-    assert said.startswith(f'birds.hdf5: has changed; put it back; stopped after step {batch}, which is saved; go on ')
+    assert said.startswith(f'birds.hdf5: has changed; put it back; stopped after step {batch}, which is saved; resume')
     assert said.endswith(f'--train --resume {tmp_path}')
     again = new_model(dataset, seed=9)
     again.load_from(str(tmp_path), verbose=False)

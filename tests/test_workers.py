@@ -55,8 +55,8 @@ def run_out_of_tensors():
 
 @pytest.mark.parametrize('workers', [0, 1])
 @pytest.mark.parametrize('act, said', [(refuse, 'auk.jpg: cannot be decoded; remove it'),
-                                       (run_out_of_memory, 'too little memory to read pictures; use fewer --workers'),
-                                       (run_out_of_tensors, 'too little memory to read pictures; use fewer --workers')])
+                                       (run_out_of_memory, 'too little memory to read images; use fewer --workers'),
+                                       (run_out_of_tensors, 'too little memory to read images; use fewer --workers')])
 def test_an_error_is_the_same_line_from_a_worker(workers, act, said):
     assert one_line(lambda: list(shuffled_batches(Dataset(act), 4, workers, CPU))).startswith(said)
 
@@ -94,7 +94,7 @@ def test_a_killed_worker_is_one_line():
 
     model = SimpleNamespace(train_step=train_step, data_loader=loader, progress=new_progress())
     said = one_line(train, model, 100, 1, '', False)
-    assert said.startswith('step ') and 'a process that reads pictures has ended (DataLoader worker (pid' in said
+    assert said.startswith('step ') and 'a process that reads images has ended (DataLoader worker (pid' in said
     assert said.endswith('continue with --resume and fewer --workers, or 0')
 
 

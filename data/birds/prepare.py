@@ -156,7 +156,7 @@ def report(count, letters, source, out):
               f'({" ".join(shown)}{" ..." if len(letters) > SHOWN else ""})')
     if count['long']:
         print(f'longer than the {LENGTH} characters that the sentence encoder reads: {count["long"]} captions')
-    print(f'embeddings: {source or "none yet; see data/README.md for how to write them"}')
+    print(f'embeddings: {source or "none yet; see data/README.md"}')
     print(f'JPEGs: {count["bytes"] / 1e6:.1f} MB')
 
 
