@@ -1,6 +1,7 @@
-"""SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal is gone): how they end a command, and where they must wait.
+"""Handle SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal is gone): end the command, or wait for a safe moment.
 
-They wait within a training step, or while HDF5 writes a file. This imports next to nothing, for it comes first.
+Signals wait during a training step and while HDF5 writes a file. Commands import this module first, so it imports
+almost nothing.
 """
 import contextlib
 import os
@@ -9,15 +10,15 @@ import sys
 import threading
 import time
 
-PAIR_SECONDS = 2  # seconds: torchrun hands a terminal's SIGINT, which its processes get, too, on to them as a SIGTERM
+PAIR_SECONDS = 2  # torchrun follows a terminal's SIGINT, which its processes get as well, by a SIGTERM to them
 
-_held = None  # the signals that came while `hold` holds them
+_held = None  # the signals that arrived during `hold`
 
 
 def end_at_once():
-    """From here on, let a signal end the process without a word, with status 130, 143 or 129.
+    """Let signals end the process without a message from now on, with status 130, 143 or 129.
 
-    Until `run_command` takes over there is nothing to save or to remove: a command is importing PyTorch, for seconds.
+    Until `run_command` takes over, a command spends seconds importing PyTorch and has nothing to save or remove.
     """
     for number in _numbers():
         signal.signal(number, _exit)
@@ -27,8 +28,8 @@ def end_at_once():
 def as_exceptions():
     """Let the first signal of the block raise KeyboardInterrupt or SystemExit, and end the block with SystemExit.
 
-    A second one ends the process at once. Where the exception gets lost on its way (in a destructor, or in a callback
-    of a C library, whose caller cannot pass it on), it is raised again; where it becomes another one, it still counts.
+    A second signal ends the process at once. If the exception is lost in a destructor or in a callback of a C library,
+    it is raised again; if it is replaced by another exception, it still ends the block.
     """
     came = []
 
@@ -43,7 +44,7 @@ def as_exceptions():
         if came and isinstance(lost.exc_value, (KeyboardInterrupt, SystemExit)):
             number = came[0]
             came.clear()
-            threading.Timer(0.05, to_main_thread, [number]).start()  # once the callback is over
+            threading.Timer(0.05, to_main_thread, [number]).start()  # when the callback has returned
         else:
             hook(lost)
 
@@ -60,16 +61,17 @@ def as_exceptions():
 
 
 class SignalRecord(list):
-    """The signals that came; `raised` says whether the next one raises KeyboardInterrupt."""
+    """A list of the signals that arrived. If `is_interruptible`, the next one raises KeyboardInterrupt."""
     is_interruptible = False
 
     def interrupt(self):
-        """Raise KeyboardInterrupt, with the number of the signal that came; another rank's is not known here."""
+        """Raise KeyboardInterrupt with the number of the signal; if only another rank got one, the number is unknown.
+        """
         raise KeyboardInterrupt(*self[:1])
 
     @contextlib.contextmanager
     def interruptible(self):
-        """Raise KeyboardInterrupt in the block where a signal has come or comes."""
+        """Raise KeyboardInterrupt in the block if a signal has arrived or arrives."""
         self.is_interruptible = True
         try:
             if self:
@@ -81,7 +83,7 @@ class SignalRecord(list):
 
 @contextlib.contextmanager
 def recorded():
-    """Yield a list (`SignalRecord`) that is empty until a signal comes; a second signal of that kind acts at once."""
+    """Yield a `SignalRecord`, empty until a signal arrives; a second signal of the same kind takes effect at once."""
     came = SignalRecord()
 
     def note(number, frame):
@@ -96,13 +98,13 @@ def recorded():
 
 @contextlib.contextmanager
 def hold():
-    """Let the first signal of the block act where it calls `deliver_held`, or at its end.
+    """Hold the first signal of the block until `deliver_held` is called, or until the end of the block.
 
-    A signal's exception may appear anywhere. Within a callback of a library, or a destructor, it gets lost, and the
-    program goes on as if nobody had wanted to stop it.
+    An exception from a signal may appear anywhere. In a callback of a library or in a destructor, it is lost, and the
+    program continues as if there had been no signal.
     """
     global _held
-    if _held is not None:  # a block within such a block, in which signals act, too
+    if _held is not None:  # nested: the outer block holds the signal
         yield
         return
     came = []
@@ -116,17 +118,17 @@ def hold():
 
 
 def deliver_held():
-    """Let a signal that `hold` holds back act now, mostly by an exception; without one, do nothing."""
+    """Deliver a signal that `hold` is holding, which usually raises an exception. Does nothing without one."""
     _act(_held)
 
 
 def _act(came):
-    if came:  # which None is not
+    if came:
         signal.raise_signal(came.pop(0))
 
 
 def to_main_thread(number):
-    """Send a signal as from outside, and so that it interrupts what the main thread waits for."""
+    """Send a signal to this process so that it interrupts what the main thread is waiting for."""
     if hasattr(signal, 'pthread_kill'):
         signal.pthread_kill(threading.main_thread().ident, number)
     else:
@@ -134,7 +136,7 @@ def to_main_thread(number):
 
 
 def when_parent_ends(act):
-    """Call `act()` in a thread of its own once the process that started this one is gone."""
+    """Call `act()` in a new thread when the process that started this one has ended."""
     parent = os.getppid()
 
     def watch():
@@ -147,9 +149,9 @@ def when_parent_ends(act):
 
 @contextlib.contextmanager
 def _handled(handler):
-    """Have `handler` called for signals in the block. Yields what was before, {number: handler}.
+    """Handle signals in the block with `handler`. Yields the previous handlers, {number: handler}.
 
-    Python handles signals in its main thread alone; in another nothing happens.
+    Python handles signals only in its main thread; in another thread, this does nothing.
     """
     previous = {}
     if threading.current_thread() is threading.main_thread():
@@ -162,7 +164,8 @@ def _handled(handler):
 
 
 def _numbers():
-    """The signals to handle: SIGHUP, which Windows does not have, only where `nohup` has not said to ignore it."""
+    """Return the signals to handle: without SIGHUP on Windows, which lacks it, or if `nohup` has set it to be ignored.
+    """
     hang_up = getattr(signal, 'SIGHUP', None)
     is_to_end = hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN
     return signal.SIGINT, signal.SIGTERM, *([hang_up] if is_to_end else [])

@@ -346,8 +346,8 @@ def test_memory_that_is_gone_is_one_line(error):
               'sys.modules["common.torch_errors"] = None  # as where there is no memory to import it\n'
               'run_command(main)').format(root=os.path.join(os.path.dirname(SCRIPT), '..', '..'), error=error)
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, 'error: this takes more memory than there is; end other programs, or '
-                                              'read smaller files\n')
+    assert (done.returncode, done.stderr) == (1, 'error: out of memory; end other programs, or read smaller '
+                                              'files\n')
 
 
 def test_boxes_whose_numbers_have_leading_zeros(tmp_path, monkeypatch, capsys, out):

@@ -61,7 +61,7 @@ def test_files_of_others_have_none(tmp_path):
     torch.save(fuzz.WHOLE, tmp_path / 'a.pth', _use_new_zipfile_serialization=False)
     assert fuzz._same(checkpoint.load(str(tmp_path / 'a.pth')), fuzz.WHOLE)
     data = (tmp_path / 'a.pth').read_bytes()
-    one_line(checkpoint.load, write(tmp_path / 'b.pth', data[:-1]), match='cut off: 1 bytes')
+    one_line(checkpoint.load, write(tmp_path / 'b.pth', data[:-1]), match='truncated: 1 bytes')
     crc32 = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -122,7 +122,7 @@ def test_other_files_are_called_by_their_name(tmp_path):
         assert message in one_line(checkpoint.load, write(tmp_path / 'a.pth', data))
     with zipfile.ZipFile(tmp_path / 'a.pt', 'w') as archive:
         archive.writestr('a.txt', 'a')
-    one_line(checkpoint.load, str(tmp_path / 'a.pt'), match='is a zip archive, but no checkpoint')
+    one_line(checkpoint.load, str(tmp_path / 'a.pt'), match='is a zip archive, but not a checkpoint')
     with zipfile.ZipFile(tmp_path / 'a.pt', 'w') as archive:
         archive.writestr('a/data.pkl', 'a')
         archive.writestr('a/constants.pkl', 'a')

@@ -277,7 +277,7 @@ def test_errors_of_configuration_files_name_them(folder, call):
                           ('GAN: {B_CONDITION: maybe}', "B_CONDITION: 'maybe' is neither True nor False"),
                           ('train: []', 'train: the list'), ('classes: [a, --epochs, 5]', 'classes: the list'),
                           ('- lr', 'holds a list'), ('lr: [', 'cannot be read as YAML'),
-                          ('lr: !!python/object/apply:os.system ["touch sprung"]', 'line 1: types are not given here')]:
+                          ('lr: !!python/object/apply:os.system ["touch sprung"]', 'line 1: tags (')]:
         (folder / 'wrong.yml').write_text(text)
         error = call.error('--cfg', 'wrong.yml')
         assert error.startswith('error: wrong.yml: ') and message in error, text
@@ -299,7 +299,7 @@ def test_the_authors_file_is_accepted_as_it_is(folder, call):
                 'residuals': 3, 'conditional': True, 'example': False, 'count': None, 'checkpoint': None,
                 'data_dir': None, 'image_folder': None}
     assert {name: getattr(options, name) for name in expected} == expected
-    assert options.said.count('\n') == 1 and options.said.startswith('authors.yml: means nothing here and is ignored: ')
+    assert options.said.count('\n') == 1 and options.said.startswith('authors.yml: these keys have no effect here and are ignored: ')
     assert {'TRAIN.VIS_COUNT', 'EMBEDDING_TYPE', 'GAN.NETWORK_TYPE', 'TEST.SAMPLE_NUM'} <= set(
         re.findall(r'[A-Z._]{6,}', options.said))
     evaluating = AUTHORS.replace("GPU_ID: '0'", 'GPU_ID: -1').replace('FLAG: True', 'FLAG: False')
