@@ -150,7 +150,7 @@ def dumps(contents, zipped=True):
 
 
 def packed(data, method=zipfile.ZIP_STORED, replaced=None):
-    """The zip archive `data` has packed, by `method`, with other bytes for those of its records in `replaced`."""
+    """The zip archive `data` packed again, by `method`, with other bytes for those of its records in `replaced`."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(file, 'w', method) as written:
         for name in archive.namelist():

@@ -76,7 +76,7 @@ def test_two_photographs_of_one_class_and_name_are_refused(tmp_path):
     photograph = next(tiny.photographs('train', {'001.Auk': 1}))
     with layout.replace_file(str(tmp_path / 'a.hdf5')) as file:
         layout.write_photograph(file, 'train', photograph)
-        with pytest.raises(UserError, match='001.Auk/Auk_0: two photographs of this class and name in /train'):
+        with pytest.raises(UserError, match='001.Auk/Auk_0: two photographs in /train have this'):
             layout.write_photograph(file, 'train', photograph)
 
 

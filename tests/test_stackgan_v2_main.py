@@ -299,7 +299,8 @@ def test_the_authors_file_is_accepted_as_it_is(folder, call):
                 'residuals': 3, 'conditional': True, 'example': False, 'count': None, 'checkpoint': None,
                 'data_dir': None, 'image_folder': None}
     assert {name: getattr(options, name) for name in expected} == expected
-    assert options.said.count('\n') == 1 and options.said.startswith('authors.yml: these keys have no effect here and are ignored: ')
+    assert options.said.count('\n') == 1
+    assert options.said.startswith('authors.yml: these keys have no effect here and are ignored: ')
     assert {'TRAIN.VIS_COUNT', 'EMBEDDING_TYPE', 'GAN.NETWORK_TYPE', 'TEST.SAMPLE_NUM'} <= set(
         re.findall(r'[A-Z._]{6,}', options.said))
     evaluating = AUTHORS.replace("GPU_ID: '0'", 'GPU_ID: -1').replace('FLAG: True', 'FLAG: False')
