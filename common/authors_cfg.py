@@ -3,8 +3,7 @@ from common.errors import UserError
 
 
 def translate(values, path, flags, only, ignored, defaults):
-    """Return ({flag: value}, keys that are ignored) for the authors' keys of the file `path`, nested ones joined by
-    dots.
+    """Return ({flag: value}, ignored keys) for the authors' keys of the file `path`, nested ones joined by dots.
 
     `flags` maps their keys to flags; `only` maps keys that can have only one value here to that value; `ignored` lists
     keys without effect; `defaults` are the values in their code that differ from ours. Raises UserError for a value
@@ -12,7 +11,7 @@ def translate(values, path, flags, only, ignored, defaults):
     """
     for key, value in only.items():
         if str(values.get(key, value)) != str(value):
-            raise UserError(f'{path}: {key} is {values[key]}, but can only be {value} here; change or remove it')
+            raise UserError(f'{path}: {key} is {values[key]}, but can only be {value} here; remove it')
     rates = [values[key] for key in ('TRAIN.GENERATOR_LR', 'TRAIN.DISCRIMINATOR_LR') if key in values]
     if rates and _number(rates[0]) != _number(rates[-1]):
         raise UserError(f'{path}: GENERATOR_LR and DISCRIMINATOR_LR differ, but all networks learn at one rate here; '
@@ -25,9 +24,7 @@ def translate(values, path, flags, only, ignored, defaults):
 
 
 def _number(text):
-    """Convert text to a float, so that different spellings compare equal; return other text, which the flag will
-    refuse.
-    """
+    """Convert text to a float, to compare all its spellings; return other text unchanged for the flag to refuse."""
     try:
         return float(text)
     except (TypeError, ValueError):

@@ -27,8 +27,7 @@ KEEP = 2  # number of checkpoints that a run keeps, the newest included
 
 
 def save(path, contents, old_format=False, keep=1):
-    """Write `contents`, a dict of tensors, numbers, strings and containers of them; replace `path` once all is on the
-    disk.
+    """Write `contents`, a dict of tensors, numbers, strings and containers of them, to `path`, whole or not at all.
 
     `old_format` is the format that PyTorch before 1.6 reads. The previous contents are kept as PATH.1 and so on, `keep`
     files in all. Raises CannotWrite, with the previous file unchanged.
@@ -161,10 +160,7 @@ def load_all(networks, optimizers=()):
 
 
 def _load_optimizer(optimizer, state_dict):
-    """Load an optimizer's state dict, and give its tensors the memory format of their parameters.
-
-    Fused Adam expects that format, and the machine that wrote the state may have used another (`common.speed`).
-    """
+    """Load an optimizer's state dict in the memory format of its parameters, as fused Adam expects (`common.speed`)."""
     optimizer.load_state_dict(state_dict)
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
@@ -175,8 +171,7 @@ def _load_optimizer(optimizer, state_dict):
 def build(make, state_dict, path):
     """Return the network that `make()` builds with the sizes found in a state dict.
 
-    Raises UserError, before memory is allocated, if the state dict does not fit: a file of a few kB can claim to hold a
-    network of terabytes.
+    Raises UserError, before memory is allocated, if it does not fit: a file of a few kB can claim to hold terabytes.
     """
     try:
         with torch.device('meta'):
@@ -232,10 +227,7 @@ def _is_optimizer(part):
 
 
 def _triples(part, state, where, files=()):
-    """Return [(module or optimizer, its state dict, the file or description that errors name)].
-
-    The last of `files` also serves all further items. Raises UserError if the number of states is wrong.
-    """
+    """Return [(module or optimizer, its state dict, name for errors)]; the last of `files` names the rest."""
     if not isinstance(part, list):
         part, state = [part], [state]
     if not isinstance(state, list) or len(state) != len(part):

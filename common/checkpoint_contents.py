@@ -140,8 +140,7 @@ def _checked_group(group, ours, where):
 
 
 def _is_number_like(value, own):
-    """Return whether `value` is a non-negative number, or a tuple of as many non-negative numbers below 1 as `own` has.
-    """
+    """Return whether `value` is a non-negative number, or like the tuple `own` a tuple of numbers in [0, 1)."""
     if isinstance(own, tuple):
         return (isinstance(value, (tuple, list)) and len(value) == len(own)
                 and all(_is_number_like(part, 0.0) and part < 1 for part in value))
@@ -149,8 +148,7 @@ def _is_number_like(value, own):
 
 
 def _checked_state(state, parameter, moments, where):
-    """Return what an optimizer stores for a parameter: its moments, of the parameter's shape, and the number of steps.
-    """
+    """Return what an optimizer stores for a parameter: the number of steps, and moments of the parameter's shape."""
     if state.keys() != {'step', *moments}:
         raise UserError(f'{where} does not have what its optimizer stores: step, {", ".join(moments)}')
     step = state['step']
@@ -204,9 +202,7 @@ def _is_description(data):
 
 
 def _is_plain(note):
-    """Return whether a dict holds only text, numbers, None, tensors, and lists, tuples and dicts with text keys of
-    them.
-    """
+    """Return whether a dict holds only text, numbers, None, tensors, and lists, tuples and dicts of them."""
     todo, seen = [(note, 0)], 0
     while todo:
         item, depth = todo.pop()

@@ -13,7 +13,6 @@ BOUNDARIES = (yaml.StreamStartEvent, yaml.StreamEndEvent, yaml.DocumentStartEven
 
 
 def add_cfg_flag(parser, modes):
-    """Add `--cfg`."""
     parser.add_argument('--cfg', type=flags.path, metavar='FILE', modes=modes,
                         help='YAML file with values of flags, which the command line overrides')
 
@@ -44,8 +43,7 @@ def parse_options(parser, mode_of, keys, translate, section_dir):
 
 
 def find(path, folders):
-    """Return a relative path as it is if it exists, else below the first of `folders` where it exists, else as it is.
-    """
+    """Return a relative path as it is if that exists, else below the first of `folders` where it exists."""
     places = [path, *(os.path.normpath(os.path.join(folder, path)) for folder in folders)]
     return next(filter(os.path.exists, places), path)
 
@@ -78,8 +76,7 @@ def _load(path):
         with open(path, 'rb') as file:
             text = file.read(MAX_LENGTH + 1)
         if len(text) > MAX_LENGTH:
-            raise UserError(f'{path}: is too long for a configuration; write one flag on each line, as in: '
-                            'batch_size: 24')
+            raise UserError(f'{path}: is too long for a configuration; write lines such as: batch_size: 24')
         events = yaml.parse(text, Loader=yaml.SafeLoader)
         values = [_value(event, events, 0) for event in events if not isinstance(event, BOUNDARIES)]
     except _Refused as error:
@@ -94,8 +91,7 @@ def _load(path):
     if values and values[0] is None:
         return {}
     if values and not isinstance(values[0], dict):
-        raise UserError(f'{path}: holds a {type(values[0]).__name__}; write one flag on each line, as in: '
-                        'batch_size: 24')
+        raise UserError(f'{path}: holds a {type(values[0]).__name__}; write lines such as: batch_size: 24')
     return values[0] if values else {}
 
 
@@ -140,8 +136,7 @@ def _mapping(events, depth):
 
 
 def _scalar(event):
-    """Return the text as it is written, for the flags to parse like the command line, or None if it is YAML 1.1's null.
-    """
+    """Return the text as it is written, which the flags parse, or None if it means null in YAML 1.1."""
     text = event.value
     if not flags.is_valid_text(text):
         raise _Refused('a value has a line break or another control character', event.start_mark)

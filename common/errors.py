@@ -25,8 +25,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def run_command(main):
-    """Call `main()`, and end the process with one line on stderr and status 1 after a `UserError`, with 130 after
-    Ctrl-C.
+    """Call `main()`. After a `UserError`, print it as one line on stderr and exit with 1; after Ctrl-C, exit with 130.
 
     SIGTERM (status 143) and SIGHUP (129) raise exceptions, so that partial files are removed. A closed pipe at standard
     output ends the process as SIGPIPE would (141).

@@ -80,8 +80,7 @@ def _folder_above(path):
 
 
 def remove_leftovers(path):
-    """Remove each PATH.partial-* that no process has locked: killed processes left them while writing the file `path`.
-    """
+    """Remove the files PATH.partial-* that no process has locked, which killed processes left."""
     for partial in filter(os.path.isfile, glob.glob(f'{glob.escape(path)}.partial-*')):
         with contextlib.suppress(OSError):  # it is gone, another user's, or (on Windows) open in another process
             with open(partial, 'rb') as file:
@@ -136,9 +135,7 @@ def _umask():
 
 
 def _lock(file, shared=False):
-    """Lock an open file until it is closed; return False if another process has locked it, None without support for
-    locks.
-    """
+    """Lock an open file until it is closed; return False if another process has locked it, None without locks."""
     try:
         import fcntl
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

@@ -99,6 +99,7 @@ def non_negative(number):
 
 
 def _checked(number, kind, is_fine, complaint):
+    """Return an argparse type that refuses NaN, numbers that are too large, and those for which `is_fine` is false."""
     def parse(text):
         value = number(text)
         if value != value:
@@ -113,9 +114,7 @@ def _checked(number, kind, is_fine, complaint):
 
 
 def seed(text):
-    """Convert text to a seed (an argparse type): a whole number of up to 18 digits, so that seed + 1, ... are valid,
-    too.
-    """
+    """Convert text to a seed (an argparse type) of up to 18 digits, so that larger seeds after it are valid, too."""
     value = int(text)
     if abs(value) > LARGEST_SEED:
         raise argparse.ArgumentTypeError(f'{text[:40]} is too large; give a number of up to 18 digits')

@@ -48,9 +48,7 @@ class Log:
 
     @contextlib.contextmanager
     def attempt(self, what, meanwhile=''):
-        """Continue if the block raises CannotWrite, and report it, but only once while the error, apart from numbers,
-        stays.
-        """
+        """Continue if the block raises CannotWrite, and report it unless only the numbers in the error have changed."""
         try:
             yield
         except CannotWrite as error:
@@ -80,9 +78,7 @@ class Log:
         self.images += images
 
     def losses(self, progress, epochs, losses, bar):
-        """Log a step's losses (a dict of floats) and the speed since the last call, as a line and as points of the
-        curves.
-        """
+        """Log a step's losses (a dict of floats) and the speed since the last call to log.txt and the curves."""
         speed = self.images / (time.monotonic() - self.since)
         self.images, self.since = 0, time.monotonic()
         text = '  '.join(f'{name} {value:.4f}' for name, value in losses.items())
@@ -94,9 +90,7 @@ class Log:
                 self.curves.add({**losses, f'{self.unit}_per_second': speed}, progress['step'])
 
     def sample(self, image, epoch):
-        """Write a PIL image as samples/epoch_EPOCH.png, or report that it is lost: it may be too large to keep in
-        memory.
-        """
+        """Write a PIL image as samples/epoch_EPOCH.png, or report that it is lost, as it may be too large to keep."""
         with self.attempt('the sample', ' after the next epoch; samples until then are lost'), atomic_write(
                 os.path.join(self.out_dir, 'samples', f'epoch_{epoch:04d}.png')) as file:
             image.save(file, 'PNG')

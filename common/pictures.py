@@ -18,9 +18,7 @@ FONTS = ('DejaVuSans.ttf', 'NotoSans-Regular.ttf', 'Arial Unicode.ttf', 'arial.t
 
 
 def to_pixels(images):
-    """Convert images, float in [-1, 1], to uint8 on their device, which leaves a quarter of the bytes to copy to the
-    CPU.
-    """
+    """Convert images, float in [-1, 1], to uint8 on their device: a quarter of the bytes to copy from there."""
     return (images.detach().float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -58,8 +56,7 @@ def real_over_generated(real, fake):
 
 
 def caption_sheet(images, captions, columns=8, size=128):
-    """Return one PIL image that shows the PIL images at `size` x `size`, each above its caption of up to `LINES` lines.
-    """
+    """Return a PIL image of all `images`, PIL images, at `size` x `size`, each above its caption."""
     texts = [font_and_text(caption) for caption in captions]
     wrapped = [textwrap.wrap(text, size // letter_width(text), max_lines=LINES, placeholder=' ...')
                for _, text in texts]
@@ -76,10 +73,9 @@ def caption_sheet(images, captions, columns=8, size=128):
 
 
 def font_and_text(caption):
-    """Return (a font that has all letters of the caption, the caption).
+    """Return (a font that has all letters of the caption, the caption): Pillow's own, or else one of the system's.
 
-    Pillow's own font has the letters of English; others come from the system's fonts. If no font has all letters, those
-    missing from Pillow's font are replaced by their code points.
+    If no font has all letters, those that Pillow's font lacks are replaced by their code points.
     """
     letters = set(caption)
     for font in fonts():
@@ -106,15 +102,11 @@ def fonts():
 
 @functools.cache
 def has_letter(font, letter):
-    """Return whether the font has a glyph for this letter, other than the one it draws for letters that do not exist.
-    """
+    """Return whether the font has a glyph for this letter, other than that of letters that do not exist."""
     return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask(NO_LETTER))
 
 
 def side_by_side(columns, size):
-    """Return a PIL image with a row for each item of the `columns`, batches [B, 3, S, S] in [-1, 1] of any S.
-
-    All images are shown at `size` x `size` pixels.
-    """
+    """Return a PIL image of `size` x `size` tiles with a row for each item of the `columns` [B, 3, S, S] in [-1, 1]."""
     shown = [interpolate(column.float().cpu(), size=(size, size), mode='area') for column in columns]
     return to_pil(grid(torch.stack(shown, 1).flatten(0, 1), len(columns)))

@@ -12,9 +12,7 @@ def new_progress():
 
 
 def rng_state():
-    """Return the states of PyTorch's generators as tensors: that of the CPU, and that of the current GPU if there is
-    one.
-    """
+    """Return the states of PyTorch's generators as tensors: of the CPU and, if there is one, of the current GPU."""
     return {'cpu': torch.get_rng_state(), 'cuda': [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []}
 
 

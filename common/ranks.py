@@ -111,8 +111,7 @@ def _average_gradients(optimizer, *_):
 
 
 def synchronize(networks):
-    """Copy the weights of rank 0 to the other ranks, and on GPUs let batch norms use the statistics of all ranks'
-    batches.
+    """Copy the weights of rank 0 to all ranks, and on GPUs let batch norms use the statistics of all ranks' batches.
 
     On CPUs, for which PyTorch has no synchronized batch norm, each rank's batch norms use its own batch.
     """

@@ -52,8 +52,7 @@ def has_options(run_dir):
 
 
 def find_run(out_dir, checkpoint, **wanted):
-    """Return the newest run folder in `out_dir` that holds the file `checkpoint` and was made with the `wanted`
-    options.
+    """Return the newest run folder in `out_dir` that has the file `checkpoint` and the `wanted` options.
 
     Options that are None are not compared. Raises UserError if there is no such run.
     """
@@ -164,10 +163,9 @@ def check_resumable(run_dir, model):
 
 
 def check_same_data(run_dir, before, now):
-    """Raise UserError if a run would be resumed with other data than it was trained on.
+    """Raise UserError if `before` and `now`, descriptions of a run's data, differ.
 
-    `before` and `now` are descriptions of the data. Parts that either lacks are not compared: runs of early versions
-    have no description.
+    Parts that either lacks are not compared: runs of early versions have no description.
     """
     changed = [part for part in ('captions', 'pictures', 'embeddings')
                if before.get(part) and now.get(part) and before[part] != now[part]]
@@ -254,10 +252,7 @@ def _check_has_checkpoint(run_dir, model):
 
 
 def _run_to_resume(parser, options):
-    """Return (the run folder that `--resume` refers to, the name of its model or None).
-
-    Only `--resume FOLDER/NAME.pt` gives the name of the model.
-    """
+    """Return (the run folder that `--resume` refers to, the model's name if that is FOLDER/NAME.pt, else None)."""
     named = options.resume
     if named == 'newest' and not os.path.exists(named):
         wanted = {action.dest: getattr(options, action.dest) for action in parser._actions if action.selects_run

@@ -36,8 +36,7 @@ def fixed_batch(dataset, count):
 
 @contextlib.contextmanager
 def reproducible(net, device, seed):
-    """Put `net` in evaluation mode, disable gradients and seed PyTorch's generators; restore all of it after the block.
-    """
+    """Put `net` in evaluation mode without gradients, and seed PyTorch's generators, for the time of the block."""
     was_training = net.training
     net.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
@@ -55,8 +54,7 @@ def in_batches(generate, embeddings, batch_size, seed):
 
 
 def write_images(folder, batches, captions, sizes=None):
-    """Write every image as a PNG into a folder, and the first of them on a sheet; print each caption with its file
-    name.
+    """Write every image as a PNG into a folder, and the first of them on a sheet; print the names and captions.
 
     `batches` yields lists of images [B, 3, S, S] in [-1, 1], small to large. The largest are written as they arrive.
     With several sizes and a file name `sizes`, a sheet shows the first captions' images in all sizes, a row for each
@@ -96,8 +94,7 @@ def save_sheet(image, path):
 
 
 def write_samples(folder, generate, count, batch_size, seed):
-    """Write `count` images generated without sentences as numbered PNGs into a folder, and the first of them on a
-    sheet.
+    """Write `count` images generated without sentences as numbered PNGs, and the first of them on a sheet.
 
     `generate(size, seed)` returns images [size, 3, S, S] in [-1, 1]. Raises CannotWrite.
     """
@@ -119,9 +116,7 @@ def write_samples(folder, generate, count, batch_size, seed):
 
 
 def write_strip(folder, images, captions):
-    """Write images [N, 3, S, S] in [-1, 1], interpolated from the first caption to the last one, as a row into
-    strip.png.
-    """
+    """Write images [N, 3, S, S] in [-1, 1], interpolated from the first caption to the last, side by side."""
     strip = os.path.join(folder, 'strip.png')
     save_sheet(to_pil(grid(images.cpu(), len(images))), strip)
     print(f'from "{captions[0]}" to "{captions[-1]}": {strip}')
@@ -169,8 +164,7 @@ def _grids(dataset, images, folder):
 
 
 def _file_name(text):
-    """Return a name from a data file with nothing in it that leads to another folder, shortened to what a disk allows.
-    """
+    """Return a name from a data file as a file name that leads to no other folder and is not too long."""
     text = text.encode('utf-8', 'replace').decode('utf-8')  # a lone surrogate cannot be in a file name
     name = re.sub(r'[\\/:*?"<>|\x00-\x1f]', '_', text).lstrip('.') or '_'
     if len(name.encode('utf-8')) <= MAX_NAME_BYTES:

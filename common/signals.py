@@ -65,8 +65,7 @@ class SignalRecord(list):
     is_interruptible = False
 
     def interrupt(self):
-        """Raise KeyboardInterrupt with the number of the signal; if only another rank got one, the number is unknown.
-        """
+        """Raise KeyboardInterrupt with the number of the signal, which is unknown if only another rank got one."""
         raise KeyboardInterrupt(*self[:1])
 
     @contextlib.contextmanager
@@ -149,10 +148,7 @@ def when_parent_ends(act):
 
 @contextlib.contextmanager
 def _handled(handler):
-    """Handle signals in the block with `handler`. Yields the previous handlers, {number: handler}.
-
-    Python handles signals only in its main thread; in another thread, this does nothing.
-    """
+    """Handle signals in the block, if in the main thread as Python requires; yield {number: previous handler}."""
     previous = {}
     if threading.current_thread() is threading.main_thread():
         previous = {number: signal.signal(number, handler) for number in _numbers()}
@@ -164,8 +160,7 @@ def _handled(handler):
 
 
 def _numbers():
-    """Return the signals to handle: without SIGHUP on Windows, which lacks it, or if `nohup` has set it to be ignored.
-    """
+    """Return the signals to handle: SIGHUP only if the system has it and `nohup` has not set it to be ignored."""
     hang_up = getattr(signal, 'SIGHUP', None)
     is_to_end = hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN
     return signal.SIGINT, signal.SIGTERM, *([hang_up] if is_to_end else [])

@@ -11,8 +11,7 @@ def is_out_of_memory(error):
 
 
 def is_of_gpu(error):
-    """Return whether the GPU reports an error, perhaps of an earlier step, or perhaps only because its memory is full.
-    """
+    """Return whether the GPU reports an error, perhaps of an earlier step, perhaps only for lack of memory."""
     return isinstance(error, (torch.OutOfMemoryError, AcceleratorError)) or 'CUDA error' in str(error)
 
 
@@ -22,6 +21,5 @@ def is_not_finite(error):
 
 
 def is_dead_worker(error):
-    """Return whether a worker process of a DataLoader has ended, an error that is raised anywhere in the main process.
-    """
+    """Return whether a worker process of a DataLoader has ended, which is raised anywhere in the main process."""
     return str(error).startswith('DataLoader worker (pid')

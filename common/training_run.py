@@ -69,8 +69,7 @@ class TrainingRun:
     def epochs(self):
         """Yield the number of every epoch that remains to be trained, counted from 0."""
         if self.progress['epoch'] >= self.last_epoch:
-            self.writer.line(f'nothing to do: {self.progress["epoch"]} epochs are done; train longer with a larger '
-                             '--epochs')
+            self.writer.line(f'nothing to do: {self.progress["epoch"]} epochs are done; give a larger --epochs')
         while self.progress['epoch'] < self.last_epoch:
             yield self.progress['epoch']
             if self.progress['step'] == 0:
@@ -82,9 +81,7 @@ class TrainingRun:
                 self.checkpoints.finish(self.losses, self.stop)
 
     def batches(self):
-        """Yield the batches of this epoch that remain to be trained on, and save a checkpoint between two when it is
-        due.
-        """
+        """Yield the batches of this epoch that remain to be trained on; save checkpoints when they are due."""
         with _progress_bar(self.data_loader, self.progress, self.last_epoch, self.verbose, self.unit) as self.bar:
             for batch in _batches_left(self.data_loader, self.progress, self.stop, self._stop_on_error):
                 self.progress['batch'] += 1
@@ -116,9 +113,7 @@ class TrainingRun:
                                self.bar)
 
     def write(self, what, write, *arguments):
-        """Call `write(*arguments)`; if it cannot write, report that `what` failed and continue. Do nothing without
-        `out_dir`.
-        """
+        """Call `write(*arguments)` if there is an `out_dir`; if it cannot write `what`, report that and continue."""
         if self.out_dir:
             with self.writer.attempt(what):
                 write(*arguments)
@@ -144,8 +139,7 @@ def _adapt_to_ranks(progress, data_loader):
 
 
 def _batches_left(data_loader, progress, stop, on_error):
-    """Yield the batches of the current epoch that remain to be trained on, and restore the random state they began
-    with.
+    """Yield the batches of the current epoch that remain to be trained on, with the random state for them.
 
     A signal that arrives while worker processes are waited for ends the epoch early, as they may be stuck. If a batch
     cannot be read, this restores the random state from before it and calls `on_error(error)`.
@@ -201,10 +195,7 @@ def _batch_size(batch):
 
 
 def _to_floats(losses, step, out_dir):
-    """Return losses as floats, averaged over the ranks, with one entry per item of a list.
-
-    Raises UserError if one is not finite.
-    """
+    """Return losses as floats, one per list item, averaged over the ranks. Raises UserError if one is not finite."""
     numbers = {}
     with _convert_errors(out_dir, lambda: step):
         for name, value in losses.items():
@@ -223,8 +214,7 @@ def _to_floats(losses, step, out_dir):
 def _convert_errors(out_dir, step):
     """Raise UserError in place of PyTorch's errors that are not bugs (`common.torch_errors`).
 
-    `step()` returns the number of the current step. A GPU may report an error of that step later, when it is waited
-    for.
+    `step()` returns the number of the current step. A GPU may report an error of a step later, when it is waited for.
     """
     try:
         yield
@@ -316,8 +306,7 @@ class _CheckpointWriter:
         """Write the last checkpoint. Raises UserError if it or another file still cannot be written."""
         self._check(losses)
         if not self._try_to_save():
-            self.log.line(f'the training is done; writing its checkpoint is retried for {SECONDS_AT_THE_END // 60} '
-                          'minutes')
+            self.log.line(f'the training is done; its checkpoint is retried for {SECONDS_AT_THE_END // 60} minutes')
             self._keep_trying(stop)
         self.log.flush()
         if self.log.failures:
@@ -349,8 +338,7 @@ class _CheckpointWriter:
 
     def _fail(self, when):
         failures = '; '.join(self.log.failures.values())
-        raise UserError(f'{when}, but some files could not be written: {failures}; the last good checkpoint: '
-                        f'{self.good}')
+        raise UserError(f'{when}, but some files were not written: {failures}; the last good checkpoint: {self.good}')
 
 
 def _resume_command(out_dir):

@@ -94,11 +94,10 @@ def load_split(path, split, size=None, decode=None):
 
 
 def load_frames(path, split, fingerprint, shorter, make):
-    """Return the `Frames` of a split of the HDF5 file `path`, read through its cache. `fingerprint` is from
-    `load_split`.
+    """Return the `Frames` of a split of the HDF5 file `path`, read through its cache.
 
-    `make(photo, jpeg)` returns a photograph's frame, uint8 [H, W, 3], whose shorter side is `shorter`. Raises UserError
-    if the file has changed or the cache cannot be written, and what `make` raises.
+    `fingerprint` is from `load_split`. `make(photo, jpeg)` returns a photograph's frame, uint8 [H, W, 3], whose shorter
+    side is `shorter`. Raises UserError if the file has changed or the cache cannot be written, and what `make` raises.
     """
     with _locked_cache(path, split) as folder:
         found = _read_split(folder, path)
@@ -207,8 +206,7 @@ def _write_split(folder, path, split):
 
 
 def _read_in_subprocess(path, split):
-    """Return (index, encoder, what is wrong with the embeddings or None, embeddings or None) of a split, using READER.
-    """
+    """Return (index, encoder, error in the embeddings or None, embeddings or None) of a split, using READER."""
     command = [sys.executable, READER, path, split]
     # In its own session, it does not receive Ctrl-C: this process does, and ends it.
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True) as reader:
@@ -285,8 +283,7 @@ def _read_frames(folder, shorter, count):
 
 
 def _write_frames(folder, split, jpegs, shorter, make):
-    """Make the frame of every photograph, in threads. The file of sizes, which marks them as complete, is written last.
-    """
+    """Make the frame of every photograph, in threads. The file of sizes is written last, as a mark of completeness."""
     count, shapes, pixels = len(jpegs.places), [], os.path.join(folder, f'frames_{shorter}.bin')
     squares = 3 * shorter ** 2 * count
     files.check_space(pixels, squares)

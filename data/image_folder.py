@@ -201,8 +201,7 @@ class Lsun:
 
     @staticmethod
     def _read_keys(path):
-        """Return the keys as one numpy array: of three million bytes objects, every worker would copy page after page.
-        """
+        """Return the keys as one numpy array: workers would copy the pages of three million bytes objects."""
         with _reading(path) as transaction:
             keys = transaction.cursor().iternext(keys=True, values=False)
             return np.array(list(tqdm(keys, os.path.basename(path), unit=' keys', leave=False, disable=None)), bytes)

@@ -83,8 +83,7 @@ class Index:
 
 
 def check_name(path):
-    """Raise UserError if a new HDF5 file cannot have the name `path`, by which --data_dir and --dataset must find it.
-    """
+    """Raise UserError if a new HDF5 file cannot be named `path`, or --data_dir and --dataset could not find it."""
     stem, ending = os.path.splitext(path)
     if os.path.isdir(path):
         raise UserError(f'--out {path}: is a folder; name a file in it, such as {os.path.join(path, "birds.hdf5")}')

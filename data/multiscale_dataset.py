@@ -78,9 +78,7 @@ class MultiscaleDataset(CaptionedPhotographs):
         return with_all_sizes(batch, self.sizes, device)
 
     def crops(self, indices):
-        """Return a batch of items with crops, uint8 [B, S, S, 3] of the largest size S, in place of the lists of
-        images.
-        """
+        """Return a batch of items with crops, uint8 [B, S, S, 3] of the largest size, in place of lists of images."""
         photos = torch.as_tensor(indices, dtype=torch.long)
         captions = self._draw_caption(photos)
         batch = {'txt': [self.captions[i] for i in captions.tolist()],
@@ -169,10 +167,7 @@ class CropLoader(DataLoader):
 
 
 def collate_crops(items):
-    """Return the batch of `CroppedItems` (a `collate_fn`); a worker process returns tensors as `PipedTensor`.
-
-    A UserError is returned as it is.
-    """
+    """Return the batch of `CroppedItems` (a `collate_fn`), in workers as `PipedTensor`s; return an error as it is."""
     if get_worker_info() is None or isinstance(items, UserError):
         return getattr(items, 'batch', items)
     return {name: PipedTensor(values) if torch.is_tensor(values) else values for name, values in items.batch.items()}
@@ -262,8 +257,8 @@ def frame(part, size):
 def crop(framed, size, across, down, flip):
     """Return a square crop, uint8 [size, size, 3], of a frame, uint8 [H, W, 3].
 
-    `across`, `down` and `flip` are random numbers in [0, 1): the horizontal and the vertical position, and a flip from
-    left to right if 0.5 or more.
+    `across` and `down`, in [0, 1), choose the position. The crop is flipped from left to right if `flip` is at least
+    0.5.
     """
     top, left = (int(draw * (side - size + 1)) for draw, side in zip((down, across), framed.shape))
     square = framed[top:top + size, left:left + size]
@@ -283,9 +278,7 @@ def with_all_sizes(batch, sizes, device='cpu'):
 
 
 def all_sizes(crops, sizes):
-    """Convert crops, uint8 [B, S, S, 3], to a list of float32 [B, 3, size, size] in [-1, 1] for the `sizes`, the last
-    S.
-    """
+    """Convert crops, uint8 [B, S, S, 3], to a list of float32 [B, 3, size, size] in [-1, 1] for all `sizes`."""
     largest = crops.permute(0, 3, 1, 2)
     largest = largest.float() if crops.is_cuda else largest  # on a GPU, PyTorch cannot resize uint8
     return [images.float().sub_(127.5).div_(127.5)

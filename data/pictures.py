@@ -40,8 +40,7 @@ def read_picture(source, part=None):
 
 
 def check_header(path):
-    """Raise BadPicture if the first bytes of a file are not those of a supported image, or if the image is too large.
-    """
+    """Raise BadPicture if a file does not begin like a supported image, or if the image is too large."""
     with _convert_errors(), opened(path):
         pass
 

@@ -18,9 +18,7 @@ from data import layout, plain_hdf5  # noqa: E402
 
 
 def read(path, split):
-    """Return (the line of JSON, embeddings float32 [captions, 1024] or None) of a split, and limit this process's
-    resources.
-    """
+    """Limit this process's resources; return (the line of JSON, embeddings float32 [captions, 1024] or None)."""
     plain_hdf5.limit_resources(os.path.getsize(path))
     try:
         file = layout.open_file(path)  # never closed: for a damaged file, closing can fail, too

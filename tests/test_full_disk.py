@@ -91,7 +91,7 @@ def test_what_was_kept_while_the_disk_was_full_goes_on_to_the_same_results(datas
 
 def test_a_last_checkpoint_without_room_is_an_error(dataset, tmp_path, often):
     model = fails(new_model(dataset), lambda step: step > 3)
-    said = one_line(model.train, EPOCHS, 1, str(tmp_path), match='done, but some files could not be written')
+    said = one_line(model.train, EPOCHS, 1, str(tmp_path), match='done, but some files were not written')
     assert 'disk full' in said and said.endswith('the last good checkpoint: step 3')
     assert any('is retried for' in line for line in log_of(tmp_path))
     assert torch.load(tmp_path / 'text2image.pt', weights_only=True)['progress']['step'] == 3
@@ -116,7 +116,7 @@ def test_a_signal_without_room_is_an_error_at_once(dataset, tmp_path):
 
     model.train_step = stopped
     said = one_line(model.train, EPOCHS, 1, str(tmp_path))
-    assert said.startswith('stopped after step 3, but some files could not be written: ') and 'disk full' in said
+    assert said.startswith('stopped after step 3, but some files were not written: ') and 'disk full' in said
 
 
 def test_a_sample_or_a_snapshot_that_does_not_fit_loses_nothing(dataset, straight, tmp_path, monkeypatch):
@@ -192,7 +192,7 @@ def test_a_log_on_a_full_disk_ends_no_training(dataset, straight, tmp_path, caps
     os.symlink('/dev/full', tmp_path / 'log.txt')
     model = new_model(dataset)
     said = one_line(model.train, EPOCHS, 1, str(tmp_path))
-    assert said.startswith('the training is done, but some files could not be written: ')
+    assert said.startswith('the training is done, but some files were not written: ')
     assert 'log.txt: disk full' in said
     assert capsys.readouterr().out.count('log.txt: disk full') == 1
     assert_same(everything(model), straight)

@@ -7,10 +7,9 @@ LARGE = 2 ** 23  # bytes
 
 
 def keep_freed_memory():
-    """Let the C library keep freed memory for the next tensors.
+    """Let the C library keep freed memory for the next tensors, at the cost of a tenth to a quarter more of it.
 
-    By default it returns large pieces at once, and the system clears every page that it hands out again. Gaps in the
-    kept memory take a tenth to a quarter more of it.
+    By default it returns large pieces at once, and the system clears every page that it hands out again.
     """
     _mallopt(M_TRIM_THRESHOLD, -1)  # keep all that is free,
     _mallopt(M_MMAP_MAX, 0)         # and ask for no piece by itself

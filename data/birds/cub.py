@@ -52,8 +52,7 @@ def read_lines(path, advice):
 
 
 def read_split(list_paths):
-    """Return {class name: split}. `list_paths` maps splits to paths of class lists; without any, it is the 150/50
-    split.
+    """Return {class name: split} from `list_paths`, {split: paths of class lists}, or else for the 150/50 split.
 
     Raises UserError if a list cannot be read or a class is in two lists.
     """
@@ -85,7 +84,7 @@ def read_numbered(path, advice):
 
 
 def list_photographs(cub, text, split_of):
-    """Return (entries, other lines) of images.txt: an `Entry` for each line such as CLASS/NAME.jpg.
+    """Return (an `Entry` for each line CLASS/NAME.jpg of images.txt, the other lines).
 
     The split of an entry is None if no list has its class. Other lines are not read, as they could lead outside the
     folder. Raises UserError if the folders are not those of CUB-200-2011.
@@ -163,9 +162,7 @@ def _as_jpeg(image):
 
 
 def _contents(path, what, most):
-    """Return the bytes of a file. Raises ValueError, which starts with `what`, if it has more than `most` bytes or is
-    no file.
-    """
+    """Return the bytes of a file. Raises ValueError, beginning with `what`, if it has more than `most` bytes."""
     if not os.path.isfile(path):
         raise ValueError(f'{what} missing')
     try:
@@ -194,8 +191,7 @@ def read_captions(path):
 
 
 def read_box(text):
-    """Return (x, y, width, height) in pixels, or None without a box. Raises ValueError unless it is four valid numbers.
-    """
+    """Return (x, y, width, height) in pixels, or None without a box. Raises ValueError if the numbers are not valid."""
     if text is None:
         return None
     try:
@@ -222,9 +218,7 @@ def to_stored_orientation(box, size, orientation):
 
 
 def read_photograph(entry, look_up=None):
-    """Return (`layout.Photograph`, list of REMARKS) for an entry. Raises ValueError with the reason if it cannot be
-    used.
-    """
+    """Return (`layout.Photograph`, list of REMARKS) for an entry. Raises ValueError if it cannot be used."""
     captions, box = read_captions(entry.text_path), read_box(entry.box)
     jpeg, size, orientation, was_another = read_jpeg(entry.image_path)
     box = box and to_stored_orientation(box, size, orientation)

@@ -54,10 +54,7 @@ def open_pickles(folder):
 
 
 def open_icml(folder):
-    """Return a `look_up` that reads Reed's Torch7 files `folder`/CLASS/NAME.t7 on demand.
-
-    Raises UserError if `folder` has no class folders.
-    """
+    """Return a `look_up` that reads Reed's `folder`/CLASS/NAME.t7 on demand. Raises UserError without class folders."""
     if not os.path.isdir(folder) or not any(entry.is_dir() for entry in os.scandir(folder)):
         raise UserError(f'{folder}: holds no class folders; --icml takes the folder that holds CLASS/NAME.t7')
 

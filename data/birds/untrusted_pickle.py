@@ -115,10 +115,7 @@ def _encode(count, text, encoding):
 
 
 def _admitted(count):
-    """Return {(module, name): what a pickle may use}; Python 2 and older numpy have the same names in other modules.
-
-    `count(n)` is called before n bytes are copied.
-    """
+    """Return {(module, name): stand-in} for all versions of Python and numpy. They call `count(n)` to copy n bytes."""
     def admit(function):
         return _Admitted(functools.partial(function, count))
 

@@ -109,9 +109,7 @@ def draw(bird, rng):
 
 
 def draw_bird(pen, bird, rng):
-    """Draw a bird with an `ImageDraw` of 512 x 512 pixels; return the height of its feet as a fraction of the image's
-    side.
-    """
+    """Draw a bird with an `ImageDraw` of 512 x 512 pixels; return where its feet are, as a fraction of the height."""
     parts = {part: 2 * SIZE * points for part, points in shapes(bird).items()}
     body, wings = jitter(PALETTE[bird.body], rng), jitter(PALETTE[bird.wings], rng)
 
