@@ -253,7 +253,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, n
     one_line(model.load_from, newest, None, False, match='changed since')  # by its name: no other one
     os.remove(newest)
     model.load_from(folder, verbose=False)
-    assert 'gone' in capsys.readouterr().out and model.progress['step'] == 2
+    assert 'missing' in capsys.readouterr().out and model.progress['step'] == 2
     model.save_to(folder, verbose=False)
     spoil(newest)
     spoil(f'{newest}.1')

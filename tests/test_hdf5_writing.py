@@ -219,7 +219,7 @@ def test_of_two_preparations_of_one_name_the_first_stays(tmp_path):
             write(tmp_path / 'a.h5', 1)
             layout.write_photograph(file, 'train', next(photographs(1)))
 
-    assert 'beside it lies a.h5' in one_line(second)
+    assert 'would also refer to a.h5' in one_line(second)
     assert os.listdir(tmp_path) == ['a.h5']
 
 

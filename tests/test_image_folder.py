@@ -150,7 +150,7 @@ def test_lsun_in_worker_processes(tmp_path):
 def test_lsun_that_cannot_be_used(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_lmdb('tower_val_lmdb', {})
-    assert 'tower_val holds no pictures' in one_line(lsun, '.', ['tower_val'])
+    assert 'tower_val holds no images' in one_line(lsun, '.', ['tower_val'])
     assert 'bedroom_train_lmdb: no such folder' in one_line(lsun, '.', ['tower_val', 'bedroom_train'])
     with open(os.path.join('tower_val_lmdb', 'data.mdb'), 'wb') as file:
         file.write(b'no database' * 1000)
