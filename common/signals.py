@@ -31,19 +31,19 @@ def as_exceptions():
     A second signal ends the process at once. If the exception is lost in a destructor or in a callback of a C library,
     it is raised again; if it is replaced by another exception, it still ends the block.
     """
-    came = []
+    received = []
 
     def act(number, frame):
-        if not came:
-            came.extend((number, time.monotonic()))
+        if not received:
+            received.extend((number, time.monotonic()))
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-        if number == came[0] or time.monotonic() - came[1] > PAIR_SECONDS:
+        if number == received[0] or time.monotonic() - received[1] > PAIR_SECONDS:
             _exit(number, frame)
 
     def raise_again(lost):
-        if came and isinstance(lost.exc_value, (KeyboardInterrupt, SystemExit)):
-            number = came[0]
-            came.clear()
+        if received and isinstance(lost.exc_value, (KeyboardInterrupt, SystemExit)):
+            number = received[0]
+            received.clear()
             threading.Timer(0.05, to_main_thread, [number]).start()  # when the callback has returned
         else:
             hook(lost)
@@ -53,8 +53,8 @@ def as_exceptions():
         try:
             yield
         except BaseException:
-            if came:
-                sys.exit(128 + came[0])
+            if received:
+                sys.exit(128 + received[0])
             raise
         finally:
             sys.unraisablehook = hook
@@ -83,16 +83,16 @@ class SignalRecord(list):
 @contextlib.contextmanager
 def recorded():
     """Yield a `SignalRecord`, empty until a signal arrives; a second signal of the same kind takes effect at once."""
-    came = SignalRecord()
+    received = SignalRecord()
 
     def note(number, frame):
-        came.append(number)
+        received.append(number)
         signal.signal(number, previous[number])
-        if came.is_interruptible:
-            came.interrupt()
+        if received.is_interruptible:
+            received.interrupt()
 
     with _handled(note) as previous:
-        yield came
+        yield received
 
 
 @contextlib.contextmanager
@@ -106,14 +106,14 @@ def hold():
     if _held is not None:  # nested: the outer block holds the signal
         yield
         return
-    came = []
+    received = []
     try:
-        with recorded() as came:
-            _held = came
+        with recorded() as received:
+            _held = received
             yield
     finally:
         _held = None
-        _act(came)
+        _act(received)
 
 
 def deliver_held():
@@ -121,9 +121,9 @@ def deliver_held():
     _act(_held)
 
 
-def _act(came):
-    if came:
-        signal.raise_signal(came.pop(0))
+def _act(received):
+    if received:
+        signal.raise_signal(received.pop(0))
 
 
 def to_main_thread(number):

@@ -438,7 +438,7 @@ def test_errors_name_the_file_and_keep_what_there_was(tmp_path, monkeypatch, out
     assert 'images.txt' in error(monkeypatch, '--cub', tmp_path, *good[2:], *end)
     assert 'no such folder' not in error(monkeypatch, *good[:2], '--text', tmp_path, *end)
     assert 'text_c10' in error(monkeypatch, *good[:2], '--text', tmp_path / 'absent', *end)
-    assert '--text 1' in error(monkeypatch, '--cub', good[1], good[1], *good[2:], *end)
+    assert '--text has 1' in error(monkeypatch, '--cub', good[1], good[1], *good[2:], *end)
     assert 'Laysan_0: 2 photographs' in error(monkeypatch, '--cub', good[1], good[1], '--text', good[3], good[3], *end)
     write(tmp_path / 'list.txt', f'{ANI}\n')
     both = ['--train_classes', tmp_path / 'list.txt', '--test_classes', tmp_path / 'list.txt']
