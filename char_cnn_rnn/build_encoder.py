@@ -10,7 +10,7 @@ from char_cnn_rnn import torch7
 from char_cnn_rnn.encoder import EMBED_DIM, VARIANTS, CharCnnRnn, init_weights, one_hot, sje_loss
 from char_cnn_rnn.image_encoder import image_side
 from common import checkpoint
-from common.checkpoint_file import shown
+from common.checkpoint_file import printable
 from common.errors import UserError
 from common.progress import new_progress
 from common.training_run import TrainingRun
@@ -164,7 +164,7 @@ class Model:
         if not contents.keys() >= {'encoder', 'image_side'}:
             raise UserError(f'{file}: has no image side, so it is no checkpoint of this training')
         for what, ours in (('variant', self.encoder.variant), ('image_encoder', self.image_encoder)):
-            theirs = shown(contents.get(what)).strip('\'"')
+            theirs = printable(contents.get(what)).strip('\'"')
             if theirs != ours:
                 raise UserError(f'{file}: was trained with --{what} {theirs}, not {ours}')
         checkpoint.load_model(self, self._parts(), contents, file)
@@ -181,7 +181,7 @@ def load_encoder(path, device='cpu'):
     state_dict = checkpoint.without_module(contents.get('encoder', contents), path)
     variant = contents['variant'] if 'variant' in contents else _variant_of(state_dict, path)
     if not isinstance(variant, str) or variant not in VARIANTS:
-        raise UserError(f'{path}: its encoder is of an unknown variant, {shown(variant)}')
+        raise UserError(f'{path}: its encoder is of an unknown variant, {printable(variant)}')
     with torch.random.fork_rng(devices=[]):  # first weights are drawn, only to be replaced: no run should notice
         encoder = CharCnnRnn(variant)
     checkpoint.load_weights(encoder, state_dict, path)

@@ -40,7 +40,7 @@ FOUND = 8  # pictures shown for a query
 def parse_flags():
     """(options, the folder of the run to go on with or None)."""
     parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_run_flags(parser, model='char_cnn_rnn', epochs=100, batch_size=40, lr=0.0007, chapter_dir=HERE,
+    flags.add_run_flags(parser, model='char_cnn_rnn', epochs=100, batch_size=40, lr=0.0007, section_dir=HERE,
                         all_modes=MODES, seed_modes=(flags.TRAIN,), resume_modes=(flags.RESUME,),
                         train_modes=MODES[:-1])
     parser.add_argument('--variant', choices=VARIANTS, default='birds_icml', modes=flags.TRAINING,
@@ -108,7 +108,7 @@ def train(options, device, resumed):
 def refuse_weights(options, name):
     """Raise UserError where --image_weights was typed for the image encoder `name`, which reads none."""
     if name != 'googlenet':
-        run.refuse_typed(['image_weights'], f'with --image_encoder {name}, but with googlenet alone')
+        run.refuse_given(['image_weights'], f'with --image_encoder {name}, but with googlenet alone')
 
 
 def load_photographs(options, path, split, device):
@@ -154,7 +154,7 @@ def load_model(options, device):
     source = encoder_file(options)
     contents = {} if source.endswith('.t7') else checkpoint.load(source)
     name = contents.get('image_encoder', options.image_encoder)
-    if 'image_encoder' in run.TYPED and name != options.image_encoder:
+    if 'image_encoder' in run.GIVEN_FLAGS and name != options.image_encoder:
         raise UserError(f'--image_encoder {options.image_encoder}: {source} was trained with another; leave it out')
     encoder = load_encoder(source, device)
     model = Model(options.model, device, None, encoder.variant, name)

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, and read without running any code of theirs."""
+"""Write checkpoint files whole or not at all, and read them without running any code in them."""
 import contextlib
 import glob
 import itertools
@@ -12,7 +12,7 @@ import torch
 from common import checkpoint_file
 from common.checkpoint_contents import (
     check_shapes,
-    checked_notes,
+    checked_metadata,
     checked_optimizer,
     checked_progress,
     checked_weights,
@@ -20,39 +20,39 @@ from common.checkpoint_contents import (
 )
 from common.checkpoint_file import Unreadable
 from common.errors import CannotWrite, UserError
-from common.files import explained, partial_file
+from common.files import convert_os_errors, partial_file
 
 COUNT = re.compile(r'_(\d+)\.pth$')  # steps or epochs, in the name of a snapshot
-KEEP = 2  # files of a run's checkpoint: the newest, and those before it
+KEEP = 2  # number of checkpoints that a run keeps, the newest included
 
 
 def save(path, contents, old_format=False, keep=1):
-    """Write a dict of tensors, numbers, strings and containers of them; `path` changes only once all is on the disk.
+    """Write `contents`, a dict of tensors, numbers, strings and containers of them, to `path`, whole or not at all.
 
-    `old_format` is what PyTorch reads that is older than 1.6. What the file held before stays as PATH.1, and so on,
-    `keep` files in all. Raises CannotWrite; what was there before is then still there.
+    `old_format` is the format that PyTorch before 1.6 reads. The previous contents are kept as PATH.1 and so on, `keep`
+    files in all. Raises CannotWrite, with the previous file unchanged.
     """
-    with partial_file(path) as partial, explained(path):
+    with partial_file(path) as partial, convert_os_errors(path):
         with open(partial, 'r+b') as file:
             _write(path, file, contents, old_format)
         _keep_older(path, keep)
 
 
 def _write(path, file, contents, old_format):
-    """Write a checkpoint into an open file; of the older format, that has no checksum, with a line that has one."""
-    watched = _Watched(file)
+    """Write a checkpoint to an open file. The old format has no checksum, so a line with one is appended to it."""
+    writer = _ChecksumWriter(file)
     try:
-        torch.save(contents, watched, _use_new_zipfile_serialization=not old_format)
-    except RuntimeError as error:  # which is what torch makes of an error of the file
-        raise watched.error or CannotWrite(f'{path}: cannot be written ({_one_line(error)})') from error
+        torch.save(contents, writer, _use_new_zipfile_serialization=not old_format)
+    except RuntimeError as error:  # raised by PyTorch in place of the file's own error
+        raise writer.error or CannotWrite(f'{path}: cannot be written ({_one_line(error)})') from error
     if old_format:
-        file.write(checkpoint_file.trailer(file.tell(), watched.crc))
+        file.write(checkpoint_file.trailer(file.tell(), writer.crc))
     file.flush()
     os.fsync(file.fileno())
 
 
-class _Watched:
-    """A file to write to: the CRC-32 of what was written, and the error where it could not be."""
+class _ChecksumWriter:
+    """Write to a file, and keep the CRC-32 of what was written and the error of a failed write."""
 
     def __init__(self, file):
         self.file, self.crc, self.error = file, 0, None
@@ -71,7 +71,7 @@ class _Watched:
 
 
 def _keep_older(path, keep):
-    """Let PATH also be PATH.1, which was to become PATH.2, ... so that with a new PATH there are `keep` files."""
+    """Rename PATH.1 to PATH.2 and so on, and link PATH to PATH.1, so that with a new PATH there are `keep` files."""
     for number in reversed(range(1, keep - 1)):
         if os.path.isfile(f'{path}.{number}'):
             os.replace(f'{path}.{number}', f'{path}.{number + 1}')
@@ -82,8 +82,8 @@ def _keep_older(path, keep):
 
 
 def _copy(path, target):
-    """Give a file a second name, which it keeps when another takes its first; without hard links, copy it."""
-    temporary = f'{path}.partial-older'  # one that a killed process left is removed as others are
+    """Give a file a second name by a hard link, or copy it on a file system without hard links."""
+    temporary = f'{path}.partial-older'  # the pattern that `remove_leftovers` removes
     with contextlib.suppress(FileNotFoundError):
         os.remove(temporary)
     try:
@@ -92,19 +92,19 @@ def _copy(path, target):
         shutil.copyfile(path, temporary)
     os.replace(temporary, target)
     with contextlib.suppress(FileNotFoundError):
-        os.remove(temporary)  # still there where both names were of the same file already
+        os.remove(temporary)  # os.replace does nothing if both names are links to the same file
 
 
 def files_of(path):
-    """Those that there are of PATH, PATH.1, PATH.2, ..."""
+    """Return the existing files among PATH, PATH.1, PATH.2, ..., newest first."""
     older = [file for file in glob.glob(f'{glob.escape(path)}.*') if file.removeprefix(f'{path}.').isdecimal()]
     older.sort(key=lambda file: int(file.removeprefix(f'{path}.')))
     return [file for file in (path, *older) if os.path.isfile(file)]
 
 
 def newest(path):
-    """PATH, or where it is damaged or gone the newest of PATH.1, ... that is whole, which is said; else PATH."""
-    reason = 'which is gone'
+    """Return PATH, or if it is damaged or missing, the newest intact file of PATH.1, ... with a message; else PATH."""
+    reason = 'which is missing'
     for file in files_of(path):
         try:
             checkpoint_file.check(file)
@@ -112,43 +112,44 @@ def newest(path):
             reason = f'since {error}' if file == path else reason
         else:
             if file != path:
-                print(f'{file}: taken in place of {os.path.basename(path)}, {reason}')
+                print(f'{file}: used in place of {os.path.basename(path)}, {reason}')
             return file
     return path
 
 
 def load(path, mapped=False):
-    """Read what `save` wrote, or a plain state dict, onto the CPU.
+    """Return the dict that `save` wrote, or a plain state dict, with all tensors on the CPU.
 
-    `mapped` reads of each tensor what is looked at, when it is: a drawing needs a tenth of what a training left.
-    Raises UserError where the file is missing, damaged, or holds more than tensors and plain containers.
+    With `mapped`, tensors are read from the file only when they are used: generating images needs a tenth of a
+    training's checkpoint. Raises UserError if the file is missing, damaged, or holds more than tensors and plain
+    containers.
     """
     if not os.path.isfile(path):
         raise UserError(f'{path}: no such checkpoint')
     is_zip = checkpoint_file.check(path)
     try:
-        mapped = mapped and is_zip and os.fsencode(path).decode(errors='replace') == path  # only of a UTF-8 path
+        mapped = mapped and is_zip and os.fsencode(path).decode(errors='replace') == path  # PyTorch needs a UTF-8 path
         contents = torch.load(path, map_location='cpu', weights_only=True, mmap=mapped)
-    except Exception as error:  # what is wrong and was not found by `check` leads PyTorch into errors of any kind
-        raise Unreadable(f'{path}: damaged, or no checkpoint ({_one_line(error)})') from error
+    except Exception as error:  # damage that `check` does not find makes PyTorch raise errors of any kind
+        raise Unreadable(f'{path}: damaged, or not a checkpoint ({_one_line(error)})') from error
     if not isinstance(contents, dict):
         raise Unreadable(f'{path}: holds a {type(contents).__name__}, not a checkpoint or a state dict')
     return contents
 
 
 def load_weights(module, state_dict, path):
-    """Load a state dict into a module, with or without DataParallel's `module.` in front of its keys.
+    """Load a state dict into a module. Its keys may begin with DataParallel's `module.`.
 
-    Raises UserError that names the first key that is missing, unknown, of another shape or not finite.
+    Raises UserError that names the first key that is missing, unknown, not finite or has another shape.
     """
     load_all([(module, state_dict, path)])
 
 
 def load_all(networks, optimizers=()):
-    """Load state dicts, all of them, or where one does not fit none.
+    """Load several state dicts, or none of them if one does not fit.
 
-    `networks` are triples of a module, its state dict and the file that this is from; `optimizers` of an optimizer, its
-    state dict, and what that is, `FILE: its NAME`. Raises UserError as `load_weights` does.
+    `networks` are triples (module, state dict, file it is from), and `optimizers` are triples (optimizer, state dict,
+    'FILE: its NAME'). Raises UserError as `load_weights` does.
     """
     weights = [checked_weights(*one) for one in networks]
     states = [checked_optimizer(*one) for one in optimizers]
@@ -159,10 +160,7 @@ def load_all(networks, optimizers=()):
 
 
 def _load_optimizer(optimizer, state_dict):
-    """Load an optimizer's state dict, with what it keeps of a parameter in the memory order of that parameter.
-
-    Fused Adam takes the order for granted, and the machine that wrote the state may have another (`common.speed`).
-    """
+    """Load an optimizer's state dict in the memory format of its parameters, as fused Adam expects (`common.speed`)."""
     optimizer.load_state_dict(state_dict)
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
@@ -171,25 +169,24 @@ def _load_optimizer(optimizer, state_dict):
 
 
 def build(make, state_dict, path):
-    """The network that `make()` builds, whose widths are those of the tensors in a state dict.
+    """Return the network that `make()` builds with the sizes found in a state dict.
 
-    Raises UserError, before anything is allocated, where the state dict is not of such a network: a file of some kB
-    can say that it is of one of some TB.
+    Raises UserError, before memory is allocated, if it does not fit: a file of a few kB can claim to hold terabytes.
     """
     try:
         with torch.device('meta'):
             network = make()
     except (RuntimeError, ValueError, TypeError, ArithmeticError, AssertionError) as error:
-        raise UserError(f'{path}: its weights have shapes that those of no network here have') from error
+        raise UserError(f'{path}: its weights have shapes that no network of this section has') from error
     check_shapes(network, without_module(state_dict, path), path)
     return make()
 
 
 def save_model(model, parts, path='', name=None, verbose=True, /, **more):
-    """Write a model to `path/NAME.pt`, whole or not at all; what that held before stays as NAME.pt.1 (`model.keep`).
+    """Write a model to `path/NAME.pt`, atomically, and keep the previous file as NAME.pt.1 (`model.keep` files in all).
 
-    `parts` are its networks and optimizers, {name: one of them, a list of them, or None}; beside their state dicts the
-    file holds the progress, options and data of the model, and `more`. Returns the file.
+    `parts` is {name: a network or optimizer, a list of them, or None}. The file holds their state dicts, the progress,
+    options and data of the model, and `more`. Returns the path of the file. Raises CannotWrite.
     """
     file = os.path.join(path, f'{name or model.name}.pt')
     states = {part: _states(value) for part, value in parts.items() if value}
@@ -205,17 +202,17 @@ def _states(part):
 
 
 def load_model(model, parts, contents, path, paths=None):
-    """Load what `save_model` wrote, a dict `contents`, into the `parts` of a model, all of it or nothing.
+    """Load `contents`, a dict that `save_model` wrote, into the `parts` of a model: either all of it or nothing.
 
-    A network that `contents` lacks keeps its weights. Optimizers and progress are loaded where the model has optimizers
-    already and `contents` has their states. `path` is the file that messages name, or for some of the parts their own
-    `paths`, {name: [file, ...]}. Raises UserError as `load_weights` does; the model is then as it was.
+    A network that `contents` lacks keeps its weights. Optimizers and progress are loaded only if the model has
+    optimizers and `contents` has their states. `path` is the file that error messages name; `paths` is {name: [file,
+    ...]} for parts from other files. Raises UserError as `load_weights` does; the model is then unchanged.
     """
     parts = {name: part for name, part in parts.items() if part}
     networks = {name: part for name, part in parts.items() if not _is_optimizer(part)}
     optimizers = {name: part for name, part in parts.items() if _is_optimizer(part)}
     is_training = bool(optimizers) and any(name in contents for name in optimizers)
-    options, data = checked_notes(contents, path)
+    options, data = checked_metadata(contents, path)
     progress = checked_progress(contents, path) if is_training else model.progress
     fitting = [(network, state, file) for name, part in networks.items() if name in contents
                for network, state, file in _triples(part, contents[name], f'{path}: its {name}',
@@ -230,22 +227,19 @@ def _is_optimizer(part):
 
 
 def _triples(part, state, where, files=()):
-    """Return [(module or optimizer, its state dict, the file or what it is)]; the last of `files` is also of the rest.
-
-    Raises UserError where there are not as many states as there should be.
-    """
+    """Return [(module or optimizer, its state dict, name for errors)]; the last of `files` names the rest."""
     if not isinstance(part, list):
         part, state = [part], [state]
     if not isinstance(state, list) or len(state) != len(part):
-        raise UserError(f'{where} is no list of {len(part)} state dicts')
+        raise UserError(f'{where} is not a list of {len(part)} state dicts')
     return list(itertools.zip_longest(part, state, files[:len(part)], fillvalue=files[-1] if files else where))
 
 
 def find(path, name, others=()):
-    """Return the file that `path` names: itself, or in the folder NAME.pt, or one of those that match `others`.
+    """Return the file that `path` refers to: itself, or in a folder NAME.pt or a file that matches one of `others`.
 
-    `others` are patterns of files below the folder; of several files, the one with the highest COUNT. In place of a
-    NAME.pt that is damaged or gone, the `newest` that was kept.
+    `others` are glob patterns below the folder; of several matches, the one with the highest count in its name is
+    taken. If NAME.pt is damaged or missing, returns the `newest` of the kept files.
     """
     if not os.path.isdir(path or '.'):
         return path
@@ -255,13 +249,13 @@ def find(path, name, others=()):
 
 
 def count_of(file):
-    """Return the number COUNT in the name of a file NAME_COUNT.pth, or 0."""
+    """Return the number COUNT in a file name NAME_COUNT.pth, or 0."""
     counted = COUNT.search(file)
     return int(counted[1]) if counted else 0
 
 
 def count_in(contents, file, what):
-    """Return how many steps or epochs (`what`) a checkpoint was trained for; of a snapshot, as its name says."""
+    """Return the number of steps or epochs (`what`) of a checkpoint; for a snapshot, the number in its name."""
     return checked_progress(contents, file)[what] if 'progress' in contents else count_of(file)
 
 

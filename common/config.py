@@ -1,4 +1,4 @@
-"""Configuration files: `--cfg FILE.yml` stands for flags, and a flag typed on the command line wins over it."""
+"""Read configuration files: `--cfg FILE.yml` sets flags, which the command line overrides."""
 import difflib
 import os
 
@@ -8,32 +8,33 @@ from common import flags, run
 from common.errors import UserError
 from common.files import check_is_file
 
-LONGEST, DEEPEST = 50_000, 4  # characters of a file; how deep it is nested: the authors' TRAIN.COEFF.KL is three
-AROUND = (yaml.StreamStartEvent, yaml.StreamEndEvent, yaml.DocumentStartEvent, yaml.DocumentEndEvent)
+MAX_LENGTH, MAX_DEPTH = 50_000, 4  # characters of a file; levels of nesting (the authors' TRAIN.COEFF.KL has three)
+BOUNDARIES = (yaml.StreamStartEvent, yaml.StreamEndEvent, yaml.DocumentStartEvent, yaml.DocumentEndEvent)
 
 
 def add_cfg_flag(parser, modes):
     parser.add_argument('--cfg', type=flags.path, metavar='FILE', modes=modes,
-                        help='take flags from this YAML file; what is typed wins over it')
+                        help='YAML file with values of flags, which the command line overrides')
 
 
-def parse_options(parser, mode_of, keys, translate, chapter_dir):
-    """As `run.parse_options`, after `--cfg`, whose path may be relative to the current folder or to the chapter's.
+def parse_options(parser, mode_of, keys, translate, section_dir):
+    """Parse the command line as `run.parse_options` does, with flags from the file `--cfg`.
 
-    The file may also use `keys`, the names of the authors' code, nested ones joined with dots: 'TRAIN.BATCH_SIZE'.
-    `translate(values, path)` turns what it says with them into a dict of our flags and a list of what means nothing
-    here, which is printed. Raises UserError for a key that is neither, and where the file cannot be read.
+    The path of the file may be relative to the current folder or to the section's. The file may also use `keys`, the
+    names of the authors' code, with nested ones joined by dots: 'TRAIN.BATCH_SIZE'. `translate(values, path)` converts
+    these to a dict of our flags and a list of keys without effect, which is printed. Raises UserError for an unknown
+    key, and if the file cannot be read.
     """
     path = parser.parse_args().cfg
     if not path:
         return run.parse_options(parser, mode_of)
-    path = find(path, [chapter_dir])
+    path = find(path, [section_dir])
     ours, theirs = _read(path, parser.names_in_files(), keys)
     translated, ignored = translate(theirs, path) if theirs else ({}, [])
     if ignored:
-        print(f'{path}: means nothing here and is ignored: {", ".join(ignored)}')
+        print(f'{path}: these keys have no effect here and are ignored: {", ".join(ignored)}')
     cfg_dir = os.path.dirname(os.path.abspath(path))
-    folders = [cfg_dir, os.path.dirname(cfg_dir), chapter_dir]  # the authors' paths start above their cfg/
+    folders = [cfg_dir, os.path.dirname(cfg_dir), section_dir]  # the authors' paths start above their cfg/
     read = set(parser.paths()) - {'out_dir'}
     values = {name: find(value, folders) if name in read and isinstance(value, str) and value else value
               for name, value in {**translated, **ours}.items()}
@@ -42,14 +43,14 @@ def parse_options(parser, mode_of, keys, translate, chapter_dir):
 
 
 def find(path, folders):
-    """A relative path as it is if that exists, else below the first of `folders` where it does, else as it is."""
+    """Return a relative path as it is if that exists, else below the first of `folders` where it exists."""
     path = os.path.expanduser(path)
     places = [path, *(os.path.normpath(os.path.join(folder, path)) for folder in folders)]
     return next(filter(os.path.exists, places), path)
 
 
 def _read(path, names, keys):
-    """({flag: value}, {the authors' key: value}), where `names` are those of flags."""
+    """Return ({flag: value}, {the authors' key: value}) from a file; `names` are the names of our flags."""
     values = _load(path)
     ours = {key: value for key, value in values.items() if key in names}
     theirs = _flatten({key: value for key, value in values.items() if key not in names})
@@ -66,19 +67,19 @@ def _read(path, names, keys):
 
 
 def _load(path):
-    """The mapping in a YAML file, a dict of text keys, whose values are text, None, lists of those, and dicts.
+    """Return the mapping in a YAML file: a dict with text keys, whose values are text, None, lists of those, and dicts.
 
-    It is built from what PyYAML finds in the file one after another, so that nothing in it is made that a configuration
-    does not need: no tags, no anchors with their aliases, nothing nested deep. Raises UserError for those.
+    It is built from PyYAML's events, so that nothing is constructed that a configuration does not need: no tags, no
+    anchors and aliases, no deep nesting. Raises UserError for those.
     """
     try:
         check_is_file(path)
         with open(path, 'rb') as file:
-            text = file.read(LONGEST + 1)
-        if len(text) > LONGEST:
-            raise UserError(f'{path}: is longer than any configuration; write a flag a line, as in: batch_size: 24')
+            text = file.read(MAX_LENGTH + 1)
+        if len(text) > MAX_LENGTH:
+            raise UserError(f'{path}: is too long for a configuration; write lines such as: batch_size: 24')
         events = yaml.parse(text, Loader=yaml.SafeLoader)
-        values = [_value(event, events, 0) for event in events if not isinstance(event, AROUND)]
+        values = [_value(event, events, 0) for event in events if not isinstance(event, BOUNDARIES)]
     except _Refused as error:
         raise UserError(f'{path}: line {error.args[1].line + 1}: {error.args[0]}') from error
     except OSError as error:
@@ -87,28 +88,28 @@ def _load(path):
     except (ValueError, OverflowError, yaml.YAMLError) as error:
         raise UserError(f'{path}: cannot be read as YAML ({" ".join(str(error).split())[:300]})') from error
     if len(values) > 1:
-        raise UserError(f'{path}: holds {len(values)} documents; leave one, without --- between its lines')
+        raise UserError(f'{path}: holds {len(values)} documents; keep one, without --- between its lines')
     if values and values[0] is None:
         return {}
     if values and not isinstance(values[0], dict):
-        raise UserError(f'{path}: holds a {type(values[0]).__name__}; write a flag a line, as in: batch_size: 24')
+        raise UserError(f'{path}: holds a {type(values[0]).__name__}; write lines such as: batch_size: 24')
     return values[0] if values else {}
 
 
 class _Refused(Exception):
-    """What a configuration needs not, and where it stands."""
+    """Something that a configuration does not need, with its position in the file."""
 
 
 def _value(event, events, depth):
-    """The value that begins with an event of PyYAML's parser, whose next ones are read from the iterator `events`."""
+    """Return the value that begins with `event`; its further events are taken from the iterator `events`."""
     if isinstance(event, yaml.AliasEvent) or event.anchor:
-        raise _Refused('names of values, & and *, mean nothing here; write the value itself', event.start_mark)
+        raise _Refused('anchors (&) and aliases (*) are not supported; write the value itself', event.start_mark)
     if event.tag and event.tag != '!':
-        raise _Refused(f'types are not given here ({event.tag[:40]!r}); leave out what begins with !', event.start_mark)
+        raise _Refused(f'tags ({event.tag[:40]!r}) are not supported; remove the word with !', event.start_mark)
     if isinstance(event, yaml.ScalarEvent):
         return _scalar(event)
-    if depth >= DEEPEST:
-        raise _Refused('is nested deeper than any configuration', event.start_mark)
+    if depth >= MAX_DEPTH:
+        raise _Refused('is nested too deeply for a configuration', event.start_mark)
     return (_list if isinstance(event, yaml.SequenceStartEvent) else _mapping)(events, depth + 1)
 
 
@@ -118,7 +119,7 @@ def _list(events, depth):
         if isinstance(event, yaml.SequenceEndEvent):
             return items
         if isinstance(event, yaml.CollectionStartEvent):
-            raise _Refused('a list is of single values', event.start_mark)
+            raise _Refused('a list must hold single values', event.start_mark)
         items.append(_value(event, events, depth))
 
 
@@ -128,18 +129,18 @@ def _mapping(events, depth):
         if isinstance(event, yaml.MappingEndEvent):
             return values
         if not isinstance(event, yaml.ScalarEvent):
-            raise _Refused('a key is a single word', event.start_mark)
+            raise _Refused('a key must be a single word', event.start_mark)
         if event.value in values:
-            raise _Refused(f'{event.value[:100]!r} is there a second time; leave one', event.start_mark)
-        _value(event, events, depth)  # refuses what is refused of a value
+            raise _Refused(f'{event.value[:100]!r} occurs twice; keep one', event.start_mark)
+        _value(event, events, depth)  # checks the key like a value
         values[event.value] = _value(next(events), events, depth)
 
 
 def _scalar(event):
-    """The text as it is written, which the flags read as if it were typed; None where YAML 1.1 takes it for null."""
+    """Return the text as it is written, which the flags parse, or None if it means null in YAML 1.1."""
     text = event.value
-    if not flags.is_clean(text):
-        raise _Refused('has a line break or another control character in a value', event.start_mark)
+    if not flags.is_valid_text(text):
+        raise _Refused('a value has a line break or another control character', event.start_mark)
     is_null = yaml.SafeLoader('').resolve(yaml.ScalarNode, text, event.implicit).endswith(':null')
     return None if is_null else text
 

@@ -1,14 +1,14 @@
-"""The letters that the sentence encoder reads, and what of a sentence it therefore never sees."""
+"""Define which letters the sentence encoder reads, and find what it ignores in a sentence."""
 
 LENGTH = 201  # characters of a sentence that are read
-# The minus is in it twice; as in the authors' table of letters, the later place counts and the first stays unused.
+# The minus occurs twice; as in the authors' table of letters, its later position counts and the first one is unused.
 ALPHABET = 'abcdefghijklmnopqrstuvwxyz0123456789-,;.!?:\'"/\\|_@#$%^&*~`+-=<>()[]{} '
 
 
 def unread(text):
-    """What the sentence encoder does not read of `text`: (set of characters, number of characters after the 201st).
+    """Return what the sentence encoder ignores in `text`: (set of characters, number of characters after the 201st).
 
-    The set holds the lower-cased characters, among those before the end of what is read, that the alphabet lacks.
+    The set holds the lower-cased characters, among the first 201, that are not in the alphabet.
     """
     text = text.lower()
     return set(text[:LENGTH]) - set(ALPHABET), max(0, len(text) - LENGTH)

@@ -1,16 +1,16 @@
-"""Files that one process at a time has to itself."""
+"""Lock files so that one process at a time can use them."""
 import errno
 
-from common.files import check_is_file, explained
+from common.files import check_is_file, convert_os_errors
 
 
 def lock_file(path, wait=False):
-    """The open file `path`, locked for this process until it is closed, or None where another process has it.
+    """Open the file `path` and lock it until it is closed; return it, or None if another process has locked it.
 
-    With `wait`, waits for that one to close it. Windows has no such locks, nor have some network file systems: there
-    the file is only opened. Raises CannotWrite where it cannot be made.
+    With `wait`, waits until the other process closes it. Windows and some network file systems have no such locks;
+    there, the file is only opened. Raises CannotWrite if it cannot be made.
     """
-    with explained(path):
+    with convert_os_errors(path):
         check_is_file(path)
         file = open(path, 'w')
     try:

@@ -1,4 +1,4 @@
-"""Pictures for people: grids of tensors, and sheets with the sentence under each picture."""
+"""Arrange images for display: grids of tensors, and sheets with the caption below each image."""
 import contextlib
 import functools
 import textwrap
@@ -8,31 +8,31 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn.functional import interpolate, pad
 
-LINE = 2    # pixels between the pictures of a grid
-LINES = 12  # of a caption on a sheet
+LINE = 2    # pixels between the images of a grid
+LINES = 12  # lines of a caption on a sheet, at most
 NO_LETTER = chr(0x10FFFF)
-# Of Linux, macOS and Windows: for most alphabets, for Chinese, Japanese and Korean, and for those of India.
+# Fonts of Linux, macOS and Windows: for most alphabets, then for Chinese, Japanese and Korean, then for Indian scripts.
 FONTS = ('DejaVuSans.ttf', 'NotoSans-Regular.ttf', 'Arial Unicode.ttf', 'arial.ttf',
          'NotoSansCJK-Regular.ttc', 'wqy-zenhei.ttc', 'PingFang.ttc', 'msyh.ttc', 'simsun.ttc',
          'NotoSansDevanagari-Regular.ttf', 'Lohit-Devanagari.ttf', 'Kohinoor.ttc', 'Nirmala.ttf')
 
 
 def to_pixels(images):
-    """A float tensor in [-1, 1] as uint8, on its device: a quarter of the bytes to bring from there."""
+    """Convert images, float in [-1, 1], to uint8 on their device: a quarter of the bytes to copy from there."""
     return (images.detach().float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def to_pil(image):
-    """A tensor [C, H, W], float in [-1, 1] or uint8, as a PIL image."""
+    """Convert an image [C, H, W], float in [-1, 1] or uint8, to a PIL image."""
     pixels = (image if image.dtype == torch.uint8 else to_pixels(image)).cpu()
     pixels = pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def grid(images, columns):
-    """Pictures [B, C, H, W] as one [C, rows * (H + 2) + 2, columns * (W + 2) + 2], with two white pixels between.
+    """Return images [B, C, H, W] as one image [C, rows * (H + 2) + 2, columns * (W + 2) + 2] with white lines between.
 
-    It is torchvision's make_grid, which takes longer to import than a sentence takes to be drawn.
+    Like torchvision's make_grid, whose import takes longer than generating an image from a sentence.
     """
     white = 255 if images.dtype == torch.uint8 else 1.0
     rows = -(-len(images) // columns)
@@ -45,9 +45,9 @@ def grid(images, columns):
 
 
 def real_over_generated(real, fake):
-    """One PIL image: every row of real pictures [B, C, H, W] in [-1, 1] with a row of generated ones below it.
+    """Return a PIL image with each row of real images [B, C, H, W] in [-1, 1] above a row of generated ones.
 
-    A row has up to eight; pictures that do not fill the last one are left out.
+    A row has up to eight images; those that do not fill the last row are left out.
     """
     columns = min(8, len(real))
     rows = [torch.cat(pair) for pair in zip(real.cpu().split(columns), fake.cpu().split(columns))
@@ -56,7 +56,7 @@ def real_over_generated(real, fake):
 
 
 def caption_sheet(images, captions, columns=8, size=128):
-    """One PIL image: every PIL image of `images` at `size` x `size` with its caption below it, up to `LINES` lines."""
+    """Return a PIL image of all `images`, PIL images, at `size` x `size`, each above its caption."""
     texts = [font_and_text(caption) for caption in captions]
     wrapped = [textwrap.wrap(text, size // letter_width(text), max_lines=LINES, placeholder=' ...')
                for _, text in texts]
@@ -73,9 +73,9 @@ def caption_sheet(images, captions, columns=8, size=128):
 
 
 def font_and_text(caption):
-    """(a font that has all letters of the caption, the caption); letters that no font here has are their code points.
+    """Return (a font that has all letters of the caption, the caption): Pillow's own, or else one of the system's.
 
-    Pillow's own font has those of English; for others there is what the system has installed.
+    If no font has all letters, those that Pillow's font lacks are replaced by their code points.
     """
     letters = set(caption)
     for font in fonts():
@@ -86,13 +86,13 @@ def font_and_text(caption):
 
 
 def letter_width(text):
-    """Pixels, about: Chinese and Japanese letters are twice as wide as others."""
+    """Return the approximate width of a letter in pixels: Chinese and Japanese ones are twice as wide as others."""
     return 11 if any(unicodedata.east_asian_width(letter) in 'WF' for letter in text) else 6
 
 
 @functools.cache
 def fonts():
-    """Pillow's own font, and those of `FONTS` that the system has."""
+    """Return Pillow's own font and those of `FONTS` that the system has."""
     found = [ImageFont.load_default(11)]
     for name in FONTS:
         with contextlib.suppress(OSError):
@@ -102,11 +102,11 @@ def fonts():
 
 @functools.cache
 def has_letter(font, letter):
-    """Whether the font draws something else for this letter than for one that does not exist."""
+    """Return whether the font has a glyph for this letter, other than that of letters that do not exist."""
     return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask(NO_LETTER))
 
 
 def side_by_side(columns, size):
-    """One PIL image, a row for each item: `columns` are batches [B, 3, S, S] in [-1, 1], shown at `size` x `size`."""
+    """Return a PIL image of `size` x `size` tiles with a row for each item of the `columns` [B, 3, S, S] in [-1, 1]."""
     shown = [interpolate(column.float().cpu(), size=(size, size), mode='area') for column in columns]
     return to_pil(grid(torch.stack(shown, 1).flatten(0, 1), len(columns)))

@@ -1,25 +1,24 @@
-"""Where a training stands, as its checkpoints say."""
+"""Track the progress of a training, as its checkpoints store it."""
 import torch
 
 
 def new_progress():
-    """Return where a run stands: whole epochs, batches of the epoch under way, steps, and the generators' states.
+    """Return a run's progress at its start: complete epochs, batches in the current epoch, steps, and random states.
 
-    `rng` is their state now; `epoch_rng` what it was before the epoch under way drew its order. `world_size` is the
-    number of ranks that trained; the generators' states are those of rank 0. `batch_size` is that of each rank, 0 where
-    it is not known.
+    `rng` is the present state of the generators, `epoch_rng` their state before the current epoch's order was drawn.
+    `world_size` is the number of ranks; the states are those of rank 0. `batch_size` is that of each rank, 0 if unknown.
     """
     return {'epoch': 0, 'batch': 0, 'step': 0, 'rng': None, 'epoch_rng': None, 'world_size': 1,
             'batch_size': 0}
 
 
 def rng_state():
-    """Return the states of PyTorch's generators, of the CPU and of the GPU in use, if there is one, as tensors."""
+    """Return the states of PyTorch's generators as tensors: of the CPU and, if there is one, of the current GPU."""
     return {'cpu': torch.get_rng_state(), 'cuda': [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []}
 
 
 def set_rng_state(state):
-    """Put the generators back into a state that `rng_state` returned."""
+    """Restore the generators to a state that `rng_state` returned."""
     torch.set_rng_state(state['cpu'])
     if state['cuda'] and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state['cuda'][0])

@@ -1,6 +1,7 @@
-"""SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal is gone): how they end a command, and where they must wait.
+"""Handle SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal is gone): end the command, or wait for a safe moment.
 
-They wait within a training step, or while HDF5 writes a file. This imports next to nothing, for it comes first.
+Signals wait during a training step and while HDF5 writes a file. Commands import this module first, so it imports
+almost nothing.
 """
 import contextlib
 import os
@@ -9,41 +10,41 @@ import sys
 import threading
 import time
 
-PAIR = 2  # seconds: torchrun hands a terminal's SIGINT, which its processes get, too, on to them as a SIGTERM
+PAIR_SECONDS = 2  # torchrun follows a terminal's SIGINT, which its processes get as well, by a SIGTERM to them
 
-_held = None  # the signals that came while `hold` holds them
+_held = None  # the signals that arrived during `hold`
 
 
 def end_at_once():
-    """From here on, let a signal end the process without a word, with status 130, 143 or 129.
+    """Let signals end the process without a message from now on, with status 130, 143 or 129.
 
-    Until `run_command` takes over there is nothing to save or to remove: a command is importing PyTorch, for seconds.
+    Until `run_command` takes over, a command spends seconds importing PyTorch and has nothing to save or remove.
     """
     for number in _numbers():
         signal.signal(number, _exit)
 
 
 @contextlib.contextmanager
-def raised():
+def as_exceptions():
     """Let the first signal of the block raise KeyboardInterrupt or SystemExit, and end the block with SystemExit.
 
-    A second one ends the process at once. Where the exception gets lost on its way (in a destructor, or in a callback
-    of a C library, whose caller cannot pass it on), it is raised again; where it becomes another one, it still counts.
+    A second signal ends the process at once. If the exception is lost in a destructor or in a callback of a C library,
+    it is raised again; if it is replaced by another exception, it still ends the block.
     """
-    came = []
+    received = []
 
     def act(number, frame):
-        if not came:
-            came.extend((number, time.monotonic()))
+        if not received:
+            received.extend((number, time.monotonic()))
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-        if number == came[0] or time.monotonic() - came[1] > PAIR:
+        if number == received[0] or time.monotonic() - received[1] > PAIR_SECONDS:
             _exit(number, frame)
 
     def raise_again(lost):
-        if came and isinstance(lost.exc_value, (KeyboardInterrupt, SystemExit)):
-            number = came[0]
-            came.clear()
-            threading.Timer(0.05, to_main_thread, [number]).start()  # once the callback is over
+        if received and isinstance(lost.exc_value, (KeyboardInterrupt, SystemExit)):
+            number = received[0]
+            received.clear()
+            threading.Timer(0.05, to_main_thread, [number]).start()  # when the callback has returned
         else:
             hook(lost)
 
@@ -52,81 +53,81 @@ def raised():
         try:
             yield
         except BaseException:
-            if came:
-                sys.exit(128 + came[0])
+            if received:
+                sys.exit(128 + received[0])
             raise
         finally:
             sys.unraisablehook = hook
 
 
-class Noted(list):
-    """The signals that came; `raised` says whether the next one raises KeyboardInterrupt."""
-    raised = False
+class SignalRecord(list):
+    """A list of the signals that arrived. If `is_interruptible`, the next one raises KeyboardInterrupt."""
+    is_interruptible = False
 
     def interrupt(self):
-        """Raise KeyboardInterrupt, with the number of the signal that came; another rank's is not known here."""
+        """Raise KeyboardInterrupt with the number of the signal, which is unknown if only another rank got one."""
         raise KeyboardInterrupt(*self[:1])
 
     @contextlib.contextmanager
-    def acting(self):
-        """Raise KeyboardInterrupt in the block where a signal has come or comes."""
-        self.raised = True
+    def interruptible(self):
+        """Raise KeyboardInterrupt in the block if a signal has arrived or arrives."""
+        self.is_interruptible = True
         try:
             if self:
                 self.interrupt()
             yield
         finally:
-            self.raised = False
+            self.is_interruptible = False
 
 
 @contextlib.contextmanager
-def noted():
-    """Yield a list (`Noted`) that is empty until a signal comes; a second signal of that kind acts at once."""
-    came = Noted()
+def recorded():
+    """Yield a `SignalRecord`, empty until a signal arrives; a second signal of the same kind takes effect at once."""
+    received = SignalRecord()
 
     def note(number, frame):
-        came.append(number)
+        received.append(number)
         signal.signal(number, previous[number])
-        if came.raised:
-            came.interrupt()
+        if received.is_interruptible:
+            received.interrupt()
 
     with _handled(note) as previous:
-        yield came
+        yield received
 
 
 @contextlib.contextmanager
 def hold():
-    """Let the first signal of the block act where it calls `let_act`, or at its end.
+    """Hold the first signal of the block until `deliver_held` is called, or until the end of the block.
 
-    A signal's exception may appear anywhere. Within a callback of a library, or a destructor, it gets lost, and the
-    program goes on as if nobody had wanted to stop it.
+    An exception from a signal may appear anywhere. In a callback of a library or in a destructor, it is lost, and the
+    program continues as if there had been no signal.
     """
     global _held
-    if _held is not None:  # a block within such a block, in which signals act, too
+    if _held is not None:  # nested: the outer block holds the signal
         yield
         return
-    came = []
+    received = []
     try:
-        with noted() as came:
-            _held = came
+        with recorded() as received:
+            _held = received
             yield
     finally:
         _held = None
-        _act(came)
+        _act(received)
 
 
-def let_act():
-    """Let a signal that `hold` holds back act now, mostly by an exception; without one, do nothing."""
+def deliver_held():
+    """Deliver a signal that `hold` is holding, which usually raises an exception. Does nothing without one."""
     _act(_held)
 
 
-def _act(came):
-    if came:  # which None is not
-        signal.raise_signal(came.pop(0))
+def _act(received):
+    if received:
+        signal.raise_signal(received.pop(0))
 
 
 def to_main_thread(number):
-    """Send a signal as from outside, and so that it interrupts what the main thread waits for."""
+    """Send a signal to this process so that it interrupts what the main thread is waiting for."""
     if hasattr(signal, 'pthread_kill'):
         signal.pthread_kill(threading.main_thread().ident, number)
     else:
@@ -134,7 +135,7 @@ def to_main_thread(number):
 
 
 def when_parent_ends(act):
-    """Call `act()` in a thread of its own once the process that started this one is gone."""
+    """Call `act()` in a new thread when the process that started this one has ended."""
     parent = os.getppid()
 
     def watch():
@@ -147,10 +148,7 @@ def when_parent_ends(act):
 
 @contextlib.contextmanager
 def _handled(handler):
-    """Have `handler` called for signals in the block. Yields what was before, {number: handler}.
-
-    Python handles signals in its main thread alone; in another nothing happens.
-    """
+    """Handle signals in the block, if in the main thread as Python requires; yield {number: previous handler}."""
     previous = {}
     if threading.current_thread() is threading.main_thread():
         previous = {number: signal.signal(number, handler) for number in _numbers()}
@@ -162,7 +160,7 @@ def _handled(handler):
 
 
 def _numbers():
-    """The signals to handle: SIGHUP, which Windows does not have, only where `nohup` has not said to ignore it."""
+    """Return the signals to handle: SIGHUP only if the system has it and `nohup` has not set it to be ignored."""
     hang_up = getattr(signal, 'SIGHUP', None)
     is_to_end = hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN
     return signal.SIGINT, signal.SIGTERM, *([hang_up] if is_to_end else [])

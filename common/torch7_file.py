@@ -1,7 +1,7 @@
-"""Torch7's binary files (torch.save in Lua), read without believing what they say about sizes.
+"""Read Torch7's binary files (torch.save in Lua) without trusting the sizes in them.
 
-Reading makes numbers, text, tables, tensors and objects of classes, whose fields are tables; nothing of it is run. Time
-and memory are those of the file's size, however deep it is nested.
+The results are numbers, text, tables, tensors and objects of classes, whose fields are tables; nothing in the file is
+executed. Time and memory are proportional to the size of the file, however deeply it is nested.
 """
 import inspect
 import math
@@ -11,10 +11,10 @@ import struct
 import numpy as np
 
 NIL, NUMBER, STRING, TABLE, TORCH, BOOLEAN = range(6)
-FUNCTIONS = (6, 7, 8)  # as bytes, which nobody here looks at
+FUNCTIONS = (6, 7, 8)  # stored as bytes, which are skipped
 ARRAY = re.compile(r'torch\.(?:Cuda)?(Byte|Char|Short|Int|Long|Half|Float|Double|)(Tensor|Storage)')
 DTYPES = {'Byte': 'u1', 'Char': 'i1', 'Short': '<i2', 'Int': '<i4', 'Long': '<i8', 'Half': '<f2', 'Float': '<f4',
-          'Double': '<f8', '': '<f4'}  # a torch.CudaTensor is of floats
+          'Double': '<f8', '': '<f4'}  # a torch.CudaTensor holds floats
 
 
 INT, LONG, DOUBLE = map(struct.Struct, ('<i', '<q', '<d'))
@@ -22,13 +22,13 @@ DIMENSIONS = 32
 
 
 class Table(dict):
-    """A Lua table: equal only to itself, so that it can be a key of another."""
+    """A Lua table. It is equal only to itself, so that it can be a key of another."""
     __slots__ = ()
     __hash__, __eq__ = object.__hash__, object.__eq__
 
 
 class Object:
-    """An object of a Torch class, `kind`, such as nn.Linear. Its `fields` are mostly a table."""
+    """An object of a Torch class, `kind`, such as nn.Linear. Its `fields` are usually a table."""
     __slots__ = ('kind', 'fields')
 
     def __init__(self, kind):
@@ -36,14 +36,14 @@ class Object:
 
 
 class Tensor:
-    """A tensor as the file describes it, over a storage that it may share with others."""
+    """A tensor as the file describes it; it may share its storage with others."""
     __slots__ = ('size', 'stride', 'offset', 'storage')
 
     def __init__(self, size, stride, offset, storage):
         self.size, self.stride, self.offset, self.storage = size, stride, offset, storage
 
     def array(self):
-        """A read-only numpy array. Raises ValueError where it would be larger than its storage, or outside of it."""
+        """Return a read-only numpy array. Raises ValueError if it would reach beyond its storage."""
         if not self.size:
             return np.empty(0, np.float32)
         if not isinstance(self.storage, np.ndarray):
@@ -57,40 +57,43 @@ class Tensor:
 
 
 def read(path):
-    """What a Torch7 file holds: None, numbers, bools, text (of latin-1), and the classes above.
+    """Return the contents of a Torch7 file: None, numbers, bools, text (latin-1), and the classes above.
 
-    Raises ValueError, with the reason, where it is none or is damaged.
+    Raises ValueError with the reason if it is damaged or not a Torch7 file.
     """
     try:
         with open(path, 'rb') as file:
             return _Reader(file.read()).read()
-    except (OSError, TypeError) as error:  # of a key that is an array
+    except (OSError, TypeError) as error:  # an array as a key raises TypeError
         raise ValueError(' '.join(f'{type(error).__name__}: {error}'.split())) from error
 
 
 class _Reader:
-    """Reads `data` from its beginning. Of what has parts, a generator is at work, which yields for each part."""
+    """Reads `data` from its beginning, with a stack of generators in place of recursion.
+
+    The generator of a value with parts yields once for each part and is sent its value.
+    """
 
     def __init__(self, data):
-        self.data, self.place, self.met = data, 0, {}
+        self.data, self.place, self.objects = data, 0, {}
 
     def read(self):
-        at_work, value = [], self._begin()
+        generators, value = [], self._begin()
         while True:
             if inspect.isgenerator(value):
-                at_work.append(value)
+                generators.append(value)
                 value = None
-            elif not at_work:
+            elif not generators:
                 return value
             try:
-                at_work[-1].send(value)
+                generators[-1].send(value)
                 value = self._begin()
             except StopIteration as finished:
-                at_work.pop()
+                generators.pop()
                 value = finished.value
 
     def _begin(self):
-        """The value that begins here, or a generator that reads it."""
+        """Return the value at this position, or a generator that reads it."""
         kind = self._int()
         if kind == NIL:
             return None
@@ -103,15 +106,15 @@ class _Reader:
         if kind not in (TABLE, TORCH, *FUNCTIONS):
             raise ValueError(f'there is no type {kind}')
         index = self._int()
-        if index in self.met:
-            return self.met[index]
-        self.met[index] = None
+        if index in self.objects:
+            return self.objects[index]
+        self.objects[index] = None
         if kind == TABLE:
             return self._table(index)
         return self._torch(index) if kind == TORCH else self._function()
 
     def _table(self, index):
-        table = self.met[index] = Table()
+        table = self.objects[index] = Table()
         for _ in range(self._length()):
             key = yield
             if key is None:
@@ -125,22 +128,22 @@ class _Reader:
 
     def _torch(self, index):
         kind = self._string()
-        if kind.startswith('V '):  # a version, which files did not have at first
+        if kind.startswith('V '):  # a version, which the first files did not have
             kind = self._string()
         array = ARRAY.fullmatch(kind)
         if not array:
-            found = self.met[index] = Object(kind)
+            found = self.objects[index] = Object(kind)
             found.fields = yield
         elif array[2] == 'Storage':
             dtype = np.dtype(DTYPES[array[1]])
-            found = self.met[index] = np.frombuffer(self._bytes(self._number(LONG) * dtype.itemsize), dtype)
+            found = self.objects[index] = np.frombuffer(self._bytes(self._number(LONG) * dtype.itemsize), dtype)
         else:
             dimensions = self._length()
             if dimensions > DIMENSIONS:
                 raise ValueError(f'a tensor of {dimensions} dimensions')
             size, stride = (tuple(self._number(LONG) for _ in range(dimensions)) for _ in range(2))
-            offset = self._number(LONG) - 1  # they count from 1
-            found = self.met[index] = Tensor(size, stride, offset, (yield))
+            offset = self._number(LONG) - 1  # Lua counts from 1
+            found = self.objects[index] = Tensor(size, stride, offset, (yield))
         return found
 
     def _length(self):
@@ -160,6 +163,6 @@ class _Reader:
 
     def _bytes(self, count):
         if not 0 <= count <= len(self.data) - self.place:
-            raise ValueError('it ends too early')
+            raise ValueError('it is truncated')
         self.place += count
         return memoryview(self.data)[self.place - count:self.place]

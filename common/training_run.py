@@ -1,4 +1,4 @@
-"""What surrounds the two loops of a training: progress bar, log, curves, samples, checkpoints and interruptions."""
+"""Run a training loop with its progress bar, log, curves, samples, checkpoints and handling of interruptions."""
 import contextlib
 import math
 import shlex
@@ -13,10 +13,10 @@ from common.errors import UserError
 from common.log import Log
 from common.progress import rng_state, set_rng_state
 
-SECONDS_BETWEEN_CHECKPOINTS = 300  # what a run that is killed outright loses at most
-SECONDS_BETWEEN_ATTEMPTS = 60      # to write one for which there was no room
-SECONDS_AT_THE_END = 600           # in which the last one is tried again and again
-PAUSE_AT_THE_END = 10              # seconds between two of these attempts
+SECONDS_BETWEEN_CHECKPOINTS = 300  # a run that is killed outright loses no more than this
+SECONDS_BETWEEN_ATTEMPTS = 60      # to write a checkpoint again after the disk was full
+SECONDS_AT_THE_END = 600           # how long writing the last checkpoint is retried
+PAUSE_AT_THE_END = 10              # seconds between two of these retries
 
 
 class TrainingRun:
@@ -28,17 +28,19 @@ class TrainingRun:
                     losses = self.train_step(batch)
                     run.log(losses)
 
-    Batches come from `model.data_loader`, until `model.progress` has `epochs` epochs. With `out_dir`, writes there:
-    log.txt, TensorBoard curves, `sample()` (a PIL image) after every epoch, and through `model.save_to(out_dir)` a
-    checkpoint. What cannot be written, because the disk is full, is said and tried again while the training continues.
-    `unit` says what a batch consists of; one of fewer than `smallest` is left out, as batch norms need two.
+    Batches come from `model.data_loader`, until `model.progress` has reached `epochs` epochs. With `out_dir`, the run
+    writes log.txt, TensorBoard curves, the PIL image `sample()` after every epoch, and checkpoints through
+    `model.save_to(out_dir)`. If a file cannot be written because the disk is full, the training reports it, continues
+    and tries again. `unit` is the name of a batch's items. Batches of fewer than `smallest` items are skipped, as batch
+    norm needs two.
 
-    SIGINT and SIGTERM finish the step, save, and raise KeyboardInterrupt, which bears the signal's number; before the
-    end of the first step, at once.
-    A run that continues from a checkpoint computes what it would have computed without the interruption; on several
-    ranks (`common.ranks`), with the rest of the epoch and with random numbers of its own. Losses are means over the
-    ranks. Raises UserError where a batch cannot be read, once what came before it is saved, and where something could
-    not be written when the training ends.
+    On SIGINT or SIGTERM the run finishes the step, saves, and raises KeyboardInterrupt with the signal's number; before
+    the end of the first step it raises at once. A run resumed from a checkpoint computes what it would have computed
+    without the interruption; on several ranks (`common.ranks`) it completes the epoch with new random numbers. Logged
+    losses are means over the ranks.
+
+    Raises UserError if a batch cannot be read, after saving the steps before it, and at the end of the training if some
+    file still could not be written.
     """
 
     def __init__(self, model, epochs, log_interval=100, out_dir='', verbose=True, sample=None, unit='images',
@@ -46,18 +48,18 @@ class TrainingRun:
         self.model, self.progress, self.data_loader = model, model.progress, model.data_loader
         self.last_epoch, self.log_interval, self.out_dir = epochs, log_interval, out_dir
         self.verbose, self.unit, self.smallest = verbose and ranks.rank() == 0, unit, smallest
-        # Batches given by hand, a list, have no data set of which samples could be made.
+        # A list of batches has no data set to generate samples from.
         self.sample = sample if out_dir and hasattr(self.data_loader, 'dataset') else None
         self.losses, self.bar, self.size = {}, None, 0
-        self.said_small = False
+        self.warned_small = False
 
     def __enter__(self):
-        _regroup(self.progress, self.data_loader)
+        _adapt_progress(self.progress, self.data_loader)
         with contextlib.ExitStack() as stack:
-            self.stop = stack.enter_context(signals.noted())
+            self.stop = stack.enter_context(signals.recorded())
             self.writer = stack.enter_context(Log(self.out_dir, self.verbose, self.progress['step'], self.unit))
-            stack.enter_context(_explained(self.out_dir, lambda: self.progress['step'] + 1))
-            self.saves = _Saves(self.model, self.out_dir, self.writer)
+            stack.enter_context(_convert_errors(self.out_dir, lambda: self.progress['step'] + 1))
+            self.checkpoints = _CheckpointWriter(self.model, self.out_dir, self.writer)
             self.contexts = stack.pop_all()
         return self
 
@@ -65,70 +67,70 @@ class TrainingRun:
         return self.contexts.__exit__(*error)
 
     def epochs(self):
-        """Yield the number of every epoch that is not done, from 0 on."""
+        """Yield the number of every epoch that remains to be trained, counted from 0."""
         if self.progress['epoch'] >= self.last_epoch:
-            self.writer.line(f'nothing to do: {self.progress["epoch"]} epochs are done; give more with --epochs')
+            self.writer.line(f'nothing to do: {self.progress["epoch"]} epochs are done; give a larger --epochs')
         while self.progress['epoch'] < self.last_epoch:
             yield self.progress['epoch']
             if self.progress['step'] == 0:
-                raise UserError('no batch of two or more pictures to train on: is the split empty, or --batch_size 1?')
+                raise UserError('no batch of two or more images to train on: is the split empty, or --batch_size 1?')
             self.progress['epoch'], self.progress['batch'] = self.progress['epoch'] + 1, 0
             if self.sample:
                 self.writer.sample(self.sample(), self.progress['epoch'])
             if self.progress['epoch'] == self.last_epoch:
-                self.saves.finish(self.losses, self.stop)
+                self.checkpoints.finish(self.losses, self.stop)
 
     def batches(self):
-        """Yield the batches of the epoch that have not been trained on; save between two of them when it is time."""
+        """Yield the batches of this epoch that remain to be trained on; save checkpoints when they are due."""
         with _progress_bar(self.data_loader, self.progress, self.last_epoch, self.verbose, self.unit) as self.bar:
-            for batch in _batches_left(self.data_loader, self.progress, self.stop, self._leave):
+            for batch in _batches_left(self.data_loader, self.progress, self.stop, self._stop_on_error):
                 self.progress['batch'] += 1
                 self.size = _batch_size(batch)
                 if self.size < self.smallest:
-                    self._say_small()
+                    self._warn_small()
                     continue
-                with contextlib.ExitStack() as self.acting:  # in the first step: it may compile networks, for minutes
-                    self.acting.enter_context(_let_act(self.stop, not self.losses))
+                with contextlib.ExitStack() as self.first_step:  # it may compile networks for minutes
+                    self.first_step.enter_context(_interruptible(self.stop, not self.losses))
                     yield batch
-                is_stopped, is_late = ranks.any_rank(bool(self.stop), self.saves.is_late())
+                is_stopped, is_due = ranks.any_rank(bool(self.stop), self.checkpoints.is_due())
                 if is_stopped:
-                    self.saves.stop(self.losses, self.stop)
-                if is_late:
-                    self.saves.save(self.losses)
-        if _stops_alone(self.stop):
-            self.saves.stop(self.losses, self.stop)
+                    self.checkpoints.stop(self.losses, self.stop)
+                if is_due:
+                    self.checkpoints.save(self.losses)
+        if self.stop and ranks.world_size() == 1:
+            self.checkpoints.stop(self.losses, self.stop)
 
     def log(self, losses):
-        """Count a step, and log its losses (a dict of scalars, or of lists of them) every `log_interval` steps."""
-        self.acting.close()  # the step is done, and what it has learned is to be saved
+        """Count a step, and log its losses (a dict of scalars or lists of scalars) every `log_interval` steps."""
+        self.first_step.close()  # from here on, an interruption must save the step
         self.losses = losses
         self.progress['step'] += 1
         trained = self.size * ranks.world_size()
         self.bar.update(trained)
         self.writer.count(trained)
         if self.progress['step'] % self.log_interval == 0:
-            self.writer.losses(self.progress, self.last_epoch, _read(losses, self.progress['step'], self.out_dir),
+            self.writer.losses(self.progress, self.last_epoch, _to_floats(losses, self.progress['step'], self.out_dir),
                                self.bar)
 
     def write(self, what, write, *arguments):
-        """Call `write(*arguments)`; where it cannot write `what`, say so and continue. Without `out_dir` do nothing."""
+        """Call `write(*arguments)` if there is an `out_dir`; if it cannot write `what`, report that and continue."""
         if self.out_dir:
             with self.writer.attempt(what):
                 write(*arguments)
 
-    def _leave(self, error):
-        self.saves.leave(self.losses, error)
+    def _stop_on_error(self, error):
+        self.checkpoints.stop_on_error(self.losses, error)
 
-    def _say_small(self):
-        if not self.said_small:
-            self.writer.line('a batch of one picture has no batch statistics: left out, now and in every epoch')
-        self.said_small = True
+    def _warn_small(self):
+        if not self.warned_small:
+            self.writer.line('a batch of one image has no batch statistics: skipped in every epoch')
+        self.warned_small = True
 
 
-def _regroup(progress, data_loader):
-    """Fit the progress of a checkpoint to the ranks and the batch size that continue: it counts one rank's batches.
+def _adapt_progress(progress, data_loader):
+    """Convert the progress in a checkpoint, which counts the batches of one rank, to the present ranks and batch size.
 
-    Of an epoch that was left in the middle, as many items are left out as were trained on, to a batch.
+    An epoch that was left in the middle continues after as many items as were trained on, rounded down to a batch.
     """
     before, now = progress['world_size'], ranks.world_size()
     size = getattr(data_loader, 'batch_size', None) or 0
@@ -142,11 +144,11 @@ def _regroup(progress, data_loader):
         progress['rng'] = progress['epoch_rng'] = rng_state()
 
 
-def _batches_left(data_loader, progress, stop, leave):
-    """Yield the batches of the epoch under way that have not been trained on, with the generators as they then were.
+def _batches_left(data_loader, progress, stop, on_error):
+    """Yield the batches of the current epoch that remain to be trained on, with the random state for them.
 
-    A signal ends this early where it finds it waiting for worker processes: they may be stuck. Where a batch cannot be
-    read, calls `leave(error)`, with the generators as they were before.
+    A signal that arrives while worker processes are waited for ends the epoch early, as they may be stuck. If a batch
+    cannot be read, this restores the random state from before it and calls `on_error(error)`.
     """
     if ranks.world_size() > 1:
         data_loader.sampler.set_epoch(progress['epoch'])
@@ -154,18 +156,18 @@ def _batches_left(data_loader, progress, stop, leave):
     set_rng_state(progress['epoch_rng'] if progress['batch'] else now)
     progress['epoch_rng'] = rng_state()
     batches = iter(data_loader)
-    with _let_act(stop, progress['batch'] > 0):
+    with _interruptible(stop, progress['batch'] > 0):
         for _ in range(progress['batch']):
             if next(batches, None) is None:
                 raise UserError(f'the run had done {progress["batch"]} batches of its epoch, but now there are fewer: '
-                                'go on with the same data and the same --batch_size')
+                                'resume with the same data and the same --batch_size')
     if progress['batch']:
         set_rng_state(now)
     progress['rng'] = None
     try:
         while True:
-            before = torch.get_rng_state()  # of the CPU: no loader draws from a GPU's
-            with _let_act(stop, getattr(data_loader, 'num_workers', 0) > 0):
+            before = torch.get_rng_state()  # of the CPU's generator, the only one that loaders draw from
+            with _interruptible(stop, getattr(data_loader, 'num_workers', 0) > 0):
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -177,21 +179,17 @@ def _batches_left(data_loader, progress, stop, leave):
         torch.set_rng_state(before)
         if progress['batch'] == 0:
             set_rng_state(progress['epoch_rng'])
-        leave(error)
+        on_error(error)
         raise
 
 
-def _let_act(stop, is_allowed):
-    """A block in which a signal raises KeyboardInterrupt, if that `is_allowed`: not on one of several ranks."""
-    return stop.acting() if is_allowed and ranks.world_size() == 1 else contextlib.nullcontext()
-
-
-def _stops_alone(stop):
-    return bool(stop) and ranks.world_size() == 1
+def _interruptible(stop, is_allowed):
+    """Return a context in which a signal raises KeyboardInterrupt, if `is_allowed` and there is only one rank."""
+    return stop.interruptible() if is_allowed and ranks.world_size() == 1 else contextlib.nullcontext()
 
 
 def _progress_bar(data_loader, progress, epochs, verbose, unit):
-    """A bar of images, or another `unit`, per second, where there is a terminal to show it."""
+    """Return a progress bar in images, or another `unit`, per second; it is shown only in a terminal."""
     images, batch_size = len(getattr(data_loader, 'dataset', ())), getattr(data_loader, 'batch_size', None) or 0
     return tqdm(desc=f'epoch {progress["epoch"] + 1}/{epochs}', total=images or None, unit=f' {unit}', leave=False,
                 initial=progress['batch'] * batch_size * ranks.world_size(), disable=None if verbose else True)
@@ -202,10 +200,10 @@ def _batch_size(batch):
     return len(items[-1] if isinstance(items, (list, tuple)) else items)
 
 
-def _read(losses, step, out_dir):
-    """Losses as floats, a list one by one, means over the ranks. Raises UserError where one is not finite."""
+def _to_floats(losses, step, out_dir):
+    """Return losses as floats, one per list item, averaged over the ranks. Raises UserError if one is not finite."""
     numbers = {}
-    with _explained(out_dir, lambda: step):
+    with _convert_errors(out_dir, lambda: step):
         for name, value in losses.items():
             if isinstance(value, (list, tuple)):
                 numbers.update({f'{name}_{i}': float(part) for i, part in enumerate(value)})
@@ -219,10 +217,10 @@ def _read(losses, step, out_dir):
 
 
 @contextlib.contextmanager
-def _explained(out_dir, step):
-    """Raises UserError instead of PyTorch's errors that are no bugs (`common.torch_errors`), or what comes of them.
+def _convert_errors(out_dir, step):
+    """Raise UserError in place of PyTorch's errors that are not bugs (`common.torch_errors`).
 
-    `step()` is the number of the step under way; a GPU may report an error of it later, wherever it is waited for.
+    `step()` returns the number of the current step. A GPU may report an error of a step later, when it is waited for.
     """
     try:
         yield
@@ -233,20 +231,20 @@ def _explained(out_dir, step):
 
 
 def _explanation(error, step, out_dir):
-    """A line for the user, or None where the error is unknown."""
+    """Return a one-line explanation for the user, or None if the error is unknown."""
     if isinstance(error, torch.OutOfMemoryError):
-        return (f'step {step}: the GPU has too little memory; try a smaller --batch_size, or --accumulate where there '
-                'is that flag')
+        return (f'step {step}: the GPU has too little memory; try a smaller --batch_size, or --accumulate if the '
+                'section has that flag')
     if torch_errors.is_out_of_memory(error):
         return (f'step {step}: this machine has too little memory; try a smaller --batch_size, fewer --workers, or '
-                '--accumulate where there are those flags')
+                '--accumulate if the section has those flags')
     if torch_errors.is_dead_worker(error):
-        return (f'step {step}: a process that reads pictures has ended ({_one_line(error)}), as a rule because this '
-                'machine has too little memory; go on with --resume and fewer --workers, or 0')
+        return (f'step {step}: a process that reads images has ended ({_one_line(error)}), usually because this '
+                'machine has too little memory; continue with --resume and fewer --workers, or 0')
     if torch_errors.is_not_finite(error):
         return f'a probability is not a number at step {step}: {_diverged(out_dir)}'
     if torch_errors.is_of_gpu(error):
-        return f'step {step}: the GPU has failed ({_one_line(error)}); go on from the last checkpoint with --resume'
+        return f'step {step}: the GPU has failed ({_one_line(error)}); continue from the last checkpoint with --resume'
 
 
 def _one_line(error):
@@ -254,12 +252,12 @@ def _one_line(error):
 
 
 def _diverged(out_dir):
-    return (f'training has diverged; the last checkpoint in {out_dir or "out_dir"} is from before; '
+    return (f'training has diverged; the last checkpoint in {out_dir or "out_dir"} was saved before that; '
             'try a smaller --lr')
 
 
-class _Saves:
-    """Writes the checkpoints of a training: from time to time, when it is stopped, and at its end."""
+class _CheckpointWriter:
+    """Writes a run's checkpoints: at intervals, when the training is stopped, and at its end."""
 
     def __init__(self, model, out_dir, log):
         self.model, self.out_dir, self.log = model, out_dir, log
@@ -267,89 +265,89 @@ class _Saves:
         self.good = f'step {model.progress["step"]}' if model.progress['step'] else 'none'
         self.is_run = bool(out_dir) and run.has_options(out_dir)
 
-    def is_late(self):
+    def is_due(self):
         return time.monotonic() > self.due
 
-    def _see_the_folder(self):
-        """Where the run was moved or removed meanwhile, make it again so that it can go on, and say so."""
+    def _restore_folder(self):
+        """If the run folder was moved or removed during the training, make it again and report it."""
         if self.is_run and not run.has_options(self.out_dir):
             run.write_options(self.out_dir, self.model.options)
-            self.log.line(f'{self.out_dir}: was moved or removed while it was trained in; what comes now is in a new '
-                          'folder of that name')
+            self.log.line(f'{self.out_dir}: the folder was moved or removed during the training; from now on the run '
+                          'writes to a new folder of that name')
 
     def save(self, losses):
-        """Write one, or say why that cannot be done now, and when it is due again."""
+        """Write a checkpoint, or report why that failed, and schedule the next attempt."""
         self._check(losses)
-        is_written = self._try()
+        is_written = self._try_to_save()
         wait = SECONDS_BETWEEN_CHECKPOINTS if is_written else min(SECONDS_BETWEEN_CHECKPOINTS, SECONDS_BETWEEN_ATTEMPTS)
         self.due = time.monotonic() + wait
-        self.model.progress['rng'] = None  # the generators go on from here
+        self.model.progress['rng'] = None  # the training continues, so this state is about to change
 
     def stop(self, losses, stop):
-        """Write one and raise KeyboardInterrupt, or UserError where it cannot be written."""
+        """Write a checkpoint and raise KeyboardInterrupt, or UserError if it cannot be written."""
         self._check(losses)
         stopped = f'stopped after step {self.model.progress["step"]}'
-        is_written = self._try()
+        is_written = self._try_to_save()
         if is_written:
-            self.log.line(stopped + _how_to_go_on(self.out_dir))
-        ranks.wait()  # for rank 0 to have saved: torchrun ends all others when one has ended
+            self.log.line(stopped + _resume_command(self.out_dir))
+        ranks.wait()  # until rank 0 has saved: torchrun ends all ranks as soon as one has ended
         if is_written:
             stop.interrupt()
         self._fail(stopped)
 
-    def leave(self, losses, error):
-        """Write one where the next batch cannot be read, and raise a UserError that says how to go on.
+    def stop_on_error(self, losses, error):
+        """Write a checkpoint when the next batch cannot be read, and raise a UserError that says how to resume.
 
-        It does nothing where nothing would be lost, and on one of several ranks, as the others may go on without it.
+        Does nothing if there is nothing to lose, or on one of several ranks, as the others may continue.
         """
         if not (losses and self.out_dir) or ranks.world_size() > 1:
             return
         self._check(losses)
         stopped = f'{error}; stopped after step {self.model.progress["step"]}'
-        if not self._try():
+        if not self._try_to_save():
             self._fail(stopped)
-        raise UserError(f'{stopped}, which is saved{_how_to_go_on(self.out_dir)}') from error
+        raise UserError(f'{stopped}, which is saved{_resume_command(self.out_dir)}') from error
 
     def finish(self, losses, stop):
-        """Write the last one. Raises UserError where that, or another file, cannot be written in the end."""
+        """Write the last checkpoint. Raises UserError if it or another file still cannot be written."""
         self._check(losses)
-        if not self._try():
-            self.log.line(f'the training is done; its checkpoint is tried again for {SECONDS_AT_THE_END // 60} minutes')
-            self._insist(stop)
+        if not self._try_to_save():
+            self.log.line(f'the training is done; its checkpoint is retried for {SECONDS_AT_THE_END // 60} minutes')
+            self._keep_trying(stop)
         self.log.flush()
-        if self.log.troubles:
+        if self.log.failures:
             self._fail('the training is done')
 
-    def _insist(self, stop):
-        """Try to write the checkpoint again and again, for a while or until a signal comes."""
+    def _keep_trying(self, stop):
+        """Retry writing the checkpoint for `SECONDS_AT_THE_END`, or until a signal arrives."""
         give_up = time.monotonic() + SECONDS_AT_THE_END
         while not stop and time.monotonic() < give_up:
-            with contextlib.suppress(KeyboardInterrupt), stop.acting():
+            with contextlib.suppress(KeyboardInterrupt), stop.interruptible():
                 time.sleep(PAUSE_AT_THE_END)
-            if self._try():
+            if self._try_to_save():
                 return
 
     def _check(self, losses):
-        """Weights that have diverged must not replace good ones."""
-        _read(losses, self.model.progress['step'], self.out_dir)
+        """Raise UserError if the losses are not finite, so that diverged weights never replace good ones."""
+        _to_floats(losses, self.model.progress['step'], self.out_dir)
 
-    def _try(self):
-        """Whether a checkpoint of where the run now stands could be written."""
+    def _try_to_save(self):
+        """Save the present state of the run, and return whether that succeeded."""
         what, progress = 'the checkpoint', self.model.progress
         progress['rng'] = rng_state()
         with self.log.attempt(what, f' (the last good one: {self.good})'):
             if self.out_dir:
-                self._see_the_folder()
+                self._restore_folder()
                 self.model.save_to(self.out_dir, verbose=False)
             self.good = f'step {progress["step"]}'
-        return what not in self.log.troubles
+        return what not in self.log.failures
 
     def _fail(self, when):
-        troubles = '; '.join(self.log.troubles.values())
-        raise UserError(f'{when}, but not all could be written: {troubles}; the last good checkpoint: {self.good}')
+        failures = '; '.join(self.log.failures.values())
+        raise UserError(f'{when}, but some files were not written: {failures}; the last good checkpoint: {self.good}')
 
 
-def _how_to_go_on(out_dir):
+def _resume_command(out_dir):
     launcher = 'python' if ranks.world_size() == 1 else 'torchrun ...'
     command = f'{launcher} {shlex.quote(sys.argv[0])} --train --resume {shlex.quote(out_dir)}'
-    return f'; go on with: {command}' if out_dir else ''
+    return f'; resume with: {command}' if out_dir else ''

@@ -1,11 +1,10 @@
-"""What an epoch reads, kept beside the HDF5 file in the form in which it is read: arrays.
+"""Cache what an epoch reads beside the HDF5 file, as arrays.
 
 `birds.hdf5` gets a folder `birds.cache` with, for each split, index.json (names, classes, captions), embeddings.npy and
-pictures_64.npy: every photograph decoded and resized once. For the StackGANs' crops there are frames_304.bin and
-frames_304.npy: what pictures of 256 pixels are cut from, one after the other, and their heights and widths. All is made
-at first use, by one process while others wait for it, checked against the size and date of the HDF5 file and its own
-checksums (`data.checked_files`), and made again when anything has changed. What a process has already read stays as it
-was.
+pictures_64.npy: every photograph decoded and resized once. For the StackGANs' crops, frames_304.bin holds the frames
+that images of 256 pixels are cropped from, and frames_304.npy their heights and widths. One process makes a file at
+first use while others wait. It is checked against the size and date of the HDF5 file and its own checksum
+(`data.checked_files`), and made again after any change. What a process has already read does not change.
 """
 import contextlib
 import glob
@@ -31,26 +30,26 @@ from data import checked_files, layout
 from data.pictures import BadPicture
 
 FORMAT = 2  # a cache of another format is made again
-CHUNK = 128  # photographs that are decoded before the first is written, at most: bounds the memory
+CHUNK = 128  # photographs that are decoded before they are written, which limits the memory
 READER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'read_split.py')
 
 
 @dataclass
 class Jpegs:
-    """The bytes of a split's photographs, in the file `path`: `places` of (offset, number), in the version `stamp`."""
+    """The JPEGs of a split in the version `stamp` of the file `path`; `places` are pairs (offset, number of bytes)."""
     path: str
     stamp: dict
     places: list
 
     def read(self, photos):
-        """The bytes of each photograph of a list of numbers. Raises UserError where the file is not what it was."""
+        """Return the bytes of these photographs (a list of numbers). Raises UserError if the file has changed."""
         try:
             with open(self.path, 'rb') as file:
                 if _stamp(file.fileno()) != self.stamp:
-                    raise UserError(f'{self.path}: has changed since it was first read; put it back, or start again')
+                    raise UserError(f'{self.path}: has changed since it was first read; restore it, or start again')
                 return [self._read(file, *self.places[photo]) for photo in photos]
         except OSError as error:
-            raise UserError(f'{self.path}: cannot be read any more ({error.strerror or error})') from error
+            raise UserError(f'{self.path}: can no longer be read ({error.strerror or error}); restore it') from error
 
     @staticmethod
     def _read(file, offset, size):
@@ -60,14 +59,13 @@ class Jpegs:
 
 @dataclass
 class Split:
-    """A split, ready to be indexed.
+    """A split in memory.
 
     `pictures` is uint8 [photographs, 3, size, size] or None, `embeddings` float32 [captions, 1024] or None.
-
-    `fingerprint` says what the split holds: 16 hexadecimal digits for each of 'captions' (with names, classes and
-    boxes), 'pictures' (the bytes of the JPEGs) and 'embeddings' (None where there are none). `encoder` is what the file
-    says of the encoder that wrote the embeddings, or None. `bad_embeddings` is what is wrong with them, in which case
-    there are none, or None.
+    `fingerprint` holds 16 hexadecimal digits each of 'captions' (with names, classes and boxes), 'pictures' (the bytes
+    of the JPEGs) and 'embeddings' (None if there are none). `encoder` is the file's fingerprint of the encoder that
+    wrote the embeddings, or None. `bad_embeddings` says what is wrong with the embeddings if they cannot be used, else
+    None.
     """
     index: layout.Index
     jpegs: Jpegs
@@ -79,13 +77,12 @@ class Split:
 
 
 def load_split(path, split, size=None, decode=None):
-    """Read a split ('train', 'valid' or 'test') of the HDF5 file `path`, through its cache.
+    """Return a `Split` ('train', 'valid' or 'test') of the HDF5 file `path`, read through its cache.
 
-    With `size`, `pictures` holds what `decode(jpeg, size)` makes of every photograph, uint8 [3, size, size].
-    Raises UserError where the file is missing, damaged or not in the layout; what is wrong with its embeddings alone is
-    in `bad_embeddings`.
+    With `size`, its `pictures` are `decode(jpeg, size)` of every photograph, uint8 [3, size, size]. Raises UserError if
+    the file is missing, damaged or not in the layout; an error in its embeddings only is in `bad_embeddings`.
     """
-    with _alone_with(path, split) as folder:
+    with _locked_cache(path, split) as folder:
         found = _read_split(folder, path) or _write_split(folder, path, split)
         if size:
             shape = len(found.index.names), 3, size, size
@@ -97,47 +94,47 @@ def load_split(path, split, size=None, decode=None):
 
 
 def load_frames(path, split, fingerprint, shorter, make):
-    """The `Frames` of a split of the HDF5 file `path`, through its cache; `load_split` gave the `fingerprint`.
+    """Return the `Frames` of a split of the HDF5 file `path`, read through its cache.
 
-    `make(photo, jpeg)` makes a photograph's, uint8 [H, W, 3], the shorter of H and W `shorter`. Raises UserError where
-    the file has changed since, the cache cannot be written, and what `make` does.
+    `fingerprint` is from `load_split`. `make(photo, jpeg)` returns a photograph's frame, uint8 [H, W, 3], whose shorter
+    side is `shorter`. Raises UserError if the file has changed or the cache cannot be written, and what `make` raises.
     """
-    with _alone_with(path, split) as folder:
+    with _locked_cache(path, split) as folder:
         found = _read_split(folder, path)
         if found is None or found.fingerprint != fingerprint:
-            raise UserError(f'{path}: has changed while it was being read; start again')
+            raise UserError(f'{path}: changed while it was being read; start again')
         frames = _read_frames(folder, shorter, len(found.index.names))
         if frames is None:
             try:
                 _write_frames(folder, split, found.jpegs, shorter, make)
             except CannotWrite as error:
-                raise CannotWrite(f'{error}; or read the photographs themselves, with --cache False') from error
+                raise CannotWrite(f'{error}; or train without this cache, with --cache False') from error
             frames = _read_frames(folder, shorter, len(found.index.names))
         return frames
 
 
 class Frames:
-    """Pictures of N sizes [N, 2] (height, width), one after the other in a file; item i is uint8 [H, W, 3]."""
+    """The images in `file`, one after another, of `sizes` [N, 2] (height, width); item i is uint8 [H, W, 3]."""
 
     def __init__(self, file, sizes):
         self.file, self.sizes = file, sizes
         self.ends = (3 * sizes.prod(1)).cumsum()
         self.pixels = np.memmap(file, np.uint8, 'r') if len(sizes) else np.empty(0, np.uint8)
         if len(self.pixels) != (self.ends[-1] if len(sizes) else 0):
-            raise ValueError(f'{file}: has {len(self.pixels)} bytes, which are not those of its pictures')
+            raise ValueError(f'{file}: its {len(self.pixels)} bytes do not match the sizes of its images')
 
-    def __reduce__(self):  # for a worker process that is not forked: it maps the file, too, instead of being sent it
+    def __reduce__(self):  # a worker process that is not forked maps the file, too, rather than receive a copy
         return Frames, (self.file, self.sizes)
 
     def __getitem__(self, i):
-        if self.pixels._mmap.size() < len(self.pixels):  # of the open file: to touch what was cut off is fatal
-            raise UserError(f'{self.file}: has been cut off; start again, and it is made anew')
+        if self.pixels._mmap.size() < len(self.pixels):  # reading beyond the end of the file would crash
+            raise UserError(f'{self.file}: was truncated; start again to make it anew')
         height, width = self.sizes[i]
         return self.pixels[self.ends[i] - 3 * height * width:self.ends[i]].reshape(height, width, 3)
 
 
 def cache_folder(path):
-    """Beside the file; where that folder cannot be written, one in the temporary folder."""
+    """Return the cache folder of an HDF5 file: beside it, or in the temporary folder if that place is not writable."""
     folder = f'{os.path.splitext(os.path.abspath(path))[0]}.cache'
     if os.access(folder if os.path.isdir(folder) else os.path.dirname(folder), os.W_OK):
         return folder
@@ -146,12 +143,12 @@ def cache_folder(path):
 
 
 @contextlib.contextmanager
-def _alone_with(path, split):
-    """The folder of a split's cache of the HDF5 file `path`, while no other process is in any of that file."""
+def _locked_cache(path, split):
+    """Yield the folder of a split's cache while this process has the lock on the cache of the HDF5 file `path`."""
     if not os.path.isfile(path):
         raise layout.no_such_file(path)
     folder = cache_folder(path)
-    with files.explained(folder):
+    with files.convert_os_errors(folder):
         os.makedirs(os.path.join(folder, split), exist_ok=True)
         lock = lock_file(os.path.join(folder, 'lock'), wait=True)
     with lock:
@@ -160,7 +157,7 @@ def _alone_with(path, split):
 
 
 def _remove_leftovers(folder):
-    """Remove what a killed process left in the cache `folder`: this one has its lock, so no other is at work in it."""
+    """Remove what a killed process left in the cache `folder`, which is locked, so that no other process uses it."""
     for left in glob.glob(os.path.join(glob.escape(folder), '**', '*.partial-*'), recursive=True):
         if os.path.isdir(left):
             shutil.rmtree(left, ignore_errors=True)
@@ -169,13 +166,13 @@ def _remove_leftovers(folder):
 
 
 def _stamp(path):
-    """What tells a version of a file, an open one's number or a path, from others."""
+    """Return what identifies a version of a file, given its path or the descriptor of an open one."""
     status = os.stat(path)
     return {'format': FORMAT, 'bytes': status.st_size, 'modified_ns': status.st_mtime_ns}
 
 
 def _read_split(folder, path):
-    """The cached `Split`, or None where it is not there, not whole, or the HDF5 file has changed since."""
+    """Return the cached `Split`, or None if it is missing or damaged or the HDF5 file has changed."""
     try:
         stored = json.loads(checked_files.read(folder, 'index.json'))
         if stored['stamp'] != _stamp(path):
@@ -186,35 +183,32 @@ def _read_split(folder, path):
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if found.fingerprint['embeddings']:
-        found.embeddings = _map(folder, 'embeddings.npy', (len(index.keys), layout.EMBED_DIM), np.float32)
+        found.embeddings = _load_mapped(folder, 'embeddings.npy', (len(index.keys), layout.EMBED_DIM), np.float32)
         return None if found.embeddings is None else found
     return found
 
 
 def _write_split(folder, path, split):
-    """Replace the split's cache by a new one that holds index and embeddings. Returns its `Split`."""
+    """Replace the cache of a split by a new one with index and embeddings, and return its `Split`."""
     stamp = _stamp(path)
-    index, encoder, bad, embeddings = _read_apart(path, split)
+    index, encoder, bad, embeddings = _read_in_subprocess(path, split)
     jpegs = Jpegs(path, stamp, index.places)
     fingerprint = _fingerprint(index, jpegs, embeddings)
-    shutil.rmtree(folder, ignore_errors=True)  # so that nothing of another version stays
+    shutil.rmtree(folder, ignore_errors=True)  # it may hold files of another version
     if embeddings is not None:
         files.check_space(folder, embeddings.nbytes)
         with checked_files.write(folder, 'embeddings.npy') as file:
             np.lib.format.write_array(file, embeddings, allow_pickle=False)
-    with checked_files.write(folder, 'index.json') as file:  # the last: it says that the others are there
+    with checked_files.write(folder, 'index.json') as file:  # written last: it shows that the others are complete
         file.write(json.dumps({'stamp': stamp, 'fingerprint': fingerprint, 'encoder': encoder,
                                'bad_embeddings': bad, 'index': vars(index)}).encode())
     return _read_split(folder, path) or Split(index, jpegs, fingerprint, encoder, bad)
 
 
-def _read_apart(path, split):
-    """(index, encoder, what is wrong with the embeddings or None, embeddings or None) of a split of an HDF5 file.
-
-    Another process reads them: see READER.
-    """
+def _read_in_subprocess(path, split):
+    """Return (index, encoder, error in the embeddings or None, embeddings or None) of a split, using READER."""
     command = [sys.executable, READER, path, split]
-    # In a session of its own, a Ctrl-C does not reach it: this process gets it, and ends the other.
+    # In its own session, it does not receive Ctrl-C: this process does, and ends it.
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True) as reader:
         try:
             answer, embeddings = reader.stdout.readline(), None
@@ -229,19 +223,19 @@ def _read_apart(path, split):
     if 'error' in stored:
         raise UserError(stored['error'])
     if not stored:
-        raise layout.cannot_be_read(path, split, _why_it_ended(reader.returncode))
+        raise layout.cannot_be_read(path, split, _exit_reason(reader.returncode))
     return layout.Index(**stored['index']), stored['encoder'], stored['bad_embeddings'], embeddings
 
 
-def _why_it_ended(status):
+def _exit_reason(status):
     if status >= 0:
-        return f'its reader ended with status {status}'
+        return f'the process that read it ended with status {status}'
     name = signal.Signals(-status).name
-    return 'reading it does not end' if name == 'SIGPROF' else f'its reader ended by {name}'
+    return 'reading it does not end' if name == 'SIGPROF' else f'the process that read it was ended by {name}'
 
 
 def _fingerprint(index, jpegs, embeddings):
-    """What `Split.fingerprint` is. The names of the groups are not in it: they say nothing that is trained on."""
+    """Return `Split.fingerprint`. It ignores the names of the groups, which do not affect the training."""
     captions = json.dumps([index.names, index.classes, index.boxes, index.captions, index.photo_of]).encode()
     pictures = (jpegs.read([photo])[0] for photo in range(len(jpegs.places)))
     return {'captions': _digest([captions]), 'pictures': _digest(pictures),
@@ -249,7 +243,7 @@ def _fingerprint(index, jpegs, embeddings):
 
 
 def _digest(pieces):
-    """16 hexadecimal digits of the SHA-256 of the pieces, each with its length before it."""
+    """Return 16 hexadecimal digits of the SHA-256 of the pieces, each preceded by its length."""
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(memoryview(piece).nbytes.to_bytes(8, 'little'))
@@ -258,11 +252,11 @@ def _digest(pieces):
 
 
 def _read_pictures(folder, shape):
-    return _map(folder, f'pictures_{shape[-1]}.npy', shape, np.uint8)
+    return _load_mapped(folder, f'pictures_{shape[-1]}.npy', shape, np.uint8)
 
 
 def _write_pictures(folder, path, split, found, size, decode):
-    """Decode every photograph of the split, in threads (Pillow decodes without Python's lock)."""
+    """Decode every photograph of the split, in threads (Pillow releases Python's lock), and write the array."""
     def make(photo, jpeg):
         try:
             return decode(jpeg, size)
@@ -273,13 +267,13 @@ def _write_pictures(folder, path, split, found, size, decode):
     files.check_space(os.path.join(folder, name), np.prod(shape))
     with checked_files.write(folder, name) as file:
         np.lib.format.write_array_header_1_0(file, {'descr': '|u1', 'fortran_order': False, 'shape': shape})
-        for picture in _made(make, found.jpegs, f'{split}: pictures at {size} px'):
+        for picture in _process_all(make, found.jpegs, f'{split}: images at {size} px'):
             file.write(np.ascontiguousarray(picture))
 
 
 def _read_frames(folder, shorter, count):
-    """`Frames`, or None where they are not there, or not whole."""
-    sizes = _map(folder, f'frames_{shorter}.npy', (count, 2), np.int64)
+    """Return the `Frames`, or None if they are missing or damaged."""
+    sizes = _load_mapped(folder, f'frames_{shorter}.npy', (count, 2), np.int64)
     if sizes is None or not checked_files.is_whole(folder, f'frames_{shorter}.bin'):
         return None
     try:
@@ -289,21 +283,21 @@ def _read_frames(folder, shorter, count):
 
 
 def _write_frames(folder, split, jpegs, shorter, make):
-    """Make the frame of every photograph, in threads; the file of sizes, which says that they are there, comes last."""
+    """Make the frame of every photograph, in threads. The file of sizes is written last, as a mark of completeness."""
     count, shapes, pixels = len(jpegs.places), [], os.path.join(folder, f'frames_{shorter}.bin')
     squares = 3 * shorter ** 2 * count
     files.check_space(pixels, squares)
     print(f'Decoding {count} photographs once, into {pixels} ({squares / 1e6:,.0f} MB or more)', flush=True)
     with checked_files.write(folder, f'frames_{shorter}.bin') as file:
-        for frame in _made(make, jpegs, f'{split}: frames'):
+        for frame in _process_all(make, jpegs, f'{split}: frames'):
             shapes.append(frame.shape[:2])
             file.write(np.ascontiguousarray(frame))
     with checked_files.write(folder, f'frames_{shorter}.npy') as file:
         np.lib.format.write_array(file, np.array(shapes, np.int64).reshape(-1, 2), allow_pickle=False)
 
 
-def _made(make, jpegs, what):
-    """Yield `make(photo, jpeg)` of every photograph in order, made in threads, with a progress bar."""
+def _process_all(make, jpegs, what):
+    """Yield `make(photo, jpeg)` for every photograph in order, computed in threads, with a progress bar."""
     count = len(jpegs.places)
     with ThreadPoolExecutor(os.cpu_count()) as threads, \
             tqdm(total=count, desc=what, unit='', leave=False, disable=None) as bar:
@@ -314,15 +308,15 @@ def _made(make, jpegs, what):
                 bar.update()
 
 
-def _map(folder, name, shape, dtype):
-    """A tensor over a file's pages: read when touched, shared between processes, and never written back.
+def _load_mapped(folder, name, shape, dtype):
+    """Return a tensor mapped to a file: read when accessed, shared between processes, and never written back.
 
-    None where the file is not there, not whole, or holds something else.
+    Returns None if the file is missing or damaged, or holds another array.
     """
     if not checked_files.is_whole(folder, name):
         return None
     try:
-        # An array of no rows cannot be mapped.
+        # An empty array cannot be mapped.
         array = np.load(os.path.join(folder, name), mmap_mode='c' if shape[0] else None, allow_pickle=False)
     except (OSError, ValueError):
         return None

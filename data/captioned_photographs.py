@@ -1,4 +1,4 @@
-"""What every data set of captioned photographs is made of, whatever it does to the pictures."""
+"""Define the part of a data set of captioned photographs that does not depend on how its images are prepared."""
 import warnings
 
 import numpy as np
@@ -10,14 +10,14 @@ from data.cache import load_split
 
 
 class CaptionedPhotographs(Dataset):
-    """A split (0: train, 1: valid, 2: test) of an HDF5 file in `data.layout`'s layout.
+    """A split (0: train, 1: valid, 2: test) of an HDF5 file in the layout of `data.layout`.
 
-    Has its `index` (`layout.Index`), `captions`, `classes`, the number of the photograph of each caption `photo_of`,
-    `embeddings` (float32 [captions, 1024], or None where there are none, or bad ones), and with `size` the photographs
-    as `decode(jpeg, size)` makes them, `pictures`. `bad_embeddings`, `fingerprint` and `encoder` are as in
-    `data.cache.Split`.
+    Attributes: `index` (`layout.Index`), `captions`, `classes`, `photo_of` (long [captions], the number of each
+    caption's photograph), `embeddings` (float32 [captions, 1024], or None if there are none or bad ones), and with
+    `size` the photographs `pictures`, prepared by `decode(jpeg, size)`. `bad_embeddings`, `fingerprint` and `encoder`
+    are those of `data.cache.Split`.
 
-    Raises UserError where the file is missing or not in the layout.
+    Raises UserError if the file is missing or not in this layout.
     """
 
     has_wrong_images = True
@@ -34,15 +34,15 @@ class CaptionedPhotographs(Dataset):
         self._group_by_class()
 
     def _group_by_class(self):
-        """Sort the photographs by class, so that those of all other classes are what lies outside one block."""
+        """Sort the photographs by class, so that those of a class are one block and all others lie outside it."""
         _, number = np.unique(self.classes, return_inverse=True)
         class_of = torch.from_numpy(number).long()
         self.by_class = torch.argsort(class_of, stable=True)
         block_size = torch.bincount(class_of)
         block_start = block_size.cumsum(0) - block_size
         if len(block_size) == 1 and self.has_wrong_images:
-            warnings.warn(f'{self.file}: all photographs of /{self.split} are of the class {self.classes[0]!r}: '
-                          'wrong_images are other photographs of it', stacklevel=4)
+            warnings.warn(f'{self.file}: all photographs of /{self.split} are of the class {self.classes[0]!r}, so '
+                          'wrong_images are other photographs of that class', stacklevel=4)
         if len(block_size) == 1:
             block_size, block_start = torch.ones_like(class_of), torch.argsort(self.by_class)
             self.block_size, self.block_start = block_size, block_start
@@ -51,12 +51,12 @@ class CaptionedPhotographs(Dataset):
 
     @classmethod
     def held_out(cls, datasetFile, **arguments):
-        """Return what to evaluate on: /test, or where that is empty /valid."""
+        """Return the split to evaluate on: /test, or /valid if that is empty."""
         test = cls(datasetFile, split=2, **arguments)
         return test if len(test) else cls(datasetFile, split=1, **arguments)
 
     def draw_other_class(self, photos):
-        """For each photograph (long [B]), one drawn evenly from those of other classes."""
+        """Return a random photograph of another class for each of the `photos` (long [B]), uniformly distributed."""
         block_size, block_start = self.block_size[photos], self.block_start[photos]
         others = (len(self.by_class) - block_size).clamp(min=1)
         place = (torch.rand(photos.shape, dtype=torch.float64) * others).long()

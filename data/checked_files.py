@@ -1,8 +1,8 @@
-"""Files of a cache that are known to be whole, by a checksum kept beside them.
+"""Detect damage to the files of a cache by checksums that are stored beside them.
 
-A folder has a file checksums.json: of each of its files the CRC-32, and size, dates and number of the file for which it
-was found right. As long as these are the same the file is not read again: going through 4 GB at every start would take
-seconds. So all that any program does to a file is seen, but not what a failing disk does without telling the system.
+The file checksums.json of a folder holds, for each other file, its CRC-32 and the size, dates and inode with which it
+was last verified. While these are unchanged, the file is not read again, as reading 4 GB at every start would take
+seconds. This detects whatever a program does to a file, but not what a failing disk does silently.
 """
 import contextlib
 import json
@@ -18,19 +18,19 @@ PIECE = 1 << 24
 
 @contextlib.contextmanager
 def write(folder, name):
-    """Yield a binary file that takes its name once the block ends without an error, and is then known to be whole.
+    """Yield a binary file that takes its name once the block ends without an error, with its checksum recorded.
 
-    Raises CannotWrite where it cannot be written; what was there stays.
+    Raises CannotWrite if it cannot be written; a previous file then remains.
     """
     path = os.path.join(folder, name)
     with files.atomic_write(path) as file:
-        summed = _Summed(file)
+        summed = _ChecksumWriter(file)
         yield summed
     _record(folder, name, summed.checksum)
 
 
 def is_whole(folder, name):
-    """True where the file is what was written."""
+    """Return whether the file is as it was written."""
     known, path = _known(folder).get(name), os.path.join(folder, name)
     try:
         stamp = stamp_of(path)
@@ -40,21 +40,21 @@ def is_whole(folder, name):
             return False
     except (OSError, KeyError, TypeError, IndexError):
         return False
-    with contextlib.suppress(CannotWrite):  # then it is checked again the next time
+    with contextlib.suppress(CannotWrite):  # without this record, the file is read again the next time
         _record(folder, name, known['checksum'])
     return True
 
 
 def read(folder, name):
-    """The bytes of a file. Raises ValueError where it is not whole."""
+    """Return the bytes of a file. Raises ValueError if it is damaged."""
     if not is_whole(folder, name):
-        raise ValueError(f'{name} is not whole')
+        raise ValueError(f'{name} is damaged')
     with open(os.path.join(folder, name), 'rb') as file:
         return file.read()
 
 
-class _Summed:
-    """A file that sums up what is written to it."""
+class _ChecksumWriter:
+    """Write to a file, and keep the CRC-32 of what was written."""
 
     def __init__(self, file):
         self.file, self.checksum = file, 0
@@ -73,13 +73,13 @@ def _checksum(path):
 
 
 def stamp_of(path):
-    """Size, dates and number of a file: what tells its versions apart."""
+    """Return the size, dates and inode of a file, which identify its version."""
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _known(folder):
-    """{name: {'checksum': ..., 'stamp': ...}} of the folder's files."""
+    """Return {name: {'checksum': ..., 'stamp': ...}} for the folder's files."""
     try:
         files.check_is_file(os.path.join(folder, RECORD))
         with open(os.path.join(folder, RECORD), encoding='utf-8') as file:

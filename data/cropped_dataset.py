@@ -1,11 +1,11 @@
-"""Captioned pictures at one size, cropped around the bird, as StackGAN's stages read them."""
+"""Load captioned images at one size, cropped around the bird, for the two stages of StackGAN."""
 from data.multiscale_dataset import MultiscaleDataset
 
 
 class CroppedDataset(MultiscaleDataset):
-    """As `MultiscaleDataset`, but an item's `right_images` is one float32 [3, size, size] in [-1, 1].
+    """Like `MultiscaleDataset`, but an item's `right_images` is one float32 [3, size, size] in [-1, 1].
 
-    There are no `wrong_images`: StackGAN's wrong pairs are made of the batch itself.
+    There are no `wrong_images`: StackGAN makes its wrong pairs from the batch itself.
     """
 
     has_wrong_images = False
@@ -14,6 +14,6 @@ class CroppedDataset(MultiscaleDataset):
         super().__init__(datasetFile, split, branches=1, base_size=size)
 
     def finish(self, batch, device='cpu'):
-        """What `crops` gave, with pictures in the crops' place, on `device`."""
+        """Convert the crops of a batch from `crops` to images, on `device`."""
         batch = super().finish(batch, device)
         return batch | {'right_images': batch['right_images'][0]}

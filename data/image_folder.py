@@ -1,4 +1,4 @@
-"""Pictures without sentences, at several sizes, for training without text: plain folders, and LSUN."""
+"""Load images without captions, at several sizes, for training without text: from plain folders and from LSUN."""
 import contextlib
 import os
 import sys
@@ -15,16 +15,16 @@ from common.errors import UserError
 from data.multiscale_dataset import DRAWS, CroppedItems, crop, frame, in_threads, sizes_of, stack_crops, with_all_sizes
 from data.pictures import BadPicture, check_header, read_picture
 
-TRIES = 100  # pictures that are tried in the place of one that cannot be decoded
+TRIES = 100  # images that are tried in place of one that cannot be decoded
 
 
 class PlainPictures(Dataset):
-    """An item per picture of `source`, whose `files(indices)` gives for each (name, file): its bytes or its path.
+    """One item per image of `source`, whose `files(indices)` returns (name, path or bytes of the file) for each.
 
-    An item is a dict with one entry, `right_images`: a list of float32 [3, S, S] in [-1, 1], small to large,
-    S = base_size * 2 ** i for i < branches, prepared as `data.multiscale_dataset` does without a bounding box.
-    What is drawn comes from torch's global generator. A picture that cannot be decoded is named, once, and the next one
-    takes its place: a training does not end over it. Raises UserError where TRIES in a row cannot be.
+    An item is a dict with one entry, `right_images`: a list of float32 [3, S, S] in [-1, 1], small to large, S =
+    base_size * 2 ** i for i < branches, prepared as in `data.multiscale_dataset` without a bounding box. Random draws
+    come from torch's global generator. An image that cannot be decoded is reported, once, and replaced by the next one,
+    so that it does not end a training. Raises UserError if TRIES in a row cannot be decoded.
     """
 
     def __init__(self, source, branches=3, base_size=64):
@@ -37,13 +37,13 @@ class PlainPictures(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices):
-        """The items of a whole batch, decoded in threads."""
+        """Return the items of a whole batch, decoded in threads."""
         draws = torch.rand(len(indices), DRAWS, dtype=torch.float64).tolist()
         crops = stack_crops(in_threads(self._crop, indices, self.source.files(indices), draws))
         return CroppedItems({'right_images': crops}, self.finish)
 
     def finish(self, batch, device='cpu'):
-        """A batch of crops, with lists of pictures in their place, on `device`."""
+        """Convert a batch of crops to lists of images, on `device`."""
         return with_all_sizes(batch, self.sizes, device)
 
     def _crop(self, index, name_and_file, draws):
@@ -54,39 +54,39 @@ class PlainPictures(Dataset):
             except BadPicture as error:
                 reason = f'{name}: cannot be decoded ({error})'
                 if name not in self.named:
-                    print(f'{reason}; the next picture takes its place', file=sys.stderr, flush=True)
+                    print(f'{reason}; the next image takes its place', file=sys.stderr, flush=True)
                 self.named.add(name)
                 (name, file), = self.source.files([(index + attempt) % len(self)])
-        raise UserError(f'{reason}, as the {TRIES - 1} before it; remove or replace them')
+        raise UserError(f'{reason}, like the {TRIES - 1} images before it; remove or replace them')
 
 
 def image_folder(folder, classes=None, branches=3, base_size=64):
-    """`PlainPictures` of folder/CLASS/**, all classes or those in the list `classes`.
+    """Return `PlainPictures` of folder/CLASS/**, with all classes or those in the list `classes`.
 
-    Files that are not what their names say are named and left out, what else lies there is counted. Raises UserError
-    where the folder, a class of the list, all its pictures, or every picture is missing.
+    Files that are no images despite their names are reported and skipped; other files are counted. Raises UserError if
+    the folder, a listed class, or every image of one is missing.
     """
     found = _class_folders(folder)
     missing = [name for name in classes or () if name not in found]
     if missing:
-        raise UserError(f'{folder}: has no class folder {missing[0]!r} (it has {_some(found)}); '
-                        'correct the list of classes, or leave it out to take all')
-    source = KeptClasses(folder, classes or found)
-    source.say_what_is_left_out()
-    source.leave_out_what_is_no_picture()
+        raise UserError(f'{folder}: has no class folder {missing[0]!r} (it has {_first_few(found)}); '
+                        'correct the list of classes, or leave it out to use all')
+    source = SelectedClasses(folder, classes or found)
+    source.report_ignored()
+    source.drop_unreadable()
     shown = {source.classes[number] for _, number in source.samples}
     empty = sorted(set(classes or ()) - shown)
     if shown and empty:
-        raise UserError(f'{os.path.join(folder, empty[0])}: holds no picture that can be used; put JPEG or PNG files '
+        raise UserError(f'{os.path.join(folder, empty[0])}: holds no usable image; put JPEG or PNG files '
                         'in it, or leave it out of the list of classes')
     if len(source) == 0:
-        raise UserError(f'{folder}: no pictures in its class folders ({_some(source.classes)}); '
+        raise UserError(f'{folder}: no images in its class folders ({_first_few(source.classes)}); '
                         'put JPEG or PNG files in them')
     return PlainPictures(source, branches, base_size)
 
 
-class KeptClasses(ImageFolder):
-    """`ImageFolder` with only the class folders named in `keep`."""
+class SelectedClasses(ImageFolder):
+    """Like `ImageFolder`, but with only the class folders named in `keep`."""
 
     def __init__(self, folder, keep):
         self.keep = sorted(keep)
@@ -94,22 +94,22 @@ class KeptClasses(ImageFolder):
 
     @staticmethod
     def make_dataset(directory, class_to_idx, extensions=None, *_, **__):
-        """As torchvision's, which would follow two links to the folder that they are in for ever."""
+        """Like torchvision's, which would follow links to an enclosing folder forever."""
         return [(os.path.join(place, name), number) for class_name, number in sorted(class_to_idx.items())
-                for place, names in sorted(_folders_below(os.path.join(directory, class_name)))
+                for place, names in sorted(_walk(os.path.join(directory, class_name)))
                 for name in sorted(names) if name.lower().endswith(extensions)]
 
-    def say_what_is_left_out(self):
-        """Print, in one line, how many files have no ending of a picture's, and how many pictures lie in no class."""
+    def report_ignored(self):
+        """Print, in one line, how many files have no image's extension, and how many images are in no class folder."""
         others = Counter(os.path.splitext(name)[1].lower() or 'none' for class_name in self.classes
-                         for _, names in _folders_below(os.path.join(self.root, class_name))
+                         for _, names in _walk(os.path.join(self.root, class_name))
                          for name in names if not name.lower().endswith(self.extensions) and name[0] != '.')
         loose = sum(entry.name.lower().endswith(self.extensions) for entry in os.scandir(self.root)
                     if entry.is_file() and entry.name[0] != '.')
-        said = [f'{sum(others.values())} files of other endings ({_some(sorted(others))})'] if others else []
-        said += [f'{loose} pictures beside the class folders'] if loose else []
-        if said:
-            print(f'{self.root}: left out {" and ".join(said)}')
+        ignored = [f'{sum(others.values())} files of other types ({_first_few(sorted(others))})'] if others else []
+        ignored += [f'{loose} images beside the class folders'] if loose else []
+        if ignored:
+            print(f'{self.root}: left out {" and ".join(ignored)}')
 
     def find_classes(self, directory):
         return self.keep, {name: number for number, name in enumerate(self.keep)}
@@ -117,11 +117,11 @@ class KeptClasses(ImageFolder):
     def files(self, indices):
         return [(self.samples[i][0], self.samples[i][0]) for i in indices]
 
-    def leave_out_what_is_no_picture(self):
-        """Name the files whose first bytes are not those of a picture, and forget them."""
+    def drop_unreadable(self):
+        """Report the files that do not begin like an image, and remove them from the data set."""
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             checked = threads.map(self._reason, (path for path, _ in self.samples))
-            reasons = list(tqdm(checked, 'pictures', len(self.samples), unit='', leave=False, disable=None))
+            reasons = list(tqdm(checked, 'images', len(self.samples), unit='', leave=False, disable=None))
         for (path, _), reason in zip(self.samples, reasons):
             if reason:
                 print(f'skipped {path}: {reason}')
@@ -129,15 +129,15 @@ class KeptClasses(ImageFolder):
 
     @staticmethod
     def _reason(path):
-        """Why the file is no picture, or None."""
+        """Return why the file is not an image, or None."""
         try:
             check_header(path)
         except BadPicture as error:
             return str(error)
 
 
-def _folders_below(folder):
-    """Yield (path, names of files) of a folder and of all in it, each once, also where links lead there."""
+def _walk(folder):
+    """Yield (path, names of files) for a folder and all below it, each once, even if links lead to it."""
     seen = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         status = os.stat(place)
@@ -145,50 +145,51 @@ def _folders_below(folder):
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        # Sorted: of several ways to a folder, it is always the same.
+        # Sorted, so that a folder with several paths always has the same one.
         folders[:] = sorted(name for name in folders if name[0] != '.')
         yield place, names
 
 
 def _class_folders(folder):
-    """The names of the folders in `folder`. Raises UserError where there is none."""
+    """Return the names of the folders in `folder`. Raises UserError if there is none."""
     if not os.path.isdir(folder):
-        raise UserError(f'{folder}: no such folder; give one that holds a folder of pictures for each class')
+        raise UserError(f'{folder}: no such folder; give one that holds a folder of images for each class')
     found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != '.')
     if not found:
-        raise UserError(f'{folder}: holds no class folders; put the pictures in one, such as '
+        raise UserError(f'{folder}: holds no class folders; put the images in one, such as '
                         f'{os.path.join(folder, "all")}')
     return found
 
 
-def _some(names):
+def _first_few(names):
     return ', '.join(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
 
 
 def lsun(folder, classes, branches=3, base_size=64):
-    """`PlainPictures` of LSUN (Yu et al. 2015), folder/NAME_lmdb for each NAME in `classes`: ['church_outdoor_train'].
+    """Return `PlainPictures` of LSUN (Yu et al. 2015), from folder/NAME_lmdb for each NAME in the list `classes`.
 
-    Raises UserError without the package lmdb, and where a class is missing, empty or damaged.
+    A class is named like 'church_outdoor_train'. Raises UserError if the package lmdb is not installed, or if a class
+    is missing, empty or damaged.
     """
     try:
         import lmdb  # noqa: F401
     except ImportError as error:
-        raise UserError(f'{folder}: LSUN is read with the package lmdb, which is missing: pip install lmdb') from error
+        raise UserError(f'{folder}: reading LSUN needs the package lmdb: pip install lmdb') from error
     for name in classes:
         if not os.path.isdir(os.path.join(folder, f'{name}_lmdb')):
             raise UserError(f'{os.path.join(folder, name)}_lmdb: no such folder; unpack {name}_lmdb.zip there, '
-                            'or correct the class (they are named as church_outdoor_train and bedroom_val)')
+                            'or correct the class (such as church_outdoor_train or bedroom_val)')
     source = Lsun([os.path.join(folder, f'{name}_lmdb') for name in classes])
     if len(source) == 0:
-        raise UserError(f'{folder}: LSUN {_some(classes)} holds no pictures; download it again')
+        raise UserError(f'{folder}: LSUN {_first_few(classes)} holds no images; download it again')
     return PlainPictures(source, branches, base_size)
 
 
 class Lsun:
     """The JPEGs of LMDB databases, in the order of their keys.
 
-    torchvision's LSUN keeps the keys in a pickle in the current folder, and would run what it finds there. Here they
-    are read from the database, which is opened for each batch, as an open one survives no fork.
+    torchvision's LSUN keeps the keys in a pickle in the current folder, and would execute a pickle that it finds there.
+    This class reads them from the database, and opens it for each batch, because an open one does not survive a fork.
     """
 
     def __init__(self, paths):
@@ -200,7 +201,7 @@ class Lsun:
 
     @staticmethod
     def _read_keys(path):
-        """As one numpy array: a list of three million bytes objects would be copied page by page in every worker."""
+        """Return the keys as one numpy array: workers would copy the pages of three million bytes objects."""
         with _reading(path) as transaction:
             keys = transaction.cursor().iternext(keys=True, values=False)
             return np.array(list(tqdm(keys, os.path.basename(path), unit=' keys', leave=False, disable=None)), bytes)
@@ -218,13 +219,13 @@ class Lsun:
 
 @contextlib.contextmanager
 def _reading(path):
-    """A transaction that reads the LMDB database `path`. Raises UserError where it is damaged."""
+    """Yield a read transaction of the LMDB database `path`. Raises UserError if it is damaged."""
     import lmdb
     try:
         with lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False) as database, \
                 database.begin(write=False) as transaction:
             size = (database.info()['last_pgno'] + 1) * database.stat()['psize']
-            if os.path.getsize(os.path.join(path, 'data.mdb')) < size:  # it is mapped: reading on is fatal
+            if os.path.getsize(os.path.join(path, 'data.mdb')) < size:  # reading beyond its end would crash
                 raise lmdb.CorruptedError(f'its file is shorter than {size:,} bytes')
             yield transaction
     except lmdb.Error as error:

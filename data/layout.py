@@ -1,21 +1,21 @@
-"""The HDF5 layout of captioned pictures: the only place that knows the paths inside the file.
+"""Read and write captioned images in HDF5: the only place that knows the paths inside the file.
 
-    /train /valid /test          a group each
-        NAME_0 .. NAME_9         a group per caption of the photograph NAME (CLASS.NAME where two classes have a NAME)
-            name                 str, the photograph's name, without directory and ending
+    /train /valid /test          one group for each split
+        NAME_0 .. NAME_9         one group for each caption of the photograph NAME (CLASS.NAME if two classes have it)
+            name                 str, the photograph's name, without folder and extension
             img                  void, the bytes of the JPEG
             embeddings           float32 [1024], the sentence embedding (absent until an encoder has been run)
             class                str
             txt                  str, UTF-8
             bbox                 float32 [4]: x, y, width, height in pixels (absent in the public file)
 
-It is the layout of the file that the chapter downloads, which holds five captions a photograph and the bytes of each
-photograph five times. Here `img`, `name`, `class` and `bbox` exist once per photograph and are hard-linked from the
-groups of all its captions: readers of either file notice no difference. `bbox` is in pixels of the picture as it is
-stored, before its EXIF entry turns it upright, as the boxes of CUB-200-2011 are.
+This is the layout of the file that the chapter downloads, which has five captions for each photograph and five copies
+of its bytes. Here `img`, `name`, `class` and `bbox` exist once for each photograph and are hard-linked from the groups
+of all its captions, so that code for either file reads the other. As in CUB-200-2011, `bbox` refers to the image as it
+is stored, before its EXIF orientation is applied.
 
-Files of others may be damaged, or made to read other files of the machine: `data.plain_hdf5` says what is not followed,
-and `data.read_split` reads them in a process of its own.
+Files from others may be damaged, or crafted to read other files of the machine: `data.plain_hdf5` refuses what is
+unsafe, and `data.read_split` reads them in a separate process.
 """
 import contextlib
 import errno
@@ -30,31 +30,31 @@ from tqdm import tqdm
 
 from common import signals
 from common.errors import UserError
-from common.files import check_space, explained, partial_file
+from common.files import check_space, convert_os_errors, partial_file
 from data import plain_hdf5
 from data.checked_files import stamp_of
 
-ENDINGS = ('.hdf5', '.h5')  # of a file's name
+ENDINGS = ('.hdf5', '.h5')
 SPLITS = ('train', 'valid', 'test')
 EMBED_DIM = 1024
-ENCODER_LENGTH = 200  # characters that the attribute `encoder` may have
+ENCODER_LENGTH = 200  # characters of the attribute `encoder`, at most
 TEXT = h5py.string_dtype('utf-8')
-# Groups as compact link messages instead of B-trees and heaps: at ten groups a photograph that halves the overhead.
+# These store groups as compact link messages, not as B-trees and heaps: half the overhead at ten groups per photograph.
 LIBRARY_VERSIONS = ('v108', 'v110')
-CAPTION_BYTES, EMBEDDING_BYTES = 800, 4400  # what a caption's group takes in the file, and its embedding (measured)
-MARGIN = 2 ** 20  # bytes; HDF5 keeps less of what it has yet to write
-NO_RESERVATION = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # of disks that cannot keep room
+CAPTION_BYTES, EMBEDDING_BYTES = 800, 4400  # in the file, of a caption's group and of its embedding (measured)
+MARGIN = 2 ** 20  # bytes, more than HDF5 still has to write at any time
+NO_RESERVATION = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # errors of disks that cannot reserve space
 
 
 class BadEmbeddings(ValueError):
-    """Embeddings that cannot be trained on, while all else in the file may be right; its text says which and why."""
+    """Embeddings that cannot be trained on, in a file that may otherwise be fine. The text says which and why."""
 
 
 @dataclass
 class Photograph:
-    """A picture with everything the file holds about it.
+    """A photograph with everything that the file holds about it.
 
-    `embeddings` is [number of captions, 1024] float32 or None, `bbox` (x, y, width, height) in pixels or None.
+    `embeddings` is float32 [number of captions, 1024] or None; `bbox` is (x, y, width, height) in pixels or None.
     """
     name: str
     class_name: str
@@ -66,24 +66,24 @@ class Photograph:
 
 @dataclass
 class Index:
-    """A split without pictures and embeddings: captions in the order of the file, photographs as they appear."""
-    keys: list = field(default_factory=list)          # of every caption, its group's name
-    captions: list = field(default_factory=list)      # of every caption, its text
-    photo_of: list = field(default_factory=list)      # of every caption, the number of its photograph
-    names: list = field(default_factory=list)         # of every photograph
-    classes: list = field(default_factory=list)       # of every photograph
-    boxes: list = field(default_factory=list)         # of every photograph: [x, y, width, height] or None
-    img_keys: list = field(default_factory=list)      # of every photograph, the first group that links to its JPEG
-    places: list = field(default_factory=list)        # of every photograph: where its JPEG lies in the file, its bytes
+    """A split without images and embeddings: captions in the order of the file, photographs in order of appearance."""
+    keys: list = field(default_factory=list)          # per caption: name of its group
+    captions: list = field(default_factory=list)      # per caption: text
+    photo_of: list = field(default_factory=list)      # per caption: number of its photograph
+    names: list = field(default_factory=list)         # per photograph
+    classes: list = field(default_factory=list)       # per photograph
+    boxes: list = field(default_factory=list)         # per photograph: [x, y, width, height] or None
+    img_keys: list = field(default_factory=list)      # per photograph: first group that links to its JPEG
+    places: list = field(default_factory=list)        # per photograph: (offset in the file, bytes) of its JPEG
 
     def sentence(self, caption):
-        """(class, name, K): the caption with this number is sentence K, as the file counts them, of a photograph."""
+        """Return (class, name, K) of a caption: it is sentence K of its photograph, as the file counts them."""
         photo = self.photo_of[caption]
         return self.classes[photo], self.names[photo], self.keys[caption].rpartition('_')[2]
 
 
 def check_name(path):
-    """Raise UserError where a new HDF5 file cannot bear the name `path`, by which --data_dir and --dataset find it."""
+    """Raise UserError if a new HDF5 file cannot be named `path`, or --data_dir and --dataset could not find it."""
     stem, ending = os.path.splitext(path)
     if os.path.isdir(path):
         raise UserError(f'--out {path}: is a folder; name a file in it, such as {os.path.join(path, "birds.hdf5")}')
@@ -91,17 +91,17 @@ def check_name(path):
     while not os.path.exists(folder):
         folder = os.path.dirname(folder)
     if not os.path.isdir(folder):
-        raise UserError(f'--out {path}: {folder} is a file, not a folder to write into; give another')
+        raise UserError(f'--out {path}: {folder} is a file, not a folder; give another path')
     if ending not in ENDINGS:
-        raise UserError(f'--out {path}: must end in {" or ".join(ENDINGS)}, or --dataset would not find it')
+        raise UserError(f'--out {path}: --dataset would not find it; give a name that ends in {" or ".join(ENDINGS)}')
     for other in ENDINGS:
         if other != ending and os.path.exists(stem + other):
-            raise UserError(f'--out {path}: beside it lies {os.path.basename(stem + other)}, which --dataset '
-                            f'{shlex.quote(_stem(path))} would also mean; give it another name')
+            raise UserError(f'--out {path}: --dataset {shlex.quote(_stem(path))} would also refer to '
+                            f'{os.path.basename(stem + other)} in the same folder; give it another name')
 
 
-def how_to_prepare(path):
-    """The command that makes the HDF5 file `path`."""
+def prepare_command(path):
+    """Return the command that makes the HDF5 file `path`."""
     out = f'--out {shlex.quote(path)}'
     if _stem(path) == 'toy_birds':
         return f'python {_script("data", "toy_birds", "prepare.py")} {out}'
@@ -114,36 +114,36 @@ def _stem(path):
 
 
 def _script(*parts):
-    """The path of a script of this repository, as it can be typed in the current folder."""
+    """Return the path of a script of this repository as it can be typed in the current folder."""
     path = os.path.abspath(os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', *parts))
     return shlex.quote(min(os.path.relpath(path), path, key=len))
 
 
 def encoder_beside(path):
-    """Where the sentence encoder that wrote the embeddings of the HDF5 file `path` is kept."""
+    """Return where the sentence encoder that wrote the embeddings of the HDF5 file `path` is kept."""
     return f'{os.path.splitext(path)[0]}.encoder.pt'
 
 
 def open_file(path):
-    """Open `path` for reading. Raises UserError where it is missing, in use, or not in this layout."""
+    """Open `path` for reading. Raises UserError if it is missing, in use, or not in this layout."""
     if not os.path.isfile(path):
         raise no_such_file(path)
     try:
         file = h5py.File(path, 'r')
     except PermissionError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror}); change its permissions') from error
-    except Exception as error:  # whatever h5py makes of what libhdf5 stumbled over in a damaged file
+    except Exception as error:  # a damaged file makes h5py raise errors of any kind
         if 'unable to lock file' in str(error):
-            raise UserError(f'{path}: in use by another program; wait until that is done with it') from error
-        raise UserError(f'{path}: not a readable HDF5 file ({_short(error)}); '
-                        f'make it again with: {how_to_prepare(path)}') from error
+            raise UserError(f'{path}: in use by another program; wait until it has finished') from error
+        raise UserError(f'{path}: not a readable HDF5 file ({_one_line(error)}); '
+                        f'make it again with: {prepare_command(path)}') from error
     try:
         for split in SPLITS:
             if not _group(file, split):
-                raise UserError(f'{path}: has no group /{split}, so it is not a file of captioned pictures; '
-                                f'make one with: {how_to_prepare(path)}')
+                raise UserError(f'{path}: has no group /{split}, so it is not a file of captioned images; '
+                                f'make one with: {prepare_command(path)}')
     except BaseException:
-        with contextlib.suppress(RuntimeError):  # of libhdf5's, over what is damaged
+        with contextlib.suppress(RuntimeError):  # raised by libhdf5 for damaged files
             file.close()
         raise
     return file
@@ -151,38 +151,37 @@ def open_file(path):
 
 @contextlib.contextmanager
 def replace_file(path, copy=False):
-    """Yield an HDF5 file open for writing that takes the name `path` only when the block ends without an error.
+    """Yield an HDF5 file open for writing that replaces `path` only when the block ends without an error.
 
-    With `copy` it starts as a copy of what `path` holds. A reader, or a run killed halfway, finds the old file or the
-    new one, never half of one. SIGINT and SIGTERM act between two photographs or embeddings. Raises CannotWrite where
-    it cannot be written, the disk being full or otherwise, and UserError where what it is a copy of has changed
-    meanwhile.
+    With `copy`, it starts as a copy of `path`. Whatever happens, `path` is the old file or the complete new one. SIGINT
+    and SIGTERM take effect between two photographs or embeddings. Raises CannotWrite if the disk is full or the file
+    cannot be written, and UserError if the copied file has changed in the meantime.
     """
-    with signals.hold(), partial_file(path) as partial, explained(path):
+    with signals.hold(), partial_file(path) as partial, convert_os_errors(path):
         copied = stamp_of(path) if copy else None
         if copy:
             shutil.copyfile(path, partial)
-        # Without HDF5's own lock, as `partial_file` has the file locked.
+        # HDF5's own lock is off because `partial_file` has locked the file.
         with h5py.File(partial, 'r+' if copy else 'w', libver=LIBRARY_VERSIONS, locking=False) as file:
             for split in SPLITS:
                 file.require_group(split)
             yield file
-            _give_back(file)
+            _release_reserved(file)
         with open(partial, 'rb') as written:
             os.fsync(written.fileno())
         if copied and stamp_of(path) != copied:
             raise _has_changed(path)
         if not copy:
-            check_name(path)  # again: another process may have written one of this name with the other ending
+            check_name(path)  # again: another process may have written a file with the other extension
 
 
 def _reserve(file, needed):
-    """Have the disk keep room for `needed` more bytes of an open file; let a signal act first.
+    """Reserve disk space for `needed` more bytes of an open file, after delivering a signal that is being held.
 
-    HDF5 crashes where it finds a disk full, then or when it closes the file. So nothing is handed to it before there is
-    room for it, with a margin for what it writes at the end. Raises OSError or CannotWrite where there is not.
+    HDF5 crashes on a full disk, at once or when it closes the file. So it is given nothing to write before there is
+    space for it and for what it writes at the end. Raises OSError or CannotWrite if there is none.
     """
-    signals.let_act()
+    signals.deliver_held()
     if hasattr(os, 'posix_fallocate'):  # not on macOS and Windows
         end, handle = file.id.get_filesize(), file.id.get_vfd_handle()
         if os.fstat(handle).st_size >= end + needed + MARGIN:
@@ -195,17 +194,17 @@ def _reserve(file, needed):
     check_space(file.filename, needed + MARGIN)
 
 
-def _give_back(file):
-    """Have the disk keep no more room than an open file takes, all of which is written."""
+def _release_reserved(file):
+    """Release disk space that was reserved beyond the end of an open file, all of which is written."""
     file.flush()
     if hasattr(os, 'posix_fallocate'):
         os.ftruncate(file.id.get_vfd_handle(), file.id.get_filesize())
 
 
 def write_photograph(file, split, photograph):
-    """Add a photograph and its captions to `split`, in groups of its name, or where that is taken, of CLASS.NAME.
+    """Add a photograph and its captions to `split`, in groups named NAME_K, or CLASS.NAME_K if that name is taken.
 
-    Raises UserError where the split has one of this class and name, and what `replace_file` raises.
+    Raises UserError if the split already has this class and name, and what `replace_file` raises.
     """
     captions, embeddings = photograph.captions, photograph.embeddings
     group_name = _group_name(file[split], photograph)
@@ -234,20 +233,20 @@ def _group_name(split, photograph):
     while f'{group_name}_0' in split:
         namesake = split[f'{group_name}_0']
         if (namesake['class'].asstr()[()], namesake['name'].asstr()[()]) == (photograph.class_name, photograph.name):
-            raise UserError(f'{photograph.class_name}/{photograph.name}: two photographs of this class and name in '
-                            f'{split.name}')
+            raise UserError(f'{photograph.class_name}/{photograph.name}: two photographs in {split.name} have this '
+                            'class and name; rename one')
         group_name = f'{photograph.class_name}.{group_name}'
     return group_name
 
 
 def write_embeddings(path, embeddings, source, encoder=None, stamp=None):
-    """Set every caption's embedding, atomically.
+    """Write every caption's embedding, atomically.
 
-    `embeddings` maps a split to float32 [captions, 1024] in the order of `read_index`. Attributes of the file keep
-    `source`, which says what made them, and `encoder`, the fingerprint of the sentence encoder's weights where given.
-    Raises UserError where the file is no longer the version `stamp` (`checked_files.stamp_of`), where given.
+    `embeddings` maps a split to float32 [captions, 1024] in the order of `read_index`. The file's attributes store
+    `source`, which describes what made them, and `encoder`, the fingerprint of the sentence encoder's weights, if
+    given. Raises UserError if the file is no longer the version `stamp` (`checked_files.stamp_of`), if given.
     """
-    with explained(path):
+    with convert_os_errors(path):
         if stamp and stamp_of(path) != stamp:
             raise _has_changed(path)
     with open_file(path) as file:
@@ -256,56 +255,57 @@ def write_embeddings(path, embeddings, source, encoder=None, stamp=None):
                 raise UserError(f'{path}: /{split} has {len(file[split])} captions, '
                                 f'but there are {len(rows)} embeddings')
             if not np.isfinite(rows).all():
-                raise UserError(f'{path}: its captions have embeddings with numbers that are infinite or not numbers '
-                                f'(NaN), by {source}, so none are written; take another encoder')
+                raise UserError(f'{path}: {source} gives embeddings with numbers that are infinite or NaN, so none '
+                                'are written; use another encoder')
     check_room(path, sum(map(len, embeddings.values())))
     with replace_file(path, copy=True) as file:
-        if stamp and stamp_of(path) != stamp:  # and that is seen again before the copy takes its place
+        if stamp and stamp_of(path) != stamp:  # `replace_file` checks once more before the copy replaces the file
             raise _has_changed(path)
         for split, rows in embeddings.items():
             for key, row in zip(file[split], rows):
                 _reserve(file, EMBEDDING_BYTES)
                 _write_embedding(_own_group(_own_group(file, split), key), row)
-        file.attrs['embeddings'] = source.encode('utf-8', 'replace').decode()  # the name of a file may be no text
-        file.attrs.pop('encoder', None)  # that of the embeddings before
+        file.attrs['embeddings'] = source.encode('utf-8', 'replace').decode()  # file names need not be UTF-8
+        file.attrs.pop('encoder', None)  # of the previous embeddings
         if encoder:
             file.attrs['encoder'] = encoder
 
 
 def _has_changed(path):
-    return UserError(f'{path}: has changed while its captions were read; start again')
+    return UserError(f'{path}: changed while its captions were being read; start again')
 
 
 def _own_group(parent, key):
-    """The group of this name in a group. Raises UserError for anything else: a link may lead into another file."""
+    """Return a group's subgroup `key`. Raises UserError for anything else: a link may lead into another file."""
     if not (isinstance(parent.get(key, getlink=True), h5py.HardLink) and isinstance(parent[key], h5py.Group)):
-        raise UserError(f'{parent.file.filename}: {parent.name.rstrip("/")}/{key} is no group of this file, so nothing '
-                        'is written there; make the file again')
+        raise UserError(f'{parent.file.filename}: {parent.name.rstrip("/")}/{key} is not a group of this file, so '
+                        'nothing is written there; make the file again')
     return parent[key]
 
 
 def check_room(path, count):
-    """Raise CannotWrite where the disk has no room for a copy of the HDF5 file `path` with `count` new embeddings."""
+    """Raise CannotWrite if the disk has no space for a copy of the HDF5 file `path` with `count` new embeddings."""
     check_space(path, os.path.getsize(path) + count * EMBEDDING_BYTES)
 
 
 def _write_embedding(group, embedding):
     embedding = np.asarray(embedding, np.float32)
     if embedding.shape != (EMBED_DIM,):
-        raise UserError(f'{group.name}: an embedding has {EMBED_DIM} numbers, this one has shape {embedding.shape}')
+        raise UserError(f'{group.name}: an embedding of shape {embedding.shape} in place of {EMBED_DIM} numbers; use '
+                        'another encoder')
     if 'embeddings' in group:
         del group['embeddings']
     group.create_dataset('embeddings', data=embedding)
 
 
 def read_index(file, split):
-    """Read the `Index` of a split of an open file, with a progress bar. Raises UserError where it is damaged."""
+    """Read the `Index` of a split of an open file, with a progress bar. Raises UserError if the file is damaged."""
     index, photo_by_name, group = Index(), {}, _group(file, split)
-    with _damage_named(file, split):
+    with _convert_errors(file, split):
         keys = plain_hdf5.names(group)
-    room = os.path.getsize(file.filename)  # for what is read: many groups can link to one thing
-    for key in plain_hdf5.watched(tqdm(keys, desc=f'{split}: captions', unit='', leave=False, disable=None)):
-        with _damage_named(file, split, key):
+    room = os.path.getsize(file.filename)  # limits what is read: many groups can link to the same data
+    for key in plain_hdf5.with_time_limit(tqdm(keys, desc=f'{split}: captions', unit='', leave=False, disable=None)):
+        with _convert_errors(file, split, key):
             caption, (name, _, number) = plain_hdf5.open_group(group, key), key.rpartition('_')
             if not name or not number:
                 raise ValueError('it is not named PHOTOGRAPH_K')
@@ -320,7 +320,7 @@ def read_index(file, split):
                 index.places.append(plain_hdf5.place_of_bytes(file, caption, 'img'))
                 room -= len(index.names[-1]) + len(index.classes[-1]) + index.places[-1][1]
             if room < 0:
-                raise ValueError('with it, captions and pictures are longer than the file')
+                raise ValueError('its captions and images add up to more bytes than the file has')
         index.keys.append(key)
         index.photo_of.append(photo_by_name[name])
     return index
@@ -334,45 +334,45 @@ def _read_box(file, caption):
 
 
 def read_jpeg(file, split, key):
-    """The bytes of the picture that the caption group `key` shows. Raises UserError where they are damaged."""
+    """Return the bytes of the JPEG of the caption group `key`. Raises UserError if they are damaged."""
     group = _group(file, split)
-    with _damage_named(file, split, key), open(file.filename, 'rb') as plain:
+    with _convert_errors(file, split, key), open(file.filename, 'rb') as plain:
         offset, size = plain_hdf5.place_of_bytes(file, plain_hdf5.open_group(group, key), 'img')
         plain.seek(offset)
         return plain.read(size)
 
 
 def no_such_file(path):
-    """The UserError about an HDF5 file that is missing."""
-    return UserError(f'{path}: no such file; make it with: {how_to_prepare(path)}')
+    """Return the UserError for a missing HDF5 file."""
+    return UserError(f'{path}: no such file; make it with: {prepare_command(path)}')
 
 
 def cannot_be_read(path, where, reason):
-    """The UserError about what is damaged in an HDF5 file: a split, or SPLIT/GROUP."""
+    """Return the UserError for damage to an HDF5 file at `where`: a split, or SPLIT/GROUP."""
     return UserError(f'{path}: /{where} is incomplete or damaged ({reason}); '
-                     f'make the file again with: {how_to_prepare(path)}')
+                     f'make the file again with: {prepare_command(path)}')
 
 
 def cannot_be_decoded(path, split, name, error):
-    """The UserError about a photograph of the file `path` that Pillow refuses with `error`."""
+    """Return the UserError for a photograph that Pillow refuses with `error`."""
     return UserError(f'{path}: the photograph {name} of /{split} cannot be decoded ({error}); make the file again '
-                     f'without it: {how_to_prepare(path)}')
+                     f'without it: {prepare_command(path)}')
 
 
 def has_embeddings(file, split):
-    """True where the split's captions have embeddings (they are written for all or for none)."""
+    """Return whether the captions of a split have embeddings: they are written for all or for none."""
     group = _group(file, split)
-    with _damage_named(file, split):
+    with _convert_errors(file, split):
         first = plain_hdf5.names(group)[:1]
-    with _damage_named(file, split, *first):
+    with _convert_errors(file, split, *first):
         return any(plain_hdf5.has(plain_hdf5.open_group(group, key), 'embeddings') for key in first)
 
 
 def read_embeddings(file, split, keys):
-    """float32 [len(keys), 1024]. Raises BadEmbeddings where one is missing, of another width, or not finite."""
+    """Return float32 [len(keys), 1024]. Raises BadEmbeddings if one is missing, not finite or of another width."""
     embeddings, group = np.empty((len(keys), EMBED_DIM), np.float32), _group(file, split)
-    for row, key in zip(embeddings, plain_hdf5.watched(keys)):
-        with _damage_named(file, split, key):
+    for row, key in zip(embeddings, plain_hdf5.with_time_limit(keys)):
+        with _convert_errors(file, split, key):
             wrong = _read_embedding(file, plain_hdf5.open_group(group, key), row)
         if wrong:
             raise BadEmbeddings(f'/{split}/{key} has {wrong}')
@@ -380,43 +380,43 @@ def read_embeddings(file, split, keys):
 
 
 def _read_embedding(file, caption, row):
-    """Fill `row`; return what is wrong with the embedding, or None."""
+    """Read an embedding into `row`; return what is wrong with it, or None."""
     if not plain_hdf5.has(caption, 'embeddings'):
         return f'no embedding of {EMBED_DIM} numbers'
     numbers = plain_hdf5.read_numbers(file, caption, 'embeddings')
     if len(numbers) != EMBED_DIM:
         return f'no embedding of {EMBED_DIM} numbers, but one of {len(numbers)}'
-    with np.errstate(over='ignore'):  # what is larger than a float32 can be is infinite then
+    with np.errstate(over='ignore'):  # numbers beyond the range of float32 become infinite
         row[:] = numbers
-    return None if np.isfinite(row).all() else 'an embedding with numbers that are infinite or not numbers (NaN)'
+    return None if np.isfinite(row).all() else 'an embedding with numbers that are infinite or NaN'
 
 
 def read_encoder(file):
-    """What the attribute `encoder` of the file says of the encoder that wrote its embeddings, or None."""
+    """Return the file's attribute `encoder`, the fingerprint of the encoder that wrote its embeddings, or None."""
     try:
         value = plain_hdf5.read_attribute(file, 'encoder')
-    except Exception:  # whatever h5py makes of a damaged one: then it is not known, as where there is none
+    except Exception:  # h5py may raise anything for a damaged attribute, which counts as a missing one
         return None
     return value if value and len(value) <= ENCODER_LENGTH and value.isprintable() else None
 
 
 def _group(file, split):
-    """The low-level group of a split, or None where there is none. Raises UserError where it is something else."""
-    with _damage_named(file, split):
+    """Return the low-level group of a split, or None if there is none. Raises UserError if it is not a group."""
+    with _convert_errors(file, split):
         return plain_hdf5.open_group(file.id, split) if plain_hdf5.has(file.id, split) else None
 
 
 @contextlib.contextmanager
-def _damage_named(file, *place):
-    """Raise UserError in place of any error of the block, which reads what is at `place`: split, or split and group."""
+def _convert_errors(file, *place):
+    """Raise UserError in place of any error of the block, which reads from `place`: a split, or a split and a group."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # whatever h5py makes of what libhdf5 stumbled over, or plain_hdf5 of what it found
-        raise cannot_be_read(file.filename, '/'.join(place), _short(error)) from error
+    except Exception as error:  # damage makes h5py raise errors of any kind
+        raise cannot_be_read(file.filename, '/'.join(place), _one_line(error)) from error
 
 
-def _short(error):
-    """What an error says, in one line."""
+def _one_line(error):
+    """Return an error's message as one line."""
     return (' '.join(str(error).split()) or type(error).__name__)[:200]

@@ -1,7 +1,7 @@
-"""Captioned pictures at several sizes, cropped around the bird, as StackGAN++ prepares them.
+"""Load captioned images at several sizes, cropped around the bird, as StackGAN++ prepares them.
 
-Crops are cut and flipped where the frames are, on the CPU: they are half of the bytes that would go to a GPU, and all
-frames of CUB-200-2011, 3.5 GB, would take the memory that small GPUs need. The rest is done there, a batch at once.
+Images are cropped and flipped on the CPU: crops are half the bytes to copy to a GPU, and all frames of CUB-200-2011,
+3.5 GB, would take memory that small GPUs need. The rest is done on the device, for a whole batch at once.
 """
 import functools
 import multiprocessing
@@ -25,26 +25,25 @@ from data.captioned_photographs import CaptionedPhotographs
 from data.pictures import BadPicture, read_picture
 from data.seeded import SeededDataset, SeededSampler
 
-SEMAPHORES = 3  # of a worker, for its queue
-ASPECT = 20  # of the longer side to the shorter, at most, of what is cut from: a frame of 304 pixels has 5.5 MB then
-DRAWS = 3  # random numbers that `crop` takes: where to cut, across and down, and whether to flip
+SEMAPHORES = 3  # of the queue of each worker
+ASPECT = 20  # maximum of longer over shorter side of a frame, which keeps one of 304 pixels below 5.5 MB
+DRAWS = 3  # random numbers that `crop` takes: horizontal and vertical position, and whether to flip
 
 
 class MultiscaleDataset(CaptionedPhotographs):
-    """An item per photograph of a split (0: train, 1: valid, 2: test) of an HDF5 file in `data.layout`'s layout.
+    """One item per photograph of a split (0: train, 1: valid, 2: test) of an HDF5 file in the layout of `data.layout`.
 
     An item is a dict:
         right_images  list of float32 [3, S, S] in [-1, 1], small to large: S = base_size * 2 ** i, i < branches
-        wrong_images  the same of a photograph of another class, drawn, cut and flipped anew each time
-        right_embed   float32 [1024], the embedding of one of the photograph's captions, drawn anew each time
+        wrong_images  the same for a random photograph of another class
+        right_embed   float32 [1024], the embedding of a random caption of the photograph
         txt           str, that caption
         class, name   str, of the photograph
-    A file without embeddings gives items without `right_embed`. What is drawn comes from torch's global generator, and
-    before any thread decodes, so that the same state gives the same items.
+    If the file has no embeddings, items have no `right_embed`. Every access draws new random crops, flips, captions and
+    wrong images from torch's global generator, in the main thread, so that the same state gives the same items.
+    Captions without images are `embeddings[i]`, `captions[i]` and `index.sentence(i)`.
 
-    To go through all captions without pictures: `embeddings[i]`, `captions[i]`, `index.sentence(i)`.
-
-    Raises UserError where the file is missing or not in the layout, and where a photograph cannot be decoded.
+    Raises UserError if the file is missing or not in this layout, or if a photograph cannot be decoded.
     """
 
     def __init__(self, datasetFile, split=0, branches=3, base_size=64):
@@ -55,9 +54,10 @@ class MultiscaleDataset(CaptionedPhotographs):
         self.caption_start = self.caption_count.cumsum(0) - self.caption_count
 
     def cached(self):
-        """Decode and resize every photograph once, into a file beside the HDF5 file (some 0.4 MB each at 256 pixels).
+        """Decode and resize every photograph once, into a file beside the HDF5 file (about 0.4 MB each at 256 pixels).
 
-        Items stay the same. Returns the dataset. Raises UserError where the file cannot be written or one be decoded.
+        Items do not change. Returns the data set. Raises UserError if the file cannot be written or a photograph
+        decoded.
         """
         self.frames = load_frames(self.file, self.split, self.fingerprint, frame_side(self.sizes[-1]),
                                   lambda photo, jpeg: np.asarray(self._framed(photo, jpeg)))
@@ -70,15 +70,15 @@ class MultiscaleDataset(CaptionedPhotographs):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices):
-        """The items of a whole batch, decoded in threads."""
+        """Return the items of a whole batch, decoded in threads."""
         return CroppedItems(self.crops(indices), self.finish)
 
     def finish(self, batch, device='cpu'):
-        """What `crops` gave, with pictures in the crops' place, on `device`."""
+        """Convert the crops of a batch from `crops` to lists of images, on `device`."""
         return with_all_sizes(batch, self.sizes, device)
 
     def crops(self, indices):
-        """A batch of items, but with a uint8 [B, S, S, 3] of the largest size in the place of lists of pictures."""
+        """Return a batch of items with crops, uint8 [B, S, S, 3] of the largest size, in place of lists of images."""
         photos = torch.as_tensor(indices, dtype=torch.long)
         captions = self._draw_caption(photos)
         batch = {'txt': [self.captions[i] for i in captions.tolist()],
@@ -92,12 +92,12 @@ class MultiscaleDataset(CaptionedPhotographs):
         return batch
 
     def _draw_caption(self, photos):
-        """For each photograph, one of its captions."""
+        """Return the number of a random caption for each photograph."""
         place = (torch.rand(photos.shape, dtype=torch.float64) * self.caption_count[photos]).long()
         return self.by_photo[self.caption_start[photos] + place]
 
     def _crops(self, photos):
-        """For each photograph a crop of its own, uint8 [B, S, S, 3]."""
+        """Return a random crop of each photograph, uint8 [B, S, S, 3]."""
         draws = torch.rand(len(photos), DRAWS, dtype=torch.float64).tolist()
         if self.frames is not None:
             return stack_crops([crop(self.frames[photo], self.sizes[-1], *draw)
@@ -117,7 +117,7 @@ class MultiscaleDataset(CaptionedPhotographs):
 
 
 class CroppedItems(Sequence):
-    """The items of a batch of crops, which are `finish`ed when an item is asked for. `batch` is the crops."""
+    """The items of `batch`, a batch of crops, which `finish` converts when the first item is accessed."""
 
     def __init__(self, batch, finish):
         self.batch, self.finish = batch, finish
@@ -138,21 +138,21 @@ class CroppedItems(Sequence):
 
 
 class CropLoader(DataLoader):
-    """A DataLoader whose workers only cut crops, a batch of which is finished at once, on `device`.
+    """A DataLoader whose workers return batches of crops, which the main process converts to images on `device`.
 
-    Raises UserError where workers cannot be started, and what reading a batch raises.
+    Raises UserError if workers cannot be started, and what reading a batch raises.
     """
 
     def __init__(self, dataset, batch_size, device, sampler, **options):
-        # A generator of its own, so that it does not draw from PyTorch's when it starts workers.
-        super().__init__(SeededDataset(dataset), batch_size, sampler=SeededSampler(sampler), collate_fn=to_be_sent,
+        # With its own generator, it does not draw from PyTorch's when it starts workers.
+        super().__init__(SeededDataset(dataset), batch_size, sampler=SeededSampler(sampler), collate_fn=collate_crops,
                          generator=torch.Generator(), **options)
         self.finish, self.device = dataset.finish, device
 
     def __iter__(self):
         try:
             if self.num_workers and self._iterator is None:
-                # What PyTorch is about to make, in /dev/shm: its own failure would leave a traceback of a destructor's.
+                # Make the semaphores that PyTorch is about to make: if it fails, a destructor prints a traceback.
                 [multiprocessing.Lock() for _ in range(SEMAPHORES * (self.num_workers + 2))]
             batches = super().__iter__()
         except (OSError, RuntimeError) as error:
@@ -166,18 +166,18 @@ class CropLoader(DataLoader):
         return self.finish(batch, self.device)
 
 
-def to_be_sent(items):
-    """The batch of `CroppedItems`, from a worker by way of its pipe; an error as it is."""
+def collate_crops(items):
+    """Return the batch of `CroppedItems` (a `collate_fn`), in workers as `PipedTensor`s; return an error as it is."""
     if get_worker_info() is None or isinstance(items, UserError):
         return getattr(items, 'batch', items)
-    return {name: ThroughPipe(values) if torch.is_tensor(values) else values for name, values in items.batch.items()}
+    return {name: PipedTensor(values) if torch.is_tensor(values) else values for name, values in items.batch.items()}
 
 
-class ThroughPipe:
-    """A tensor that goes to another process in the pipe itself.
+class PipedTensor:
+    """A tensor that is sent to another process through the pipe itself.
 
-    PyTorch would put it into /dev/shm, of which Docker gives 64 MB: two of a StackGAN++'s batches for each of 4 workers
-    are more, and where one does not fit, the main process waits for it for ever.
+    PyTorch would use /dev/shm, which has 64 MB in Docker. Two StackGAN++ batches for each of 4 workers are larger, and
+    if one does not fit, the main process waits for it forever.
     """
 
     def __init__(self, tensor):
@@ -188,23 +188,23 @@ class ThroughPipe:
 
 
 def shuffled_batches(dataset, batch_size, workers, device):
-    """A loader of this rank's share in whole batches, on `device`; a share smaller than a batch is one batch.
+    """Return a loader of shuffled batches of this rank's share, on `device`.
 
-    What is left of an epoch after its whole batches is left out. `workers` are started once, for all epochs, and what
-    they give is the same with any number of them.
+    An incomplete last batch is dropped, unless the share is smaller than a batch. Workers are started once for all
+    epochs; the batches do not depend on their number. Raises UserError as `CropLoader` does.
     """
     sampler = ranks.sampler(dataset)
-    workers = min(workers, os.cpu_count())  # more would only wait for each other
+    workers = min(workers, os.cpu_count())
     return CropLoader(dataset, batch_size, device, sampler, num_workers=workers, persistent_workers=workers > 0,
                       pin_memory=device.type == 'cuda', drop_last=len(sampler) >= batch_size,
-                      worker_init_fn=leave_the_group)
+                      worker_init_fn=init_worker)
 
 
-def leave_the_group(_=None):
-    """For worker processes: a Ctrl-C, or a SIGTERM to all, is for the main process, which saves and then ends these.
+def init_worker(_=None):
+    """Let a worker process ignore Ctrl-C and signals to the process group (a `worker_init_fn`).
 
-    SIGTERM still ends a worker: that is how the main process does it when it fails. Where that is killed, they end by
-    themselves, even if they are writing into a pipe that nobody reads.
+    They are for the main process, which saves and then ends its workers; it uses SIGTERM for that if it fails. If the
+    main process is killed, workers end by themselves, even while writing into a pipe that nobody reads.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, 'setpgrp'):
@@ -213,16 +213,16 @@ def leave_the_group(_=None):
 
 
 def sizes_of(branches, base_size=64):
-    """The sizes of the pictures in pixels, small to large, each twice the one before."""
+    """Return the sizes of the images in pixels, small to large, each twice the one before."""
     return [base_size * 2 ** i for i in range(branches)]
 
 
 def crop_box(size, bbox):
-    """(left, top, right, bottom) in whole pixels of the part of a photograph that shows the bird.
+    """Return (left, top, right, bottom) of the part of a photograph that shows the bird, in whole pixels.
 
-    A square of 1.5 times the longer side of `bbox` (x, y, width, height) around its center, clipped to the photograph's
-    `size` (width, height), rounded as the StackGAN authors' code does. All of it where there is no box, or nothing
-    of the photograph in it.
+    This is a square of 1.5 times the longer side of `bbox` (x, y, width, height) around its center, clipped to the
+    photograph's `size` (width, height) and rounded as in the StackGAN authors' code. It is the whole photograph if
+    there is no box or the box lies outside.
     """
     left, top, right, bottom = whole = (0, 0, *size)
     if bbox is None:
@@ -236,14 +236,14 @@ def crop_box(size, bbox):
 
 
 def frame_side(size):
-    """The shorter side of what pictures of `size` are cut from, in pixels."""
+    """Return the shorter side, in pixels, of the frame that images of `size` are cropped from."""
     return size * 76 // 64
 
 
 def frame(part, size):
-    """What pictures of `size` are cut from: the part of a photograph to be shown, its shorter side 76/64 of that.
+    """Resize a part of a photograph to the frame that images of `size` are cropped from: shorter side 76/64 of `size`.
 
-    Of one that is more than ASPECT times as long as wide, it is the middle.
+    If its longer side is more than ASPECT times the shorter, only its middle is used.
     """
     width, height = part.size
     longest = ASPECT * min(part.size)
@@ -255,10 +255,10 @@ def frame(part, size):
 
 
 def crop(framed, size, across, down, flip):
-    """One square, uint8 [size, size, 3], of a framed photograph, uint8 [H, W, 3].
+    """Return a square crop, uint8 [size, size, 3], of a frame, uint8 [H, W, 3].
 
-    Numbers in [0, 1) say which: `across` and `down`, where between the first and the last place that it can be cut
-    from, and `flip`, left for right from 0.5 on.
+    `across` and `down`, in [0, 1), choose the position. The crop is flipped from left to right if `flip` is at least
+    0.5.
     """
     top, left = (int(draw * (side - size + 1)) for draw, side in zip((down, across), framed.shape))
     square = framed[top:top + size, left:left + size]
@@ -266,34 +266,34 @@ def crop(framed, size, across, down, flip):
 
 
 def stack_crops(crops):
-    """Arrays [S, S, 3] to a tensor [B, S, S, 3]."""
+    """Stack arrays [S, S, 3] to a tensor [B, S, S, 3]."""
     return torch.from_numpy(np.stack(crops))
 
 
 def with_all_sizes(batch, sizes, device='cpu'):
-    """A batch of crops, with lists of pictures in their place; its tensors on `device`."""
+    """Replace the crops of a batch by lists of images in all `sizes`, and move its tensors to `device`."""
     batch = {name: values.to(device, non_blocking=True) if torch.is_tensor(values) else values
              for name, values in batch.items()}
     return batch | {name: all_sizes(batch[name], sizes) for name in batch if name.endswith('_images')}
 
 
 def all_sizes(crops, sizes):
-    """Crops, uint8 [B, S, S, 3], to a list of float32 [B, 3, S, S] in [-1, 1], one for each of `sizes`, S the last."""
+    """Convert crops, uint8 [B, S, S, 3], to a list of float32 [B, 3, size, size] in [-1, 1] for all `sizes`."""
     largest = crops.permute(0, 3, 1, 2)
-    largest = largest.float() if crops.is_cuda else largest  # a GPU does not reduce bytes
+    largest = largest.float() if crops.is_cuda else largest  # on a GPU, PyTorch cannot resize uint8
     return [images.float().sub_(127.5).div_(127.5)
             for images in (*(reduce(largest, size) for size in sizes[:-1]), largest)]
 
 
 def reduce(images, size):
-    """Images [B, C, H, W] in [0, 255] to size x size pixels, as Pillow's bilinear filter does.
+    """Resize images [B, C, H, W] in [0, 255] to size x size pixels as Pillow's bilinear filter does.
 
-    Of uint8 the numbers are Pillow's; of float32 they are whole numbers, too, and differ by a rounding here and there.
+    uint8 input gives Pillow's numbers; float32 input gives whole numbers that differ here and there by a rounding.
     """
     return F.interpolate(images, (size, size), mode='bilinear', antialias=True).round()
 
 
 def in_threads(function, *arguments):
-    """`list(map(function, *arguments))`, in threads: Pillow decodes and resizes without Python's lock."""
+    """Return `list(map(function, *arguments))`, computed in threads: Pillow releases Python's lock."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         return list(threads.map(function, *arguments))

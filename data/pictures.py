@@ -1,4 +1,4 @@
-"""Pictures of strangers: decoded in bounded memory and time, or refused with the reason."""
+"""Decode untrusted image files in limited memory and time, or refuse them with the reason."""
 import contextlib
 import io
 import os
@@ -6,33 +6,32 @@ import warnings
 
 from PIL import Image, UnidentifiedImageError
 
-# Of all that Pillow reads. Others are not for photographs, and some (EPS) start programs.
+# Pillow reads more formats, but they are not for photographs, and some (EPS) start programs.
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'PPM', 'TIFF', 'GIF')
-PIXELS = 50_500_000      # of the largest picture, which a camera of 50 megapixels takes: 400 MB while it is decoded
-SCANNED = 12 * PIXELS    # pixels of all scans of a JPEG, each of which goes through the picture; there are ten at most
-ORIENTATION = 0x0112  # the tag of EXIF
+PIXELS = 50_500_000    # of the largest image, from a camera of 50 megapixels: decoding it takes 400 MB
+SCANNED = 12 * PIXELS  # pixels of all scans of a JPEG together; each of its usual ten or fewer scans covers the image
+ORIENTATION = 0x0112   # EXIF tag
 UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
            8: Image.Transpose.ROTATE_90}
 
-# Both come from threads, without the picture's name: what is too large is refused here, and the rest does no harm.
+# Threads would print these warnings without the image's name. Images that are too large are refused, the rest is fine.
 warnings.filterwarnings('error', category=Image.DecompressionBombWarning)
 warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
 
 
 class BadPicture(ValueError):
-    """A picture that cannot be used; its text is the reason, in one line."""
+    """An image that cannot be used; the text is the reason, in one line."""
 
 
 def read_picture(source, part=None):
-    """The picture in `source`, a path or the bytes of a file, as a PIL image in RGB, upright as EXIF says.
+    """Return the image in `source`, a path or the bytes of a file, as an upright PIL image in RGB.
 
-    With `part`, only what lies within the box `part(size)`, (left, top, right, bottom). Size and box are those of the
-    picture as it is stored, before it is turned upright, as the boxes of CUB-200-2011 are.
-
-    Raises BadPicture where it cannot be decoded, or is too large.
+    With `part`, it is cropped to the box `part(size)`, (left, top, right, bottom). Size and box refer to the image as
+    it is stored, before its EXIF orientation is applied, like the boxes of CUB-200-2011. Raises BadPicture if the image
+    cannot be decoded or is too large.
     """
-    with _explained():
+    with _convert_errors():
         picture = _decode(source)
         turn = UPRIGHT.get(_orientation(picture))
         picture = picture.crop(part(picture.size)) if part else picture
@@ -41,25 +40,25 @@ def read_picture(source, part=None):
 
 
 def check_header(path):
-    """Raise BadPicture where the first bytes of a file are not those of a picture that is read, or it is too large."""
-    with _explained(), opened(path):
+    """Raise BadPicture if a file does not begin like a supported image, or if the image is too large."""
+    with _convert_errors(), opened(path):
         pass
 
 
 @contextlib.contextmanager
-def _explained():
+def _convert_errors():
     try:
         yield
     except BadPicture:
         raise
     except UnidentifiedImageError as error:
-        raise BadPicture(f'it is no picture of a kind that is read: {", ".join(FORMATS)}') from error
-    except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
+        raise BadPicture(f'it is not an image in a supported format: {", ".join(FORMATS)}') from error
+    except Exception as error:  # damaged files make Pillow raise errors of any kind
         raise BadPicture(' '.join(str(error).split())[:200] or type(error).__name__) from error
 
 
 def _decode(source):
-    """The picture as it is stored."""
+    """Return the image as it is stored."""
     with opened(source) as picture:
         picture.load()
         return picture
@@ -67,12 +66,12 @@ def _decode(source):
 
 @contextlib.contextmanager
 def opened(source, formats=FORMATS):
-    """A PIL image of `source`, a path or the bytes of a file of `formats`, of which only the header has been read.
+    """Yield a PIL image of `source`, a path or the bytes of a file of `formats`, with only its header read.
 
-    Raises BadPicture where it is too large, and what Pillow does where it is none.
+    Raises BadPicture if it is too large, and Pillow's errors if it is not an image.
     """
     is_file = not isinstance(source, bytes)
-    if is_file and not os.path.isfile(source):  # opening a pipe would wait for ever
+    if is_file and not os.path.isfile(source):  # opening a pipe would wait forever
         raise BadPicture('there is no such file')
     with open(source, 'rb') if is_file else io.BytesIO(source) as file, Image.open(file, formats=formats) as picture:
         width, height = picture.size
@@ -80,12 +79,12 @@ def opened(source, formats=FORMATS):
         if not 0 < width * height <= most:
             raise BadPicture(f'it has {width} x {height} pixels, and {most / 1e6:.0f} million are the most')
         if picture.format in ('JPEG', 'MPO') and _count_scans(file) * width * height > SCANNED:
-            raise BadPicture('it is a JPEG of too many scans')
+            raise BadPicture('it is a JPEG with too many scans')
         yield picture
 
 
 def _count_scans(file):
-    """How many scans a JPEG has. Within one, the byte 0xff is followed by none that looks like a marker."""
+    """Return the number of scans of a JPEG. Within a scan, no byte after 0xff looks like a marker."""
     start, scans = file.tell(), 0
     file.seek(0)
     while piece := file.read(1 << 20):
@@ -95,8 +94,8 @@ def _count_scans(file):
 
 
 def _orientation(picture):
-    """EXIF's number for how a picture is to be turned; a damaged entry does not make the picture useless."""
+    """Return the EXIF orientation, or 1 if the entry is damaged, in which case the image is still usable."""
     try:
         return picture.getexif().get(ORIENTATION, 1)
-    except Exception:  # as above
+    except Exception:
         return 1

@@ -1,11 +1,11 @@
-"""Groups and data sets of HDF5 files that may be damaged, or made to do harm.
+"""Read groups and data sets of HDF5 files that may be damaged or malicious.
 
-libhdf5 follows links and external storage to any file of the machine, and reserves as much memory as a length in the
-file says before it knows that the file is as long. So no links but hard ones are followed, and only plain data sets are
-read, whose bytes lie one after the other in the file itself, once their type, number and size are known to be right.
+libhdf5 follows links and external storage to any file of the machine, and allocates as much memory as a length in the
+file claims before it checks the length of the file. So only hard links are followed, and only plain data sets are read,
+whose bytes are contiguous in the file itself, after their type, number and size have been checked.
 
-What is wrong is a ValueError that says so, or whatever h5py makes of what libhdf5 stumbles over. `file` is an open
-h5py.File, `group` one of h5py's low-level groups (h5g.GroupID), which take a tenth of the time of the others.
+Errors are ValueErrors, or whatever h5py raises for damaged files. `file` is an open h5py.File, and `group` a low-level
+group of h5py (h5g.GroupID), which is ten times faster than the high-level one.
 """
 import math
 import os
@@ -15,27 +15,27 @@ import numpy as np
 from h5py import h5a, h5d, h5g, h5l, h5o, h5s, h5t
 
 TEXT_BYTES = 1 << 20   # of the longest string that is read
-VLEN_LENGTH_BYTES = 4  # a string of variable length is stored as its length, and where it is
-# What reading a file may take: memory, and seconds of work before its first caption is read, and from one to the next.
+VLEN_LENGTH_BYTES = 4  # a string of variable length is stored as its length and its position
+# Limits on reading a file: memory, and CPU seconds before its first caption is read and from one caption to the next.
 MEMORY, MEMORY_PER_BYTE = 400 << 20, 4
 SECONDS, SECONDS_PER_BYTE = 1, 1 / 10e6
-_seconds_for_all = None  # None where this process is not limited
+_seconds_for_all = None  # None if this process has no limits
 
 
 def open_group(parent, name):
-    """The group that the group `parent` holds as `name`."""
+    """Return the subgroup `name` of the group `parent`."""
     return _open(parent, name, h5g.GroupID, 'a group')
 
 
 def names(group):
-    """Of all that a group holds, in the order in which h5py goes through it."""
+    """Return the names of a group's members, in h5py's order."""
     return [name.decode() for name in group]
 
 
-def limit(size):
-    """Let this process, which is there to read a file of `size` bytes, grow in proportion to it, and hang no more.
+def limit_resources(size):
+    """Limit the memory and the CPU time of this process in proportion to `size`, the bytes of the file it reads.
 
-    Where the system has no such limits (Windows has none, macOS none of memory) it is only apart from others.
+    Windows has no such limits, and macOS none of memory: there, only the separate process protects the others.
     """
     global _seconds_for_all
     try:
@@ -47,35 +47,35 @@ def limit(size):
         pass
     if hasattr(signal, 'setitimer'):
         _seconds_for_all = SECONDS + size * SECONDS_PER_BYTE
-        _let_work(_seconds_for_all)
+        _set_time_limit(_seconds_for_all)
 
 
-def watched(items):
-    """Yield the items; end this process where one takes longer, and `limit` has been called."""
+def with_time_limit(items):
+    """Yield the items; if `limit_resources` was called, end this process when one item takes more than SECONDS."""
     for item in items:
-        _let_work(SECONDS)
+        _set_time_limit(SECONDS)
         yield item
-    _let_work(_seconds_for_all)
+    _set_time_limit(_seconds_for_all)
 
 
-def _let_work(seconds):
-    """End this process by SIGPROF once it has worked for so long: an endless loop in libhdf5 ends in no other way."""
+def _set_time_limit(seconds):
+    """End this process by SIGPROF after so many CPU seconds: nothing else ends an endless loop in libhdf5."""
     if _seconds_for_all:
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def has(group, name):
-    """True where the group holds something as `name`."""
+    """Return whether the group has a member `name`."""
     return group.links.exists(name.encode())
 
 
 def read_text(file, group, name):
-    """The string `name`, whichever way its writer stored it: scalar or one-element array, of fixed length or not."""
+    """Return the string `name`, stored as a scalar or a one-element array, of fixed or variable length."""
     dataset, stored, count, offset = _open_plain(file, group, name)
     if stored.get_class() != h5t.STRING or count != 1:
         raise ValueError(f'{name} is not one string')
     length = stored.get_size()
-    if stored.is_variable_str():  # libhdf5 would reserve up to 4 GB, and fill them, before it finds the string shorter
+    if stored.is_variable_str():  # libhdf5 would allocate and fill up to 4 GB before it checks the length
         with open(file.filename, 'rb', buffering=0) as plain:
             plain.seek(offset)
             length = int.from_bytes(plain.read(VLEN_LENGTH_BYTES), 'little')
@@ -87,28 +87,28 @@ def read_text(file, group, name):
 
 
 def place_of_bytes(file, group, name):
-    """(offset in the file, number) of the bytes `name`, stored as one opaque value or as an array of bytes."""
+    """Return (offset in the file, number of bytes) of `name`, stored as one opaque value or as an array of bytes."""
     _, stored, count, offset = _open_plain(file, group, name)
     is_opaque = stored.get_class() == h5t.OPAQUE and count == 1
     if not is_opaque and not (stored.get_class() == h5t.INTEGER and stored.get_size() == 1):
-        raise ValueError(f'{name} is not a row of bytes')
+        raise ValueError(f'{name} is not an array of bytes')
     return offset, count * stored.get_size()
 
 
 def read_numbers(file, group, name):
-    """The numbers `name`, an array of one dimension."""
+    """Return the numbers in the one-dimensional array `name`."""
     dataset, stored, count, _ = _open_plain(file, group, name)
     if stored.get_class() not in (h5t.FLOAT, h5t.INTEGER):
-        raise ValueError(f'{name} is not a row of numbers')
+        raise ValueError(f'{name} is not an array of numbers')
     value = np.empty(count, stored.dtype)
     dataset.read(h5s.ALL, h5s.ALL, value)
     return value
 
 
 def read_attribute(file, name):
-    """The attribute `name` of the file, a string, or None.
+    """Return the attribute `name` of the file, a string, or None.
 
-    Nothing but `limit` bounds what libhdf5 takes for one whose length is damaged: it does not tell where that is.
+    Only `limit_resources` bounds the memory that libhdf5 takes for an attribute whose length is damaged.
     """
     if not h5a.exists(file.id, name.encode()):
         return None
@@ -121,17 +121,17 @@ def read_attribute(file, name):
 
 
 def _open_plain(file, group, name):
-    """What a group holds as `name`: (low-level data set, type, number of values, offset of its bytes in the file)."""
+    """Return (low-level data set, type, number of values, offset of its bytes in the file) of the member `name`."""
     dataset = _open(group, name, h5d.DatasetID, 'a data set')
     plan, stored, count, offset = dataset.get_create_plist(), dataset.get_type(), _count(dataset), dataset.get_offset()
     if plan.get_layout() not in (h5d.CONTIGUOUS, h5d.COMPACT) or plan.get_external_count():
-        raise ValueError(f'{name} is compressed, in pieces, virtual or in another file; if it is one of the first two, '
-                         'h5repack -f NONE -l CONTI mends it')
+        raise ValueError(f'{name} is compressed, chunked, virtual or in another file; if it is compressed or chunked, '
+                         'convert it with: h5repack -f NONE -l CONTI')
     size = count * stored.get_size()
-    # What was never written has an offset, too, where a user block precedes the file.
+    # In a file with a user block, even data that was never written has an offset.
     room = min(dataset.get_storage_size(), os.path.getsize(file.filename) - (offset or 0))
     if offset is None or not 0 < size <= room:
-        raise ValueError(f'{name} is empty, or not whole')
+        raise ValueError(f'{name} is empty or truncated')
     return dataset, stored, count, offset
 
 
@@ -140,16 +140,16 @@ def _decoded(text):
 
 
 def _count(dataset):
-    """The number of values. The product that libhdf5 gives can have overflowed."""
+    """Return the number of values. The product that libhdf5 returns may have overflowed."""
     space = dataset.get_space()
     return 0 if space.get_simple_extent_type() == h5s.NULL else math.prod(space.get_simple_extent_dims())
 
 
 def _open(parent, name, kind, article):
-    """What the group `parent` holds as `name`, of the class `kind`."""
+    """Return the member `name` of the group `parent`. Raises ValueError unless it is of the class `kind`."""
     encoded = name.encode()
     if '/' in name or name == '.':
-        raise ValueError(f'{name!r} is not a name')
+        raise ValueError(f'{name!r} is not a valid name')
     try:
         link = parent.links.get_info(encoded)
     except KeyError:

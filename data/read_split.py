@@ -1,11 +1,11 @@
-"""Reads a split of an HDF5 file for `data.cache`, in a process of its own, which does nothing else.
+"""Read a split of an HDF5 file for `data.cache`, in a separate process.
 
     python data/read_split.py FILE SPLIT
 
-Whatever is wrong in a file, libhdf5 may find it, or loop for ever, take all memory, or crash. Here that costs nobody
-anything. To stdout go a line of JSON ({'index': ..., 'encoder': ..., 'has_embeddings': ..., 'bad_embeddings': what is
-wrong with them, or None}, or {'error': ...}), then the embeddings' bytes; it writes no file, so that one whose parent
-is gone leaves none.
+A damaged file may make libhdf5 loop forever, take all memory, or crash; in this process, that does no harm. It writes
+to stdout a line of JSON ({'index': ..., 'encoder': ..., 'has_embeddings': ..., 'bad_embeddings': what is wrong with
+them, or None}, or {'error': ...}), then the bytes of the embeddings. It writes no file, so it leaves none behind if it
+is killed.
 """
 import json
 import os
@@ -18,15 +18,15 @@ from data import layout, plain_hdf5  # noqa: E402
 
 
 def read(path, split):
-    """(the first line, embeddings float32 [captions, 1024] or None) of a split; the process is limited from then on."""
-    plain_hdf5.limit(os.path.getsize(path))
+    """Limit this process's resources; return (the line of JSON, embeddings float32 [captions, 1024] or None)."""
+    plain_hdf5.limit_resources(os.path.getsize(path))
     try:
-        file = layout.open_file(path)  # never closed: libhdf5 can stumble over that, too
+        file = layout.open_file(path)  # never closed: for a damaged file, closing can fail, too
         encoder, index, embeddings, bad = layout.read_encoder(file), layout.read_index(file, split), None, None
         try:
             if layout.has_embeddings(file, split):
                 embeddings = layout.read_embeddings(file, split, index.keys)
-        except layout.BadEmbeddings as error:  # not everybody needs them, least of all what writes them anew
+        except layout.BadEmbeddings as error:  # the captions are needed to write new embeddings
             bad = str(error)
         answer = {'index': vars(index), 'encoder': encoder, 'has_embeddings': embeddings is not None,
                   'bad_embeddings': bad}
@@ -34,18 +34,18 @@ def read(path, split):
     except UserError as error:
         return json.dumps({'error': str(error)}), None
     except MemoryError:
-        return json.dumps({'error': str(layout.cannot_be_read(path, split, 'it would take too much memory'))}), None
+        return json.dumps({'error': str(layout.cannot_be_read(path, split, 'it would need too much memory'))}), None
 
 
 def main():
-    if hasattr(signal, 'SIGPIPE'):  # where the parent is gone, nobody is to be told so
+    if hasattr(signal, 'SIGPIPE'):  # if the parent is gone, end without a message
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     line, embeddings = read(*sys.argv[1:])
     sys.stdout.buffer.write(line.encode() + b'\n')
     if embeddings is not None:
         sys.stdout.buffer.write(embeddings)
     sys.stdout.buffer.flush()
-    os._exit(0)  # without libhdf5's own end
+    os._exit(0)  # skips libhdf5's exit handlers
 
 
 if __name__ == '__main__':

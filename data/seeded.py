@@ -1,4 +1,4 @@
-"""Batches that are drawn from seeds of their own: the same in whichever process, whenever, and in whatever order."""
+"""Draw each batch from a seed of its own, so that it does not depend on the process, the time or the order."""
 import torch
 from torch.utils.data import Dataset
 
@@ -7,10 +7,9 @@ from common.torch_errors import is_out_of_memory
 
 
 class SeededSampler:
-    """The numbers that `sampler` gives, each with a seed: (number, seed).
+    """Yields (number, seed) for each number from `sampler`.
 
-    PyTorch's generator is read once an epoch, at its start, so that its state does not depend on how many batches
-    worker processes have been asked for ahead.
+    PyTorch's generator is read once, at the start of an epoch, so that its state does not depend on prefetching.
     """
 
     def __init__(self, sampler):
@@ -24,15 +23,14 @@ class SeededSampler:
         return ((number, new_seed(seeds)) for number in self.sampler)
 
     def set_epoch(self, epoch):
-        """As of a DistributedSampler."""
+        """Set the epoch of a DistributedSampler."""
         self.sampler.set_epoch(epoch)
 
 
 class SeededDataset(Dataset):
-    """A data set that is asked for batches of (number, seed); the first seed is that of all that the batch draws.
+    """A data set that takes batches of (number, seed); the first seed determines all random draws of the batch.
 
-    A UserError is returned in the batch's place: raised in a worker, it would come to the main process with a traceback
-    in its text.
+    A UserError is returned in place of the batch: a worker that raised it would add a traceback to its text.
     """
 
     def __init__(self, dataset):
@@ -54,11 +52,11 @@ class SeededDataset(Dataset):
                 return error
             except (MemoryError, RuntimeError) as error:
                 if is_out_of_memory(error):
-                    return UserError('too little memory to read pictures; use fewer --workers or a smaller '
+                    return UserError('too little memory to read images; use fewer --workers or a smaller '
                                      '--batch_size')
                 raise
 
 
 def new_seed(generator=None):
-    """A number that `generator`, or else PyTorch's, draws."""
+    """Return a random seed from `generator`, or from PyTorch's global one."""
     return int(torch.randint(2 ** 63 - 1, (), generator=generator))

@@ -8,19 +8,19 @@ from data.captioned_photographs import CaptionedPhotographs
 from data.pictures import read_picture
 
 SIZE = 64
-CHUNK = 16  # images that are normalized at once on a CPU: they stay in its cache from one pass to the next
+CHUNK = 16  # images that are normalized at once on a CPU, few enough to stay in its cache between passes
 
 
 def preprocess(jpeg, size=SIZE):
-    """Decode a photograph and resize it, whatever its proportions: uint8 [3, size, size].
+    """Decode a photograph and resize it without keeping its proportions: uint8 [3, size, size].
 
-    It is resized with Pillow's default filter; a gray photograph has three equal channels. Raises BadPicture.
+    It is resized with Pillow's default filter; a gray photograph gets three equal channels. Raises BadPicture.
     """
     return np.asarray(read_picture(jpeg).resize((size, size))).transpose(2, 0, 1)
 
 
 def normalize(pixels):
-    """Return uint8 images [..., 3, 64, 64] as float32 in [-1, 1]."""
+    """Convert uint8 images [..., 3, 64, 64] to float32 in [-1, 1]."""
     return (pixels - 127.5) / 127.5
 
 
@@ -33,15 +33,15 @@ class Text2ImageDataset(CaptionedPhotographs):
         wrong_images  float32 [3, 64, 64] in [-1, 1], a random image of another class
         inter_embed   float32 [1024], the embedding of a random caption, to interpolate with
         txt           str, the caption
-    A file without embeddings gives items without `right_embed` and `inter_embed`. `transform`, if given, is applied to
-    each image. With `drawn=False`, items have neither `wrong_images` nor `inter_embed`, for a training that reads none
-    of them. Random draws come from torch's global generator.
+    If the file has no embeddings, items have no `right_embed` and `inter_embed`. `transform`, if given, is applied to
+    each image. With `drawn=False`, items have neither `wrong_images` nor `inter_embed`, for a training that does not
+    use them. Random draws come from torch's global generator.
 
     The photographs are decoded once, by `preprocess`, into a cache beside the file (`data/cache.py`). So a batch is a
     few gathers, on the device that `to` moves them to, and a DataLoader with `collate_fn=dataset.collate` needs no
     worker processes.
 
-    Raises UserError where the file is missing or has another layout.
+    Raises UserError if the file is missing or has another layout.
     """
 
     def __init__(self, datasetFile, transform=None, split=0, drawn=True):
@@ -49,7 +49,7 @@ class Text2ImageDataset(CaptionedPhotographs):
         self.transform, self.drawn = transform, drawn
 
     def to(self, device):
-        """Keep images (12 KB each) and embeddings (4 KB each) in the memory of `device`. Returns the data set."""
+        """Move images (12 KB each) and embeddings (4 KB each) to the memory of `device`. Returns the data set."""
         self.pictures = self.pictures.to(device)
         self.embeddings = None if self.embeddings is None else self.embeddings.to(device)
         return self
@@ -73,18 +73,18 @@ class Text2ImageDataset(CaptionedPhotographs):
         image = normalize(self.pictures[photo])
         return image if self.transform is None else self.transform(image)
 
-    # --- the same for a whole batch at once, which is many times as fast ----------------------------------------------
+    # --- the same for a whole batch at once, which is many times faster -----------------------------------------------
 
     def __getitems__(self, indices):
         return GatheredItems(self.gather(indices))
 
     @staticmethod
     def collate(items):
-        """Return the gathered batch as it is (a `collate_fn`), where PyTorch's default one would copy it."""
+        """Return the gathered batch as it is (a `collate_fn`); PyTorch's default would copy it."""
         return items.batch
 
     def gather(self, indices):
-        """Return the batch of these items: a dict as an item is, with a batch dimension in front, and `txt` a list."""
+        """Return the batch of these items: a dict like an item, with a batch dimension in front, and `txt` a list."""
         captions = torch.as_tensor(indices, dtype=torch.long)
         photos = self.photo_of[captions]
         batch = {'right_images': self._images(photos), 'txt': [self.captions[i] for i in captions.tolist()]}
@@ -100,8 +100,8 @@ class Text2ImageDataset(CaptionedPhotographs):
         return self.embeddings.index_select(0, captions.to(self.embeddings.device, non_blocking=True))
 
     def _images(self, photos):
-        # index_select copies whole images; pictures[photos] would go byte by byte and take 25 times as long.
-        photos = photos.to(self.pictures.device, non_blocking=True)  # a GPU that is waited for in every step idles
+        # index_select copies whole images; pictures[photos] copies single bytes and takes 25 times as long.
+        photos = photos.to(self.pictures.device, non_blocking=True)  # to wait for a GPU leaves it idle
         images = torch.empty((len(photos), *self.pictures.shape[1:]), device=self.pictures.device)
         chunk = len(photos) if images.is_cuda else CHUNK
         for some, places in zip(images.split(chunk), photos.split(chunk)):
@@ -110,7 +110,7 @@ class Text2ImageDataset(CaptionedPhotographs):
 
 
 class GatheredItems(Sequence):
-    """The items of a batch, as views of it, for any `collate_fn`; `batch` is the whole, for one that needs no copy."""
+    """The items of a batch, as views of it for any `collate_fn`; `batch` is the whole for one that makes no copy."""
 
     def __init__(self, batch):
         self.batch = batch

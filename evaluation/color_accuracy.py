@@ -27,8 +27,8 @@ from PIL import Image, ImageDraw
 from char_cnn_rnn import reading
 from common import flags, run
 from common.errors import UserError, run_command
-from common.sampling import write_pictures
-from data.toy_birds.drawing import PALETTE, SCENES, imagine, shapes
+from common.sampling import write_images
+from data.toy_birds.drawing import PALETTE, SCENES, random_bird, shapes
 from data.toy_birds.prepare import CLASSES, colors_of
 from data.txt2image_dataset import Text2ImageDataset
 from text2image.build_gan import Model
@@ -65,7 +65,7 @@ def main():
     colors = [colors_of(dataset.classes[photo]) for photo in dataset.photo_of[captions].tolist()]
     shuffled = [colors[i] for i in torch.randperm(len(colors), generator=torch.Generator().manual_seed(0)).tolist()]
     some = torch.linspace(0, len(images) - 1, min(SHOWN, len(images))).long()
-    write_pictures(run.new_run(options.out_dir, 'color_accuracy', vars(options)), [[images[some]]],
+    write_images(run.new_run(options.out_dir, 'color_accuracy', vars(options)), [[images[some]]],
                    [dataset.captions[i] for i in captions[some].tolist()])
     print(f'{file}: {len(images)} images for sentences with colors never trained on together')
     for what, pairs in (('asked for', colors), ('shuffled', shuffled)):
@@ -126,7 +126,7 @@ def pose_masks(samples=40):
     rng, poses = random.Random(0), []
     for facing in (1, -1):
         for raised in (True, False):
-            labels = [label_map(imagine(rng, 'red', 'blue', facing=facing, raised=raised)) for _ in range(samples)]
+            labels = [label_map(random_bird(rng, 'red', 'blue', facing=facing, raised=raised)) for _ in range(samples)]
             poses.append([np.mean(np.equal(labels, part), 0) for part in range(3)])
     return np.array(poses, np.float32).swapaxes(0, 1)
 

@@ -8,7 +8,7 @@ from common import checkpoint
 from common.errors import UserError
 from common.pictures import side_by_side
 from common.progress import new_progress
-from common.sampling import reproducible, same_items
+from common.sampling import fixed_batch, reproducible
 from common.training_run import TrainingRun
 from stackgan_v1 import checkpoints
 from stackgan_v1.gan import Stage1Discriminator, Stage1Generator, Stage2Discriminator, Stage2Generator
@@ -160,7 +160,7 @@ class Model:
         refinement, and a real image.
         """
         if not hasattr(self, 'sample_batch'):
-            self.sample_batch = same_items(self.data_loader.dataset, SAMPLES)
+            self.sample_batch = fixed_batch(self.data_loader.dataset, SAMPLES)
         real = self.sample_batch['right_images']
         return side_by_side([*self.generate(self.sample_batch['right_embed']), real], real.shape[-1])
 

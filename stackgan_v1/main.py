@@ -22,7 +22,7 @@ import argparse
 from char_cnn_rnn import reading
 from common import config, flags, ranks, run, speed
 from common.errors import UserError, run_command
-from common.sampling import in_batches, write_evaluation, write_pictures
+from common.sampling import in_batches, write_evaluation, write_images
 from data.cropped_dataset import CroppedDataset
 from data.multiscale_dataset import shuffled_batches
 from stackgan_v1 import checkpoints
@@ -39,7 +39,7 @@ NARROWEST = {1: 2, 2: 4}                 # --gf_dim, of which the last layer has
 def parse_flags():
     """Return (options, the folder of the run to continue or None)."""
     parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_run_flags(parser, model='stackgan_v1', epochs=600, batch_size=64, lr=0.0002, chapter_dir=HERE,
+    flags.add_run_flags(parser, model='stackgan_v1', epochs=600, batch_size=64, lr=0.0002, section_dir=HERE,
                         batch_modes=flags.ALL)
     parser.add_argument('--stage', type=int, choices=[1, 2], modes=flags.ALL, selects_run=True,
                         help='1: images of 64 x 64; 2: these images refined to 256 x 256 '
@@ -83,7 +83,7 @@ def complete(options, resumed):
     if options.stage == 2 and not (options.stage1 or options.checkpoint or resumed):
         raise UserError('--stage 2: refines the images of a trained Stage-I; name its run with --stage1')
     if options.stage == 1:
-        run.refuse_typed(['residuals'], 'in Stage-I, which has no residual blocks')
+        run.refuse_given(['residuals'], 'in Stage-I, which has no residual blocks')
     if options.gf_dim < NARROWEST[options.stage]:
         raise UserError(f'--gf_dim {options.gf_dim}: too narrow; give {NARROWEST[options.stage]} or more')
     options.config_name = options.config_name or NAMES[options.stage]
@@ -168,10 +168,10 @@ def generate(options, device, resumed):
     """Generate an image of each sentence that the user typed; from Stage-II also a sheet of them beside Stage-I's."""
     sentences = flags.read_sentences(options.text, options.text_file)
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
-                               dataset=run.if_typed('dataset', options.dataset), stage=options.stage)
+                               dataset=run.if_given('dataset', options.dataset), stage=options.stage)
     model, file, _ = load_generator(file, options.model, device, options.stage)
     embeddings = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options), device)
-    write_pictures(run.new_run(options.out_dir, 'text', vars(options)),
+    write_images(run.new_run(options.out_dir, 'text', vars(options)),
                    in_batches(model.generate, embeddings, options.batch_size, options.seed), sentences,
                    sizes='stages.png')
 

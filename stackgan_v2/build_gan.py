@@ -8,7 +8,7 @@ from common import checkpoint
 from common.errors import UserError
 from common.pictures import side_by_side
 from common.progress import new_progress
-from common.sampling import reproducible, same_items
+from common.sampling import fixed_batch, reproducible
 from common.training_run import TrainingRun
 from stackgan_v2 import checkpoints
 from stackgan_v2.gan import BASE_SIZE, Discriminator, Generator
@@ -201,7 +201,7 @@ class Model:
         """Return a PIL image with a row for each of some items, always the same: every branch's image, and a real one.
         """
         if not hasattr(self, 'sample_batch'):
-            self.sample_batch = same_items(self.data_loader.dataset, SAMPLES)
+            self.sample_batch = fixed_batch(self.data_loader.dataset, SAMPLES)
         real = self.sample_batch['right_images'][-1]
         fake = self.generate(self.sample_batch.get('right_embed'), count=len(real))
         return side_by_side([*fake, real], min(SAMPLE_SIZE, real.shape[-1]))

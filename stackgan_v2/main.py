@@ -26,7 +26,7 @@ import torch
 from char_cnn_rnn import reading
 from common import config, flags, ranks, run, speed
 from common.errors import UserError, run_command
-from common.sampling import in_batches, write_evaluation, write_pictures, write_strip
+from common.sampling import in_batches, write_evaluation, write_images, write_strip
 from data.multiscale_dataset import MultiscaleDataset, shuffled_batches
 from stackgan_v2 import checkpoints, unconditional
 from stackgan_v2.authors_cfg import KEYS, translate
@@ -41,7 +41,7 @@ STRIP = 9  # images from one sentence to the other
 def parse_flags():
     """Return (options, the folder of the run to continue or None)."""
     parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_run_flags(parser, model='stackgan_v2', epochs=600, batch_size=24, lr=0.0002, chapter_dir=HERE,
+    flags.add_run_flags(parser, model='stackgan_v2', epochs=600, batch_size=24, lr=0.0002, section_dir=HERE,
                         all_modes=MODES, seed_modes=(flags.TRAIN, *GENERATING),
                         batch_modes=(*flags.TRAINING, *flags.GENERATING), resume_modes=(flags.RESUME, *GENERATING))
     parser.add_argument('--branches', type=int, choices=range(1, 6), default=3, modes=flags.TRAINING,
@@ -80,7 +80,7 @@ def complete(options):
     """Fill in what follows from other options. Raises UserError where they contradict each other."""
     unconditional.complete(options)
     if options.train and options.branches == 1:
-        run.refuse_typed(['residuals', 'color_coef'], 'with one branch, which refines no other')
+        run.refuse_given(['residuals', 'color_coef'], 'with one branch, which refines no other')
     if options.gf_dim >> (options.branches - 1) == 0:
         raise UserError(f'--gf_dim {options.gf_dim}: too narrow for {options.branches} branches, each of which halves '
                         f'it; give {2 ** (options.branches - 1)} or more')
@@ -150,7 +150,7 @@ def evaluate(options, device, resumed):
     """Generate an image for every caption of classes that were not trained on; without text, `--count` images."""
     of_dataset = options.count is None or options.dataset != 'birds'  # the default, which no run without text is on
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
-                               dataset=options.dataset if of_dataset else run.if_typed('dataset', options.dataset))
+                               dataset=options.dataset if of_dataset else run.if_given('dataset', options.dataset))
     model, file, steps = load_generator(file, options.model, device)
     speed.prepare_evaluation(model.netG, device)
     if not model.netG.conditional and options.example:
@@ -175,7 +175,7 @@ def generate(options, device, resumed):
     flag = '--interpolate' if options.interpolate else '--text'
     sentences = flags.read_sentences(options.interpolate or options.text, options.text_file, flag)
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
-                               dataset=run.if_typed('dataset', options.dataset))
+                               dataset=run.if_given('dataset', options.dataset))
     model, file, _ = load_generator(file, options.model, device)
     if not model.netG.conditional:
         raise UserError(f'{file}: was trained without text, so it reads no sentences; '
@@ -187,7 +187,7 @@ def generate(options, device, resumed):
         images = [model.generate(embedding, options.seed)[-1] for embedding in between]
         write_strip(run.new_run(options.out_dir, 'interpolate', vars(options)), torch.cat(images), sentences)
     else:
-        write_pictures(run.new_run(options.out_dir, 'text', vars(options)),
+        write_images(run.new_run(options.out_dir, 'text', vars(options)),
                        in_batches(model.generate, embeddings, options.batch_size, options.seed), sentences,
                        sizes='branches.png')
 

@@ -33,9 +33,9 @@ def complete(options):
     if options.conditional and without_text:
         raise UserError(f'{without_text}: has no sentences; leave out --conditional True')
     if options.train and not options.conditional:
-        run.refuse_typed(['kl_coef', 'embedding_dim'], 'without text')
+        run.refuse_given(['kl_coef', 'embedding_dim'], 'without text')
     if options.train and without_text:
-        run.refuse_typed(['data_dir', 'cache'], f'with images of {without_text}')
+        run.refuse_given(['data_dir', 'cache'], f'with images of {without_text}')
 
 
 def load_dataset(options):

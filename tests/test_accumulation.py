@@ -148,7 +148,7 @@ def test_names_and_parameters_stay(chapter):
 
 def test_more_parts_than_images_are_refused():
     model, netsD, _ = case('stackgan_v2')
-    assert '--accumulate 5: more parts than pictures; with --batch_size 4 give 4 or less' in one_line(
+    assert '--accumulate 5: more parts than images; with --batch_size 4 give 4 or less' in one_line(
         lambda: prepare(model, netsD, accumulate=5))
 
 

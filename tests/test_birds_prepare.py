@@ -200,7 +200,7 @@ def test_png_and_webp_become_jpegs(tmp_path, monkeypatch, capsys, out):
     run(monkeypatch, *make_cub(tmp_path, photographs, ending='.png'), '--out', out)
     said = capsys.readouterr().out
     assert 'stored as JPEG: 6 photographs (they are PNG or WebP' in said
-    assert f'skipped {ANI}/deep: its photograph is unreadable (more than 8 bits a pixel' in said
+    assert f'skipped {ANI}/deep: its photograph is unreadable (more than 8 bits per channel' in said
     colors = {'png': (254, 0, 0), 'webp': (254, 0, 0), 'clear': (255, 255, 255), 'half': (127, 127, 127),
               'palette': (255, 255, 255), 'gray': (100, 100, 100)}
     with layout.open_file(str(out)) as file:
@@ -232,13 +232,13 @@ def test_captions_that_the_encoder_does_not_read_are_counted(tmp_path, monkeypat
     texts = ['a red bird', 'красная птица', 'très petit', 'x' * 202, 'A tab\tin it, and \x1b']
     run(monkeypatch, *make_cub(tmp_path, {f'{ANI}/one': (jpeg(), texts)}), '--out', out)
     said = capsys.readouterr().out
-    assert 'does not read: in 3 captions (\\t \\x1b è а и к' in said
+    assert 'does not know: in 3 captions (\\t \\x1b è а и к' in said
     assert 'longer than the 201 characters that the sentence encoder reads: 1 captions' in said
 
 
 def test_the_ending_h5_is_found_by_everything(tmp_path, monkeypatch, capsys):
     run(monkeypatch, *make_cub(tmp_path, birds()), '--out', tmp_path / 'my birds.h5')
-    assert 'embeddings: none yet; data/README.md says how to write them' in capsys.readouterr().out
+    assert 'embeddings: none yet; see data/README.md' in capsys.readouterr().out
     command = shlex.split(how_to_embed(str(tmp_path / 'my birds.h5')).split('&&')[1])
     options = dict(zip(command[3::2], command[4::2]))
     assert flags.dataset_file(types.SimpleNamespace(data_dir=options['--data_dir'], dataset=options['--dataset'])) == \
@@ -308,7 +308,7 @@ def test_what_no_reader_would_take_is_not_written(tmp_path, monkeypatch, capsys,
     run(monkeypatch, *args, '--out', out)
     said = capsys.readouterr()
     assert said.out.count('is not x, y, width and height') == 5 and 'skipped 6 photographs' in said.out
-    assert f'skipped {ANI}/long: its captions have one of more than 1,048,576 bytes' in said.out and said.err == ''
+    assert f'skipped {ANI}/long: one of its captions has more than 1,048,576 bytes' in said.out and said.err == ''
     assert load_split(str(out), 'test').index.names == ['longest']
 
 
@@ -346,8 +346,8 @@ def test_memory_that_is_gone_is_one_line(error):
               'sys.modules["common.torch_errors"] = None  # as where there is no memory to import it\n'
               'run_command(main)').format(root=os.path.join(os.path.dirname(SCRIPT), '..', '..'), error=error)
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, 'error: this takes more memory than there is; end other programs, or '
-                                              'read smaller files\n')
+    assert (done.returncode, done.stderr) == (1, 'error: out of memory; end other programs, or read smaller '
+                                              'files\n')
 
 
 def test_boxes_whose_numbers_have_leading_zeros(tmp_path, monkeypatch, capsys, out):
@@ -370,7 +370,7 @@ def test_a_flag_that_is_missing_is_one_line(monkeypatch, capsys):
 def test_boxes_in_fractions_are_recognized(tmp_path, monkeypatch, out, box):
     args = make_cub(tmp_path, {f'{ANI}/one': (jpeg(), captions(1))}, box=box)
     said = error(monkeypatch, *args, '--out', out)
-    assert 'no usable photograph (1 skipped' in said and 'fractions of the picture' in said and 'in pixels' in said
+    assert 'no usable photograph (1 skipped' in said and 'fractions of the image' in said and 'in pixels' in said
 
 
 def test_own_classes_without_class_lists(tmp_path, monkeypatch, out):
@@ -388,7 +388,7 @@ def test_a_box_is_that_of_the_picture_as_it_is_seen(orientation):
     exif, jpeg = Image.Exif(), io.BytesIO()
     exif[274] = orientation
     stored.save(jpeg, 'JPEG', exif=exif, quality=95)
-    x, y, width, height = cub.as_stored(box, stored.size, orientation)
+    x, y, width, height = cub.to_stored_orientation(box, stored.size, orientation)
     cut = read_picture(jpeg.getvalue(), part=lambda size: (x, y, x + width, y + height))
     assert cut.size == (120, 80) and np.asarray(cut)[8:-8, 8:-8].mean((0, 1)) == pytest.approx([254, 0, 0], abs=3)
 
@@ -438,7 +438,7 @@ def test_errors_name_the_file_and_keep_what_there_was(tmp_path, monkeypatch, out
     assert 'images.txt' in error(monkeypatch, '--cub', tmp_path, *good[2:], *end)
     assert 'no such folder' not in error(monkeypatch, *good[:2], '--text', tmp_path, *end)
     assert 'text_c10' in error(monkeypatch, *good[:2], '--text', tmp_path / 'absent', *end)
-    assert '--text 1' in error(monkeypatch, '--cub', good[1], good[1], *good[2:], *end)
+    assert '--text has 1' in error(monkeypatch, '--cub', good[1], good[1], *good[2:], *end)
     assert 'Laysan_0: 2 photographs' in error(monkeypatch, '--cub', good[1], good[1], '--text', good[3], good[3], *end)
     write(tmp_path / 'list.txt', f'{ANI}\n')
     both = ['--train_classes', tmp_path / 'list.txt', '--test_classes', tmp_path / 'list.txt']
@@ -447,20 +447,20 @@ def test_errors_name_the_file_and_keep_what_there_was(tmp_path, monkeypatch, out
     for text in ('Laysan_Albatross\n', ''):
         write(tmp_path / 'list.txt', text)
         said = error(monkeypatch, *good, '--test_classes', tmp_path / 'list.txt', *end)
-        assert said.startswith(f'{tmp_path}/list.txt: lists no class of the data, such as {ALBATROSS}; write a class ')
+        assert said.startswith(f'{tmp_path}/list.txt: lists no class of the data, such as {ALBATROSS}; write one ')
     nothing = make_cub(tmp_path / 'nothing', {f'{ANI}/x': (b'', captions(1))})
-    assert '(1 skipped, most because its photograph is not a JPEG' in error(monkeypatch, *nothing, *end)
+    assert '(1 skipped, mostly because its photograph is not a JPEG' in error(monkeypatch, *nothing, *end)
     assert 'is a folder' in error(monkeypatch, *good, '--out', tmp_path)
-    assert 'must end in .hdf5 or .h5' in error(monkeypatch, *good, '--out', tmp_path / 'birds')
+    assert 'give a name that ends in .hdf5 or .h5' in error(monkeypatch, *good, '--out', tmp_path / 'birds')
     write(tmp_path / 'x.hdf5', 'kept')
-    assert 'beside it lies x.hdf5' in error(monkeypatch, *good, '--out', tmp_path / 'x.h5')
+    assert 'would also refer to x.hdf5' in error(monkeypatch, *good, '--out', tmp_path / 'x.h5')
     write(tmp_path / 'good/CUB_200_2011/images.txt', '1\n')
     assert 'images.txt' in error(monkeypatch, *good, *end)
     write(tmp_path / 'good/CUB_200_2011/images.txt', '\n')
     assert 'images.txt: is empty; give --cub the folder' in error(monkeypatch, *good, *end)
     for place in ('x.hdf5', 'x.hdf5/deeper'):
         said = error(monkeypatch, *good, '--out', tmp_path / place / 'y.hdf5', '--dry_run')
-        assert f'y.hdf5: {tmp_path}/x.hdf5 is a file, not a folder to write into' in said
+        assert f'y.hdf5: {tmp_path}/x.hdf5 is a file, not a folder' in said
     assert out.read_text() == 'kept' and os.listdir(out.parent) == ['birds.hdf5']
 
 
@@ -487,7 +487,7 @@ def pause_halfway(*args):
         print('halfway', flush=True)
         for _ in range(600):
             time.sleep(.1)
-            signals.let_act()
+            signals.deliver_held()
 layout.write_photograph = pause_halfway
 run_command(prepare.main)
 '''

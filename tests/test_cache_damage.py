@@ -138,14 +138,14 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     script = ('import os, signal, sys\n'
               'from data import cache, checked_files\n'
               'from data.txt2image_dataset import preprocess\n'
-              'write, written = checked_files._Summed.write, []\n'
+              'write, written = checked_files._ChecksumWriter.write, []\n'
               'def end(self, data):\n'
               '    write(self, data)\n'
               '    written.append(self.file.name)\n'
               '    if "pictures" in self.file.name and len(written) > 4:\n'
               '        self.file.flush()\n'
               '        os.kill(os.getpid(), signal.SIGKILL)\n'
-              'checked_files._Summed.write = end\n'
+              'checked_files._ChecksumWriter.write = end\n'
               'cache.load_split(sys.argv[1], "train", 64, preprocess)')
     assert subprocess.run([sys.executable, '-c', script, path], cwd=ROOT).returncode == -9
     folder = tmp_path / 'birds.cache'
@@ -224,10 +224,10 @@ def test_data_that_is_replaced_during_a_training(tmp_path):
     torch.manual_seed(0)
     before = dataset[0]
     os.rename(path, tmp_path / 'kept')
-    assert 'birds.hdf5: cannot be read any more' in one_line(dataset.__getitem__, 0)
+    assert 'birds.hdf5: can no longer be read' in one_line(dataset.__getitem__, 0)
     tiny.make(path, {'train': {'009.Kiwi': 3}})
     said = one_line(dataset.__getitem__, 0)
-    assert 'birds.hdf5: has changed since it was first read; put it back, or start again' in said
+    assert 'birds.hdf5: has changed since it was first read; restore it, or start again' in said
     os.replace(tmp_path / 'kept', path)
     torch.manual_seed(0)
     assert same(dataset[0]['right_images'], before['right_images'])

@@ -169,7 +169,7 @@ def test_a_file_that_is_replaced_meanwhile_is_left_alone(tmp_path, monkeypatch, 
     if when == 'embeddings are written':
         monkeypatch.setattr(layout, '_write_embedding', replace)
     said = error(monkeypatch, tmp_path, '--embed', '--encoder', words)
-    assert said == f'error: {path}: has changed while its captions were read; start again'
+    assert said == f'error: {path}: changed while its captions were being read; start again'
     with layout.open_file(str(path)) as file:
         assert not layout.has_embeddings(file, 'train') and len(file['train']) == 5 * photos * 2
     assert sorted(os.listdir(tmp_path)) == ['encoder.pt', 'squares.cache', 'squares.hdf5']

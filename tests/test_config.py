@@ -35,17 +35,17 @@ none:
 
 
 @pytest.mark.parametrize('text, message', [
-    ('a: 1\nlr: !!int x', 'line 2: types are not given'), ('lr: !!bool x', 'line 1: types are not given'),
-    ('lr: !!binary aaaa', 'types are not given'), ('lr: !mine x', 'types are not given'),
-    (3000 * '[', 'line 1'), ('a: ' + 3000 * '{b: ', 'line 1: is nested deeper'), ('- ' * 3000, 'line 1'),
-    ('&a {b: *a}', 'line 1: names of values, & and *'), (f'a0: &a0 [x]\n{BOMB}', 'line 1: names of values'),
-    ('a: 1\nb: 2\na: 3', "line 3: 'a' is there a second time"), ('? [a]\n: 1', 'a key is a single word'),
-    ('a: [[1]]', 'a list is of single values'), ('lr: "\\0"', 'control character'),
+    ('a: 1\nlr: !!int x', 'line 2: tags'), ('lr: !!bool x', 'line 1: tags'),
+    ('lr: !!binary aaaa', 'tags'), ('lr: !mine x', 'tags'),
+    (3000 * '[', 'line 1'), ('a: ' + 3000 * '{b: ', 'line 1: is nested too deeply'), ('- ' * 3000, 'line 1'),
+    ('&a {b: *a}', 'line 1: anchors (&) and aliases (*)'), (f'a0: &a0 [x]\n{BOMB}', 'line 1: anchors'),
+    ('a: 1\nb: 2\na: 3', "line 3: 'a' occurs twice"), ('? [a]\n: 1', 'a key must be a single word'),
+    ('a: [[1]]', 'a list must hold single values'), ('lr: "\\0"', 'control character'),
     ('lr: \0', 'cannot be read as YAML'),
     ('a: "\\ud800"', 'control character'), ('a: "\\UFFFFFFFF"', 'cannot be read as YAML'),
     (f'%YAML {5000 * "9"}.1\n---\na: 1', 'cannot be read as YAML'), ('a: 1\n---\nb: 2', 'holds 2 documents'),
-    (f'a: {10 ** 6 * "x"}', 'longer than any configuration'), ('hello', 'holds a str'), ('[1]', 'holds a list'),
-    (b'a: \xe9', 'cannot be read as YAML'), ('a: b\n\tc: d', 'cannot be read as YAML'), (10 ** 5 * ']', 'longer than')])
+    (f'a: {10 ** 6 * "x"}', 'too long for a configuration'), ('hello', 'holds a str'), ('[1]', 'holds a list'),
+    (b'a: \xe9', 'cannot be read as YAML'), ('a: b\n\tc: d', 'cannot be read as YAML'), (10 ** 5 * ']', 'too long')])
 def test_one_line_at_once(tmp_path, text, message):
     start = time.monotonic()
     error = one_line(load, tmp_path / 'a.yml', text)

@@ -61,7 +61,7 @@ def test_files_of_others_have_none(tmp_path):
     torch.save(fuzz.WHOLE, tmp_path / 'a.pth', _use_new_zipfile_serialization=False)
     assert fuzz._same(checkpoint.load(str(tmp_path / 'a.pth')), fuzz.WHOLE)
     data = (tmp_path / 'a.pth').read_bytes()
-    one_line(checkpoint.load, write(tmp_path / 'b.pth', data[:-1]), match='cut off: 1 bytes')
+    one_line(checkpoint.load, write(tmp_path / 'b.pth', data[:-1]), match='truncated: 1 bytes')
     crc32 = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -118,11 +118,11 @@ def test_other_files_are_called_by_their_name(tmp_path):
     for data, message in [(b'', 'is empty'), (b'<!DOCTYPE html>\n<html>', 'is a web page, not a checkpoint'),
                           (b'\n <html lang="en">', 'download the file itself'), (b'404: not found\n', 'is text'),
                           (b'version https://git-lfs.github.com/spec/v1\noid', 'git lfs pull'),
-                          (b'\x89PNG\r\n\x1a\n\0\0', 'damaged, or no checkpoint')]:
+                          (b'\x89PNG\r\n\x1a\n\0\0', 'damaged, or not a checkpoint')]:
         assert message in one_line(checkpoint.load, write(tmp_path / 'a.pth', data))
     with zipfile.ZipFile(tmp_path / 'a.pt', 'w') as archive:
         archive.writestr('a.txt', 'a')
-    one_line(checkpoint.load, str(tmp_path / 'a.pt'), match='is a zip archive, but no checkpoint')
+    one_line(checkpoint.load, str(tmp_path / 'a.pt'), match='is a zip archive, but not a checkpoint')
     with zipfile.ZipFile(tmp_path / 'a.pt', 'w') as archive:
         archive.writestr('a/data.pkl', 'a')
         archive.writestr('a/constants.pkl', 'a')
@@ -253,7 +253,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, n
     one_line(model.load_from, newest, None, False, match='changed since')  # by its name: no other one
     os.remove(newest)
     model.load_from(folder, verbose=False)
-    assert 'gone' in capsys.readouterr().out and model.progress['step'] == 2
+    assert 'missing' in capsys.readouterr().out and model.progress['step'] == 2
     model.save_to(folder, verbose=False)
     spoil(newest)
     spoil(f'{newest}.1')
@@ -268,7 +268,7 @@ def test_generators_too_are_taken_from_the_one_before(tmp_path, section, capsys)
     model.save_to(folder, verbose=False)
     spoil(model.save_to(folder, verbose=False))
     assert section.load_generator(folder, name)[1] == f'{folder}/{name}.pt.1'
-    assert 'taken in place of' in capsys.readouterr().out
+    assert 'used in place of' in capsys.readouterr().out
     assert run.find_run(str(tmp_path), f'{name}.pt') == folder
     os.remove(f'{folder}/{name}.pt')
     assert run.find_run(str(tmp_path), f'{name}.pt') == folder

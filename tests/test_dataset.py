@@ -76,7 +76,7 @@ def test_two_photographs_of_one_class_and_name_are_refused(tmp_path):
     photograph = next(tiny.photographs('train', {'001.Auk': 1}))
     with layout.replace_file(str(tmp_path / 'a.hdf5')) as file:
         layout.write_photograph(file, 'train', photograph)
-        with pytest.raises(UserError, match='001.Auk/Auk_0: two photographs of this class and name in /train'):
+        with pytest.raises(UserError, match='001.Auk/Auk_0: two photographs in /train have this'):
             layout.write_photograph(file, 'train', photograph)
 
 
@@ -159,7 +159,7 @@ def test_embeddings_that_no_reader_takes_are_not_written(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5', embeddings=False)
     for number in (np.nan, np.inf):
         message = one_line(layout.write_embeddings, path, {'train': np.full((14, 1024), number)}, 'encoder.pt')
-        assert 'by encoder.pt, so none are written; take another encoder' in message
+        assert 'encoder.pt gives embeddings with numbers that are infinite or NaN, so none are written' in message
     assert Text2ImageDataset(path).embeddings is None
 
 

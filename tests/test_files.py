@@ -9,7 +9,7 @@ import types
 import pytest
 
 from common.errors import CannotWrite
-from common.files import atomic_write, check_can_write, check_space, explained, remove_leftovers
+from common.files import atomic_write, check_can_write, check_space, convert_os_errors, remove_leftovers
 from tests.errors import one_line
 
 WRITER = '''
@@ -97,5 +97,6 @@ def test_whether_a_file_can_be_written_is_known_without_one(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='the system has no /dev/full')
 def test_a_full_disk_says_so():
-    with pytest.raises(CannotWrite, match='disk full'), explained('a'), open('/dev/full', 'wb', buffering=0) as file:
+    with pytest.raises(CannotWrite, match='disk full'), convert_os_errors('a'), \
+            open('/dev/full', 'wb', buffering=0) as file:
         file.write(b'1')

@@ -44,7 +44,8 @@ def test_two_data_files_of_one_name(tmp_path, capsys):
     assert flags.dataset_file(options) == str(tmp_path / 'birds.h5') and capsys.readouterr().out == ''
     (tmp_path / 'birds.hdf5').touch()
     assert flags.dataset_file(options) == str(tmp_path / 'birds.hdf5')
-    assert capsys.readouterr().out == f'{tmp_path}/birds.h5: is not read, for {tmp_path}/birds.hdf5 is there, too\n'
+    said = capsys.readouterr().out
+    assert said == f'{tmp_path}/birds.h5: is not read, because {tmp_path}/birds.hdf5 exists as well\n'
 
 
 def test_a_pipe_that_nobody_writes_to_is_refused_but_not_one_of_the_shell(tmp_path):
@@ -98,7 +99,7 @@ def test_options_of_a_run_are_kept_unless_named(tmp_path, monkeypatch):
     assert parse('--resume', folder)[0].epochs == 9
     assert run.read_options(folder) == vars(resumed)
     for broken in (str(tmp_path), str(tmp_path / 'nothing')):
-        with pytest.raises(UserError, match='is no folder of a run'):
+        with pytest.raises(UserError, match='is not a run folder'):
             parse('--resume', broken)
 
 
@@ -110,11 +111,11 @@ def parse(folder, monkeypatch, *typed):
 
 
 @pytest.mark.parametrize('text, message', [
-    ('[1, 2]', 'options.json: holds a list where a run notes its options'), ('3', 'holds a int'),
+    ('[1, 2]', 'options.json: holds a list, not the options of a run'), ('3', 'holds a int'),
     ('{"epochs": ', 'options.json: cannot be read'), ('[' * 100_000, 'options.json: cannot be read'),
     ('\x00', 'options.json: cannot be read'),
     ('{"epochs": "many"}', "options.json: argument --epochs: invalid positive int value: 'many'"),
-    ('{"epochs": [1, 2]}', 'options.json: a list where one value belongs: 2 is too much'),
+    ('{"epochs": [1, 2]}', 'options.json: a list in place of one value: remove 2'),
     ('{"epochs": {"a": 1}}', 'options.json: argument --epochs'), ('{"seed": 1e400}', 'options.json: argument --seed'),
     ('{"model": "../../x"}', 'options.json: argument --model'), ('{"data_dir": 7}', '')])
 def test_options_of_a_run_are_checked(tmp_path, monkeypatch, text, message):
@@ -133,8 +134,8 @@ def test_a_run_is_named_by_its_folder_or_by_a_checkpoint_in_it(tmp_path, monkeyp
     for named, model in ((folder, 'mine'), (f'{folder}/mine.pt', 'mine'), (f'{folder}/x.pt', 'x')):
         options, resumed = parse(tmp_path, monkeypatch, '--resume', named)
         assert (resumed, options.model, options.epochs, options.out_dir) == (folder, model, 7, str(tmp_path))
-    assert 'is no folder of a run' in one_line(parse, tmp_path, monkeypatch, '--resume', f'{folder}/y.pt')
-    assert 'give the folder of a run' in one_line(parse, tmp_path, monkeypatch, '--resume', f'{folder}/options.json')
+    assert 'is not a run folder' in one_line(parse, tmp_path, monkeypatch, '--resume', f'{folder}/y.pt')
+    assert 'give a run folder' in one_line(parse, tmp_path, monkeypatch, '--resume', f'{folder}/options.json')
     for name in ('x.pt', 'mine.pt'):
         os.rename(os.path.join(folder, name), os.path.join(folder, f'of_{name}'))
     advice = f'--resume {os.path.join(folder, "of_mine.pt")}'
@@ -164,7 +165,7 @@ def test_what_is_no_training_does_not_go_on(tmp_path, monkeypatch):
     assert 'no training; give the folder of a run' in one_line(parse, tmp_path, monkeypatch, '--resume', drawing)
     folder = run.new_run(str(tmp_path), 'birds', {'train': True})
     os.makedirs(os.path.join(folder, 'text2image.pt'))
-    assert 'text2image.pt: is a folder where' in one_line(parse, tmp_path, monkeypatch, '--resume', folder)
+    assert 'text2image.pt: is a folder, not' in one_line(parse, tmp_path, monkeypatch, '--resume', folder)
 
 
 def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch):
@@ -184,8 +185,8 @@ def test_numbers_of_processes_that_are_none(name):
 
 
 def test_a_run_that_was_stopped_before_its_first_step_goes_on():
-    run.check_is_under_way('a run', SimpleNamespace(progress=new_progress() | {'rng': rng_state()}))
-    one_line(run.check_is_under_way, 'a run', SimpleNamespace(progress=new_progress()), match='holds weights alone')
+    run.check_resumable('a run', SimpleNamespace(progress=new_progress() | {'rng': rng_state()}))
+    one_line(run.check_resumable, 'a run', SimpleNamespace(progress=new_progress()), match='holds weights alone')
 
 
 def test_a_run_that_cannot_be_written_is_one_line(tmp_path):

@@ -52,14 +52,14 @@ def test_a_training_keeps_what_it_reads_when_the_file_is_replaced(tmp_path):
     torch.manual_seed(0)
     item = before[3]
     assert same(item['right_images'], expected['right_images']) and same(item['wrong_images'], expected['wrong_images'])
-    assert 'birds.hdf5: has changed while it was being read' in one_line(late.cached)
+    assert 'birds.hdf5: changed while it was being read' in one_line(late.cached)
 
 
 def test_frames_that_are_cut_off_meanwhile_are_one_line(tmp_path):
     dataset = MultiscaleDataset(tiny.make(tmp_path / 'birds.hdf5'), **TINY).cached()
     expected = dataset.frames[0].copy()
     os.truncate(dataset.frames.file, 0)
-    assert 'frames_76.bin: has been cut off; start again' in one_line(dataset.__getitems__, [0])
+    assert 'frames_76.bin: was truncated; start again' in one_line(dataset.__getitems__, [0])
     dataset = MultiscaleDataset(dataset.file, **TINY).cached()
     os.remove(dataset.frames.file)  # which stays as it is, for whoever has it open
     assert np.array_equal(dataset.frames[0], expected)

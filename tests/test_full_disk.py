@@ -62,7 +62,7 @@ def test_a_full_disk_is_said_once_and_the_run_goes_on_to_the_same_results(datase
     assert_same(everything(model), straight)
     said = [line for line in log_of(tmp_path) if not line.startswith('epoch')]
     assert said == [f'{tmp_path}/text2image.pt: disk full, so it cannot be written; make room, or write to another '
-                    'disk; the training goes on and tries again (the last good one: step 1)',
+                    'disk; the training continues and tries again (the last good one: step 1)',
                     'the checkpoint can be written again']
     assert capsys.readouterr().out.count('disk full') == 1
     again = new_model(dataset, seed=9)
@@ -91,9 +91,9 @@ def test_what_was_kept_while_the_disk_was_full_goes_on_to_the_same_results(datas
 
 def test_a_last_checkpoint_without_room_is_an_error(dataset, tmp_path, often):
     model = fails(new_model(dataset), lambda step: step > 3)
-    said = one_line(model.train, EPOCHS, 1, str(tmp_path), match='the training is done, but not all could be written')
+    said = one_line(model.train, EPOCHS, 1, str(tmp_path), match='done, but some files were not written')
     assert 'disk full' in said and said.endswith('the last good checkpoint: step 3')
-    assert any('is tried again for' in line for line in log_of(tmp_path))
+    assert any('is retried for' in line for line in log_of(tmp_path))
     assert torch.load(tmp_path / 'text2image.pt', weights_only=True)['progress']['step'] == 3
 
 
@@ -116,7 +116,7 @@ def test_a_signal_without_room_is_an_error_at_once(dataset, tmp_path):
 
     model.train_step = stopped
     said = one_line(model.train, EPOCHS, 1, str(tmp_path))
-    assert said.startswith('stopped after step 3, but not all could be written: ') and 'disk full' in said
+    assert said.startswith('stopped after step 3, but some files were not written: ') and 'disk full' in said
 
 
 def test_a_sample_or_a_snapshot_that_does_not_fit_loses_nothing(dataset, straight, tmp_path, monkeypatch):
@@ -139,7 +139,7 @@ def test_a_sample_or_a_snapshot_that_does_not_fit_loses_nothing(dataset, straigh
     assert_same(everything(model), straight)
     assert sorted(os.listdir(tmp_path / 'samples')) == ['epoch_0002.png', 'epoch_0003.png']
     said = [line for line in log_of(tmp_path) if not line.startswith('epoch')]
-    assert len(said) == 4 and said[0].startswith('netG_1.pth: disk full; the training goes on')
+    assert len(said) == 4 and said[0].startswith('netG_1.pth: disk full; the training continues')
     assert said[1].startswith(f'{tmp_path}/samples/epoch_0001.png: cannot be written')
     assert said[1].endswith('tries again after the next epoch; samples until then are lost')
     assert said[2:] == ['the snapshot can be written again', 'the sample can be written again']
@@ -192,7 +192,8 @@ def test_a_log_on_a_full_disk_ends_no_training(dataset, straight, tmp_path, caps
     os.symlink('/dev/full', tmp_path / 'log.txt')
     model = new_model(dataset)
     said = one_line(model.train, EPOCHS, 1, str(tmp_path))
-    assert said.startswith('the training is done, but not all could be written: ') and 'log.txt: disk full' in said
+    assert said.startswith('the training is done, but some files were not written: ')
+    assert 'log.txt: disk full' in said
     assert capsys.readouterr().out.count('log.txt: disk full') == 1
     assert_same(everything(model), straight)
 

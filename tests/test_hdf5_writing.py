@@ -51,7 +51,7 @@ def test_embeddings_are_not_written_through_links(tmp_path, link):
         file['train/Auk_0_0'] = link
     with open(other, 'rb') as file:
         before = file.read()
-    one_line(layout.write_embeddings, path, ROWS, 'a test', match='/train/Auk_0_0 is no group of this file')
+    one_line(layout.write_embeddings, path, ROWS, 'a test', match='/train/Auk_0_0 is not a group of this file')
     with open(other, 'rb') as file:
         assert file.read() == before
     assert sorted(os.listdir(tmp_path)) == ['birds.hdf5', 'other.hdf5']
@@ -219,7 +219,7 @@ def test_of_two_preparations_of_one_name_the_first_stays(tmp_path):
             write(tmp_path / 'a.h5', 1)
             layout.write_photograph(file, 'train', next(photographs(1)))
 
-    assert 'beside it lies a.h5' in one_line(second)
+    assert 'would also refer to a.h5' in one_line(second)
     assert os.listdir(tmp_path) == ['a.h5']
 
 

@@ -74,11 +74,11 @@ def test_folders_that_cannot_be_used(folder, tmp_path):
     assert 'absent: no such folder' in one_line(image_folder, str(tmp_path / 'absent'))
     assert "has no class folder '004.Emu' (it has 001.Auk, 002.Jay, 003.Owl, empty)" in one_line(
         image_folder, folder, ['001.Auk', '004.Emu'])
-    assert 'no pictures in its class folders (empty)' in one_line(image_folder, folder, ['empty'])
+    assert 'no images in its class folders (empty)' in one_line(image_folder, folder, ['empty'])
     assert 'holds no class folders' in one_line(image_folder, os.path.join(folder, 'empty'))
     with open(os.path.join(folder, 'empty', 'broken.png'), 'wb') as file:
         file.write(b'not a picture')
-    assert 'no pictures in its class folders (empty)' in one_line(image_folder, folder, ['empty'])
+    assert 'no images in its class folders (empty)' in one_line(image_folder, folder, ['empty'])
 
 
 def test_what_is_left_out_is_counted(folder, capsys):
@@ -91,8 +91,8 @@ def test_what_is_left_out_is_counted(folder, capsys):
         Image.new('RGB', (9, 9)).save(path, 'PNG')
     dataset = image_folder(folder, **TINY)
     assert classes_of(dataset) == dict.fromkeys(COLORS, 2)
-    assert capsys.readouterr().out == (f'{folder}: left out 4 files of other endings (.heic, .jfif, none) and '
-                                       '1 pictures beside the class folders\n')
+    assert capsys.readouterr().out == (f'{folder}: left out 4 files of other types (.heic, .jfif, none) and '
+                                       '1 images beside the class folders\n')
 
 
 def test_a_class_that_was_asked_for_has_pictures(folder):
@@ -101,7 +101,7 @@ def test_a_class_that_was_asked_for_has_pictures(folder):
         file.write(b'not a picture')
     for name in ('empty', 'broken'):
         said = one_line(image_folder, folder, ['001.Auk', name])
-        assert said.startswith(f'{folder}/{name}: holds no picture that can be used; put JPEG or PNG files in it')
+        assert said.startswith(f'{folder}/{name}: holds no usable image; put JPEG or PNG files in it')
     assert len(image_folder(folder, ['001.Auk', '001.Auk'], **TINY)) == 2
     assert len(image_folder(folder, **TINY)) == 6  # where they were not asked for
 
@@ -150,7 +150,7 @@ def test_lsun_in_worker_processes(tmp_path):
 def test_lsun_that_cannot_be_used(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_lmdb('tower_val_lmdb', {})
-    assert 'tower_val holds no pictures' in one_line(lsun, '.', ['tower_val'])
+    assert 'tower_val holds no images' in one_line(lsun, '.', ['tower_val'])
     assert 'bedroom_train_lmdb: no such folder' in one_line(lsun, '.', ['tower_val', 'bedroom_train'])
     with open(os.path.join('tower_val_lmdb', 'data.mdb'), 'wb') as file:
         file.write(b'no database' * 1000)

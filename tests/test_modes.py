@@ -97,7 +97,7 @@ def test_what_has_no_effect_is_refused(name, monkeypatch, tmp_path):
 @pytest.mark.parametrize('name, typed, message', [
     ('text2image', '--train --text crow', '--text: has no effect with --train; add --train False'),
     ('text2image', '--train False --lr 1', '--lr: has no effect with --train False; leave it out'),
-    ('text2image', '--resume x --seed 1', '--seed: has no effect with --resume; the run goes on with its own; leave it '
+    ('text2image', '--resume x --seed 1', '--seed: has no effect with --resume; the run keeps its own value; leave it '
                                           'out, or start a new run'),
     ('text2image', '--resume x --text_file a', '--text_file: has no effect with --resume; add --train False'),
     ('text2image', '--resume x --checkpoint y', '--checkpoint: has no effect with --resume'),
@@ -111,7 +111,7 @@ def test_what_has_no_effect_is_refused(name, monkeypatch, tmp_path):
     ('char_cnn_rnn', '--train --query a', '--query: has no effect with --train; add --train False'),
     ('word2vec', '--train --plot', '--plot: has no effect with --train; add --train False'),
     ('word2vec', '--query a --data_dir b', '--data_dir: has no effect with --query; leave it out'),
-    ('word2vec', '--resume x --optimizer sgd', '--optimizer: has no effect with --resume; the run goes on with its')])
+    ('word2vec', '--resume x --optimizer sgd', '--optimizer: has no effect with --resume; the run keeps its')])
 def test_contradictions_are_refused(monkeypatch, name, typed, message):
     assert refusal(SECTIONS[name], monkeypatch, *typed.split()).startswith(message)
 

@@ -184,7 +184,7 @@ SMALL = {  # but large where they are believed
 def test_a_small_file_takes_little_memory(tmp_path, what):
     path = save(tmp_path / 'forged.pickle', SMALL[what])
     tracemalloc.start()
-    one_line(load_pickle, path, match='not a pickle that can be read')
+    one_line(load_pickle, path, match='not a readable pickle')
     assert tracemalloc.get_traced_memory()[1] < 2 ** 20 + 20 * len(SMALL[what])
     tracemalloc.stop()
 
@@ -266,13 +266,13 @@ def test_lists_nested_100_000_deep(tmp_path):
 def test_names_that_are_none(tmp_path, names):
     save(tmp_path / 'train/filenames.pickle', pickle.dumps(names))
     save(tmp_path / 'train/char-CNN-RNN-embeddings.pickle', pickle.dumps([ROWS]))
-    one_line(open_pickles, str(tmp_path), match='filenames.pickle: holds something else than names')
+    one_line(open_pickles, str(tmp_path), match='filenames.pickle: holds something other than names')
 
 
 def test_a_name_that_comes_twice(tmp_path):
     save(tmp_path / 'train/filenames.pickle', pickle.dumps(['a/b', 'a/b']))
     save(tmp_path / 'train/char-CNN-RNN-embeddings.pickle', pickle.dumps([ROWS, ROWS + 1]))
-    one_line(open_pickles, str(tmp_path), match='a second time')
+    one_line(open_pickles, str(tmp_path), match='twice')
 
 
 @pytest.mark.parametrize('rows, reason', [

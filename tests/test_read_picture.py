@@ -29,8 +29,8 @@ REFUSED = {
     'a PNG of 12000 x 12000': '12000 x 12000|exceeds limit', 'a GIF of 65535 x 65535': 'exceeds limit|65535',
     'a BMP of 2^31': 'exceeds limit', 'a PPM of 90000 x 90000': 'exceeds limit',
     'a JPEG of a thousand scans': 'too many scans',
-    'an EPS': 'no picture of a kind that is read', 'a PSD': 'no picture of a kind', 'an icon of icons': 'no picture of',
-    'nothing': 'no picture of a kind', 'a page': 'no picture of a kind', 'a PNG of a text that inflates': 'too large'}
+    'an EPS': 'not an image in a supported', 'a PSD': 'not an image in', 'an icon of icons': 'not an image in',
+    'nothing': 'not an image in', 'a page': 'not an image in', 'a PNG of a text that inflates': 'too large'}
 
 
 def stored(picture, orientation=None, file_format='PNG', **options):
@@ -174,12 +174,12 @@ def test_what_is_no_picture_is_named_and_left_out(folder, capsys):
     dataset = image_folder(str(folder), **TINY)
     said = capsys.readouterr()
     assert len(dataset) == 3 and said.out.count('skipped ') == 1
-    assert f'skipped {folder}/all/b.jpg: it is no picture of a kind that is read' in said.out
+    assert f'skipped {folder}/all/b.jpg: it is not an image in a supported format' in said.out
     for _ in range(2):
         assert [item['right_images'][-1].shape for item in dataset.__getitems__([0, 1, 2, 1])] == [(3, 64, 64)] * 4
     said = capsys.readouterr()
     assert said.err.count('cannot be decoded') == 1
-    assert 'all/c.jpg: cannot be decoded (' in said.err and 'the next picture takes its place' in said.err
+    assert 'all/c.jpg: cannot be decoded (' in said.err and 'the next image takes its place' in said.err
 
 
 def test_a_folder_of_damaged_pictures_only(folder):

@@ -126,7 +126,7 @@ def test_what_is_not_known_is_said(folder, embed, call, monkeypatch, capsys):
     contents = torch.load(trained / 'text2image.pt', weights_only=True)
     torch.save({**contents, 'data': {}}, trained / 'text2image.pt')  # as of an earlier version
     said = call('--out_dir', 'out', '--resume', '--epochs', '2')
-    assert f'{trained}: does not say what it was trained on' in said
+    assert f'{trained}: has no record of its training data' in said
     os.makedirs(folder / 'weights')
     shutil.copy(trained / 'options.json', folder / 'weights')
     torch.save({net: contents[net] for net in ('netG', 'netD')}, folder / 'weights' / 'text2image.pt')
@@ -200,7 +200,7 @@ def test_a_run_that_moved_finds_its_data_again(folder, embed, call):
     assert newest(folder / 'elsewhere' / 'out', 'text_').is_dir() and not (folder / 'out').exists()
     shutil.move(folder / 'elsewhere' / 'data', folder / 'data')  # the data has moved, the run has not
     said = call('--resume', trained, '--epochs', '3', '--data_dir', 'data')
-    assert 'is not here' in said and 'done: ' in said
+    assert 'which does not exist' in said and 'done: ' in said
 
 
 def test_a_run_that_is_moved_while_it_is_trained_in_can_go_on(folder, embed, call, monkeypatch):
@@ -217,5 +217,5 @@ def test_a_run_that_is_moved_while_it_is_trained_in_can_go_on(folder, embed, cal
         patch.setattr(main.Model, 'train_step', move_it)
         said = call(*DATA, *TRAINING)
     trained = newest(folder / 'out', 'tiny')
-    assert f'{trained}: was moved or removed while it was trained in' in said
+    assert f'{trained}: the folder was moved or removed during the training' in said
     assert 'step 4' in call('--resume', trained, '--epochs', '2', '--log_interval', '1')

@@ -15,7 +15,7 @@ from common import ranks
 from common.errors import UserError
 from common.flags import choose_device
 from common.progress import new_progress
-from common.training_run import _regroup
+from common.training_run import _adapt_progress
 from data.multiscale_dataset import shuffled_batches
 from stackgan_v2 import main
 from tests import tiny, two_ranks
@@ -137,7 +137,7 @@ def progress_of(run):
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(stopped):
     assert [status for status, _ in stopped.ends] == [130, 143]  # the second alone got a SIGTERM
     assert [len(seen['items']) for _, seen in stopped.ends] == [3, 3]
-    assert f'stopped after step 3; go on with: torchrun ... {os.path.abspath(main.__file__)} --train' in stopped.said
+    assert f'stopped after step 3; resume with: torchrun ... {os.path.abspath(main.__file__)} --train' in stopped.said
     progress = progress_of(stopped.run)
     assert (progress['epoch'], progress['batch'], progress['step']) == (1, 1, 3)
     assert all(seen['ended'] > os.path.getmtime(stopped.run / 'stackgan_v2.pt') for _, seen in stopped.ends)
@@ -182,7 +182,7 @@ def test_a_rank_whose_partner_dies_says_so_and_ends(folder, end):
     ends = train(folder, '--out_dir', 'alone', at_step=end)
     assert [status for status, _ in ends] == [1, 9]
     said = read(folder, 'error_0.txt')
-    assert said.startswith('error: process 0 of 2 waits in vain for another: it has ended, or ')
+    assert said.startswith('error: process 0 of 2 waits in vain for another, which has ended or ')
     assert said.count('\n') == 1
 
 
@@ -209,7 +209,7 @@ def ended_by(act, folder, out_dir, *args):
 
 def test_torchrun_is_stopped_and_a_dead_rank_ends_the_run(folder, tmp_path):
     _, said = ended_by(lambda started: started.send_signal(signal.SIGTERM), folder, tmp_path, '--out_dir', tmp_path)
-    stopped_after = int(re.search(r'^stopped after step (\d+); go on with: ', said, re.MULTILINE)[1])
+    stopped_after = int(re.search(r'^stopped after step (\d+); resume with: ', said, re.MULTILINE)[1])
     run, = tmp_path.iterdir()
     assert progress_of(run)['step'] == stopped_after
 
@@ -222,7 +222,7 @@ def test_torchrun_is_stopped_and_a_dead_rank_ends_the_run(folder, tmp_path):
 def test_ranks_whose_torchrun_is_killed_save_say_so_and_end(folder, tmp_path):
     _, said = ended_by(lambda started: started.kill(), folder, tmp_path, '--out_dir', tmp_path)
     run, = tmp_path.iterdir()
-    assert said.count('torchrun has ended: its processes on this machine stop, too') == 1 and 'Traceback' not in said
+    assert said.count('torchrun has ended: stopping its processes on this machine') == 1 and 'Traceback' not in said
     assert progress_of(run)['step'] == int(re.search(r'^stopped after step (\d+)', said, re.MULTILINE)[1])
 
 
@@ -267,20 +267,20 @@ def test_what_is_drawn_depends_on_seed_rank_and_step(monkeypatch):
 def test_batches_of_other_ranks_are_counted_anew(monkeypatch):
     progress = new_progress() | {'batch': 5, 'world_size': 4}
     as_rank(monkeypatch, 1, 2)
-    _regroup(progress, range(20))
+    _adapt_progress(progress, range(20))
     assert progress['batch'] == 10
     as_rank(monkeypatch, 0, 3)
-    _regroup(progress, range(20))
+    _adapt_progress(progress, range(20))
     assert progress['batch'] == 6
     as_rank(monkeypatch, 0, 1)
-    _regroup(progress, range(17))
+    _adapt_progress(progress, range(17))
     assert progress['batch'] == 17
 
 
 @pytest.mark.parametrize('before, now, batches', [(32, 32, 10), (32, 64, 5), (32, 16, 20), (32, 100, 3), (0, 64, 10)])
 def test_batches_of_another_size_are_counted_anew(before, now, batches):
     progress = new_progress() | {'batch': 10, 'batch_size': before}  # 0: a checkpoint of an earlier version
-    _regroup(progress, DataLoader(range(500), now))
+    _adapt_progress(progress, DataLoader(range(500), now))
     assert (progress['batch'], progress['batch_size']) == (batches, now)
 
 

@@ -247,6 +247,6 @@ def test_a_signal_ends_the_first_step_which_may_take_minutes(dataset, tmp_path):
 def test_one_of_several_ranks_waits_for_the_others(dataset, monkeypatch):
     """Where it alone stopped, they would wait in vain for it."""
     monkeypatch.setattr(ranks, 'world_size', lambda: 2)
-    with signals.noted() as stop, training_run._let_act(stop, True):
+    with signals.recorded() as stop, training_run._interruptible(stop, True):
         signal.raise_signal(signal.SIGTERM)
     assert stop == [signal.SIGTERM]

@@ -155,7 +155,7 @@ def test_a_signal_to_all_processes_is_for_the_main_one(folder, tmp_path):
             os.killpg(training.pid, signal.SIGTERM)
             break
     said, _ = training.communicate(timeout=60)
-    assert 'go on with: python' in said and 'Traceback' not in said and training.returncode == 143
+    assert 'resume with: python' in said and 'Traceback' not in said and training.returncode == 143
     assert (newest(tmp_path, 'tiny') / 'stackgan_v1.pt').exists()
 
 
@@ -259,7 +259,7 @@ def test_the_authors_file_is_accepted_as_it_is(folder, call):
                 'kl_coef': 1.5, 'condition_dim': 120, 'df_dim': 96, 'gf_dim': 192, 'z_dim': 90, 'residuals': 2,
                 'stage1': '../output/Model/netG_epoch_120.pth', 'checkpoint': None, 'data_dir': None}
     assert {name: getattr(options, name) for name in expected} == expected
-    assert options.said == ('authors.yml: means nothing here and is ignored: EMBEDDING_TYPE, VIS_COUNT, '
+    assert options.said == ('authors.yml: these keys have no effect here and are ignored: EMBEDDING_TYPE, VIS_COUNT, '
                             'TRAIN.PRETRAINED_MODEL, TRAIN.PRETRAINED_EPOCH\n')
     os.makedirs(folder / 'code' / 'cfg')
     os.makedirs(folder / 'code' / 'output' / 'Model')
@@ -328,7 +328,7 @@ def test_errors_say_what_to_do(folder, stage1, stage2, call, tmp_path):
     assert 'holds a Stage-I generator, but Stage-II is asked for' in call.error(*second, '--checkpoint', stage1)
     assert 'is a run of Stage-I; leave out --stage 2' in call.error(*second, '--resume', stage1)
     said = call.error('--train', *DATA, *TRAINING, '--gf_dim', '16', '--out_dir', 'none', '--checkpoint', stage1)
-    assert 'does not fit Stage1Generator: ' in said and 'in a training the widths that it was trained with' in said
+    assert 'does not fit Stage1Generator: ' in said and 'for a training the widths that it was trained with' in said
     assert 'has 5; leave it out' in call.error(*second, '--stage1', stage1, '--z_dim', '9')
     assert 'too narrow; give 4 or more' in call.error(*second, '--stage1', stage1, '--gf_dim', '3')
     assert 'data/birds/prepare.py --cub' in call.error('--train', '--data_dir', 'nowhere', '--out_dir', 'none')

@@ -84,7 +84,7 @@ def test_training_as_the_chapter_types_it(folder, trained):
     expected = {'config_name': '3stages', 'epochs': '2', 'batch_size': '2', 'gf_dim': '4', 'branches': '2',
                 'conditional': 'True', 'kl_coef': '2.0', 'uncond_coef': '1.0', 'snapshot_interval': '2000'}
     assert {name: table[name] for name in expected} == expected
-    assert '--cuda True, but PyTorch finds no CUDA device here: using the CPU' in trained.stdout
+    assert '--cuda True, but PyTorch finds no CUDA device: using the CPU' in trained.stdout
     assert re.fullmatch(r'tiny_3stages_\d{8}_\d{6}', os.path.basename(trained.run))
     assert {'options.json', 'log.txt', 'samples', 'stackgan_v2.pt', 'encoder.pt', 'Model'} <= set(
         os.listdir(trained.run))
@@ -266,17 +266,18 @@ def test_errors_of_configuration_files_name_them(folder, call):
     for text, message in [('batchsize: 3', "unknown key 'batchsize'; did you mean 'batch_size'?"),
                           ('NET_G: x.pth', "unknown key 'NET_G'; did you mean 'TRAIN.NET_G'?"),
                           ('TRAIN: {NETG: x}', "unknown key 'TRAIN.NETG'"), ('resume: newest', "unknown key 'resume'"),
-                          ('lr: -1', 'argument --lr: -1 is not above zero'), ('lr: [1, 2]', 'a list where one value'),
-                          ('lr: fast', 'argument --lr'), ('train: perhaps', "'perhaps' is neither True nor False"),
+                          ('lr: -1', 'argument --lr: -1 is not above zero'),
+                          ('lr: [1, 2]', 'a list in place of one value'), ('lr: fast', 'argument --lr'),
+                          ('train: perhaps', "'perhaps' is neither True nor False"),
                           ('TREE: {BASE_SIZE: 32}', 'TREE.BASE_SIZE is 32, but can only be 64 here'),
                           ('TRAIN: {GENERATOR_LR: 1, DISCRIMINATOR_LR: 2}', 'learn at one rate'),
                           ('epochs: 0x10', "invalid positive int value: '0x10'"), ('epochs: 1:30', "value: '1:30'"),
                           ('epochs: 0o10', "value: '0o10'"), ('lr: .nan', "invalid positive float value: '.nan'"),
                           ('lr: 1.0e+400', 'is too large'), (f'epochs: {5000 * "9"}', 'argument --epochs'),
                           ('GAN: {B_CONDITION: maybe}', "B_CONDITION: 'maybe' is neither True nor False"),
-                          ('train: []', 'train: an empty list'), ('classes: [a, --epochs, 5]', 'classes: an empty'),
+                          ('train: []', 'train: the list'), ('classes: [a, --epochs, 5]', 'classes: the list'),
                           ('- lr', 'holds a list'), ('lr: [', 'cannot be read as YAML'),
-                          ('lr: !!python/object/apply:os.system ["touch sprung"]', 'line 1: types are not given here')]:
+                          ('lr: !!python/object/apply:os.system ["touch sprung"]', 'line 1: tags (')]:
         (folder / 'wrong.yml').write_text(text)
         error = call.error('--cfg', 'wrong.yml')
         assert error.startswith('error: wrong.yml: ') and message in error, text
@@ -298,7 +299,8 @@ def test_the_authors_file_is_accepted_as_it_is(folder, call):
                 'residuals': 3, 'conditional': True, 'example': False, 'count': None, 'checkpoint': None,
                 'data_dir': None, 'image_folder': None}
     assert {name: getattr(options, name) for name in expected} == expected
-    assert options.said.count('\n') == 1 and options.said.startswith('authors.yml: means nothing here and is ignored: ')
+    assert options.said.count('\n') == 1
+    assert options.said.startswith('authors.yml: these keys have no effect here and are ignored: ')
     assert {'TRAIN.VIS_COUNT', 'EMBEDDING_TYPE', 'GAN.NETWORK_TYPE', 'TEST.SAMPLE_NUM'} <= set(
         re.findall(r'[A-Z._]{6,}', options.said))
     evaluating = AUTHORS.replace("GPU_ID: '0'", 'GPU_ID: -1').replace('FLAG: True', 'FLAG: False')
@@ -378,7 +380,7 @@ def test_errors_say_what_to_do(folder, trained, call):
     evaluate = ['--train', 'False', *DATA]
     assert 'no run of --dataset tiny' in call.error(*evaluate, '--out_dir', 'none')
     assert 'no.pth: no such checkpoint' in call.error(*evaluate, '--checkpoint', 'no.pth')
-    assert '--interpolate: an empty sentence' in call.error('--train', 'False', '--interpolate', 'a', ' ')
+    assert '--interpolate: the sentence is empty' in call.error('--train', 'False', '--interpolate', 'a', ' ')
     assert '--dataset NAME' in call.error('--image_folder', 'x' * 130)
     huge = ['--gf_dim', '8', '--z_dim', '2000000000', '--out_dir', 'none']
     assert 'more memory than there is' in call.error(*DATA, *huge)

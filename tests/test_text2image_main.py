@@ -91,8 +91,9 @@ def test_a_killed_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(folder, s
     process.send_signal(signal.SIGTERM)
     killed = finish(process)
     assert killed.status == 143 and killed.err == ''
-    assert '--cuda True, but PyTorch finds no CUDA device here: using the CPU' in killed.out
-    step, command = re.search(r'^stopped after step (\d+); go on with: python (.*)$', killed.out, re.MULTILINE).groups()
+    assert '--cuda True, but PyTorch finds no CUDA device: using the CPU' in killed.out
+    stopped = re.search(r'^stopped after step (\d+); resume with: python (.*)$', killed.out, re.MULTILINE)
+    step, command = stopped.groups()
     assert int(step) < EPOCHS * STEPS
     killed_run, = runs_in(folder / 'killed', 'tiny_')
 
@@ -185,11 +186,11 @@ def test_errors_say_what_to_do(folder, error, tmp_path):
     assert 'empty: no run of --dataset tiny with a text2image.pt in it yet; train one first (--train)' in said
     assert 'empty: no run with a text2image.pt' in error(*evaluate, '--text', 'a red bird')
     assert 'empty: no run of --dataset tiny with a text2image.pt' in error(*DATA, '--out_dir', 'empty', '--resume')
-    assert '--resume nowhere: is no folder of a run' in error(*DATA, '--resume', 'nowhere')
+    assert '--resume nowhere: is not a run folder' in error(*DATA, '--resume', 'nowhere')
     for more in ([], ['--text', 'a red bird']):
         assert 'error: no.pt: no such checkpoint' in error(*evaluate, *DATA, *more, '--checkpoint', 'no.pt')
     assert 'no.txt: cannot be read' in error(*evaluate, '--text_file', 'no.txt')
-    assert '--text: an empty sentence' in error(*evaluate, '--text', ' ')
+    assert '--text: the sentence is empty' in error(*evaluate, '--text', ' ')
     assert not (folder / 'empty').exists()
 
 

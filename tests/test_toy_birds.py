@@ -41,7 +41,7 @@ def birds():
     made = []
     for i in range(2 * len(prepare.CLASSES)):
         rng = random.Random(f'a seed of no other test/{i}')
-        bird = drawing.imagine(rng, *prepare.colors_of(prepare.CLASSES[i // 2]))
+        bird = drawing.random_bird(rng, *prepare.colors_of(prepare.CLASSES[i // 2]))
         made.append((bird, *drawing.draw(bird, rng)))
     return made
 
@@ -99,7 +99,7 @@ def test_captions_of_a_bird_differ(indices):
 
 def test_captions_say_what_is_seen():
     rng = random.Random(0)
-    bird = drawing.imagine(rng, 'red', 'blue', crown='green', belly='red', beak='grey', beak_length='long',
+    bird = drawing.random_bird(rng, 'red', 'blue', crown='green', belly='red', beak='grey', beak_length='long',
                            scene='sand')
     said = ' '.join(sentences.describe(bird, rng) + sentences.describe(bird, rng))
     words = set(said.replace('.', '').replace(',', '').split())
@@ -119,7 +119,7 @@ def test_boxes_are_tight(monkeypatch):
     monkeypatch.setattr(drawing, 'draw_scene', lambda *_: Image.new('RGB', (drawing.SIZE, drawing.SIZE), (255, 0, 255)))
     for i in range(12):
         rng = random.Random(i)
-        picture, (x, y, width, height) = drawing.draw(drawing.imagine(rng, 'green', 'yellow'), rng)
+        picture, (x, y, width, height) = drawing.draw(drawing.random_bird(rng, 'green', 'yellow'), rng)
         far = np.abs(np.array(picture, int) - (255, 0, 255)).sum(2) > 20
         ys, xs = np.nonzero(far)
         box = np.array([x, y, x + width - 1, y + height - 1])
@@ -148,7 +148,7 @@ def test_color_accuracy_recognizes_drawings(birds, blur, least):
 def test_color_accuracy_is_near_chance_where_pictures_ignore_the_colors():
     """A generator that draws the same birds whatever it is asked for."""
     rng = random.Random(0)
-    picture, _ = drawing.draw(drawing.imagine(rng, 'red', 'blue'), rng)
+    picture, _ = drawing.draw(drawing.random_bird(rng, 'red', 'blue'), rng)
     asked = [prepare.colors_of(name) for name in prepare.CLASSES]
     accuracies = color_accuracy(to_tensor([picture] * len(asked)), *zip(*asked))
     assert accuracies == pytest.approx((1 / 6, 1 / 6))

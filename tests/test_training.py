@@ -62,7 +62,7 @@ def test_an_interrupted_run_goes_on_with_the_same_results(dataset, straight, tmp
             with pytest.raises(KeyboardInterrupt):
                 model.train(EPOCHS, 1, folder)
             said = capsys.readouterr().out
-            assert f'stopped after step {stop}; go on with: ' in said and f'--train --resume {folder}' in said
+            assert f'stopped after step {stop}; resume with: ' in said and f'--train --resume {folder}' in said
         else:
             model.train(EPOCHS, 1, folder, verbose=False)
         losses += seen
@@ -159,7 +159,7 @@ def test_what_was_trained_before_the_data_was_replaced_is_saved(dataset, straigh
     model = new_model(dataset)
     model.data_loader = Replaced(model.data_loader, batch)
     said = one_line(model.train, EPOCHS, 1, str(tmp_path), False)
-    assert said.startswith(f'birds.hdf5: has changed; put it back; stopped after step {batch}, which is saved; go on ')
+    assert said.startswith(f'birds.hdf5: has changed; put it back; stopped after step {batch}, which is saved; resume')
     assert said.endswith(f'--train --resume {tmp_path}')
     again = new_model(dataset, seed=9)
     again.load_from(str(tmp_path), verbose=False)
@@ -227,14 +227,14 @@ def test_a_batch_of_one_picture_is_left_out_and_said_once(capsys):
     losses = watch(model)
     model.train(2)
     assert len(losses) == 2 and model.progress['step'] == 2
-    assert capsys.readouterr().out.count('a batch of one picture') == 1
+    assert capsys.readouterr().out.count('a batch of one image') == 1
 
 
 @pytest.mark.parametrize('sizes', [[], [1, 1]])
 def test_nothing_to_train_on_is_an_error(sizes):
     model = Model('text2image', 'cpu', loader_of(sizes), 3, 50, 100)
     model.create_optim(2e-4)
-    with pytest.raises(UserError, match='no batch of two or more pictures'):
+    with pytest.raises(UserError, match='no batch of two or more images'):
         model.train(2, verbose=False)
 
 

@@ -14,7 +14,7 @@ import torch
 from common.errors import UserError
 from common.progress import new_progress
 from data import multiscale_dataset
-from data.multiscale_dataset import ThroughPipe, shuffled_batches, to_be_sent
+from data.multiscale_dataset import PipedTensor, collate_crops, shuffled_batches
 from tests.errors import one_line
 from tests.small_training import train
 
@@ -55,8 +55,8 @@ def run_out_of_tensors():
 
 @pytest.mark.parametrize('workers', [0, 1])
 @pytest.mark.parametrize('act, said', [(refuse, 'auk.jpg: cannot be decoded; remove it'),
-                                       (run_out_of_memory, 'too little memory to read pictures; use fewer --workers'),
-                                       (run_out_of_tensors, 'too little memory to read pictures; use fewer --workers')])
+                                       (run_out_of_memory, 'too little memory to read images; use fewer --workers'),
+                                       (run_out_of_tensors, 'too little memory to read images; use fewer --workers')])
 def test_an_error_is_the_same_line_from_a_worker(workers, act, said):
     assert one_line(lambda: list(shuffled_batches(Dataset(act), 4, workers, CPU))).startswith(said)
 
@@ -70,8 +70,8 @@ def test_batches_take_no_room_in_shared_memory():
 
 def test_without_workers_nothing_is_sent():
     images = torch.zeros(2, 3)
-    assert to_be_sent(SimpleNamespace(batch={'right_images': images}))['right_images'] is images
-    function, arguments = ThroughPipe(images).__reduce__()
+    assert collate_crops(SimpleNamespace(batch={'right_images': images}))['right_images'] is images
+    function, arguments = PipedTensor(images).__reduce__()
     assert torch.equal(function(*arguments), images)
 
 
@@ -94,8 +94,8 @@ def test_a_killed_worker_is_one_line():
 
     model = SimpleNamespace(train_step=train_step, data_loader=loader, progress=new_progress())
     said = one_line(train, model, 100, 1, '', False)
-    assert said.startswith('step ') and 'a process that reads pictures has ended (DataLoader worker (pid' in said
-    assert said.endswith('go on with --resume and fewer --workers, or 0')
+    assert said.startswith('step ') and 'a process that reads images has ended (DataLoader worker (pid' in said
+    assert said.endswith('continue with --resume and fewer --workers, or 0')
 
 
 KILLED = '''

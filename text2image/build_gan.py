@@ -6,7 +6,7 @@ from common import checkpoint
 from common.errors import UserError
 from common.pictures import real_over_generated
 from common.progress import new_progress
-from common.sampling import same_items
+from common.sampling import fixed_batch
 from common.training_run import TrainingRun
 from text2image import checkpoints
 from text2image.gan import Discriminator, Generator
@@ -123,7 +123,7 @@ class Model:
     def sample_grid(self):
         """Return a PIL image of real images over generated ones: always for the same sentences and the same noise."""
         if not hasattr(self, 'sample_batch'):
-            self.sample_batch = same_items(self.data_loader.dataset, SAMPLES)
+            self.sample_batch = fixed_batch(self.data_loader.dataset, SAMPLES)
         fake = self.generate(self.sample_batch['right_embed'])
         return real_over_generated(self.sample_batch['right_images'], fake)
 

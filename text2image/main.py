@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from char_cnn_rnn import reading
 from common import flags, ranks, run, speed
 from common.errors import run_command
-from common.sampling import in_batches, write_pictures
+from common.sampling import in_batches, write_images
 from data.txt2image_dataset import Text2ImageDataset
 from text2image import checkpoints
 from text2image.build_gan import Model
@@ -34,7 +34,7 @@ EVAL_SIZE = 64
 def parse_flags():
     """Return (options, the folder of the run to continue or None)."""
     parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_run_flags(parser, model='text2image', epochs=200, batch_size=256, lr=0.0002, chapter_dir=HERE,
+    flags.add_run_flags(parser, model='text2image', epochs=200, batch_size=256, lr=0.0002, section_dir=HERE,
                         batch_modes=(*flags.TRAINING, flags.TEXT))
     parser.add_argument('--channels', type=int, choices=[3], default=3, modes=flags.ALL,
                         help='channels of the images (default: 3)')
@@ -92,18 +92,18 @@ def evaluate(options, device, resumed):
     reading.check_embeddings(model.data, dataset, file)
     images, captions = model.eval()
     print(f'{file} generates images for captions of /{dataset.split}:')
-    write_pictures(run.new_run(options.out_dir, 'eval', vars(options)), [[images]], captions)
+    write_images(run.new_run(options.out_dir, 'eval', vars(options)), [[images]], captions)
 
 
 def generate(options, device, resumed):
     """Generate an image of each sentence that the user typed."""
     sentences = flags.read_sentences(options.text, options.text_file)
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
-                               dataset=run.if_typed('dataset', options.dataset))
+                               dataset=run.if_given('dataset', options.dataset))
     model = load_model(file, options, device)
     embeddings = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options), device)
     batches = in_batches(lambda part, seed: [model.generate(part, seed)], embeddings, options.batch_size, options.seed)
-    write_pictures(run.new_run(options.out_dir, 'text', vars(options)), batches, sentences)
+    write_images(run.new_run(options.out_dir, 'text', vars(options)), batches, sentences)
 
 
 def make_model(options, device, data_loader=None):

@@ -42,7 +42,7 @@ MOST = 10_000  # --negative
 def parse_flags():
     """(options, the folder of the run to go on with or None)."""
     parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_run_flags(parser, model='cbow', epochs=20, batch_size=512, lr=0.003, chapter_dir=HERE,
+    flags.add_run_flags(parser, model='cbow', epochs=20, batch_size=512, lr=0.003, section_dir=HERE,
                         all_modes=MODES, seed_modes=(flags.TRAIN,), resume_modes=(flags.RESUME,),
                         data_modes=flags.TRAINING, models=list(NETWORKS))
     parser.set_defaults(train=None)  # which `mode_of` sets: words can be asked for without typing --train False
@@ -124,7 +124,7 @@ def ask(options, device):
     """Print the words that are asked for, or write the map of words."""
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, None, dataset=options.dataset)
     model = load_model(file, device)
-    if 'model' in run.TYPED and options.model != model.name:
+    if 'model' in run.GIVEN_FLAGS and options.model != model.name:
         raise UserError(f'--model {options.model}: {file} is of {model.name}; leave out --model, or give another file')
     print(f'{file} ({len(model.vocabulary)} words):')
     if options.query:

@@ -1,7 +1,7 @@
 """Compute the same numbers faster, or in less memory: one call for a training, one for an evaluation.
 
-Networks know nothing of it, and without these calls everything works as before, but for time and rounding. Parameters,
-their names, and what a network takes and returns stay the same.
+Networks do not depend on this. Without these calls, everything works as before, except for time and rounding.
+Parameters, their names, and the inputs and outputs of a network stay the same.
 """
 import torch
 
@@ -12,21 +12,21 @@ from common.speed.precision import choose_precision, in_bf16, keep_outputs_in_fl
 
 def prepare(generator, discriminators, heads=(), *, device, precision, compile, accumulate=1, batch_size,
             large_images=False):
-    """Let the networks of a GAN train faster on `device`, or with `accumulate` > 1 in less memory. Prints how.
+    """Make the networks of a GAN train faster on `device`, or with `accumulate` > 1 in less memory, and print how.
 
     `heads` are parts of discriminators that a training step calls by themselves. `precision` is one of
     `precision.PRECISIONS`, `compile` is 'auto' or a bool; with `accumulate`, discriminators see a batch in that many
-    parts. `large_images` says that the networks are for more than 64 x 64 pixels, for which CPUs have kernels of their
-    own here. It may be called before or after optimizers are made, but before their first step. Raises UserError, with
-    everything as it was, where that cannot be done here.
+    parts. `large_images`: the networks are for more than 64 x 64 pixels, for which there are CPU kernels here. Call
+    this before or after making optimizers, but before their first step. Raises UserError, with everything unchanged,
+    if the device does not support it.
     """
     if accumulate > batch_size:
-        raise UserError(f'--accumulate {accumulate}: more parts than pictures; with --batch_size {batch_size} give '
+        raise UserError(f'--accumulate {accumulate}: more parts than images; with --batch_size {batch_size} give '
                         f'{batch_size} or less')
     if accumulate > 1 and compile is True:
         raise UserError('--compile True and --accumulate: give one of them')
-    number_format = choose_precision(precision, device)  # not kept in the run, which may go on on another machine
-    is_compiled = accumulate == 1 and compiling.can_compile(compile, device)  # layers computed again do not compile
+    number_format = choose_precision(precision, device)  # not stored: a run may be resumed on another machine
+    is_compiled = accumulate == 1 and compiling.can_compile(compile, device)  # recomputed layers do not compile
     print(f'Computing in {number_format}')
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = number_format == 'tf32'
     if accumulate > 1:
@@ -54,14 +54,14 @@ def prepare(generator, discriminators, heads=(), *, device, precision, compile, 
 
 
 def prepare_evaluation(generator, device):
-    """Let a generator of large images that is not trained make many of them faster on `device`."""
+    """Make a generator of large images that is not trained generate many of them faster on `device`."""
     if device.type == 'cpu':
         allocator.keep_freed_memory()
     arrange(generator, device)
 
 
 def arrange(net, device, large_images=True):
-    """Let the convolutions of `net` compute in the way that is fastest on `device`."""
+    """Make the convolutions of `net` compute in the fastest way on `device`."""
     if device.type == 'cuda' or not large_images:
         net.to(memory_format=torch.channels_last)
     elif device.type == 'cpu':

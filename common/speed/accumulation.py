@@ -1,4 +1,4 @@
-"""Training in less memory and more time: `--accumulate`."""
+"""Train in less memory and more time: `--accumulate`."""
 import contextlib
 import functools
 from collections import OrderedDict
@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Recomputed(nn.Sequential):
-    """Layers that keep only their input for the backward pass, which computes their activations again."""
+    """Layers that keep only their input for the backward pass, which recomputes their activations."""
 
     def forward(self, features):
         if not torch.is_grad_enabled():
@@ -24,7 +24,7 @@ class Recomputed(nn.Sequential):
 
     @contextlib.contextmanager
     def _with_fixed_statistics(self):
-        """Let running statistics stay as they are: the batch has been counted in the first computation."""
+        """Keep running statistics unchanged: the first computation has already counted the batch."""
         layers = [layer for layer in self if isinstance(layer, _BatchNorm)]
         before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
         for layer in layers:
@@ -37,9 +37,9 @@ class Recomputed(nn.Sequential):
 
 
 def recompute(net):
-    """Put `Recomputed` in the place of each innermost sequence of layers of `net`, under the same names.
+    """Replace each innermost sequence of layers of `net` by a `Recomputed` with the same names.
 
-    An outer one would let the inner ones be computed three times.
+    With outer sequences as well, the inner ones would be computed three times.
     """
     for parent in list(net.modules()):
         for name, layers in list(parent.named_children()):
@@ -48,10 +48,10 @@ def recompute(net):
 
 
 def in_parts(forward, count):
-    """Return `forward` with its inputs [B, ...], or None, cut into up to `count` parts, and with its results joined.
+    """Return `forward` with its inputs [B, ...] or None split into up to `count` parts, and its results concatenated.
 
-    A result is a tensor, or a list or tuple of tensors. The gradients of the parts add up to that of the batch, but a
-    batch norm has the statistics of a part.
+    A result is a tensor, or a list or tuple of tensors. The gradients of the parts add up to that of the batch, but
+    batch norms use the statistics of a part.
     """
     @functools.wraps(forward)
     def call(*inputs):

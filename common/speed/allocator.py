@@ -1,4 +1,4 @@
-"""Memory that the C library keeps or returns when a tensor is gone: with glibc, on Linux. Elsewhere nothing happens."""
+"""Set whether the C library keeps or returns the memory of freed tensors (glibc on Linux; elsewhere no effect)."""
 import ctypes
 import sys
 
@@ -7,19 +7,19 @@ LARGE = 2 ** 23  # bytes
 
 
 def keep_freed_memory():
-    """Let the C library keep freed memory for the next tensors.
+    """Let the C library keep freed memory for the next tensors, at the cost of a tenth to a quarter more of it.
 
-    By default it returns large pieces at once, and the system clears every page that it hands out again. What is kept
-    has gaps: a tenth to a quarter more memory.
+    By default it returns large pieces at once, and the system clears every page that it hands out again.
     """
     _mallopt(M_TRIM_THRESHOLD, -1)  # keep all that is free,
     _mallopt(M_MMAP_MAX, 0)         # and ask for no piece by itself
 
 
 def return_freed_memory():
-    """Let the C library ask for every large piece of memory by itself, and return it as soon as it is free.
+    """Let the C library request every large piece of memory separately, and return it as soon as it is free.
 
-    By default it comes to treat pieces of up to 32 MB as small, whose gaps may be an eighth of a training's memory.
+    By default it comes to treat pieces of up to 32 MB as small, and gaps between these may take an eighth of a
+    training's memory.
     """
     _mallopt(M_MMAP_THRESHOLD, LARGE)
 

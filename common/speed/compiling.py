@@ -1,4 +1,4 @@
-"""Networks that are compiled for a training: `--compile`."""
+"""Compile networks for a training: `--compile`."""
 import functools
 import warnings
 
@@ -7,23 +7,23 @@ import torch
 from common import ranks
 from common.errors import UserError
 
-# Code for any batch size would be slower; fallback_random draws the numbers that PyTorch draws without compiling.
-# CUDA graphs are left out: no GPU was at hand to see whether they help.
+# Code for any batch size would be slower; fallback_random gives the random numbers of PyTorch without compiling.
+# CUDA graphs are not used: their benefit was not measured.
 SETTINGS = {'dynamic': False, 'options': {'fallback_random': True}}
-VARIANTS = 64  # of a network, each compiled by itself: other shapes, with or without gradients, of its branches
+VARIANTS = 64  # compiled versions of a network: for each shape, with and without gradients, and for each branch
 
 
 def can_compile(asked, device):
     """Return whether to compile; `asked` is a bool, or 'auto': on a single GPU, if PyTorch can compile there.
 
-    It tries: compiling takes Triton, a C++ compiler and Python's headers. Raises UserError where True is asked for and
-    fails.
+    It tries, because compiling takes Triton, a C++ compiler and Python's headers. Raises UserError if `asked` is True
+    and the attempt fails.
     """
     if not asked or asked == 'auto' and (device.type != 'cuda' or ranks.world_size() > 1):
         return False
     try:
-        from torch._inductor import config  # takes a second to import: only where something is to be compiled
-        # A result cached on another day says nothing about today; PyTorch warns that it then takes longer.
+        from torch._inductor import config  # imported only here because it takes a second
+        # A cached result does not show that compiling still works; PyTorch warns that it takes longer without caches.
         with config.patch(force_disable_caches=True), warnings.catch_warnings(action='ignore'):
             torch.compile(lambda x: x + 1, **SETTINGS)(torch.zeros(2, device=device))
         return True
@@ -37,16 +37,16 @@ def can_compile(asked, device):
 
 
 def compiled_for_whole_batches(net, forward, batch_size):
-    """Return `forward`, compiled for when `net` is in training mode and its batch is whole.
+    """Return `forward`, compiled for when `net` is in training mode and the batch is complete.
 
-    To compile for the last, smaller batch of an epoch would take more time than it saves, and so would it for the few
-    images that are generated between two steps.
+    For the smaller last batch of an epoch, and for the few images generated between two steps, compiling would take
+    more time than it saves.
     """
     torch._dynamo.config.cache_size_limit = VARIANTS  # beyond it, PyTorch would silently stop compiling
     compiled = torch.compile(forward, **SETTINGS)
 
     @functools.wraps(forward)
     def call(*inputs, **named_inputs):
-        is_whole = len(inputs[0]) >= batch_size - 1  # pairs of neighbors in a batch are one fewer
+        is_whole = len(inputs[0]) >= batch_size - 1  # a batch has one pair of neighbors fewer
         return (compiled if net.training and is_whole else forward)(*inputs, **named_inputs)
     return call

@@ -1,6 +1,6 @@
-"""Convolutions that a CPU computes faster in another way, with the same results but for rounding.
+"""Compute convolutions faster on a CPU, with the same results except for rounding.
 
-They are modules that take the place of PyTorch's, under the same name and with the same parameters.
+These modules replace PyTorch's, with the same names and the same parameters.
 """
 import itertools
 
@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# Which rows of the 3 x 3 kernel of a doubled map add up to each row of the 4 x 4 kernel of the map before, and the same
-# for rows and columns at once, [3 * 3, 4 * 4].
+# Which rows of the 3 x 3 kernel on the doubled map add up to each row of the 4 x 4 kernel on the original map, and the
+# same for rows and columns at once, [3 * 3, 4 * 4].
 ROWS = torch.tensor([[0., 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
 ROWS_AND_COLUMNS = torch.einsum('ai,bj->ijab', ROWS, ROWS).reshape(9, 16)
 
-WEIGHTS_PER_PLACE = 2 ** 14  # with more for each place of the result, a product of matrices beats PyTorch's convolution
+WEIGHTS_PER_PLACE = 2 ** 14  # with more per position of the result, a matrix product beats PyTorch's convolution
 
 
 def place_doubled_convs(net):
-    """Put a `DoubledConv` in the place of each convolution of `net` that follows a doubling of its map."""
+    """Replace each convolution of `net` that follows a doubling of its map by a `DoubledConv`."""
     for layers in net.modules():
         if isinstance(layers, nn.Sequential):
             for (above, upsample), (name, conv) in itertools.pairwise(list(layers.named_children())):
@@ -27,7 +27,7 @@ def place_doubled_convs(net):
 
 
 def place_product_convs(net):
-    """Put a `ProductConv` in the place of each convolution of `net` that it can compute."""
+    """Replace each convolution of `net` that a `ProductConv` can compute."""
     for parent in list(net.modules()):
         for name, conv in list(parent.named_children()):
             if _is_plain(conv):
@@ -48,10 +48,10 @@ def _keeps_size(conv):
 
 
 class DoubledConv(nn.Module):
-    """[B, C, H, W] -> what the 3 x 3 convolution `conv` makes of the doubled map, [B, D, 2H, 2W].
+    """Apply the 3 x 3 convolution `conv` to the doubled map: [B, C, H, W] -> [B, D, 2H, 2W].
 
-    Nearest-neighbor doubling shows each number to the convolution four times. With the weights that meet it added up
-    first, there are 4 products where there were 9, and there is no doubled map to keep for the gradient.
+    Nearest-neighbor doubling shows each number to the convolution four times. Adding up the weights that meet it first
+    leaves 4 products where there were 9, and no doubled map to keep for the gradient.
     """
 
     def __init__(self, conv):
@@ -59,16 +59,16 @@ class DoubledConv(nn.Module):
         self.weight = conv.weight
 
     def forward(self, features):
-        with torch.autocast('cpu', enabled=False):  # sums of weights are not rounded before they are summed
+        with torch.autocast('cpu', enabled=False):  # weights must not be rounded before they are added up
             kernel = (self.weight.flatten(2) @ ROWS_AND_COLUMNS.to(self.weight.dtype)).unflatten(2, (4, 4))
         return F.conv_transpose2d(features, kernel.transpose(0, 1).contiguous(), stride=2, padding=1)
 
 
 class ProductConv(nn.Module):
-    """[B, C, H, W] -> what `conv` makes of it; where there are many weights for few places, as a product of matrices.
+    """Apply `conv`, [B, C, H, W] -> [B, D, H', W'], as a matrix product if there are many weights for few positions.
 
-    PyTorch's own way brings all weights into another order in each pass, which takes most of the time where maps are
-    small. In bf16 the input's gradient is a sum of numbers rounded to bf16.
+    PyTorch's convolution reorders all weights in each pass, which takes most of the time if maps are small. In bf16 the
+    input's gradient is a sum of numbers rounded to bf16.
     """
 
     def __init__(self, conv):

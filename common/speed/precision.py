@@ -1,4 +1,4 @@
-"""How many bits networks compute with: `--precision`."""
+"""Choose the number format that networks compute in: `--precision`."""
 import functools
 
 import torch
@@ -12,19 +12,19 @@ BF16_CPU_FLAGS = {'avx512_bf16', 'amx_bf16'}
 
 
 def choose_precision(asked, device):
-    """Return 'fp32', 'tf32' or 'bf16' for one of `PRECISIONS`; 'auto' is bf16 where the hardware has it, else fp32.
+    """Return 'fp32', 'tf32' or 'bf16' for one of `PRECISIONS`; 'auto' is bf16 if the hardware has it, else fp32.
 
-    Raises UserError where the hardware lacks what was asked for: PyTorch would imitate it, many times slower.
+    Raises UserError if the hardware lacks the chosen format, which PyTorch would emulate many times slower.
     """
     if asked == 'auto':
         return 'bf16' if has_bf16(device) else 'fp32'
     processor = 'CPU' if device.type == 'cpu' else 'GPU'
     if asked == 'bf16' and not has_bf16(device):
-        raise UserError(f'--precision bf16: this {processor} has none (it takes a GPU of compute capability 8.0 or '
-                        'more, or a CPU with avx512_bf16 or amx_bf16); use fp32')
+        raise UserError(f'--precision bf16: this {processor} does not support it (it takes a GPU of compute capability '
+                        '8.0 or more, or a CPU with avx512_bf16 or amx_bf16); use fp32')
     if asked == 'tf32' and not (device.type == 'cuda' and torch.cuda.get_device_capability(device) >= AMPERE):
-        raise UserError(f'--precision tf32: this {processor} has none (it takes a GPU of compute capability 8.0 or '
-                        'more); use fp32')
+        raise UserError(f'--precision tf32: this {processor} does not support it (it takes a GPU of compute capability '
+                        '8.0 or more); use fp32')
     return asked
 
 
@@ -36,7 +36,7 @@ def has_bf16(device):
 
 
 def cpu_flags():
-    """Return the names of this CPU's features; an empty set where the system does not list them (only Linux does)."""
+    """Return the names of this CPU's features, or an empty set if the system does not list them (only Linux does)."""
     try:
         with open('/proc/cpuinfo', encoding='utf-8') as lines:
             return {flag for line in lines if line.startswith('flags') for flag in line.split(':', 1)[1].split()}
@@ -64,7 +64,7 @@ def to_float32(values):
 
 
 def keep_outputs_in_float32(net):
-    """Let every sigmoid and tanh, which are the last layers of discriminators and generators, compute in float32.
+    """Let every sigmoid and tanh, the last layers of discriminators and generators, compute in float32.
 
     Near 1, bfloat16 has steps of 1/256: too coarse for the logarithm of a probability and for the gradient of a pixel.
     """

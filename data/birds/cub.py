@@ -1,7 +1,7 @@
-"""The files of CUB-200-2011 and its captions, as they are published: class lists, photographs, boxes, sentences.
+"""Read the files of CUB-200-2011 and its captions as published: class lists, photographs, boxes, sentences.
 
-One photograph that cannot be used is no reason to stop: `read_photograph` raises ValueError with the reason. What makes
-a whole folder unusable is a UserError.
+One photograph that cannot be used does not stop the conversion: `read_photograph` raises ValueError with the reason. If
+a whole folder cannot be used, functions raise UserError.
 """
 import io
 import json
@@ -20,17 +20,17 @@ from data.plain_hdf5 import TEXT_BYTES
 
 DEFAULT_SPLIT = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'split_150_50.json')
 
-MOST = {'list': 64 << 20, 'captions': 16 << 20, 'photograph': 4 * PIXELS}  # bytes of a file that is read
-FARTHEST = 1e9  # pixels; a box is stored as float32, which is exact only near the corner
+MAX_BYTES = {'list': 64 << 20, 'captions': 16 << 20, 'photograph': 4 * PIXELS}  # of a file that is read
+MAX_COORDINATE = 1e9  # pixels; boxes are stored as float32, which is exact only for small numbers
 
-SIDEWAYS = (5, 6, 7, 8)  # of EXIF's orientations, those that make of a picture's width its height
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
-# A line of images.txt; `key` is CLASS/NAME, `box` the text behind the photograph's number in bounding_boxes.txt.
+# A line of images.txt; `key` is CLASS/NAME, `box` the text after the photograph's number in bounding_boxes.txt.
 Entry = namedtuple('Entry', 'split class_name name key image_path text_path box')
 
 NO_BOX, BOX_OUTSIDE, MADE_JPEG = 'no bounding box', 'bounding box reaches outside', 'stored as JPEG'
-CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]')  # what a terminal may obey
-REMARKS = {  # about photographs that are used all the same
+CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]')  # control characters, which a terminal may obey
+REMARKS = {  # about photographs that are used nevertheless
     NO_BOX: 'bounding_boxes.txt is absent or does not name them',
     BOX_OUTSIDE: 'bounding_boxes.txt gives x, y, width and height in pixels, with x and y of the upper left corner',
     MADE_JPEG: 'they are PNG or WebP; what is transparent in them is now white',
@@ -38,11 +38,11 @@ REMARKS = {  # about photographs that are used all the same
 
 
 def read_lines(path, advice):
-    """The lines of a UTF-8 text file, whatever its line ends, without blank ones."""
+    """Return the lines of a UTF-8 text file, with any line ends, without blank ones. Raises UserError with `advice`."""
     try:
         check_is_file(path)
-        if os.path.getsize(path) > MOST['list']:
-            raise OSError(f'it has {os.path.getsize(path):,} bytes, and {MOST["list"]:,} are the most')
+        if os.path.getsize(path) > MAX_BYTES['list']:
+            raise OSError(f'it has {os.path.getsize(path):,} bytes, and {MAX_BYTES["list"]:,} are the most')
         with open(path, encoding='utf-8-sig') as file:
             return [line.strip() for line in file if line.strip()]
     except OSError as error:
@@ -52,10 +52,13 @@ def read_lines(path, advice):
 
 
 def read_split(list_paths):
-    """Which split each class belongs to. `list_paths` maps splits to paths of class lists; none is the 150/50 split."""
+    """Return {class name: split} from `list_paths`, {split: paths of class lists}, or else for the 150/50 split.
+
+    Raises UserError if a list cannot be read or a class is in two lists.
+    """
     if any(list_paths.values()):
         lists = {split: [name for path in paths for name in
-                         read_lines(path, f'--{split}_classes takes a file with a class name a line')]
+                         read_lines(path, f'--{split}_classes takes a file with one class name on each line')]
                  for split, paths in list_paths.items()}
     else:
         with open(DEFAULT_SPLIT, encoding='utf-8') as file:
@@ -65,25 +68,26 @@ def read_split(list_paths):
         for class_name in class_names:
             if split_of.setdefault(class_name, split) != split:
                 raise UserError(f'{class_name}: is in the class lists of both {split_of[class_name]} and {split}; '
-                                'a zero-shot split has every class in one list only')
+                                'in a zero-shot split, leave every class in one list only')
     return split_of
 
 
 def read_numbered(path, advice):
-    """A file of CUB's whose lines are an image number and something about that image: (number, something) pairs."""
+    """Return (image number, value) pairs from the lines of one of CUB's files. Raises UserError with `advice`."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f'{path}: is not a file; {advice}')
     pairs = [line.split(None, 1) for line in read_lines(path, advice)]
     for pair in pairs:
         if len(pair) != 2:
-            raise UserError(f'{path}: the line {pair[0][:60]!r} is not a number and a value; {advice}')
+            raise UserError(f'{path}: the line {pair[0][:60]!r} does not have a number and a value; {advice}')
     return [(number.lstrip('0') or number, value) for number, value in pairs]  # 001 is 1
 
 
 def list_photographs(cub, text, split_of):
-    """The `Entry` of every line of images.txt such as CLASS/NAME.jpg, its split None where no list has the class.
+    """Return (an `Entry` for each line CLASS/NAME.jpg of images.txt, the other lines).
 
-    Also returns the lines that are not, so that nothing outside the folder is read.
+    The split of an entry is None if no list has its class. Other lines are not read, as they could lead outside the
+    folder. Raises UserError if the folders are not those of CUB-200-2011.
     """
     advice = 'give --cub the folder CUB_200_2011 as published, with images.txt, bounding_boxes.txt and images/'
     pairs = read_numbered(os.path.join(cub, 'images.txt'), advice)
@@ -94,7 +98,7 @@ def list_photographs(cub, text, split_of):
     for path, numbered in ((os.path.join(cub, 'images.txt'), pairs), (boxes_path, boxes)):
         number, count = Counter(number for number, _ in numbered).most_common(1)[0] if numbered else (None, 1)
         if count > 1:
-            raise UserError(f'{path}: {count} lines have the number {number}, so boxes cannot be told apart; {advice}')
+            raise UserError(f'{path}: {count} lines have the number {number}, so boxes are ambiguous; {advice}')
     boxes = dict(boxes)
     if not os.path.isdir(os.path.join(cub, 'images')):
         raise UserError(f'{os.path.join(cub, "images")}: no such folder; {advice}')
@@ -116,39 +120,38 @@ def list_photographs(cub, text, split_of):
 
 
 def check_names(entries):
-    """Raise UserError where two photographs have the same class and name, be it in two folders."""
+    """Raise UserError if two photographs, even in two folders, have the same class and name."""
     for key, count in Counter((entry.class_name, entry.name) for entry in entries).items():
         if count > 1:
             paths = [entry.image_path for entry in entries if (entry.class_name, entry.name) == key]
             raise UserError(f'{"/".join(key)}: {count} photographs have this class and name ({paths[0]} and '
-                            f'{paths[1]}); leave one out')
+                            f'{paths[1]}); remove one')
 
 
 def read_jpeg(path):
-    """(bytes of a JPEG, its (width, height) as stored, EXIF's number for how it is turned, whether it was PNG or WebP).
+    """Return (bytes of a JPEG, (width, height) as stored, EXIF orientation, whether it was converted from PNG or WebP).
 
-    Raises ValueError where the picture does not decode wholly, or is of a size that is not read later
-    (`data.pictures`).
+    Raises ValueError if the image does not decode completely, or is larger than `data.pictures` reads.
     """
-    data = _contents(path, 'its photograph is', MOST['photograph'])
+    data = _contents(path, 'its photograph is', MAX_BYTES['photograph'])
     try:
         with opened(data, ['JPEG', 'PNG', 'WEBP']) as image:
             size, orientation = image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
             if image.format in ('PNG', 'WEBP'):
                 return _as_jpeg(image), size[::-1] if orientation in SIDEWAYS else size, 1, True
-            image.draft(None, (1, 1))  # an eighth of its width and height: damage shows as well, in less memory
+            image.draft(None, (1, 1))  # decode at an eighth of the size: it detects damage with less memory
             image.load()
     except UnidentifiedImageError as error:
-        raise ValueError('its photograph is not a JPEG, PNG or WebP picture') from error
-    except Exception as error:      # a damaged picture makes Pillow raise nearly anything
+        raise ValueError('its photograph is not a JPEG, PNG or WebP image') from error
+    except Exception as error:      # a damaged image makes Pillow raise errors of any kind
         raise ValueError(f'its photograph is unreadable ({" ".join(str(error).split())})') from error
     return data, size, orientation, False
 
 
 def _as_jpeg(image):
-    """A picture as the bytes of a JPEG, upright and on white."""
+    """Convert an image to the bytes of a JPEG, upright, with a white background."""
     if image.mode.startswith(('I', 'F')):
-        raise ValueError('more than 8 bits a pixel; save it with 8')
+        raise ValueError('more than 8 bits per channel; save it with 8')
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         image = image.convert('RGBA')
@@ -159,53 +162,54 @@ def _as_jpeg(image):
 
 
 def _contents(path, what, most):
-    """The bytes of a file, `most` or fewer. Raises ValueError, which starts with `what`; a pipe would never end."""
+    """Return the bytes of a file. Raises ValueError, beginning with `what`, if it has more than `most` bytes."""
     if not os.path.isfile(path):
         raise ValueError(f'{what} missing')
     try:
         with open(path, 'rb') as file:
             if (size := os.fstat(file.fileno()).st_size) > most:
-                raise ValueError(f'{what} too large ({size:,} bytes, and {most:,} are the most)')
+                raise ValueError(f'{what} too large ({size:,} bytes; at most {most:,} are read)')
             return file.read()
     except OSError as error:
         raise ValueError(f'{what} unreadable ({error.strerror})') from error
 
 
 def read_captions(path):
-    """The captions of a photograph, one a line. Raises ValueError where there are none."""
+    """Return the captions of a photograph, one on each line. Raises ValueError if there are none or one is too long."""
     try:
-        text = _contents(path, 'its captions are', MOST['captions']).decode('utf-8-sig')
+        text = _contents(path, 'its captions are', MAX_BYTES['captions']).decode('utf-8-sig')
     except UnicodeDecodeError as error:
         raise ValueError(f'its captions are unreadable ({error})') from error
     captions = [line.strip() for line in io.StringIO(text, newline=None) if line.strip()]
     if not captions:
         raise ValueError('it has no captions')
     if '\0' in text:
-        raise ValueError('its captions hold a NUL character')
+        raise ValueError('its captions contain a NUL character')
     if max(len(caption.encode()) for caption in captions) > TEXT_BYTES:
-        raise ValueError(f'its captions have one of more than {TEXT_BYTES:,} bytes; write a caption a line')
+        raise ValueError(f'one of its captions has more than {TEXT_BYTES:,} bytes; write one caption on each line')
     return captions
 
 
 def read_box(text):
-    """(x, y, width, height) in pixels, None without a box. Raises ValueError where it is not four sensible numbers."""
+    """Return (x, y, width, height) in pixels, or None without a box. Raises ValueError if the numbers are not valid."""
     if text is None:
         return None
     try:
         box = tuple(map(float, text.split()))
     except ValueError:
         box = ()
-    if len(box) != 4 or not all(abs(number) < FARTHEST for number in box) or not min(np.float32(box[2:])) > 0:
+    if len(box) != 4 or not all(abs(number) < MAX_COORDINATE for number in box) or not min(np.float32(box[2:])) > 0:
         raise ValueError(f'its bounding box {text[:60]!r} is not x, y, width and height')
     if max(box) <= 1:
-        raise ValueError(f'its bounding box {text[:60]!r} is in fractions of the picture, as in files for YOLO; give '
+        raise ValueError(f'its bounding box {text[:60]!r} is in fractions of the image, as in files for YOLO; give '
                          'x and y of the upper left corner, width and height in pixels')
     return box
 
 
-def as_stored(box, size, orientation):
-    """A box (x, y, width, height) of a picture as it is seen, in the picture of `size` as it is stored, before EXIF's
-    `orientation` turns it upright: that is what later readers cut from.
+def to_stored_orientation(box, size, orientation):
+    """Convert a box (x, y, width, height) in the upright image to the stored image, to which `data.layout` refers.
+
+    `size` is (width, height) of the stored image, and `orientation` the EXIF orientation that turns it upright.
     """
     (x, y, w, h), (width, height) = box, size
     return {2: (width - x - w, y, w, h), 3: (width - x - w, height - y - h, w, h), 4: (x, height - y - h, w, h),
@@ -214,10 +218,10 @@ def as_stored(box, size, orientation):
 
 
 def read_photograph(entry, look_up=None):
-    """(`layout.Photograph`, list of REMARKS) of an entry. Raises ValueError with the reason where it cannot be used."""
+    """Return (`layout.Photograph`, list of REMARKS) for an entry. Raises ValueError if it cannot be used."""
     captions, box = read_captions(entry.text_path), read_box(entry.box)
     jpeg, size, orientation, was_another = read_jpeg(entry.image_path)
-    box = box and as_stored(box, size, orientation)
+    box = box and to_stored_orientation(box, size, orientation)
     photograph = layout.Photograph(entry.name, entry.class_name, jpeg, captions, bbox=box)
     if look_up:
         photograph.embeddings = look_up(entry.key)

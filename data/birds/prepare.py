@@ -1,9 +1,9 @@
-"""CUB-200-2011 with ten captions a photograph -> data/birds/birds.hdf5 (layout: data/layout.py).
+"""Convert CUB-200-2011 with ten captions per photograph to data/birds/birds.hdf5 (layout: data/layout.py).
 
     python data/birds/prepare.py --cub CUB_200_2011 --text text_c10
 
-Both downloads as published: `--cub` is the folder that holds images.txt, `--text` the one that holds CLASS/NAME.txt.
-The zero-shot split is that of StackGAN, 150 species to train on and 50 others to test with.
+`--cub` is the published folder that holds images.txt, `--text` the published folder that holds CLASS/NAME.txt. The
+zero-shot split is that of StackGAN: 150 species to train on and 50 others to test with.
 """
 import os
 import sys
@@ -31,51 +31,52 @@ from data import layout
 from data.birds import cub, published_embeddings
 
 CHUNK = 32  # photographs that are read ahead
-SHOWN = 20  # letters that the encoder does not read
+SHOWN = 20  # unknown letters that are printed
 
 
 def parse_args():
-    """The command line; at most one source of embeddings."""
+    """Parse the command line, which may name one source of embeddings."""
     parser = OneLineParser(description=__doc__.split('\n')[0])
     parser.add_argument('--cub', type=path, nargs='+', action='extend', required=True, metavar='DIR',
-                        help='folders that hold images.txt')
+                        help='folders that hold images.txt; several go into one file')
     parser.add_argument('--text', type=path, nargs='+', action='extend', required=True, metavar='DIR',
-                        help='folders of the captions, CLASS/NAME.txt, as many as --cub has and in the same order')
+                        help='folders of the captions, CLASS/NAME.txt, one for each --cub, in the same order')
     parser.add_argument('--out', type=path, default=os.path.join(HERE, 'birds.hdf5'), metavar='FILE',
-                        help='HDF5 file, .hdf5 or .h5 (default: birds.hdf5 beside this script)')
+                        help='HDF5 file to write, .hdf5 or .h5 (default: birds.hdf5 beside this script)')
     for split in layout.SPLITS:
         parser.add_argument(f'--{split}_classes', type=path, nargs='+', action='extend', default=[], metavar='FILE',
-                            help=f"classes of /{split}, one a line (default: StackGAN's 150 and 50 for all three)")
+                            help=f'text files with the classes of /{split}, one on each line (default, if there are '
+                                 "no class lists: StackGAN's 150 and 50)")
     source = parser.add_mutually_exclusive_group()
     source.add_argument('--pickles', type=path, metavar='DIR',
-                        help="StackGAN's embeddings: train/ and test/ with their pickles")
-    source.add_argument('--icml', type=path, metavar='DIR', help="Reed's embeddings: CLASS/NAME.t7")
-    parser.add_argument('--dry_run', action='store_true', help='say what would be written and skipped; write nothing')
+                        help="folder of StackGAN's embeddings: train/ and test/ with their pickles")
+    source.add_argument('--icml', type=path, metavar='DIR', help="folder of Reed's embeddings: CLASS/NAME.t7")
+    parser.add_argument('--dry_run', action='store_true', help='print what would be written and skipped, write nothing')
     return parser.parse_args()
 
 
 def path(text):
-    """An argparse type: a path, which '' (an unset variable of the shell, say) is not."""
+    """Check text as an argparse type: any path except '', which is often an unset variable of the shell."""
     if not text:
         raise argparse.ArgumentTypeError('is empty; leave out the flag, or give a path')
     return text
 
 
 def skip(skipped, key, reason):
-    """Print that a photograph is left out, and why; add that to the list `skipped`."""
+    """Print that a photograph is skipped, and why; add that to the list `skipped`."""
     skipped.append(f'{key}: {reason}')
     tqdm.write(f'skipped {skipped[-1]}')
 
 
 def read_all(entries, look_up, skipped):
-    """Yield (split, Photograph, remarks) of every entry; add those that cannot be used to `skipped`."""
+    """Yield (split, Photograph, remarks) for every entry; add those that cannot be used to `skipped`."""
     def attempt(entry):
         try:
             return entry, cub.read_photograph(entry, look_up)
         except ValueError as error:
             return entry, error
         except MemoryError:
-            return entry, ValueError('its files take more memory than there is')
+            return entry, ValueError('its files need more memory than there is')
 
     pool = ThreadPoolExecutor()
     try:
@@ -84,7 +85,7 @@ def read_all(entries, look_up, skipped):
             for start in range(0, len(entries) + CHUNK, CHUNK):     # the pool reads a chunk while the last is written
                 done, waiting = waiting, pool.map(attempt, entries[start:start + CHUNK])
                 for entry, result in done:
-                    signals.let_act()
+                    signals.deliver_held()
                     bar.update()
                     if isinstance(result, ValueError):
                         skip(skipped, entry.key, result)
@@ -95,7 +96,7 @@ def read_all(entries, look_up, skipped):
 
 
 def open_embeddings(args):
-    """(source, look_up): who made the embeddings, and the function that finds a photograph's; or None, None."""
+    """Return (name of the source, function that looks up a photograph's embeddings), or (None, None)."""
     if args.pickles:
         return 'StackGAN pickles', published_embeddings.open_pickles(args.pickles)
     if args.icml:
@@ -104,9 +105,9 @@ def open_embeddings(args):
 
 
 def expected_size(entries, has_embeddings):
-    """About how many bytes the file will have, ten captions a photograph."""
+    """Return about how many bytes the file will have, with ten captions per photograph."""
     sizes = (os.path.getsize(entry.image_path) for entry in entries if os.path.isfile(entry.image_path))
-    jpegs = sum(size for size in sizes if size <= cub.MOST['photograph'])
+    jpegs = sum(size for size in sizes if size <= cub.MAX_BYTES['photograph'])
     caption = layout.CAPTION_BYTES + (layout.EMBEDDING_BYTES if has_embeddings else 0)
     return jpegs + len(entries) * 10 * caption
 
@@ -114,8 +115,9 @@ def expected_size(entries, has_embeddings):
 def convert(entries, skipped, args):
     """Read the photographs of `entries` and write them to `args.out` unless it is a dry run.
 
-    Adds those that cannot be used to `skipped`. Returns who made the embeddings (or None), counts of what there was,
-    and the letters of captions that the sentence encoder does not read.
+    Adds those that cannot be used to `skipped`. Returns the source of the embeddings (or None), counts of what was
+    read, and the letters in the captions that the sentence encoder does not know. Raises UserError if there is no
+    photograph.
     """
     count, letters = Counter(), set()
     source, look_up = open_embeddings(args)
@@ -133,7 +135,7 @@ def convert(entries, skipped, args):
                 layout.write_photograph(file, split, photograph)
         if not count:
             reasons = Counter(line.partition(': ')[2] for line in skipped)
-            why = f', most because {reasons.most_common(1)[0][0]}' if skipped else ''
+            why = f', mostly because {reasons.most_common(1)[0][0]}' if skipped else ''
             raise UserError(f'{args.cub[0]}: no usable photograph ({len(skipped)} skipped{why}), so nothing is '
                             'written; check --cub, --text and the class lists')
         if source and file is not None:
@@ -142,7 +144,7 @@ def convert(entries, skipped, args):
 
 
 def report(count, letters, source, out):
-    """Print what there was: photographs and captions of every split, what is odd about them, embeddings, bytes."""
+    """Print the number of photographs and captions in every split, remarks about them, the embeddings and the bytes."""
     for split in layout.SPLITS:
         print(f'{split}: {count[split, "photographs"]} photographs, {count[split, "captions"]} captions')
     for remark, explanation in cub.REMARKS.items():
@@ -150,31 +152,32 @@ def report(count, letters, source, out):
             print(f'{remark}: {count[remark]} photographs ({explanation})')
     if count['strange']:
         shown = [letter if letter.isprintable() else ascii(letter)[1:-1] for letter in sorted(letters)[:SHOWN]]
-        print(f'letters that the sentence encoder does not read: in {count["strange"]} captions '
+        print(f'letters that the sentence encoder does not know: in {count["strange"]} captions '
               f'({" ".join(shown)}{" ..." if len(letters) > SHOWN else ""})')
     if count['long']:
         print(f'longer than the {LENGTH} characters that the sentence encoder reads: {count["long"]} captions')
-    print(f'embeddings: {source or "none yet; data/README.md says how to write them"}')
+    print(f'embeddings: {source or "none yet; see data/README.md"}')
     print(f'JPEGs: {count["bytes"] / 1e6:.1f} MB')
 
 
-def say_unlisted(entries, split_of):
-    """Print how many photographs have a class in no list, and how many classes in the user's lists have none."""
+def report_unlisted(entries, split_of):
+    """Print how many photographs belong to a class in no list, and how many classes in the user's lists have none."""
     left_out = [entry.class_name for entry in entries if entry.split is None]
     if left_out:
-        print(f'left out: {len(left_out)} photographs of {len(set(left_out))} classes that are in no class list')
+        print(f'left out: {len(left_out)} photographs of {len(set(left_out))} classes that no class list contains')
     absent = set(split_of) - {entry.class_name for entry in entries}
     if absent:
         print(f'not in the data: {len(absent)} of the {len(split_of)} classes in the class lists')
 
 
 def main():
-    """List the photographs, convert those that can be used, and say what came of it."""
+    """List the photographs, convert those that can be used, and print a report."""
     start, args = time.time(), parse_args()
     args.out = os.path.abspath(args.out)
     layout.check_name(args.out)
     if len(args.cub) != len(args.text):
-        raise UserError(f'--cub has {len(args.cub)} folders but --text {len(args.text)}; give a --text for every --cub')
+        raise UserError(f'--cub has {len(args.cub)} folders but --text has {len(args.text)}; give one --text for each '
+                        '--cub')
     lists = {split: getattr(args, f'{split}_classes') for split in layout.SPLITS}
     split_of, entries, skipped = cub.read_split(lists), [], []
     for folder, text in zip(args.cub, args.text):
@@ -185,15 +188,16 @@ def main():
     chosen = [entry for entry in entries if entry.split]
     if entries and not chosen and any(lists.values()):
         raise UserError(f'{", ".join(sum(lists.values(), []))}: lists no class of the data, such as '
-                        f'{entries[0].class_name}; write a class name a line, as folders in {args.cub[0]}/images have')
+                        f'{entries[0].class_name}; write one class name on each line, as the folders in '
+                        f'{args.cub[0]}/images are named')
     if entries and not chosen:
-        raise UserError(f'{args.cub[0]}: its classes ({entries[0].class_name} is one) are none of the 200 of '
-                        'CUB-200-2011; give lists of your own, a class name a line, with --train_classes FILE and '
+        raise UserError(f'{args.cub[0]}: its classes (such as {entries[0].class_name}) are none of the 200 of '
+                        'CUB-200-2011; give your own lists, one class name on each line, with --train_classes FILE and '
                         '--test_classes FILE')
     cub.check_names(chosen)
     source, count, letters = convert(chosen, skipped, args)
     report(count, letters, source, args.out)
-    say_unlisted(entries, split_of if any(lists.values()) else {})
+    report_unlisted(entries, split_of if any(lists.values()) else {})
     done = 'would write' if args.dry_run else f'wrote {os.path.getsize(args.out) / 1e6:.1f} MB to'
     print(f'{done} {args.out} ({time.time() - start:.0f} s); skipped {len(skipped)} photographs')
 

@@ -1,7 +1,7 @@
-"""Sentence embeddings that others published, read without trusting the files.
+"""Read published sentence embeddings without trusting the files.
 
-Both readers return a function `look_up('CLASS/NAME') -> float32 [captions, 1024]`, rows in the order of the
-photograph's caption file. It raises ValueError with the reason where a photograph has no usable embedding.
+Both readers return a function `look_up('CLASS/NAME') -> float32 [captions, 1024]`, with rows in the order of the
+photograph's caption file. It raises ValueError with the reason if a photograph has no usable embedding.
 """
 import os
 
@@ -12,14 +12,14 @@ from common.errors import UserError
 from data.birds.untrusted_pickle import load_pickle, one_line
 from data.layout import EMBED_DIM
 
-LARGEST_T7 = 256 << 20   # bytes; published ones have 100,000
-LONGEST_NAME = 1000     # of a photograph, CLASS/NAME
+LARGEST_T7 = 256 << 20   # bytes; published files have 100,000
+LONGEST_NAME = 1000      # characters of CLASS/NAME
 
 
 def open_pickles(folder):
-    """Read StackGAN's pickles in `folder`/train and `folder`/test; return a `look_up` over both.
+    """Read StackGAN's pickles in `folder`/train and `folder`/test, and return a `look_up` for both.
 
-    Raises UserError where a file is missing, refused or does not fit its neighbor.
+    Raises UserError if a file is missing, refused, or does not match the others.
     """
     parts = [path for path in (os.path.join(folder, part) for part in ('train', 'test')) if os.path.isdir(path)]
     if not parts:
@@ -32,19 +32,19 @@ def open_pickles(folder):
         names, embeddings = load_pickle(names_path), load_pickle(rows_path)
         classes_path = os.path.join(part, 'class_info.pickle')
         if os.path.exists(classes_path):
-            load_pickle(classes_path)  # not needed, but damage to it says that the others may be damaged too
+            load_pickle(classes_path)  # not needed, but if it is damaged, so may be the others
         if not all(isinstance(each, (list, tuple)) or np.ndim(each) for each in (names, embeddings)):
             raise UserError(f'{part}: filenames.pickle and char-CNN-RNN-embeddings.pickle must each hold a list')
         if len(names) != len(embeddings):
             raise UserError(f'{names_path}: names {len(names)} photographs, but {os.path.basename(rows_path)} has the '
                             f'embeddings of {len(embeddings)}; take both from the same download')
         if not all(isinstance(name, (str, bytes)) and len(name) <= LONGEST_NAME for name in names):
-            raise UserError(f'{names_path}: holds something else than names, CLASS/NAME; get it anew')
+            raise UserError(f'{names_path}: holds something other than names, CLASS/NAME; download it again')
         known = len(rows)
         rows.update((name.decode('latin1') if isinstance(name, bytes) else str(name), embedding)
                     for name, embedding in zip(names, embeddings))
         if len(rows) < known + len(names):
-            raise UserError(f'{names_path}: names a photograph a second time; take all files from the same download')
+            raise UserError(f'{names_path}: names a photograph twice; take all files from the same download')
 
     def look_up(key):
         if key not in rows:
@@ -54,10 +54,7 @@ def open_pickles(folder):
 
 
 def open_icml(folder):
-    """Return a `look_up` that reads Reed's Torch7 files `folder`/CLASS/NAME.t7, each when it is asked for.
-
-    Raises UserError where `folder` holds no CLASS folders.
-    """
+    """Return a `look_up` that reads Reed's `folder`/CLASS/NAME.t7 on demand. Raises UserError without class folders."""
     if not os.path.isdir(folder) or not any(entry.is_dir() for entry in os.scandir(folder)):
         raise UserError(f'{folder}: holds no class folders; --icml takes the folder that holds CLASS/NAME.t7')
 
@@ -72,9 +69,9 @@ def open_icml(folder):
 
 
 def _checked_rows(rows):
-    """float32 [captions, 1024] of an array, or a list of arrays or lists. Raises ValueError where it is something else.
+    """Convert an array, or a list of arrays or lists, to float32 [captions, 1024]. Raises ValueError for anything else.
 
-    No list is handed to numpy before its form is known: one that holds another many times over could fill the memory.
+    Lists are checked before numpy converts them: one that contains another many times could fill the memory.
     """
     if isinstance(rows, (list, tuple)):
         if len(set(map(id, rows))) < len(rows) or not all(map(_is_row, rows)):
@@ -104,7 +101,7 @@ def _is_row(row):
 
 
 def _read_t7(path):
-    """The tensor `txt` of a Torch7 file. Raises ValueError with the reason where it cannot be read."""
+    """Return the tensor `txt` of a Torch7 file. Raises ValueError with the reason if it cannot be read."""
     try:
         record = torch7_file.read(path)
         if isinstance(record, torch7_file.Table) and isinstance(record.get('txt'), torch7_file.Tensor):

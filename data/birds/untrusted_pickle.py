@@ -1,9 +1,9 @@
-"""Unpickle files that others made, without trusting them.
+"""Load pickles made by others without trusting them.
 
-A pickle is a program and may do anything when it is loaded, so only the few names that arrays, scalars, lists and
-tuples need are admitted, and each of those is a stand-in that checks its arguments: numpy's own `dtype.__setstate__`
-takes flags from the file that would make numpy follow made-up pointers. As a small file could also ask for much memory
-or time, its opcodes are looked through before any is followed, and copies of its bytes are counted.
+A pickle is a program and may do anything when it is loaded. So only the few names that arrays, scalars, lists and
+tuples need are allowed, and each is a stand-in that checks its arguments: numpy's own `dtype.__setstate__` takes flags
+from the file that would make numpy follow forged pointers. As a small file could also claim much memory or time, its
+opcodes are checked before any is executed, and copies of its bytes are counted.
 """
 import functools
 import math
@@ -18,21 +18,21 @@ import numpy as np
 from common.errors import UserError
 
 NUMBERS_OR_TEXT = re.compile(r'[<>|=]?([?biufc]\d{0,2}|[SU][1-9]\d{0,3}|O\d?)')
-# No dictionaries and sets, which keys that collide fill slowly, and nothing that makes objects.
+# No dictionaries and sets, which colliding keys make slow, and nothing that creates objects.
 OPCODES = set("""
     PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT STRING BINSTRING
     SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8
     EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT
     MEMOIZE GLOBAL STACK_GLOBAL REDUCE BUILD""".split())
-# How many bytes say how long an argument is.
+# The number of bytes that store the length of an argument.
 WIDTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4,
           pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8}
 LARGEST = 4 << 30  # bytes of a pickle; the published ones have 400 million
-COPIES = 2      # of each byte of the file: as bytes, where it was text, and in an array
+COPIES = 2         # of each byte of the file: one converted from text to bytes, one in an array
 
 
 class _Dtype:
-    """What a pickle gets instead of a dtype: the kind is checked here; of the state only the byte order is taken."""
+    """Stand-in for a dtype that checks its kind and takes only the byte order from the pickled state."""
 
     def __init__(self, spec, *_align_and_copy):
         if not NUMBERS_OR_TEXT.fullmatch(spec):
@@ -47,9 +47,9 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
-    """An array whose state has to hold exactly what its shape asks for: numpy's own check overflows, or is not made.
+    """An array whose pickled state must match its shape exactly: numpy's own check overflows, or is not made.
 
-    `count` is told of the copy that is made of the state's bytes. A state can be set once.
+    `count` is called with the number of bytes that are copied. The state can be set only once.
     """
 
     def __setstate__(self, state):
@@ -66,7 +66,7 @@ class _Array(np.ndarray):
 
 
 class _Admitted:
-    """A function that a pickle may call but not alter."""
+    """A function that a pickle may call but not modify."""
     __slots__ = ('function',)
 
     def __init__(self, function):
@@ -76,20 +76,20 @@ class _Admitted:
         return self.function(*args)
 
     def __setstate__(self, state):
-        raise pickle.UnpicklingError('a changed function')
+        raise pickle.UnpicklingError('a modified function')
 
 
-_NDARRAY = object()     # nothing may be done with numpy.ndarray but hand it to _reconstruct
+_NDARRAY = object()     # numpy.ndarray may only be passed to _reconstruct
 
 
 def _bytes(data):
-    """Bytes as they are; Python 2's byte strings were read as latin1 and go back the same way."""
+    """Return bytes as they are, and a string, which is one of Python 2's read as latin1, converted back to bytes."""
     return data.encode('latin1') if isinstance(data, str) else bytes(memoryview(data))
 
 
 def _reconstruct(count, subtype, shape, typecode):
     if subtype is not _NDARRAY or shape != (0,) or typecode not in ('b', b'b'):
-        raise pickle.UnpicklingError('something else than a numpy array')
+        raise pickle.UnpicklingError('something other than a numpy array')
     array = _Array(0, np.int8)
     array.count = count
     return array
@@ -97,7 +97,7 @@ def _reconstruct(count, subtype, shape, typecode):
 
 def _scalar(count, dtype, data):
     if dtype.dtype == object:
-        raise pickle.UnpicklingError('an object in the place of a number')
+        raise pickle.UnpicklingError('an object in place of a number')
     count(len(data))
     return np.frombuffer(_bytes(data), dtype.dtype).reshape(())[()]
 
@@ -109,16 +109,13 @@ def _frombuffer(count, data, dtype, shape, order, *_axis_order):
 
 def _encode(count, text, encoding):
     if encoding not in ('latin1', 'latin-1'):
-        raise pickle.UnpicklingError('text in another encoding than latin1')
+        raise pickle.UnpicklingError('text in an encoding other than latin1')
     count(len(text))
     return text.encode('latin1')
 
 
 def _admitted(count):
-    """What a pickle may name, by module and name; Python 2 and older numpy say the same with other modules.
-
-    `count(n)` is called for n bytes that are going to be copied.
-    """
+    """Return {(module, name): stand-in} for all versions of Python and numpy. They call `count(n)` to copy n bytes."""
     def admit(function):
         return _Admitted(functools.partial(function, count))
 
@@ -133,20 +130,20 @@ def _admitted(count):
     return admitted
 
 
-def _look_through(file):
-    """Refuse an open pickle with opcodes that embeddings need not, or with lengths and places beyond the file.
+def _check_opcodes(file):
+    """Raise UnpicklingError for opcodes that embeddings do not need, and for lengths and positions beyond the file.
 
-    Like pickletools.genops, which copies every argument, and cannot read all of what Python 2 wrote.
+    Unlike pickletools.genops, it copies no arguments, and it reads everything that Python 2 wrote.
     """
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         opcode, end = None, 0
         while opcode != 'STOP':
             if end >= len(data):
-                raise pickle.UnpicklingError('it is cut off')
+                raise pickle.UnpicklingError('it is truncated')
             known = pickletools.code2op.get(chr(data[end]))
             opcode, start = known and known.name, end + 1
             if opcode not in OPCODES:
-                raise pickle.UnpicklingError(f'the opcode {opcode or data[end]} is none that embeddings need')
+                raise pickle.UnpicklingError(f'it has the opcode {opcode or data[end]}, which embeddings do not need')
             end = _end(data, known, start)
             if opcode in ('FRAME', 'PUT', 'LONG_BINPUT'):
                 number = int(data[start:end]) if opcode == 'PUT' else int.from_bytes(data[start:end], 'little')
@@ -155,7 +152,7 @@ def _look_through(file):
 
 
 def _end(data, opcode, start):
-    """Where the argument of an opcode, which starts at `start`, ends in a pickle's bytes."""
+    """Return where the argument of an opcode ends, given where it starts."""
     kind = opcode.arg.n if opcode.arg else 0
     if kind == pickletools.UP_TO_NEWLINE:
         for _ in range(2 if opcode.name == 'GLOBAL' else 1):
@@ -173,33 +170,33 @@ class _Unpickler(pickle.Unpickler):
         self.copies_left = COPIES * os.fstat(file.fileno()).st_size
 
     def count(self, size):
-        """Refuse a file that has the same bytes copied again and again."""
+        """Raise UnpicklingError if the same bytes of the file are copied again and again."""
         self.copies_left -= size
         if self.copies_left < 0:
-            raise pickle.UnpicklingError('arrays that hold more than the file')
+            raise pickle.UnpicklingError('its arrays are larger than the file')
 
     def find_class(self, module, name):
         if module.endswith('\r') or name.endswith('\r'):
-            raise _converted(self.path)
+            raise _line_ends_error(self.path)
         if (module, name) not in self.admitted:
             raise UserError(f'{self.path}: asks for {module[:60]!r} {name[:60]!r}, but a pickle of embeddings holds '
-                            'arrays, scalars, lists and tuples and nothing else; do not use this file, get it anew')
+                            'only arrays, scalars, lists and tuples; do not use this file, download it again')
         return self.admitted[module, name]
 
 
 def load_pickle(path):
-    """Load a pickle of protocol 0 to 5, of Python 2 or 3, that holds nothing but arrays, scalars, lists and tuples.
+    """Load a pickle of protocol 0 to 5, from Python 2 or 3, that holds only arrays, scalars, lists and tuples.
 
     Python 2's byte strings become str (latin1), arrays a subclass of np.ndarray that differs in how it is unpickled.
-    Raises UserError where the file is missing or damaged, was converted to Windows line ends or asks for anything else.
+    Raises UserError if the file is missing or damaged, was converted to Windows line ends, or asks for anything else.
     """
     try:
         if os.path.exists(path) and not os.path.isfile(path):
-            raise OSError(0, 'not a file')      # opening a pipe would wait for ever
+            raise OSError(0, 'not a file')      # opening a pipe would wait forever
         with open(path, 'rb') as file:
             if os.fstat(file.fileno()).st_size > LARGEST:
                 raise OSError(0, f'it has more than {LARGEST:,} bytes')
-            _look_through(file)
+            _check_opcodes(file)
             loaded = _Unpickler(file).load()
     except UserError:
         raise
@@ -207,24 +204,24 @@ def load_pickle(path):
         raise UserError(f'{path}: cannot be read ({error.strerror}); --pickles takes the folder that holds train/ and '
                         'test/, each with char-CNN-RNN-embeddings.pickle and filenames.pickle') from error
     except MemoryError as error:
-        raise UserError(f'{path}: takes more memory than there is; end other programs') from error
-    except Exception as error:      # a damaged pickle can raise nearly anything
+        raise UserError(f'{path}: needs more memory than there is; end other programs') from error
+    except Exception as error:      # a damaged pickle may raise errors of any kind
         if _has_windows_line_ends(path):
-            raise _converted(path) from error
-        raise UserError(f'{path}: not a pickle that can be read ({one_line(error)}); '
-                        'it is damaged or not what it says: download it again') from error
-    if _has_windows_line_ends(path, text_pickle=True):      # its texts now end in carriage returns
-        raise _converted(path)
+            raise _line_ends_error(path) from error
+        raise UserError(f'{path}: not a readable pickle ({one_line(error)}); '
+                        'it is damaged or another kind of file: download it again') from error
+    if _has_windows_line_ends(path, text_pickle=True):      # its strings now end in carriage returns
+        raise _line_ends_error(path)
     return loaded
 
 
-def _converted(path):
+def _line_ends_error(path):
     return UserError(f'{path}: this pickle was converted to Windows line ends (by git, or by an unzip in text mode); '
-                     f'download or unpack it again in binary mode, or mend a text pickle with: dos2unix {path}')
+                     f'download or unpack it again in binary mode, or repair a text pickle with: dos2unix {path}')
 
 
 def _has_windows_line_ends(path, text_pickle=False):
-    """True where every line ends in CR LF; with `text_pickle` only where the lines are those of protocol 0."""
+    """Return whether every line ends in CR LF; with `text_pickle`, only for the lines of a protocol 0 pickle."""
     with open(path, 'rb') as file:
         if text_pickle and file.read(1) == b'\x80':
             return False
@@ -234,5 +231,5 @@ def _has_windows_line_ends(path, text_pickle=False):
 
 
 def one_line(error):
-    """An exception's kind and the beginning of its message on one line."""
+    """Return an exception's type and the beginning of its message as one line."""
     return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]

@@ -1,4 +1,4 @@
-"""What a drawn bird looks like: drawn with Pillow at 256 x 256, in varied poses, sizes and scenes."""
+"""Draw birds with Pillow at 256 x 256 pixels, in varied poses, sizes and scenes."""
 import math
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ PALETTE = {
     'black': (26, 26, 30), 'white': (250, 250, 250),
 }
 BEAKS = {'yellow': (238, 190, 40), 'orange': (226, 116, 30), 'black': (44, 42, 46), 'grey': (112, 114, 122)}
-# Muted and of middling lightness: far from every color in the palette, black and white included.
+# Muted colors of medium lightness, far from every color in the palette, including black and white.
 SCENES = {
     'sky': ((160, 186, 206), (192, 206, 212)), 'grass': ((178, 194, 200), (150, 170, 132)),
     'water': ((190, 196, 196), (136, 166, 178)), 'branch': ((172, 186, 168), (190, 194, 174)),
@@ -19,8 +19,8 @@ SCENES = {
 }
 BARK = (132, 114, 100)
 
-# Outlines in the bird's own frame: it looks to the right, y points down, its body is about 2 wide and 1.5 high. Wings
-# leave the breast and the flanks to be seen, so that every pose shows much of both colors.
+# Outlines in the bird's own coordinates: it faces right, y points down, its body is about 2 wide and 1.5 high. Wings
+# leave the breast and the flanks visible, so that every pose shows much of both colors.
 BODY = [(.99, -.58), (.86, -.90), (.56, -.99), (.26, -.84), (-.08, -.60), (-.55, -.34), (-.98, .06), (-.80, .46),
         (-.30, .76), (.28, .76), (.74, .44), (.94, -.06)]
 CROWN = [(.98, -.66), (.86, -.90), (.56, -.99), (.29, -.85), (.5, -.78), (.76, -.73)]
@@ -33,25 +33,25 @@ RAISED = [(.14, -.30), (.10, -.64), (-.10, -1.02), (-.44, -1.32), (-.70, -1.24),
 
 @dataclass
 class Bird:
-    """What is seen: colors by name, lengths as a share of the picture."""
+    """The visible attributes of a bird: colors by name, lengths as a fraction of the image's side."""
     body: str
     wings: str
     crown: str
     belly: str
-    beak: str               # its color
+    beak: str               # color
     beak_length: str        # short or long
     beak_shape: str         # pointed or curved
-    raised: bool            # wings up, or folded on the back
+    raised: bool            # wings up, else folded on the back
     scene: str
     facing: int             # 1 to the right, -1 to the left
-    scale: float            # of one unit of the outlines
+    scale: float            # length of one unit of the outlines
     tilt: float             # in radians
     center: tuple
-    plump: float            # height of the outlines over their width
+    plump: float            # factor that stretches the outlines in height
 
 
-def imagine(rng, body, wings, **given):
-    """A random `Bird` of these colors; `given` fixes some of its other fields. `rng` is a `random.Random`."""
+def random_bird(rng, body, wings, **given):
+    """Return a random `Bird` with these colors; `given` fixes other fields. `rng` is a `random.Random`."""
     others = [color for color in PALETTE if color not in (body, wings)]
     given = {'scene': rng.choice(list(SCENES)), 'facing': rng.choice([1, -1]), **given}
     bird = {
@@ -60,21 +60,21 @@ def imagine(rng, body, wings, **given):
         'beak': rng.choice(list(BEAKS)), 'beak_length': rng.choice(['short', 'long']),
         'beak_shape': rng.choice(['pointed', 'curved']), 'raised': given['scene'] == 'sky' or rng.random() < .2,
         'scale': rng.uniform(.26, .32), 'tilt': rng.uniform(-.15, .2), 'plump': rng.uniform(.92, 1.1),
-        # The tail is longer than the beak: room for it behind.
+        # The tail is longer than the beak, so the bird is shifted forward to leave space behind it.
         'center': (.5 + .015 * given['facing'] + rng.uniform(-.02, .02), rng.uniform(.53, .57)),
     }
     return Bird(body, wings, **{**bird, **given})
 
 
 def curve(points, steps=6):
-    """The closed Catmull-Rom curve through `points` [n, 2] -> [steps * n, 2]."""
+    """Return the closed Catmull-Rom curve through `points` [n, 2] as points [steps * n, 2]."""
     a, b, c, d = (np.roll(np.asarray(points, float), shift, 0)[:, None] for shift in (1, 0, -1, -2))
     t = np.linspace(0, 1, steps, endpoint=False)[:, None]
     return (b + .5 * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))).reshape(-1, 2)
 
 
 def shapes(bird):
-    """Part -> its outline, float [n, 2] in shares of the picture."""
+    """Return {part: its outline, float [n, 2] as fractions of the image's side}."""
     bend = .12 if bird.beak_shape == 'curved' else 0
     reach = 1.36 if bird.beak_length == 'long' else 1.2
     wing = np.array(RAISED if bird.raised else FOLDED)
@@ -90,15 +90,15 @@ def shapes(bird):
 
 
 def place(bird, points):
-    """From the bird's frame to the picture's, [n, 2] -> [n, 2]."""
+    """Convert points [n, 2] from the bird's coordinates to those of the image."""
     x, y = np.asarray(points, float).T * [[1], [bird.plump]]
     cos, sin = math.cos(bird.tilt), math.sin(bird.tilt)
     return np.stack([bird.facing * (x * cos + y * sin), y * cos - x * sin], 1) * bird.scale + bird.center
 
 
 def draw(bird, rng):
-    """-> (RGB picture of 256 x 256, its bird's (x, y, width, height) in pixels)."""
-    # Drawn at twice the size: Pillow's polygons have no smooth edges.
+    """Return (a PIL image in RGB of 256 x 256 pixels, (x, y, width, height) of its bird in pixels)."""
+    # The bird is drawn at twice the size and reduced, because Pillow does not smooth the edges of polygons.
     layer = Image.new('RGBA', (2 * SIZE, 2 * SIZE))
     feet = draw_bird(ImageDraw.Draw(layer), bird, rng)
     layer = layer.reduce(2)
@@ -109,7 +109,7 @@ def draw(bird, rng):
 
 
 def draw_bird(pen, bird, rng):
-    """Draw it with an `ImageDraw` of 512 x 512; returns the height of its feet as a share of the picture."""
+    """Draw a bird with an `ImageDraw` of 512 x 512 pixels; return where its feet are, as a fraction of the height."""
     parts = {part: 2 * SIZE * points for part, points in shapes(bird).items()}
     body, wings = jitter(PALETTE[bird.body], rng), jitter(PALETTE[bird.wings], rng)
 
@@ -141,7 +141,7 @@ def draw_bird(pen, bird, rng):
 
 
 def draw_legs(pen, bird, feet):
-    """Two thin legs with toes, upright however the bird tilts."""
+    """Draw two thin legs with toes, upright even if the bird is tilted."""
     toe = .09 * bird.scale * bird.facing
     for x in (-.12, .2):
         x, y = bird.center[0] + bird.facing * x * bird.scale, bird.center[1] + .4 * bird.scale
@@ -151,14 +151,14 @@ def draw_legs(pen, bird, feet):
 
 
 def draw_eye(pen, x, y, radius):
-    """A ring, a pupil and the light in it."""
+    """Draw a ring, a pupil and its highlight."""
     for color, size, shift in (((236, 232, 224), 1, 0), ((26, 22, 24), .76, 0), ((255, 255, 255), .28, -.25)):
         box = [x + (shift - size) * radius, y + (shift - size) * radius]
         pen.ellipse(box + [x + (shift + size) * radius, y + (shift + size) * radius], fill=color)
 
 
 def draw_scene(scene, feet, rng):
-    """A picture of 256 x 256 without a bird; `feet` is the height of the ground or branch under it."""
+    """Return a background of 256 x 256 pixels; `feet` is the height of the ground or branch under the bird."""
     top, bottom = (jitter(tone, rng, 8) for tone in SCENES[scene])
     picture = Image.composite(Image.new('RGB', (SIZE, SIZE), bottom), Image.new('RGB', (SIZE, SIZE), top),
                               Image.linear_gradient('L'))
@@ -176,7 +176,7 @@ def draw_scene(scene, feet, rng):
 
 
 def draw_ground(pen, scene, horizon, top, bottom, rng):
-    """Sky down to a horizon; below it grass, ripples or pebbles."""
+    """Draw the sky down to a horizon, and below it grass, ripples or pebbles."""
     pen.rectangle([0, 0, SIZE, horizon], fill=top)
     pen.rectangle([0, horizon, SIZE, SIZE], fill=bottom)
     for _ in range(60):
@@ -190,14 +190,14 @@ def draw_ground(pen, scene, horizon, top, bottom, rng):
 
 
 def draw_blob(pen, scene, color, rng):
-    """A cloud, or a leaf far out of focus."""
+    """Draw a cloud, or a leaf far out of focus."""
     x, y, width = (SIZE * rng.uniform(low, high) for low, high in ((0, 1), (0, 1), (.06, .17)))
     height = width * (.4 if scene == 'sky' else 1)
     pen.ellipse([x - width, y - height, x + width, y + height], fill=color)
 
 
 def shade(color, factor):
-    """A color made darker (below 1) or lighter (above 1)."""
+    """Make a color darker (`factor` below 1) or lighter (above 1)."""
     return tuple(round(c * factor if factor < 1 else c + (255 - c) * (factor - 1)) for c in color)
 
 

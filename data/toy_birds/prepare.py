@@ -1,12 +1,12 @@
-"""Draw birds and describe each in ten sentences: a data set that needs no download.
+"""Draw birds and write ten captions for each: a data set that needs no download.
 
     python data/toy_birds/prepare.py [--out FILE] [--count 2000] [--seed 1]
 
-A bird's class is its body color and its wing color (`red_body_blue_wings`). The two differ: a wing of the body's color
-cannot be told from the body. Of the 30 classes, the 4 that join black and white or yellow and blue are only in /test:
-no model has seen them, though each color is in /train with other partners. /valid holds a
-tenth of the images of the training classes. `evaluation/color_accuracy.py` measures how often an image that a model
-generates has the colors asked for.
+A bird's class is its body color and its wing color (`red_body_blue_wings`). The two always differ, because wings of the
+body's color would be invisible. Of the 30 classes, the 4 that combine black and white or yellow and blue are only in
+/test: no model has seen these pairs, although each color is in /train with other partners. /valid holds a tenth of the
+images of the training classes. `evaluation/color_accuracy.py` measures how often a generated image has the colors that
+its sentence names.
 """
 import os
 import sys
@@ -35,30 +35,30 @@ from tqdm import tqdm
 from common.errors import OneLineParser, UserError, run_command
 from common.files import check_space
 from data import layout
-from data.toy_birds.drawing import PALETTE, draw, imagine
+from data.toy_birds.drawing import PALETTE, draw, random_bird
 from data.toy_birds.sentences import describe
 
 CLASSES = [f'{body}_body_{wings}_wings' for body in PALETTE for wings in PALETTE if body != wings]
-# These never come together in training, whichever of the two has the body.
+# Pairs that never occur in training, whichever of the two is the body's color.
 APART = {frozenset(pair) for pair in (('yellow', 'blue'), ('black', 'white'))}
 UNSEEN = {name for name in CLASSES if frozenset(name.split('_')[::2]) in APART}
 MIN_COUNT = 2 * len(CLASSES)
-AHEAD = 1000  # birds
-BYTES = 15000  # what a bird and its captions take in the file (measured)
+AHEAD = 1000  # birds that are drawn before they are written, at most
+BYTES = 15000  # of a bird and its captions in the file (measured)
 
 
 def colors_of(class_name):
-    """`red_body_blue_wings` -> ('red', 'blue')."""
+    """Return the colors in a class's name: `red_body_blue_wings` gives ('red', 'blue')."""
     body, _, wings, _ = class_name.split('_')
     return body, wings
 
 
 def make(number, seed):
-    """Picture `number` of the set -> (its split, its `layout.Photograph`), whatever process makes it."""
+    """Return (split, `layout.Photograph`) of bird `number`, which depends only on `number` and `seed`."""
     rng = random.Random(f'{seed}/{number}')
     round_, kind = divmod(number, len(CLASSES))
     class_name = CLASSES[kind]
-    bird = imagine(rng, *colors_of(class_name))
+    bird = random_bird(rng, *colors_of(class_name))
     picture, box = draw(bird, rng)
     jpeg = io.BytesIO()
     picture.save(jpeg, 'JPEG', quality=90)
@@ -67,8 +67,8 @@ def make(number, seed):
     return split, layout.Photograph(name, class_name, jpeg.getvalue(), describe(bird, rng), bbox=box)
 
 
-def follow_the_parent():
-    """Have a worker leave signals to the parent, which ends it, and end where the parent was killed."""
+def init_worker():
+    """Let a worker ignore signals, which the parent handles, and end when the parent is killed."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -76,19 +76,22 @@ def follow_the_parent():
 
 
 def batches(count):
-    """The numbers below `count`, as many at a time as may wait to be drawn or written."""
+    """Return ranges of the numbers below `count`, with as many numbers as may be drawn ahead."""
     return (range(start, min(start + AHEAD, count)) for start in range(0, count, AHEAD))
 
 
 def prepare(out, count, seed):
-    """Write `count` birds to the HDF5 file `out`; returns how many are in each split."""
+    """Write `count` birds to the HDF5 file `out`, and return the number of birds in each split.
+
+    Raises UserError if `count` is too small for every split to have a bird, or if `out` cannot be written.
+    """
     if count < MIN_COUNT:
         raise UserError(f'--count {count}: give {MIN_COUNT} or more, so that every class and every split has a bird')
     layout.check_name(out)
     check_space(out, count * BYTES)
     counts = Counter()
     with signals.hold():
-        pool = ProcessPoolExecutor(initializer=follow_the_parent)
+        pool = ProcessPoolExecutor(initializer=init_worker)
         try:
             birds = itertools.chain.from_iterable(
                 pool.map(functools.partial(make, seed=seed), numbers, chunksize=2) for numbers in batches(count))
@@ -97,7 +100,7 @@ def prepare(out, count, seed):
                     layout.write_photograph(file, split, photograph)
                     counts[split] += 1
         except BrokenProcessPool as error:
-            raise UserError('a process that drew birds was killed, perhaps for want of memory; start again') from error
+            raise UserError('a process that drew birds was killed, perhaps for lack of memory; start again') from error
         finally:
             pool.shutdown(cancel_futures=True)
     return counts
@@ -106,9 +109,9 @@ def prepare(out, count, seed):
 def main():
     parser = OneLineParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', default=os.path.join(HERE, 'toy_birds.hdf5'),
-                        help='HDF5 file, .hdf5 or .h5 (toy_birds.hdf5 beside this script)')
-    parser.add_argument('--count', type=int, default=2000, help=f'birds to draw, at least {MIN_COUNT} (%(default)s)')
-    parser.add_argument('--seed', type=int, default=1, help='the same seed gives the same birds (%(default)s)')
+                        help='HDF5 file to write, .hdf5 or .h5 (default: toy_birds.hdf5 beside this script)')
+    parser.add_argument('--count', type=int, default=2000, help=f'birds to draw, at least {MIN_COUNT} (default: 2000)')
+    parser.add_argument('--seed', type=int, default=1, help='seed of the random birds (default: %(default)s)')
     args = parser.parse_args()
     counts = prepare(args.out, args.count, args.seed)
     print(', '.join(f'{counts[split]} {split}' for split in layout.SPLITS), f'birds in {os.path.abspath(args.out)}')

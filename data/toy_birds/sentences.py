@@ -1,6 +1,6 @@
-"""What is said of a drawn bird: sentences from a grammar with synonyms, each with the colors of body and wings."""
+"""Generate captions of drawn birds from a grammar with synonyms, each with the colors of body and wings."""
 CAPTIONS = 10
-CAPTION_LENGTH = 201    # of the longest sentence the encoder reads
+CAPTION_LENGTH = 201    # characters that the encoder reads
 PLACES = {
     'sky': ('flying in the sky', 'in flight', 'flying with spread wings'),
     'grass': ('standing in the grass', 'in a meadow'), 'water': ('wading in the water', 'standing in a pond'),
@@ -16,21 +16,21 @@ SENTENCES = (
 )
 BODIES = ('a {0} body', 'a {0} body', 'a {0} breast', '{0} plumage')
 WINGS = ('{0} wings', '{0} wings', '{0} wings and tail', 'a pair of {0} wings')
-TINTS = {'black': ('jet ', 'deep '), 'white': ('snow ', 'pure ')}    # of the others: bright, vivid, deep
+TINTS = {'black': ('jet ', 'deep '), 'white': ('snow ', 'pure ')}    # other colors: bright, vivid, deep
 
 
 def describe(bird, rng):
-    """-> ten different sentences, each with the colors of body and wings and some of what else is seen."""
+    """Return ten different sentences, each with the colors of body and wings and some of the other attributes."""
     sentences = {}
     while len(sentences) < CAPTIONS:
-        sentence = say(bird, rng)
+        sentence = make_sentence(bird, rng)
         if len(sentence) <= CAPTION_LENGTH:
             sentences[sentence] = None
     return list(sentences)
 
 
-def say(bird, rng):
-    """One sentence about the bird."""
+def make_sentence(bird, rng):
+    """Return one random sentence about the bird."""
     body, wings = (tint(color, rng) for color in (bird.body, bird.wings))
     extras = rng.sample(details(bird, rng), rng.choice([0, 0, 0, 1]))
     wing_part = rng.choice(WINGS).format(wings)
@@ -45,7 +45,7 @@ def say(bird, rng):
 
 
 def details(bird, rng):
-    """Noun phrases for what is seen besides the colors of body and wings."""
+    """Return noun phrases for the attributes other than the colors of body and wings."""
     adjectives = [bird.beak_length, bird.beak_shape, bird.beak]
     said = [word for word in adjectives if rng.random() < .4] or adjectives[-1:]
     found = [f'a {" ".join(said)} {rng.choice(["beak", "bill"])}']
@@ -57,7 +57,7 @@ def details(bird, rng):
 
 
 def tint(color, rng):
-    """`red` -> `red` or, at times, `bright red`."""
+    """Return a color's name, at times with an adjective: `red` or `bright red`."""
     return (rng.choice(TINTS.get(color, ('bright ', 'vivid ', 'deep '))) if rng.random() < .2 else '') + color
 
 
@@ -68,5 +68,5 @@ def size_words(bird):
 
 
 def enumerate_parts(parts):
-    """['a', 'b', 'c'] -> 'a, b and c'."""
+    """Join phrases: ['a', 'b', 'c'] becomes 'a, b and c'."""
     return ' and '.join([', '.join(parts[:-1]), parts[-1]] if parts[1:] else parts)
