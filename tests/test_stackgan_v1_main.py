@@ -68,7 +68,7 @@ def stage1(folder):
     """The folder of a run of Stage-I as the README types it, in a process of its own."""
     said = run_in(folder, SCRIPT, '--train', '--stage', '1', *DATA, *TRAINING, '--z_dim', '5', '--out_dir', 'out1',
                   '--precision', 'fp32')  # what it draws is almost all gray, and bf16 would round the rest away
-    assert 'Training Stage-I on 4 pictures' in said
+    assert 'Training Stage-I on 4 photographs' in said
     run, = (folder / 'out1').iterdir()
     return run
 
@@ -319,14 +319,14 @@ def test_errors_say_what_to_do(folder, stage1, stage2, call, tmp_path):
         assert '--residuals: is not used in Stage-I' in call.error(*flags, '--residuals', '3')
     shutil.copytree(stage1, tmp_path / 'run')
     (tmp_path / 'run' / 'options.json').write_text('{"stage": [1]}')
-    assert 'is no run of StackGAN' in call.error('--train', '--resume', tmp_path / 'run')
+    assert 'not a run of StackGAN' in call.error('--train', '--resume', tmp_path / 'run')
     assert '--batch_size 1: a batch of one' in call.error('--train', *DATA, *TRAINING, '--batch_size', '1', '--out_dir',
                                                           'none')
     assert '--batch_size 1: a batch of one' in call.error('--train', '--resume', stage1, '--batch_size', '1')
     assert 'nowhere: no such checkpoint here; give a run folder' in call.error(*second, '--stage1', 'nowhere')
     assert 'holds a Stage-II generator, but Stage-I is asked for' in call.error(*second, '--stage1', stage2)
     assert 'holds a Stage-I generator, but Stage-II is asked for' in call.error(*second, '--checkpoint', stage1)
-    assert 'is a run of Stage-I; leave out --stage 2' in call.error(*second, '--resume', stage1)
+    assert 'a run of Stage-I; leave out --stage 2' in call.error(*second, '--resume', stage1)
     said = call.error('--train', *DATA, *TRAINING, '--gf_dim', '16', '--out_dir', 'none', '--checkpoint', stage1)
     assert 'does not fit Stage1Generator: ' in said and 'in a training the widths that it was trained with' in said
     assert 'has 5; leave it out' in call.error(*second, '--stage1', stage1, '--z_dim', '9')

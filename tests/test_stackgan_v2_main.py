@@ -126,7 +126,7 @@ def test_a_tree_grows_from_a_run_with_fewer_branches(trained, call, tmp_path, pl
         torch.testing.assert_close(netD['img_code_s16.0.weight'], old['img_code_s16.0.weight'], rtol=0, atol=1e-6)
     assert len(grown['netsD']) == 3
     error = call.error('--train', '--resume', trained.run, '--branches', '3', '--out_dir', tmp_path)
-    assert 'has 2 of 3 branches; a run cannot grow, but a new one can start from it, with --checkpoint' in error
+    assert 'has 2 of 3 branches, and a resumed run cannot add branches' in error and 'with --checkpoint' in error
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_folders_without_text_train_and_draw(folder, call, tmp_path):
     said = call('--image_folder', tmp_path / 'pets', '--classes', 'cats', 'dogs', *WITHOUT_TEXT, '--color_coef', '50',
                 '--uncond_coef', '0', '--out_dir', tmp_path / 'out')
     trained, = os.listdir(tmp_path / 'out')
-    assert 'Training on 4 pictures' in said and 'loss_KL' not in said and trained.startswith('pets_2stages_')
+    assert 'Training on 4 images' in said and 'loss_KL' not in said and trained.startswith('pets_2stages_')
     with open(tmp_path / 'out' / trained / 'options.json', encoding='utf-8') as file:
         options = json.load(file)
     assert (options['conditional'], options['dataset'], options['classes']) == (False, 'pets', ['cats', 'dogs'])
@@ -227,7 +227,7 @@ def test_folders_without_text_train_and_draw(folder, call, tmp_path):
 
 def test_captioned_pictures_without_their_text(call, tmp_path):
     said = call(*DATA, *WITHOUT_TEXT, '--epochs', '1', '--conditional', 'False', '--out_dir', tmp_path)
-    assert 'Training on 4 pictures' in said and 'loss_KL' not in said
+    assert 'Training on 4 images' in said and 'loss_KL' not in said
     assert 'encoder.pt' not in os.listdir(newest(tmp_path, 'tiny'))
 
 
@@ -364,9 +364,9 @@ def test_errors_say_what_to_do(folder, trained, call):
     assert 'add --train False' in call.error('--text', 'a red bird')
     assert 'add --train False' in call.error('--interpolate', 'a', 'b')
     assert 'too narrow for 5 branches' in call.error('--branches', '5', '--gf_dim', '8')
-    assert 'give one of them' in call.error('--image_folder', 'a', '--lsun', 'b')
+    assert 'give only one of them' in call.error('--image_folder', 'a', '--lsun', 'b')
     assert '--classes church_outdoor_train' in call.error('--lsun', 'b')
-    assert 'belongs to --image_folder' in call.error('--classes', 'b')
+    assert 'no effect without --image_folder' in call.error('--classes', 'b')
     assert 'has no sentences' in call.error('--image_folder', 'a', '--conditional', 'True')
     for flags, name in [(['--branches', '1'], 'residuals'), (['--branches', '1'], 'color_coef'),
                         (['--conditional', 'False'], 'kl_coef'), (['--image_folder', 'a'], 'embedding_dim'),

@@ -74,7 +74,7 @@ def test_training_prints_its_options_and_fills_its_folder(folder, straight):
                 'l1_coef': '50', 'l2_coef': '100', 'cls_coef': '0', 'int_coef': '0', 'log_interval': '1', 'seed': '3'}
     for name, value in expected.items():
         assert table[name] == value
-    assert 'Training on 6 captions of 3 pictures' in straight.out and 'CUDA' not in straight.out
+    assert 'Training on 6 captions of 3 photographs' in straight.out and 'CUDA' not in straight.out
     assert f'step {EPOCHS * STEPS}  loss_D' in straight.out and os.path.basename(straight.run) in straight.out
     files = set(os.listdir(straight.run))
     assert {'options.json', 'log.txt', 'samples', 'text2image.pt', 'encoder.pt'} <= files
