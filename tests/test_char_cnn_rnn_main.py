@@ -45,7 +45,7 @@ def test_train_resume_evaluate_query_and_embed(tmp_path, monkeypatch, capsys):
 
     trained = command(tmp_path, '--epochs', '1', *SMALL)
     assert trained.returncode == 0, trained.stderr
-    assert 'Training on 6 captions of 6 pictures of 6 classes' in trained.stdout
+    assert 'Training on 6 captions of 6 photographs of 6 classes' in trained.stdout
     folder, = glob.glob(str(tmp_path / 'output' / 'squares_*'))
     assert {'char_cnn_rnn.pt', 'log.txt', 'options.json'} <= set(os.listdir(folder))
 
@@ -54,7 +54,7 @@ def test_train_resume_evaluate_query_and_embed(tmp_path, monkeypatch, capsys):
         assert [line.split('  ')[1] for line in log] == ['step 1', 'step 2', 'step 3', 'step 4']
 
     printed = here('--train', 'False', '--query', 'a small orange bird')
-    assert 'on 2 pictures of 2 classes of /test' in printed
+    assert 'on 2 photographs of 2 classes of /test' in printed
     assert printed.count('(chance 50.0%)') == 2 and 'top-1 accuracy' in printed
     sheet, = glob.glob(str(tmp_path / 'output' / 'query_*' / 'sheet.png'))
     assert Image.open(sheet).size == (2 * 136 + 8, Image.open(sheet).height)

@@ -61,22 +61,22 @@ def test_a_run_reads_with_its_encoder_whatever_lies_beside_the_data(folder, embe
     call(*DATA, *TRAINING)
     trained = newest(folder / 'out', 'tiny')
     right = call(*DRAW)
-    assert UNKNOWN not in right and f'read by {trained}/encoder.pt' in right
+    assert UNKNOWN not in right and f'embedded by {trained}/encoder.pt' in right
     write_encoder(path_of(folder), seed=1)  # another one beside the data, and then no data at all
     for checkpoint in (trained, trained / 'text2image.pt'):
         said = call(*DRAW, *DATA, '--checkpoint', checkpoint)
-        assert f'read by {trained}/encoder.pt' in said and UNKNOWN not in said
+        assert f'embedded by {trained}/encoder.pt' in said and UNKNOWN not in said
     shutil.copy(trained / 'text2image.pt', folder / 'alone.pt')
     error = call.error(*DRAW, *DATA, '--checkpoint', 'alone.pt')
     assert 'tiny.encoder.pt: is not the sentence encoder that alone.pt was trained with' in error
     assert 'is not the sentence encoder' in call.error(*DRAW, '--encoder', layout.encoder_beside(path_of(folder)))
     said = call(*DRAW, *DATA, '--checkpoint', 'alone.pt', '--encoder', trained / 'encoder.pt')
-    assert f'read by {trained}/encoder.pt' in said and UNKNOWN not in said
+    assert f'embedded by {trained}/encoder.pt' in said and UNKNOWN not in said
 
 
 def test_a_model_of_published_embeddings_refuses_the_encoder_beside_the_data(folder, call):
     """The embeddings are nobody's: random numbers, as another encoder's would be."""
-    assert 'so this run keeps no encoder' in call(*DATA, *TRAINING)
+    assert 'so no encoder is saved with this run' in call(*DATA, *TRAINING)
     assert not (newest(folder / 'out', 'tiny') / 'encoder.pt').exists()
     assert 'tiny.encoder.pt: is not the sentence encoder' in call.error(*DRAW, *DATA)
 
@@ -85,7 +85,7 @@ def test_the_encoder_of_published_embeddings_is_known_by_what_it_reads(folder, e
     embed()
     with layout.replace_file(path_of(folder), copy=True) as file:
         del file.attrs['encoder']  # as of pickles: nothing says whose they are
-    assert 'keeps no encoder' not in call(*DATA, *TRAINING)
+    assert 'no encoder is saved' not in call(*DATA, *TRAINING)
     assert UNKNOWN not in call(*DRAW)
 
 
@@ -175,8 +175,8 @@ def test_what_the_encoder_does_not_read_is_said(folder, embed, call):
     call(*DATA, *TRAINING)
     said = call('--train', 'False', '--out_dir', 'out', '--text', 'красная птица', '--text', 'a café' + ' bird' * 50,
                 '--text', 'a red bird')
-    assert '"красная птица": the encoder does not read а и к н п р с т ц я; it reads " "' in said
-    assert 'does not read é; it reads "a caf bird' in said and 'and not the 55 after them' in said
+    assert '"красная птица": the encoder cannot read а и к н п р с т ц я; it reads " "' in said
+    assert 'cannot read é; it reads "a caf bird' in said and 'not the 55 after them' in said
     assert '"a red bird": the encoder' not in said
 
 

@@ -208,7 +208,7 @@ def test_sentences_are_drawn_by_the_newest_run(folder, stage2, call):
     said = call('--train', 'False', '--out_dir', 'out2', '--text', 'a red bird', '--text', 'a crow',
                 '--text_file', 'sentences.txt')
     drawn = newest(folder / 'out2', 'text_')
-    assert f'{stage2}/stackgan_v1.pt generates images of sentences read by {stage2}/encoder.pt' in said
+    assert f'{stage2}/stackgan_v1.pt generates images for sentences embedded by {stage2}/encoder.pt' in said
     assert '001.png  a red bird' in said and '003.png  un oiseau coloré' in said
     assert {'001.png', '002.png', '003.png', 'captions.txt', 'sheet.png', 'stages.png'} <= set(os.listdir(drawn))
     with Image.open(drawn / '003.png') as picture, Image.open(drawn / 'stages.png') as sheet:
@@ -242,7 +242,7 @@ def test_the_authors_checkpoint_draws(folder, stage1, call, tmp_path):
     torch.save(weights_of(stage1), tmp_path / 'netG_epoch_90.pth', _use_new_zipfile_serialization=False)
     said = call('--train', 'False', '--checkpoint', tmp_path / 'netG_epoch_90.pth', '--encoder', stage1 / 'encoder.pt',
                 '--text', 'a crow', '--out_dir', tmp_path)
-    assert f'{tmp_path}/netG_epoch_90.pth generates images of sentences read by {stage1}/encoder.pt' in said
+    assert f'{tmp_path}/netG_epoch_90.pth generates images for sentences embedded by {stage1}/encoder.pt' in said
     drawn = newest(tmp_path, 'text_')
     assert sorted(os.listdir(drawn)) == ['001.png', 'captions.txt', 'options.json', 'sheet.png']
     call('--train', 'False', '--checkpoint', tmp_path / 'netG_epoch_90.pth', *DATA)
@@ -329,7 +329,7 @@ def test_errors_say_what_to_do(folder, stage1, stage2, call, tmp_path):
     assert 'a run of Stage-I; leave out --stage 2' in call.error(*second, '--resume', stage1)
     said = call.error('--train', *DATA, *TRAINING, '--gf_dim', '16', '--out_dir', 'none', '--checkpoint', stage1)
     assert 'does not fit Stage1Generator: ' in said and 'in a training the widths that it was trained with' in said
-    assert 'has 5; leave it out' in call.error(*second, '--stage1', stage1, '--z_dim', '9')
+    assert 'was trained with 5; leave out --z_dim' in call.error(*second, '--stage1', stage1, '--z_dim', '9')
     assert 'too narrow; give 4 or more' in call.error(*second, '--stage1', stage1, '--gf_dim', '3')
     assert 'data/birds/prepare.py --cub' in call.error('--train', '--data_dir', 'nowhere', '--out_dir', 'none')
     draw = ['--train', 'False', '--text', 'a crow', '--out_dir', 'none']

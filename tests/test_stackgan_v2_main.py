@@ -167,7 +167,7 @@ def test_sentences_are_drawn(folder, trained, call):
     said = call('--train', 'False', '--out_dir', 'out', '--text', 'a red bird', '--text', 'a crow',
                 '--text_file', 'sentences.txt')
     drawn = newest(folder / 'out', 'text_')
-    assert f'{trained.run}/stackgan_v2.pt generates images of sentences read by {trained.run}/encoder.pt' in said
+    assert f'{trained.run}/stackgan_v2.pt generates images for sentences embedded by {trained.run}/encoder.pt' in said
     assert '001.png  a red bird' in said and '003.png  un oiseau coloré' in said
     assert sorted(os.listdir(drawn)) == ['001.png', '002.png', '003.png', 'branches.png', 'captions.txt',
                                          'options.json', 'sheet.png']
@@ -181,7 +181,7 @@ def test_sentences_are_drawn(folder, trained, call):
 def test_the_encoder_of_a_run_is_found_from_its_snapshots(trained, call):
     snapshot = os.path.join(trained.run, 'Model', 'netG_4.pth')
     said = call('--train', 'False', '--out_dir', 'out', '--text', 'a crow', '--checkpoint', snapshot)
-    assert f'read by {trained.run}/encoder.pt' in said
+    assert f'embedded by {trained.run}/encoder.pt' in said
 
 
 def test_a_strip_from_one_sentence_to_the_other(folder, trained, call):

@@ -120,14 +120,14 @@ def test_the_chapters_pictures_are_ours(birds):
 @pytest.mark.parametrize('way', ['chapter', 'fp32'])
 def test_a_file_that_holds_no_batch_is_named(way, birds, narrow):
     options = options_of(birds, chapter='stackgan_v2', way=way, batch_size=8)
-    assert f'{birds}: has 7 items in /train, which is not a batch' in one_line(train_speed.prepare, options)
+    assert f'{birds}: has 7 items in /train, less than a batch' in one_line(train_speed.prepare, options)
 
 
 def test_a_feed_is_full_when_its_workers_have_made_all_that_they_make_ahead():
     class Loader(list):  # of epochs of seven batches
         num_workers, prefetch_factor, collate_fn = 8, 2, None
 
-    feed = train_speed.Feed(Loader(range(7)))
+    feed = train_speed.EndlessBatches(Loader(range(7)))
     assert list(itertools.islice(feed, 8)) == [0, 1, 2, 3, 4, 5, 6, 0] and feed.ahead == 16
     feed.counted.calls.value = 13
     assert not feed.is_full()
@@ -160,10 +160,10 @@ def test_what_each_kernel_gains(gan, narrow, monkeypatch, capsys):
 def test_the_data_alone(birds, monkeypatch, capsys):
     said = typed(dataset_speed, monkeypatch, capsys, '--file', birds)
     assert re.fullmatch(r'opening 14 cached items: [\d.]+ s, [\d.]+ GB\n'
-                        r'what main.py trains on: [\d,]+ items/s .*\nwith wrong pictures: [\d,]+ items/s .*\n', said)
+                        r'what main.py trains on: [\d,]+ items/s .*\nwith wrong images: [\d,]+ items/s .*\n', said)
 
 
 def test_the_evaluation(narrow, monkeypatch, capsys):
     monkeypatch.setattr(eval_speed, 'make_networks', stackgan_v2.build_gan.make_networks)
     said = typed(eval_speed, monkeypatch, capsys, '--device', 'cpu', '--count', 3, '--batch_size', 2)
-    assert re.search(r'^3 pictures .*[\d.]+ s', said, re.MULTILINE)
+    assert re.search(r'^3 images .*[\d.]+ s', said, re.MULTILINE)

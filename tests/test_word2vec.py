@@ -224,9 +224,9 @@ def test_a_checkpoint_has_all_that_is_asked(tmp_path):
                                                                           model.vocabulary.counts)
     assert torch.equal(read.net.W, model.net.W)
     other = Model('cbow', 'cpu', None, model.vocabulary, 8)
-    assert 'is of skipgram with' in one_line(other.load_from, file)
+    assert 'holds skipgram with' in one_line(other.load_from, file)
     wrong = Model('skipgram', 'cpu', None, Vocabulary.of(CAPTIONS[:2], 1), 8)
-    assert 'go on with the same captions' in one_line(wrong.load_from, file)
+    assert 'continue with the same model and captions' in one_line(wrong.load_from, file)
 
 
 @pytest.mark.parametrize('damage', [{'words': None}, {'words': ['a']}, {'model': ['cbow']}, {'counts': [0] * 16},
@@ -235,7 +235,7 @@ def test_a_checkpoint_has_all_that_is_asked(tmp_path):
 def test_what_is_no_checkpoint_of_words_is_refused(tmp_path, damage):
     file = new_model().save_to(str(tmp_path), verbose=False)
     torch.save(torch.load(file, weights_only=True) | damage, file)
-    assert one_line(load_model, file).startswith(f'{file}: is no checkpoint of word vectors')
+    assert one_line(load_model, file).startswith(f'{file}: not a checkpoint of word vectors')
 
 
 # --- the map ----------------------------------------------------------------------------------------------------------

@@ -92,19 +92,19 @@ def test_analogy_evaluation_and_map(call, trained, tmp_path):
 
 def test_errors_are_one_line(call, data, trained, tmp_path, folder):
     assert call.error(*asked(tmp_path, '--query', 'wigns')).startswith(
-        f"error: 'wigns': not among the {WORDS} words that were trained on; similar ones are wings")
+        f"error: 'wigns': not in the vocabulary of {WORDS} words; similar ones are wings")
     assert 'give another word' in call.error(*asked(tmp_path, '--query', 'xyzzy'))
     assert "'blakc'" in call.error(*asked(tmp_path, '--analogy', 'red', 'blakc', 'wing'))
     assert 'with a skipgram.pt in it yet' in call.error(*asked(tmp_path, '--query', 'red', '--model', 'skipgram'))
     assert 'add --loss negative' in call.error('--train', *data, *SMALL, '--negative', '3')
-    assert '--negative 2147483647: 5 to 20 are usual' in call.error(
+    assert '--negative 2147483647: too many, 5 to 20 are usual' in call.error(
         '--train', *data, *SMALL, '--loss', 'negative', '--negative', '2147483647')
     assert 'too few' in call.error('--train', *data, *SMALL, '--min_count', '1000')
     before = files_below(tmp_path)
     assert 'leave out --sample' in call.error('--train', *data, *SMALL, '--sample', '1e-9')
     assert files_below(tmp_path) == before
     assert 'no such' in call.error('--checkpoint', 'absent.pt', '--query', 'red')
-    assert f'--model skipgram: {trained}/cbow.pt is of cbow; leave out --model' in call.error(
+    assert f'--model skipgram: {trained}/cbow.pt holds cbow; leave out --model' in call.error(
         '--checkpoint', trained / 'cbow.pt', '--query', 'red', '--model', 'skipgram')
     assert 'prepare.py' in call.error('--train', '--dataset', 'absent')
     assert call.error('--train', '--query', 'red').endswith('--query: has no effect with --train; add --train False')
@@ -127,7 +127,7 @@ def test_a_run_goes_on_with_its_own_captions_alone(call, data, tmp_path, folder)
             layout.write_photograph(file, 'train', photograph)
     assert load_split(str(other / 'tiny.hdf5'), 'train').index.captions[0] != CAPTIONS[0]
     message = call.error('--resume', newest(tmp_path / 'runs', 'tiny_'), '--epochs', '3')
-    assert 'was trained on other captions' in message or 'go on with the same captions' in message
+    assert 'was trained on other captions' in message or 'continue with the same model and captions' in message
 
 
 def test_the_checkpoint_holds_tensors_and_words_alone(trained):
