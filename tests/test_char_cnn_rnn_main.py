@@ -114,7 +114,7 @@ def test_errors_are_one_line(tmp_path, monkeypatch):
     assert not os.path.exists(tmp_path / 'output')
 
 
-def test_the_newest_run_of_the_data_set(tmp_path):
+def test_the_newest_run_of_the_data_set_is_used(tmp_path):
     runs = ['birds_20260101_000000', 'birds_20260101_000000_1', 'birds_small_20260102_000000', 'query_20260103_000000']
     for age, name in enumerate(runs):
         os.makedirs(tmp_path / name)
@@ -131,7 +131,7 @@ def test_the_newest_run_of_the_data_set(tmp_path):
 
 
 @pytest.mark.parametrize('bad', [np.zeros(768), np.full(1024, np.nan), None], ids=['width', 'NaN', 'missing'])
-def test_embeddings_that_are_bad_are_written_anew(tmp_path, monkeypatch, bad):
+def test_invalid_embeddings_are_overwritten(tmp_path, monkeypatch, bad):
     path, words = write_squares(tmp_path / 'squares.hdf5', photos=1), str(tmp_path / 'encoder\udcff.pt')
     torch.save({}, tmp_path / 'encoder.pt')
     os.rename(tmp_path / 'encoder.pt', words)
@@ -152,7 +152,7 @@ def test_embeddings_that_are_bad_are_written_anew(tmp_path, monkeypatch, bad):
 
 @pytest.mark.parametrize('when', ['captions are read', 'embeddings are written'])
 @pytest.mark.parametrize('photos', [1, 2])
-def test_a_file_that_is_replaced_meanwhile_is_left_alone(tmp_path, monkeypatch, photos, when):
+def test_embed_does_not_write_into_a_replaced_file(tmp_path, monkeypatch, photos, when):
     path, words = write_squares(tmp_path / 'squares.hdf5', photos=1), str(tmp_path / 'encoder.pt')
     torch.save({}, words)
     monkeypatch.setattr(main, 'load_encoder', lambda *_: SimpleNamespace(variant='birds_icml'))
@@ -175,7 +175,7 @@ def test_a_file_that_is_replaced_meanwhile_is_left_alone(tmp_path, monkeypatch, 
     assert sorted(os.listdir(tmp_path)) == ['encoder.pt', 'squares.cache', 'squares.hdf5']
 
 
-def test_the_sheet_names_every_class_and_the_sentence_once_a_row(tmp_path, monkeypatch):
+def test_the_query_sheet_names_classes_and_each_sentence_once(tmp_path, monkeypatch):
     path = write_squares(tmp_path / 'squares.hdf5', photos=1)
     index = load_split(path, 'train').index
     order = torch.eye(len(index.names))

@@ -32,7 +32,7 @@ def test_auto_compiles_for_one_gpu(monkeypatch):
     assert not compiling.can_compile('auto', torch.device('cuda'))
 
 
-def test_pytorch_knows_the_options():
+def test_pytorch_knows_the_compile_options():
     """It looks at them at once, and compiles when the function is called."""
     assert callable(torch.compile(torch.neg, **compiling.SETTINGS))
     with pytest.raises(RuntimeError, match='no_such_option'):
@@ -40,11 +40,11 @@ def test_pytorch_knows_the_options():
 
 
 @slow
-def test_it_is_found_out_by_compiling():
+def test_can_compile_tries_to_compile():
     assert compiling.can_compile(True, CPU)
 
 
-def test_what_is_missing_is_said_in_a_line(monkeypatch, capsys):
+def test_a_missing_compiler_is_reported_in_one_line(monkeypatch, capsys):
     def fail(*_, **__):
         raise RuntimeError('No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1 for ...')
 
@@ -54,7 +54,7 @@ def test_what_is_missing_is_said_in_a_line(monkeypatch, capsys):
     assert capsys.readouterr().out.count('\n') == 1
 
 
-def test_what_is_computed_again_is_not_compiled(monkeypatch):
+def test_recomputed_networks_are_not_compiled(monkeypatch):
     compiled = []
     monkeypatch.setattr(compiling, 'can_compile', lambda asked, device: bool(asked))  # as on a GPU
     monkeypatch.setattr(torch, 'compile', lambda forward, **_: compiled.append(forward) or forward)
@@ -66,7 +66,7 @@ def test_what_is_computed_again_is_not_compiled(monkeypatch):
     assert '--compile True and --accumulate' in one_line(lambda: prepare(model, netsD, compile=True, accumulate=2))
 
 
-def test_a_smaller_batch_is_not_compiled_for(monkeypatch):
+def test_a_smaller_last_batch_runs_uncompiled(monkeypatch):
     monkeypatch.setattr(torch, 'compile', lambda forward, **_: lambda x: 'compiled')
     net = torch.nn.Linear(1, 1)
     forward = compiling.compiled_for_whole_batches(net, net.forward, 4)
@@ -92,7 +92,7 @@ def float64():
 
 @pytest.mark.parametrize('chapter, bits', [('stackgan_v1', 'fp32'), ('stackgan_v2', 'bf16')])
 @pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=slow)])
-def test_compiled_networks_train_as_others_do(backend, chapter, bits, monkeypatch, request):
+def test_compiled_networks_train_as_uncompiled_ones(backend, chapter, bits, monkeypatch, request):
     monkeypatch.setattr(torch, 'compile', compile_with(backend))
     monkeypatch.setattr(precision, 'cpu_flags', lambda: {'avx512_bf16'})
     if backend == 'inductor' and bits == 'fp32':

@@ -54,13 +54,13 @@ def losses_of_a_step(name, device, **prepared):
 
 
 @pytest.mark.parametrize('name', every_model.NEW)
-def test_a_step_is_that_of_the_cpu(name, same_draws):
+def test_a_step_on_the_gpu_equals_one_on_the_cpu(name, same_draws):
     assert losses_of_a_step(name, GPU) == pytest.approx(losses_of_a_step(name, CPU), rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])
 @pytest.mark.parametrize('name', every_model.GANS)
-def test_a_prepared_step_is_that_of_the_cpu(name, accumulate, same_draws):
+def test_a_prepared_step_on_the_gpu_equals_one_on_the_cpu(name, accumulate, same_draws):
     expected = losses_of_a_step(name, CPU, accumulate=accumulate)
     assert losses_of_a_step(name, GPU, accumulate=accumulate) == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
@@ -95,7 +95,7 @@ def newest_checkpoint(out_dir, section):
 
 
 @pytest.mark.parametrize('section', FLAGS)
-def test_two_steps_of_main_as_typed(section, type_in, tmp_path):
+def test_main_trains_two_steps_on_the_gpu(section, type_in, tmp_path):
     """With `--precision auto` and `--compile auto`, as most people type it."""
     said = type_in(section, *TRAINING, *FLAGS[section], '--epochs', '1', '--out_dir', tmp_path)
     assert 'using the CPU' not in said
@@ -105,7 +105,7 @@ def test_two_steps_of_main_as_typed(section, type_in, tmp_path):
 
 
 @pytest.mark.parametrize('section', FLAGS)
-def test_a_run_goes_from_the_cpu_to_the_gpu_and_back(section, type_in, tmp_path):
+def test_a_run_moves_from_the_cpu_to_the_gpu_and_back(section, type_in, tmp_path):
     def train(epochs, on_gpu, *args):
         type_in(section, *args, '--epochs', epochs, '--cuda', on_gpu, '--out_dir', tmp_path, '--precision', 'fp32',
                 '--compile', 'False')
@@ -122,7 +122,7 @@ def test_a_run_goes_from_the_cpu_to_the_gpu_and_back(section, type_in, tmp_path)
     assert counts == {3 * steps}  # Adam's moments went along
 
 
-def test_a_run_that_changes_the_device_computes_the_same(tmp_path, same_draws):
+def test_a_run_on_both_devices_computes_the_same(tmp_path, same_draws):
     """The step after a change is the one that would have come without it."""
     found = []
     for devices in ((CPU, CPU, CPU), (CPU, GPU, CPU)):
@@ -141,5 +141,5 @@ def test_a_run_that_changes_the_device_computes_the_same(tmp_path, same_draws):
     assert all(math.isfinite(float(loss)) for loss in changed['loss_D'])
 
 
-def test_the_gpu_is_chosen():
+def test_the_requested_gpu_is_used():
     assert flags.choose_device(True) == GPU

@@ -82,14 +82,14 @@ def numbers(section):
 
 
 @pytest.mark.parametrize('part', [level, code_blocks, rows, links, numbers])
-def test_both_readmes_have_the_same(part):
+def test_both_readmes_have_the_same_structure(part):
     english, chinese = ([part(section) for section in sections(read(readme))] for readme in READMES)
     assert english == chinese
 
 
 @pytest.mark.parametrize('readme, line', [(ENGLISH, 'English | [简体中文](README.zh-CN.md)'),
                                           (CHINESE, '[English](README.md) | 简体中文')])
-def test_each_readme_begins_with_a_link_to_the_other(readme, line):
+def test_each_readme_links_to_the_other(readme, line):
     assert read(readme).splitlines()[2] == line
 
 

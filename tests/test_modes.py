@@ -76,14 +76,14 @@ def refusal(section, monkeypatch, *arguments):
 
 
 @pytest.mark.parametrize('name', SECTIONS)
-def test_every_flag_says_where_it_is_used(name):
+def test_every_flag_declares_its_modes(name):
     for action in flags_of(SECTIONS[name]):
         assert action.modes, f'{action.dest} says nothing about modes'
         assert set(action.modes) <= set(TYPED), action.dest
 
 
 @pytest.mark.parametrize('name', SECTIONS)
-def test_what_has_no_effect_is_refused(name, monkeypatch, tmp_path):
+def test_flags_without_effect_are_refused(name, monkeypatch, tmp_path):
     section = SECTIONS[name]
     monkeypatch.chdir(tmp_path)
     run_dir = run.new_run(str(tmp_path), 'x', {'stage': 1} if name == 'stackgan_v1' else {})
@@ -143,7 +143,7 @@ AT_PARSING = {'resume': {'out_dir'}}  # where the newest run is looked for
 
 
 @pytest.mark.parametrize('name', SECTIONS)
-def test_what_counts_as_used_is_read(name, folder, monkeypatch, tmp_path, capsys):
+def test_used_flags_are_read(name, folder, monkeypatch, tmp_path, capsys):
     section = SECTIONS[name]
     monkeypatch.chdir(folder)
     unread = {}

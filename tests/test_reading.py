@@ -54,7 +54,7 @@ def path_of(folder):
     return str(folder / 'data' / 'tiny.hdf5')
 
 
-def test_a_run_reads_with_its_encoder_whatever_lies_beside_the_data(folder, embed, call):
+def test_a_run_uses_its_own_encoder_not_that_of_the_data(folder, embed, call):
     assert 'done: 12 embeddings' in embed()
     with layout.open_file(path_of(folder)) as file:
         assert file.attrs['encoder'] == fingerprint(load_encoder(layout.encoder_beside(path_of(folder))))
@@ -81,7 +81,7 @@ def test_a_model_of_published_embeddings_refuses_the_encoder_beside_the_data(fol
     assert 'tiny.encoder.pt: is not the sentence encoder' in call.error(*DRAW, *DATA)
 
 
-def test_the_encoder_of_published_embeddings_is_known_by_what_it_reads(folder, embed, call):
+def test_the_encoder_of_published_embeddings_is_recognized(folder, embed, call):
     embed()
     with layout.replace_file(path_of(folder), copy=True) as file:
         del file.attrs['encoder']  # as of pickles: nothing says whose they are
@@ -89,7 +89,7 @@ def test_the_encoder_of_published_embeddings_is_known_by_what_it_reads(folder, e
     assert UNKNOWN not in call(*DRAW)
 
 
-def test_a_run_does_not_go_on_with_other_embeddings(folder, embed, call):
+def test_a_run_does_not_resume_with_other_embeddings(folder, embed, call):
     embed()
     call(*DATA, *TRAINING)
     trained = newest(folder / 'out', 'tiny')
@@ -104,7 +104,7 @@ def test_a_run_does_not_go_on_with_other_embeddings(folder, embed, call):
     call(*DRAW)  # its own encoder is still there
 
 
-def test_a_run_does_not_go_on_with_other_pictures_or_captions(folder, embed, call):
+def test_a_run_does_not_resume_with_other_images_or_captions(folder, embed, call):
     embed()
     call(*DATA, *TRAINING)
     shutil.copy(path_of(folder), folder / 'kept.hdf5')
@@ -119,7 +119,7 @@ def test_a_run_does_not_go_on_with_other_pictures_or_captions(folder, embed, cal
     assert 'step 4' in call('--out_dir', 'out', '--resume', '--epochs', '2', '--log_interval', '1')
 
 
-def test_what_is_not_known_is_said(folder, embed, call, monkeypatch, capsys):
+def test_an_unknown_encoder_is_reported(folder, embed, call, monkeypatch, capsys):
     embed()
     call(*DATA, *TRAINING)
     trained = newest(folder / 'out', 'tiny')
@@ -170,7 +170,7 @@ def test_stackgan_v1_refuses_another_encoder(folder, embed, monkeypatch, capsys)
     assert not (folder / 'none').exists()
 
 
-def test_what_the_encoder_does_not_read_is_said(folder, embed, call):
+def test_characters_that_the_encoder_cannot_read_are_reported(folder, embed, call):
     embed()
     call(*DATA, *TRAINING)
     said = call('--train', 'False', '--out_dir', 'out', '--text', 'красная птица', '--text', 'a café' + ' bird' * 50,
@@ -180,7 +180,7 @@ def test_what_the_encoder_does_not_read_is_said(folder, embed, call):
     assert '"a red bird": the encoder' not in said
 
 
-def test_an_encoder_of_one_class_is_refused(folder, monkeypatch, capsys):
+def test_training_an_encoder_on_one_class_is_refused(folder, monkeypatch, capsys):
     tiny.make(path_of(folder), {'train': {'001.Auk': 3}, 'test': {'002.Jay': 1}})
     command = Caller(encoder_main, folder, monkeypatch, capsys)
     error = command.error(*DATA, '--image_encoder', 'scratch', '--out_dir', 'out')
@@ -203,7 +203,7 @@ def test_a_run_that_moved_finds_its_data_again(folder, embed, call):
     assert 'is not here' in said and 'done: ' in said
 
 
-def test_a_run_that_is_moved_while_it_is_trained_in_can_go_on(folder, embed, call, monkeypatch):
+def test_a_run_moved_during_training_can_resume(folder, embed, call, monkeypatch):
     embed()
     steps, step = [], main.Model.train_step
 

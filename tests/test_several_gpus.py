@@ -69,7 +69,7 @@ def together(request, folder):
     shutil.rmtree(folder / 'out')
 
 
-def test_gradients_are_means_and_weights_stay_the_same(together):
+def test_gradients_are_averaged_and_weights_stay_equal(together):
     first, second = together.first, together.second
     assert len(first['gradients']) == len(first['means']) == 2  # of the discriminator, and of the generator
     for own, others, means, others_means in zip(*(seen[name] for name in ('gradients', 'means')
@@ -82,7 +82,7 @@ def test_gradients_are_means_and_weights_stay_the_same(together):
     assert len(first['weights']) > 4 and all(map(torch.equal, first['weights'], second['weights']))
 
 
-def test_ranks_share_out_every_epoch_and_draw_different_noise(together):
+def test_ranks_split_every_epoch_and_sample_different_noise(together):
     first, second = together.first, together.second
     for epoch in (0, 1):
         shares = items_of(first, epoch), items_of(second, epoch)
@@ -94,7 +94,7 @@ def test_ranks_share_out_every_epoch_and_draw_different_noise(together):
     assert len({tuple(one.flatten().tolist()) for one in noise}) == len(noise)
 
 
-def test_rank_0_alone_writes_and_speaks(together, folder):
+def test_only_rank_0_writes_and_prints(together, folder):
     assert os.listdir(folder / 'out') == [together.run.name]
     assert read(folder, 'said_1.txt') == ''
     assert re.search(r'^  batch_size +2$', together.said, re.MULTILINE) and together.said.count('done: ') == 1
@@ -142,7 +142,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(stopped):
     assert all(seen['ended'] > os.path.getmtime(stopped.run / 'stackgan_v2.pt') for _, seen in stopped.ends)
 
 
-def test_two_ranks_go_on_with_the_rest_of_the_epoch(stopped, copy, folder):
+def test_two_ranks_resume_the_rest_of_the_epoch(stopped, copy, folder):
     (status, first), (other_status, second) = train(folder, '--resume', copy)
     assert (status, other_status) == (0, 0)
     before = [item for _, seen in stopped.ends for item in items_of(seen, 1)]
@@ -152,7 +152,7 @@ def test_two_ranks_go_on_with_the_rest_of_the_epoch(stopped, copy, folder):
     assert progress_of(copy)['step'] == 4
 
 
-def test_one_process_goes_on_with_a_run_of_two_and_they_with_its(copy, folder, call, tmp_path):
+def test_one_process_and_two_ranks_resume_each_others_runs(copy, folder, call, tmp_path):
     runs = [shutil.copytree(copy, tmp_path / name) for name in ('a', 'b')]
     for run in runs:
         call('--resume', run)
@@ -169,7 +169,7 @@ def test_one_process_goes_on_with_a_run_of_two_and_they_with_its(copy, folder, c
     assert (progress_of(run)['step'], progress_of(run)['world_size']) == (7, 2)
 
 
-def test_a_loss_that_is_not_finite_on_one_rank_ends_all(folder):
+def test_a_non_finite_loss_on_one_rank_stops_all(folder):
     ends = train(folder, '--out_dir', 'diverged', at_step=diverge_second)
     assert [status for status, _ in ends] == [1, 1]
     assert 'error: loss_G is nan at step 3: training has diverged' in read(folder, 'error_0.txt')
@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all(folder):
 
 
 @pytest.mark.parametrize('end', [end_second, end_second_at_once])
-def test_a_rank_whose_partner_dies_says_so_and_ends(folder, end):
+def test_a_rank_reports_a_dead_partner_and_ends(folder, end):
     ends = train(folder, '--out_dir', 'alone', at_step=end)
     assert [status for status, _ in ends] == [1, 9]
     said = read(folder, 'error_0.txt')
@@ -206,7 +206,7 @@ def ended_by(act, folder, out_dir, *args):
     return started.returncode, said
 
 
-def test_torchrun_is_stopped_and_a_dead_rank_ends_the_run(folder, tmp_path):
+def test_torchrun_ends_on_signals_and_dead_ranks(folder, tmp_path):
     _, said = ended_by(lambda started: started.send_signal(signal.SIGTERM), folder, tmp_path, '--out_dir', tmp_path)
     stopped_after = int(re.search(r'^stopped after step (\d+); go on with: ', said, re.MULTILINE)[1])
     run, = tmp_path.iterdir()
@@ -218,7 +218,7 @@ def test_torchrun_is_stopped_and_a_dead_rank_ends_the_run(folder, tmp_path):
     assert progress_of(run)['step'] == stopped_after
 
 
-def test_ranks_whose_torchrun_is_killed_save_say_so_and_end(folder, tmp_path):
+def test_ranks_save_and_end_when_torchrun_is_killed(folder, tmp_path):
     _, said = ended_by(lambda started: started.kill(), folder, tmp_path, '--out_dir', tmp_path)
     run, = tmp_path.iterdir()
     assert said.count('torchrun has ended: its processes on this machine stop, too') == 1 and 'Traceback' not in said
@@ -234,7 +234,7 @@ class Items(list):
 
 @pytest.mark.parametrize('items', [8, 9, 10, 11])
 @pytest.mark.parametrize('world_size', [2, 3])
-def test_shares_are_disjoint_even_and_complete(monkeypatch, items, world_size):
+def test_the_parts_of_ranks_are_disjoint_equal_and_complete(monkeypatch, items, world_size):
     shares = {}
     for rank in range(world_size):
         as_rank(monkeypatch, rank, world_size)
@@ -251,7 +251,7 @@ def test_shares_are_disjoint_even_and_complete(monkeypatch, items, world_size):
     assert len({tuple(shares[epoch, 0]) for epoch in range(4)}) == 4
 
 
-def test_what_is_drawn_depends_on_seed_rank_and_step(monkeypatch):
+def test_random_numbers_depend_on_seed_rank_and_step(monkeypatch):
     def drawn(seed, rank, step):
         as_rank(monkeypatch, rank, 2)
         torch.manual_seed(seed)
@@ -263,7 +263,7 @@ def test_what_is_drawn_depends_on_seed_rank_and_step(monkeypatch):
     assert drawn(*cases[3]) == drawn(*cases[3])
 
 
-def test_batches_of_other_ranks_are_counted_anew(monkeypatch):
+def test_progress_is_recounted_for_another_number_of_ranks(monkeypatch):
     progress = new_progress() | {'batch': 5, 'world_size': 4}
     as_rank(monkeypatch, 1, 2)
     _regroup(progress, range(20))
@@ -276,7 +276,7 @@ def test_batches_of_other_ranks_are_counted_anew(monkeypatch):
     assert progress['batch'] == 17
 
 
-def test_a_rank_has_the_gpu_of_its_number(monkeypatch):
+def test_each_rank_uses_the_gpu_of_its_number(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     monkeypatch.setattr(torch.cuda, 'set_device', lambda gpu: None)
@@ -288,7 +288,7 @@ def test_a_rank_has_the_gpu_of_its_number(monkeypatch):
         choose_device(True)
 
 
-def test_what_one_process_does_is_refused_to_several(call, monkeypatch):
+def test_single_process_commands_refuse_torchrun(call, monkeypatch):
     as_rank(monkeypatch, 0, 2)
     assert call.error('--train', 'False') == (
         'error: --train False: draws in one process; start it with python, not with torchrun')

@@ -64,13 +64,13 @@ def slow_imports(tmp_path_factory):
 
 
 @pytest.mark.parametrize('command', COMMANDS)
-def test_imports_end_without_a_word(slow_imports, command):
+def test_signals_during_imports_end_silently(slow_imports, command):
     for number in (signal.SIGINT, signal.SIGTERM):
         assert end_of(start(str(ROOT / command), env=slow_imports), number) == (STATUS[number], '')
 
 
 @pytest.mark.parametrize('number', STATUS)
-def test_a_command_cleans_up_and_ends_without_a_word(tmp_path, number):
+def test_a_command_cleans_up_and_ends_silently(tmp_path, number):
     left = tmp_path / 'left'
     process = start(*script(f'''
         try:
@@ -82,7 +82,7 @@ def test_a_command_cleans_up_and_ends_without_a_word(tmp_path, number):
     assert end_of(process, number) == (STATUS[number], '') and left.exists()
 
 
-def test_a_signal_that_a_destructor_loses_comes_again():
+def test_a_signal_lost_in_a_destructor_is_repeated():
     process = start(*script('''
         class Slow:
             def __del__(self):
@@ -94,7 +94,7 @@ def test_a_signal_that_a_destructor_loses_comes_again():
     assert end_of(process, signal.SIGINT) == (130, '')
 
 
-def test_a_signal_that_becomes_another_error_is_still_one():
+def test_a_signal_turned_into_another_error_is_recognized():
     process = start(*script('''
         try:
             print('ready', flush=True)
@@ -105,7 +105,7 @@ def test_a_signal_that_becomes_another_error_is_still_one():
     assert end_of(process, signal.SIGTERM) == (143, '')
 
 
-def test_a_second_signal_ends_what_does_not_end():
+def test_a_second_signal_ends_a_hanging_command():
     stuck = script('''
         try:
             print('ready', flush=True)
@@ -116,7 +116,7 @@ def test_a_second_signal_ends_what_does_not_end():
     assert end_of(start(*stuck), signal.SIGINT, signal.SIGINT) == (130, '')
 
 
-def test_torchruns_signal_after_a_ctrl_c_is_the_same_one(tmp_path):
+def test_torchruns_signal_after_ctrl_c_does_not_count_twice(tmp_path):
     left = tmp_path / 'left'
     process = start(*script(f'''
         try:
@@ -129,7 +129,7 @@ def test_torchruns_signal_after_a_ctrl_c_is_the_same_one(tmp_path):
     assert end_of(process, signal.SIGINT, signal.SIGTERM) == (130, '') and left.exists()
 
 
-def test_nohup_is_followed():
+def test_nohup_is_respected():
     process = start(*script('''
         print('ready', flush=True)
         time.sleep(1)
@@ -150,11 +150,11 @@ def run(redirection):
 @pytest.mark.parametrize('redirection, end', [
     ('| head -1', (141, '')), ('>&-', (0, '')), ('2>&-', (0, '')),
     ('> /dev/full', (1, 'error: standard output cannot be written (No space left on device)\n'))])
-def test_output_that_cannot_be_written(redirection, end):
+def test_unwritable_output_is_handled(redirection, end):
     assert run(redirection) == end
 
 
-def test_a_lock_that_cannot_be_made(tmp_path):
+def test_a_lock_that_cannot_be_created_is_reported(tmp_path):
     with pytest.raises(CannotWrite, match='missing/lock: cannot be written'):
         lock_file(str(tmp_path / 'missing' / 'lock'))
 
@@ -196,7 +196,7 @@ def stop_when(event):
 
 
 @pytest.mark.parametrize('number', STATUS)
-def test_a_training_that_has_saved_ends_with_the_status_of_its_signal(dataset, tmp_path, number):
+def test_interrupted_training_ends_with_the_status_of_its_signal(dataset, tmp_path, number):
     model = new_model(dataset)
     train_step = model.train_step
 
@@ -213,7 +213,7 @@ def test_a_training_that_has_saved_ends_with_the_status_of_its_signal(dataset, t
 
 @pytest.mark.usefixtures('one_thread')
 @pytest.mark.parametrize('batches', [0, 1])
-def test_a_signal_ends_the_wait_for_workers_and_the_run_goes_on_to_the_same_results(dataset, tmp_path, batches):
+def test_a_signal_ends_waiting_for_workers_and_the_run_resumes(dataset, tmp_path, batches):
     straight = new_model(dataset)
     straight.train(EPOCHS, verbose=False)
     model = new_model(dataset)
@@ -230,7 +230,7 @@ def test_a_signal_ends_the_wait_for_workers_and_the_run_goes_on_to_the_same_resu
     assert_same(everything(again), everything(straight))
 
 
-def test_a_signal_ends_the_first_step_which_may_take_minutes(dataset, tmp_path):
+def test_a_signal_interrupts_the_first_step(dataset, tmp_path):
     model, begun = new_model(dataset), threading.Event()
 
     def train_step(batch):
@@ -244,7 +244,7 @@ def test_a_signal_ends_the_first_step_which_may_take_minutes(dataset, tmp_path):
     assert not (tmp_path / 'text2image.pt').exists()
 
 
-def test_one_of_several_ranks_waits_for_the_others(dataset, monkeypatch):
+def test_an_interrupted_rank_waits_for_the_others(dataset, monkeypatch):
     """Where it alone stopped, they would wait in vain for it."""
     monkeypatch.setattr(ranks, 'world_size', lambda: 2)
     with signals.noted() as stop, training_run._let_act(stop, True):

@@ -37,7 +37,7 @@ def test_state_dicts_have_the_authors_keys_in_full_width(stage, widths):
 
 
 @pytest.mark.parametrize('stage', STAGES)
-def test_forward_passes(stage, monkeypatch):
+def test_forward_passes_equal_the_recorded_outputs(stage, monkeypatch):
     numbers, facts = golden(f'stackgan_v1_stage{stage}')
     netG, netD = filled_networks(facts)
     draw_from(monkeypatch, ['eps/ca0', 'eps/ca1'])
@@ -55,7 +55,7 @@ def test_forward_passes(stage, monkeypatch):
 
 @pytest.mark.parametrize('fast', [False, True])
 @pytest.mark.parametrize('stage, dtype', TOLERANCES)
-def test_training_meets_losses_and_weights(stage, dtype, fast, monkeypatch):
+def test_training_reproduces_recorded_losses_and_weights(stage, dtype, fast, monkeypatch):
     _, facts = golden(f'stackgan_v1_stage{stage}')
     netG, netD = (net.to(dtype) for net in filled_networks(facts))
     if fast:

@@ -101,7 +101,7 @@ def weights_of(run):
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
-def test_both_stages_leave_a_run(stage1, stage2):
+def test_both_stages_write_a_run_folder(stage1, stage2):
     for run, name in ((stage1, 'stageI'), (stage2, 'stageII')):
         assert re.fullmatch(rf'tiny_{name}_\d{{8}}_\d{{6}}', run.name)
         assert {'options.json', 'log.txt', 'samples', 'stackgan_v1.pt', 'encoder.pt', 'Model'} <= set(os.listdir(run))
@@ -112,7 +112,7 @@ def test_both_stages_leave_a_run(stage1, stage2):
             assert torch.equal(inside[f'STAGE1_G.{key}'], value)
 
 
-def test_runs_go_on_with_their_options(stage1, stage2, call, tmp_path):
+def test_runs_resume_with_their_options(stage1, stage2, call, tmp_path):
     for run, options in ((stage1, ['--stage', '1', '--z_dim', '5', '--precision', 'fp32']),
                          (stage2, ['--stage', '2', '--stage1', stage1])):
         out = tmp_path / run.name
@@ -135,7 +135,7 @@ def test_a_run_starts_from_a_checkpoint(stage1, stage2, call, tmp_path, stage):
             torch.testing.assert_close(value, before[key], rtol=0, atol=1e-6)
 
 
-def test_the_authors_checkpoint_is_a_stage1(stage1, call, tmp_path):
+def test_stage2_trains_on_the_authors_stage1(stage1, call, tmp_path):
     weights = {f'module.{key}': value for key, value in weights_of(stage1).items() if 'num_batches' not in key}
     torch.save(weights, tmp_path / 'netG_epoch_120.pth', _use_new_zipfile_serialization=False)
     call('--train', '--stage', '2', '--stage1', tmp_path / 'netG_epoch_120.pth', *DATA, *TRAINING, '--epochs', '1',
@@ -144,7 +144,7 @@ def test_the_authors_checkpoint_is_a_stage1(stage1, call, tmp_path):
     assert (netG.z_dim, netG.STAGE1_G.width, netG.encoder[0].weight.shape[0]) == (5, 8 * 8, 4)
 
 
-def test_a_signal_to_all_processes_is_for_the_main_one(folder, tmp_path):
+def test_workers_ignore_signals_to_all_processes(folder, tmp_path):
     """As from `timeout`, a cluster's scheduler or a terminal: the processes that prepare pictures get it, too."""
     command = [sys.executable, SCRIPT, '--train', *DATA, *TRAINING, '--workers', '2', '--epochs', '10000',
                '--out_dir', tmp_path]
@@ -159,7 +159,7 @@ def test_a_signal_to_all_processes_is_for_the_main_one(folder, tmp_path):
     assert (newest(tmp_path, 'tiny') / 'stackgan_v1.pt').exists()
 
 
-def test_a_training_that_fails_ends_its_workers(folder, tmp_path):
+def test_failed_training_ends_its_workers(folder, tmp_path):
     script = ('import sys\n'
               'from common.errors import run_command\n'
               'from stackgan_v1 import build_gan, main\n'
@@ -171,7 +171,7 @@ def test_a_training_that_fails_ends_its_workers(folder, tmp_path):
     assert failed.returncode == 1 and failed.stderr.endswith('ZeroDivisionError: division by zero\n')
 
 
-def test_bf16_is_for_all_that_is_called(folder, call, tmp_path, monkeypatch):
+def test_bf16_covers_every_convolution(folder, call, tmp_path, monkeypatch):
     monkeypatch.setattr(precision, 'cpu_flags', lambda: {'avx512_bf16'})
     types, convolve = set(), torch.nn.functional.conv2d
     monkeypatch.setattr(torch.nn.functional, 'conv2d', lambda *args: types.add(
@@ -203,7 +203,7 @@ def test_evaluation_writes_every_held_out_caption(folder, stage1, vivid, call, s
     assert len(pictures) == 6
 
 
-def test_sentences_are_drawn_by_the_newest_run(folder, stage2, call):
+def test_the_newest_run_generates_images_for_sentences(folder, stage2, call):
     (folder / 'sentences.txt').write_text('un oiseau coloré\n', encoding='utf-8')
     said = call('--train', 'False', '--out_dir', 'out2', '--text', 'a red bird', '--text', 'a crow',
                 '--text_file', 'sentences.txt')
@@ -216,7 +216,7 @@ def test_sentences_are_drawn_by_the_newest_run(folder, stage2, call):
         assert sheet.crop((260, 2 * 258 + 2, 516, 3 * 258)).tobytes() == picture.tobytes()
 
 
-def test_the_newest_run_of_a_stage_draws(stage1, stage2, call, tmp_path):
+def test_the_newest_run_of_a_stage_generates(stage1, stage2, call, tmp_path):
     for age, run in enumerate((stage2, stage1)):
         shutil.copytree(run, tmp_path / run.name)
         os.utime(tmp_path / run.name / 'stackgan_v1.pt', (100 + age, 100 + age))
@@ -228,7 +228,7 @@ def test_the_newest_run_of_a_stage_draws(stage1, stage2, call, tmp_path):
                                                      '--out_dir', tmp_path)
 
 
-def test_many_sentences_are_drawn_in_batches(vivid, call, tmp_path, monkeypatch):
+def test_many_sentences_are_generated_in_batches(vivid, call, tmp_path, monkeypatch):
     sizes, generate = [], main.Model.generate
     monkeypatch.setattr(main.Model, 'generate',
                         lambda self, embed, seed: sizes.append(len(embed)) or generate(self, embed, seed))
@@ -238,7 +238,7 @@ def test_many_sentences_are_drawn_in_batches(vivid, call, tmp_path, monkeypatch)
     assert sizes == [2, 2, 1] and len(set(pictures)) == 5  # every batch has a noise of its own
 
 
-def test_the_authors_checkpoint_draws(folder, stage1, call, tmp_path):
+def test_the_authors_checkpoint_generates(folder, stage1, call, tmp_path):
     torch.save(weights_of(stage1), tmp_path / 'netG_epoch_90.pth', _use_new_zipfile_serialization=False)
     said = call('--train', 'False', '--checkpoint', tmp_path / 'netG_epoch_90.pth', '--encoder', stage1 / 'encoder.pt',
                 '--text', 'a crow', '--out_dir', tmp_path)
@@ -251,7 +251,7 @@ def test_the_authors_checkpoint_draws(folder, stage1, call, tmp_path):
 
 # --- configuration files ----------------------------------------------------------------------------------------------
 
-def test_the_authors_file_is_accepted_as_it_is(folder, call):
+def test_the_authors_configuration_is_accepted_unchanged(folder, call):
     (folder / 'authors.yml').write_text(AUTHORS)
     options = call.options('--cfg', 'authors.yml')
     expected = {'config_name': 'stageII', 'dataset': 'coco', 'gpu': 0, 'workers': 4, 'stage': 2, 'train': True,
@@ -283,7 +283,7 @@ SHIPPED = {'birds_s1': ('birds', 1, 600, 50, 64, 128, 64), 'birds_s2': ('birds',
            'coco_s1': ('coco', 1, 120, 20, 128, 192, 96), 'coco_s2': ('coco', 2, 120, 20, 40, 192, 96)}
 
 
-def test_the_shipped_files(call):
+def test_the_files_in_cfg_are_accepted(call):
     assert sorted(os.listdir(os.path.join(main.HERE, 'cfg'))) == sorted(f'{name}.yml' for name in SHIPPED)
     for name, expected in SHIPPED.items():
         options = call.options('--cfg', f'cfg/{name}.yml', *(['--stage1', 'a'] if name.endswith('2') else []))
@@ -293,7 +293,7 @@ def test_the_shipped_files(call):
         assert (options.lr, options.kl_coef, options.train, options.said) == (2e-4, 2.0, True, '')
 
 
-def test_defaults_are_those_of_birds(call):
+def test_defaults_are_the_authors_for_birds(call):
     for stage, decay in ((1, 50), (2, 100)):
         options = call.options('--train', '--stage', stage, *(['--stage1', 'a'] if stage == 2 else []))
         assert (options.epochs, options.batch_size, options.lr, options.lr_decay_epoch) == (600, 64, 2e-4, decay)

@@ -79,7 +79,7 @@ def trained(folder):
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
-def test_training_as_the_chapter_types_it(folder, trained):
+def test_the_chapters_command_trains(folder, trained):
     table = dict(re.findall(r'^  (\w+) +(.*)$', trained.stdout, re.MULTILINE))
     expected = {'config_name': '3stages', 'epochs': '2', 'batch_size': '2', 'gf_dim': '4', 'branches': '2',
                 'conditional': 'True', 'kl_coef': '2.0', 'uncond_coef': '1.0', 'snapshot_interval': '2000'}
@@ -91,7 +91,7 @@ def test_training_as_the_chapter_types_it(folder, trained):
     assert sorted(os.listdir(os.path.join(trained.run, 'Model'))) == ['netD0.pth', 'netD1.pth', 'netG_4.pth']
 
 
-def test_a_run_goes_on_with_its_options(folder, trained, call, tmp_path):
+def test_a_run_resumes_with_its_options(folder, trained, call, tmp_path):
     call(*DATA, *TRAINING, '--epochs', '1', '--out_dir', tmp_path)
     said = call('--train', '--resume', '--out_dir', tmp_path, '--epochs', '2')
     assert 'step 4' in said and 'step 2 ' not in said
@@ -113,7 +113,7 @@ def test_a_run_starts_from_a_checkpoint(trained, call, tmp_path):
 
 
 @pytest.mark.parametrize('place', ['', 'Model'])
-def test_a_tree_grows_from_a_run_with_fewer_branches(trained, call, tmp_path, place):
+def test_branches_can_be_added_to_a_trained_tree(trained, call, tmp_path, place):
     said = call(*DATA, *TRAINING, '--branches', '3', '--epochs', '1', '--lr', '1e-9', '--out_dir', tmp_path,
                 '--checkpoint', os.path.join(trained.run, place))
     assert f'loaded {trained.run}' in said and 'the tree grows from 2 to 3 branches' in said
@@ -148,7 +148,7 @@ def test_evaluation_writes_every_held_out_caption(folder, trained, call):
     assert len(pictures) == 6
 
 
-def test_evaluation_of_the_newest_run_with_a_grid_for_each_photograph(folder, trained, call):
+def test_example_writes_a_grid_per_photograph(folder, trained, call):
     call('--cfg', 'cfg/eval_birds.yml', *DATA, '--out_dir', 'out', '--example', 'True', '--batch_size', '4')
     drawn = os.path.join(trained.run, 'iteration4', 'super', 'valid')
     assert files_below(drawn) == sorted({f'{name}_128.png' for name, _ in captions_of(folder)})
@@ -157,12 +157,12 @@ def test_evaluation_of_the_newest_run_with_a_grid_for_each_photograph(folder, tr
             assert grid.size == (2 * 130 + 2, 130 + 2)  # two captions
 
 
-def test_names_in_a_data_file_lead_to_no_other_folder():
+def test_names_in_a_data_file_cannot_leave_the_folder():
     names = {'../../etc': '_.._etc', '..': '_', 'a/b\\c': 'a_b_c', '001.Auk': '001.Auk'}
     assert [_file_name(name) for name in names] == list(names.values())
 
 
-def test_sentences_are_drawn(folder, trained, call):
+def test_images_are_generated_for_sentences(folder, trained, call):
     (folder / 'sentences.txt').write_text('un oiseau coloré\n', encoding='utf-8')
     said = call('--train', 'False', '--out_dir', 'out', '--text', 'a red bird', '--text', 'a crow',
                 '--text_file', 'sentences.txt')
@@ -178,13 +178,13 @@ def test_sentences_are_drawn(folder, trained, call):
         assert sheet.crop((132, 132, 260, 260)).tobytes() == picture.tobytes()
 
 
-def test_the_encoder_of_a_run_is_found_from_its_snapshots(trained, call):
+def test_snapshots_find_the_encoder_of_their_run(trained, call):
     snapshot = os.path.join(trained.run, 'Model', 'netG_4.pth')
     said = call('--train', 'False', '--out_dir', 'out', '--text', 'a crow', '--checkpoint', snapshot)
     assert f'embedded by {trained.run}/encoder.pt' in said
 
 
-def test_a_strip_from_one_sentence_to_the_other(folder, trained, call):
+def test_interpolate_writes_a_strip(folder, trained, call):
     said = call('--train', 'False', '--out_dir', 'out', '--interpolate', 'a red bird', 'a crow')
     strip = newest(folder / 'out', 'interpolate_') / 'strip.png'
     assert f'from "a red bird" to "a crow": {strip}' in said
@@ -200,7 +200,7 @@ def test_a_strip_from_one_sentence_to_the_other(folder, trained, call):
 
 # --- without text -----------------------------------------------------------------------------------------------------
 
-def test_folders_without_text_train_and_draw(folder, call, tmp_path):
+def test_image_folders_train_and_generate_without_text(folder, call, tmp_path):
     for name in ('cats', 'dogs', 'other'):
         os.makedirs(tmp_path / 'pets' / name)
         for seed in range(2):
@@ -225,7 +225,7 @@ def test_folders_without_text_train_and_draw(folder, call, tmp_path):
     assert 'was trained without text' in call.error(*checkpoint, '--text', 'a cat')
 
 
-def test_captioned_pictures_without_their_text(call, tmp_path):
+def test_captioned_images_train_without_text(call, tmp_path):
     said = call(*DATA, *WITHOUT_TEXT, '--epochs', '1', '--conditional', 'False', '--out_dir', tmp_path)
     assert 'Training on 4 images' in said and 'loss_KL' not in said
     assert 'encoder.pt' not in os.listdir(newest(tmp_path, 'tiny'))
@@ -233,7 +233,7 @@ def test_captioned_pictures_without_their_text(call, tmp_path):
 
 # --- configuration files ----------------------------------------------------------------------------------------------
 
-def test_what_is_typed_wins_over_the_file_and_the_file_over_defaults(folder, call):
+def test_typed_flags_override_the_file_and_the_file_defaults(folder, call):
     (folder / 'mine.yml').write_text('lr: 1e-3\nepochs: 7\ncuda: no\nclasses: [a, b]\nlsun: data\nencoder:\n')
     options = call.options('--cfg', 'mine.yml', '--epochs', '9')
     assert (options.lr, options.epochs, options.cuda, options.batch_size) == (1e-3, 9, False, 24)
@@ -245,7 +245,7 @@ def test_what_is_typed_wins_over_the_file_and_the_file_over_defaults(folder, cal
     assert (options.epochs, options.lr, options.seed) == (9, 1e-3, 8)
 
 
-def test_values_of_a_file_are_read_as_if_they_were_typed(folder, call):
+def test_values_of_a_file_are_parsed_like_typed_flags(folder, call):
     (folder / 'mine.yml').write_text('epochs: 010\nbatch_size: 031\nconfig_name: on\ndataset: no\ncuda: off\n'
                                      'TRAIN: {GENERATOR_LR: 2.0e-4, DISCRIMINATOR_LR: 0.0002}\nGPU_ID:\n')
     options = call.options('--cfg', 'mine.yml')
@@ -253,7 +253,7 @@ def test_values_of_a_file_are_read_as_if_they_were_typed(folder, call):
             options.gpu) == (10, 31, 'on', 'no', False, 2e-4, 0)
 
 
-def test_classes_typed_twice_are_all_meant(folder, call):
+def test_classes_may_be_repeated(folder, call):
     assert call.options('--lsun', 'x', '--classes', 'a', 'b', '--classes', 'c').classes == ['a', 'b', 'c']
     run_dir = run.new_run(str(folder / 'lists'), 'x', {'lsun': 'x', 'classes': ['a', 'b']})
     torch.save({}, os.path.join(run_dir, 'stackgan_v2.pt'))
@@ -262,7 +262,7 @@ def test_classes_typed_twice_are_all_meant(folder, call):
     assert call.options('--resume', run_dir, '--cfg', 'mine.yml').classes == ['c']
 
 
-def test_errors_of_configuration_files_name_them(folder, call):
+def test_configuration_errors_name_the_file(folder, call):
     for text, message in [('batchsize: 3', "unknown key 'batchsize'; did you mean 'batch_size'?"),
                           ('NET_G: x.pth', "unknown key 'NET_G'; did you mean 'TRAIN.NET_G'?"),
                           ('TRAIN: {NETG: x}', "unknown key 'TRAIN.NETG'"), ('resume: newest', "unknown key 'resume'"),
@@ -289,7 +289,7 @@ def test_errors_of_configuration_files_name_them(folder, call):
     assert call.error('--cfg', other).endswith(' (a file of another section has others)')
 
 
-def test_the_authors_file_is_accepted_as_it_is(folder, call):
+def test_the_authors_configuration_is_accepted_unchanged(folder, call):
     (folder / 'authors.yml').write_text(AUTHORS)
     options = call.options('--cfg', 'authors.yml')
     expected = {'config_name': '3stages', 'dataset': 'birds', 'gpu': 0, 'workers': 4, 'branches': 3, 'train': True,
@@ -316,7 +316,7 @@ def test_the_authors_file_is_accepted_as_it_is(folder, call):
     ('../data/imagenet', {'image_folder': 'imagenet', 'lsun': None}),
     ('../data/lsun/church_outdoor_train_lmdb', {'lsun': 'lsun', 'classes': ['church_outdoor_train']}),
     ('../data/lsun', {'lsun': 'lsun', 'classes': ['church_outdoor_train']})])
-def test_the_authors_files_without_text(folder, call, folder_name, expected):
+def test_the_authors_configurations_without_text_are_accepted(folder, call, folder_name, expected):
     (folder / 'authors.yml').write_text(AUTHORS.replace("'../data/birds'", f"'{folder_name}'").replace(
         "'birds'", "'church'").replace('B_CONDITION: True', 'B_CONDITION: False'))
     options = call.options('--cfg', 'authors.yml')
@@ -326,7 +326,7 @@ def test_the_authors_files_without_text(folder, call, folder_name, expected):
         assert (os.path.basename(found) if isinstance(found, str) else found) == value
 
 
-def test_the_chapters_path_of_a_checkpoint_is_found_from_the_file(folder, call):
+def test_checkpoint_paths_in_a_configuration_are_found(folder, call):
     os.makedirs(folder / 'code' / 'cfg', exist_ok=True)
     os.makedirs(folder / 'code' / 'output' / 'Model', exist_ok=True)
     (folder / 'code' / 'output' / 'Model' / 'netG_220800.pth').touch()
@@ -348,7 +348,7 @@ SHIPPED = {'birds_3stages': ('birds', 600, True, 1, 0), 'eval_birds': ('birds', 
            'bedroom_3stages_color': ('bedroom', 5, False, 0, 50), 'church_3stages_color': ('church', 50, False, 0, 50)}
 
 
-def test_the_shipped_files(call):
+def test_the_files_in_cfg_are_accepted(call):
     assert sorted(os.listdir(os.path.join(main.HERE, 'cfg'))) == sorted(f'{name}.yml' for name in SHIPPED)
     for name, expected in SHIPPED.items():
         options = call.options('--cfg', f'cfg/{name}.yml')
@@ -387,7 +387,7 @@ def test_errors_say_what_to_do(folder, trained, call):
     assert not (folder / 'none').exists()
 
 
-def test_gpu_numbers(call, monkeypatch, capsys):
+def test_gpu_numbers_are_checked(call, monkeypatch, capsys):
     assert choose_device(True, -1).type == 'cpu' and capsys.readouterr().out == ''
     assert choose_device(True, 3).type == 'cpu' and 'no CUDA device' in capsys.readouterr().out
     chosen = []

@@ -66,7 +66,7 @@ def straight(folder):
     return done
 
 
-def test_training_prints_its_options_and_fills_its_folder(folder, straight):
+def test_training_prints_its_options_and_writes_its_folder(folder, straight):
     table = dict(re.findall(r'^  (\w+) +(.*)$', straight.out, re.MULTILINE))
     assert list(table) == sorted(table)
     expected = {'model': 'text2image', 'cuda': 'False', 'train': 'True', 'data_dir': str(folder / 'data'),
@@ -85,7 +85,7 @@ def test_training_prints_its_options_and_fills_its_folder(folder, straight):
     assert contents['options'] == kept and contents['progress']['step'] == EPOCHS * STEPS
 
 
-def test_a_killed_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(folder, straight):
+def test_a_killed_run_says_how_to_resume_and_ends_with_the_same_results(folder, straight):
     process = start(folder, *DATA, '--train', '--out_dir', 'killed', *TRAINING)
     wait_for_step(folder / 'killed', process)
     process.send_signal(signal.SIGTERM)
@@ -127,7 +127,7 @@ def assert_drawn(done, folder, captions):
     assert done.out.rstrip().endswith(os.path.join(os.path.basename(folder), 'sheet.png'))
 
 
-def test_evaluation_draws_held_out_captions(folder, straight):
+def test_evaluation_generates_images_for_held_out_captions(folder, straight):
     done = finish(start(folder, *DATA, '--train', 'False', '--out_dir', 'straight'))
     assert (done.status, done.err) == (0, '') and 'generates images for captions of /test' in done.out
     drawn, = runs_in(folder / 'straight', 'eval_')
@@ -136,7 +136,7 @@ def test_evaluation_draws_held_out_captions(folder, straight):
     assert_drawn(done, drawn, captions)
 
 
-def test_sentences_are_drawn(folder, straight):
+def test_images_are_generated_for_sentences(folder, straight):
     (folder / 'sentences.txt').write_text(f'{SENTENCE}\n\n', encoding='utf-8')
     done = finish(start(folder, '--train', 'False', '--out_dir', 'straight', '--text', 'a red bird', '--text', 'a crow',
                         '--text_file', 'sentences.txt'))  # with the encoder that the run kept, so without the data
@@ -147,7 +147,7 @@ def test_sentences_are_drawn(folder, straight):
         assert one.read() != other.read()
 
 
-def test_errors_of_the_command(folder):
+def test_command_errors_are_one_line(folder):
     for args, status, message in [(['--data_dir', 'nowhere'], 1, 'data/birds/prepare.py --cub'),
                                   (['--train', 'perhaps'], 2, "'perhaps' is neither True nor False")]:
         done = finish(start(folder, *args, '--out_dir', 'none'))
@@ -193,7 +193,7 @@ def test_errors_say_what_to_do(folder, error, tmp_path):
     assert not (folder / 'empty').exists()
 
 
-def test_a_missing_or_wrong_encoder(folder, error, tmp_path):
+def test_a_missing_or_wrong_encoder_is_an_error(folder, error, tmp_path):
     model = main.Model('text2image', 'cpu', None, 3, 50, 100)
     draw = ['--train', 'False', '--text', 'a red bird', '--checkpoint', model.save_to(str(tmp_path), verbose=False)]
     message = error(*draw, '--data_dir', tmp_path, '--dataset', 'tiny')

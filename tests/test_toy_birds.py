@@ -97,7 +97,7 @@ def test_captions_of_a_bird_differ(indices):
     assert len(set(zip(index.photo_of, index.captions))) == len(index.captions)
 
 
-def test_captions_say_what_is_seen():
+def test_captions_describe_the_image():
     rng = random.Random(0)
     bird = drawing.imagine(rng, 'red', 'blue', crown='green', belly='red', beak='grey', beak_length='long',
                            scene='sand')
@@ -107,7 +107,7 @@ def test_captions_say_what_is_seen():
     assert not {'short', 'yellow', 'belly', 'branch', 'sky'} & words
 
 
-def test_boxes_are_inside_the_pictures(indices):
+def test_boxes_are_inside_the_images(indices):
     for index in indices.values():
         for x, y, width, height in index.boxes:
             assert 0 < x < x + width < drawing.SIZE and 0 < y < y + height < drawing.SIZE
@@ -126,7 +126,7 @@ def test_boxes_are_tight(monkeypatch):
         assert np.abs(box - [xs.min(), ys.min(), xs.max(), ys.max()]).max() <= 2
 
 
-def test_pictures_are_jpegs_of_256(path, indices):
+def test_images_are_256_pixel_jpegs(path, indices):
     with layout.open_file(path) as file:
         for key in indices['test'].img_keys[:3]:
             picture = Image.open(io.BytesIO(layout.read_jpeg(file, 'test', key)))
@@ -145,7 +145,7 @@ def test_color_accuracy_recognizes_drawings(birds, blur, least):
     assert body >= least and wings >= least
 
 
-def test_color_accuracy_is_near_chance_where_pictures_ignore_the_colors():
+def test_color_accuracy_is_near_chance_for_unrelated_images():
     """A generator that draws the same birds whatever it is asked for."""
     rng = random.Random(0)
     picture, _ = drawing.draw(drawing.imagine(rng, 'red', 'blue'), rng)
@@ -166,14 +166,14 @@ def test_color_accuracy_tells_body_from_wings(birds):
 @pytest.mark.parametrize('arguments, word', [(['--count', str(COUNT - 1), '--out', 'birds.hdf5'], '--count'),
                                              (['--out', '.'], '--out'), (['--count', 'x'], '--help lists the flags'),
                                              (['--out', f'{__file__}/a/b.hdf5'], 'is a file, not a folder')])
-def test_bad_arguments_give_one_line(arguments, word, tmp_path):
+def test_bad_arguments_are_one_line_errors(arguments, word, tmp_path):
     done = subprocess.run([sys.executable, SCRIPT, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0 and done.stdout == ''
     assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1 and word in done.stderr
     assert os.listdir(tmp_path) == []
 
 
-def test_command_makes_the_same_file_from_any_folder_with_all_workers(path, tmp_path):
+def test_the_file_depends_neither_on_the_folder_nor_on_workers(path, tmp_path):
     done = subprocess.run([sys.executable, SCRIPT, '--out', 'birds.hdf5', '--count', str(COUNT), '--seed', '3'],
                           cwd=tmp_path, capture_output=True, text=True, check=True)
     assert str(tmp_path / 'birds.hdf5') in done.stdout.splitlines()[-1] and 'train' in done.stdout

@@ -108,7 +108,7 @@ def test_the_chapters_way_has_none_of_our_gains(chapter, birds, narrow, chapters
     assert all(parameter.grad.any() for netD in netsD for parameter in netD.parameters() if parameter.dim() > 1)
 
 
-def test_the_chapters_pictures_are_ours(birds):
+def test_the_chapters_images_equal_ours(birds):
     chapters, ours = chapter_way.CaptionItems(birds), train_speed.Text2ImageDataset(birds)
     assert len(chapters) == len(ours) > 0
     by_caption = {(item['txt'], tuple(item['right_embed'][:5].tolist())): item['right_images'] for item in ours}
@@ -118,12 +118,12 @@ def test_the_chapters_pictures_are_ours(birds):
 
 
 @pytest.mark.parametrize('way', ['chapter', 'fp32'])
-def test_a_file_that_holds_no_batch_is_named(way, birds, narrow):
+def test_too_few_items_for_a_batch_are_an_error(way, birds, narrow):
     options = options_of(birds, chapter='stackgan_v2', way=way, batch_size=8)
     assert f'{birds}: has 7 items in /train, less than a batch' in one_line(train_speed.prepare, options)
 
 
-def test_a_feed_is_full_when_its_workers_have_made_all_that_they_make_ahead():
+def test_endless_batches_are_full_when_workers_have_prefetched_all():
     class Loader(list):  # of epochs of seven batches
         num_workers, prefetch_factor, collate_fn = 8, 2, None
 
@@ -144,26 +144,26 @@ def typed(benchmark, monkeypatch, capsys, *args):
     return capsys.readouterr().out
 
 
-def test_without_a_data_file_it_says_what_to_run(tmp_path, monkeypatch, capsys):
+def test_a_missing_data_file_says_what_to_run(tmp_path, monkeypatch, capsys):
     missing = str(tmp_path / 'none.hdf5')
     assert 'prepare.py' in one_line(typed, train_speed, monkeypatch, capsys, '--file', missing)
 
 
 @pytest.mark.parametrize('gan', ['stage-I', 'stage-II', 'stackgan_v2'])
-def test_what_each_kernel_gains(gan, narrow, monkeypatch, capsys):
+def test_kernels_prints_a_row_per_optimization(gan, narrow, monkeypatch, capsys):
     parts = ['DoubledConv', 'ProductConv', 'channels_last']
     said = typed(kernels, monkeypatch, capsys, '--gan', gan, '--batch_size', '2', '--steps', '1',
                  *(word for part in parts for word in ('--only', part)))
     assert re.findall(r'^\| (\w+) \| [\d.]+ \| [\d.]+ \| [\d.]+ \|$', said, re.MULTILINE) == parts
 
 
-def test_the_data_alone(birds, monkeypatch, capsys):
+def test_dataset_speed_prints_its_measurements(birds, monkeypatch, capsys):
     said = typed(dataset_speed, monkeypatch, capsys, '--file', birds)
     assert re.fullmatch(r'opening 14 cached items: [\d.]+ s, [\d.]+ GB\n'
                         r'what main.py trains on: [\d,]+ items/s .*\nwith wrong images: [\d,]+ items/s .*\n', said)
 
 
-def test_the_evaluation(narrow, monkeypatch, capsys):
+def test_eval_speed_prints_its_measurement(narrow, monkeypatch, capsys):
     monkeypatch.setattr(eval_speed, 'make_networks', stackgan_v2.build_gan.make_networks)
     said = typed(eval_speed, monkeypatch, capsys, '--device', 'cpu', '--count', 3, '--batch_size', 2)
     assert re.search(r'^3 images .*[\d.]+ s', said, re.MULTILINE)

@@ -45,7 +45,7 @@ def asked(tmp_path, *what):
     return [*what, '--dataset', 'tiny', '--out_dir', str(tmp_path)]
 
 
-def test_train_resume_and_ask_as_a_person_types_it(folder, data, tmp_path):
+def test_train_resume_and_query_from_the_command_line(folder, data, tmp_path):
     script = main.__file__
     printed = run_in(folder, script, '--train', *data, *SMALL)
     run_dir = newest(tmp_path, 'tiny_')
@@ -55,7 +55,7 @@ def test_train_resume_and_ask_as_a_person_types_it(folder, data, tmp_path):
     assert 'nearest to red:' in run_in(folder, script, *asked(tmp_path, '--query', 'red'))
 
 
-def test_a_resumed_run_is_one_without_interruption(call, data, trained, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(call, data, trained, tmp_path):
     call('--train', *data, *SMALL[2:], '--epochs', '4')
     straight = newest(tmp_path, 'tiny_')
     call('--train', '--resume', trained, '--epochs', '4')
@@ -69,7 +69,7 @@ def test_a_resumed_run_is_one_without_interruption(call, data, trained, tmp_path
 @pytest.mark.parametrize('model', ['cbow', 'skipgram'])
 @pytest.mark.parametrize('way', [['--loss', 'softmax'], ['--loss', 'negative', '--negative', '2'],
                                  ['--optimizer', 'sgd', '--lr', '0.01', '--sample', '0.1']])
-def test_every_way_to_train(call, data, tmp_path, model, way):
+def test_every_model_loss_and_optimizer_trains(call, data, tmp_path, model, way):
     assert f'and {model}.pt' in call('--train', '--model', model, *way, *data, *SMALL)
     run_dir = newest(tmp_path, 'tiny_')
     assert 'done: ' in call('--train', '--resume', run_dir, '--epochs', '3')
@@ -78,7 +78,7 @@ def test_every_way_to_train(call, data, tmp_path, model, way):
     assert len(out.splitlines()) == 1 + 1 + 2 * (1 + main.NEAREST)
 
 
-def test_analogy_evaluation_and_map(call, trained, tmp_path):
+def test_analogy_evaluation_and_plot_work(call, trained, tmp_path):
     out = call(*asked(tmp_path, '--analogy', 'wing', 'wings', 'bill'))
     assert 'wing is to wings as bill is to:' in out and 'wings' not in out.split('is to:')[1]
     out = call(*asked(tmp_path, '--train', 'False'))
@@ -112,13 +112,13 @@ def test_errors_are_one_line(call, data, trained, tmp_path, folder):
     assert 'diverged' in call.error(*data, '--lr', '1e9', '--optimizer', 'sgd', *SMALL)
 
 
-def test_no_path_is_not_the_newest_run(call, capsys):
+def test_an_empty_path_is_not_the_newest_run(call, capsys):
     with pytest.raises(SystemExit, match='2'):
         call('--query', 'red', '--checkpoint', '')
     assert 'argument --checkpoint: is empty' in capsys.readouterr().err
 
 
-def test_a_run_goes_on_with_its_own_captions_alone(call, data, tmp_path, folder):
+def test_a_run_does_not_resume_with_other_captions(call, data, tmp_path, folder):
     other = tmp_path / 'other'
     tiny.make(other / 'tiny.hdf5', {'train': {'001.Auk': 2}}, CAPTIONS, False)
     call('--train', '--data_dir', other, '--dataset', 'tiny', '--out_dir', tmp_path / 'runs', *SMALL)
@@ -130,7 +130,7 @@ def test_a_run_goes_on_with_its_own_captions_alone(call, data, tmp_path, folder)
     assert 'was trained on other captions' in message or 'continue with the same model and captions' in message
 
 
-def test_the_checkpoint_holds_tensors_and_words_alone(trained):
+def test_the_checkpoint_holds_only_tensors_and_words(trained):
     contents = torch.load(trained / 'cbow.pt', weights_only=True)
     assert contents['net']['W'].shape == (WORDS, 8) and len(contents['words']) == WORDS
 
