@@ -27,7 +27,7 @@ def complete(options):
     if options.lsun and not options.classes:
         raise UserError(f'--lsun {options.lsun}: add the classes to train on, as in --classes church_outdoor_train')
     if options.classes and not without_text:
-        raise UserError('--classes: has no effect without --image_folder or --lsun; add one of them')
+        raise UserError('--classes: used only with --image_folder or --lsun; add one of them, or leave it out')
     if options.conditional is None:
         options.conditional = not without_text
     if options.conditional and without_text:

@@ -68,7 +68,7 @@ def _check(path, answer):
 
 
 def write_public(path, splits=(('train', ('Auk', 'Jay')), ('valid', ()), ('test', ('Owl',))), captions=5, **options):
-    """A file as the chapter's converter writes it: five captions, a copy of everything for each, no bounding box."""
+    """Write a file as the chapter's converter does: five captions, each with a copy of everything, no bounding box."""
     with h5py.File(path, 'w', **options) as file:
         for split, names in splits:
             file.create_group(split)

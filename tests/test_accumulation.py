@@ -1,4 +1,4 @@
-"""`--accumulate`: the same gradients, of which less was kept in memory until they were computed."""
+"""`--accumulate`: the same gradients with fewer activations in memory."""
 import contextlib
 import platform
 import subprocess
@@ -27,7 +27,7 @@ CHAPTERS = ['stackgan_v1', 'stackgan_v2', 'without text']
 
 
 def case(chapter, accumulate=1, size=4):
-    """(a small model, its discriminators, a batch for it)."""
+    """Return (small model, its discriminators, a batch for it)."""
     torch.manual_seed(7)
     if chapter == 'stackgan_v1':
         batch, model = stackgan_v1_batch(2, size), stackgan_v1_model(2)
@@ -42,20 +42,20 @@ def case(chapter, accumulate=1, size=4):
 
 
 def prepare(model, netsD, heads=(), **more):
-    """Call `speed.prepare` with what changes nothing but for `more`."""
+    """Call `speed.prepare` with everything switched off except for `more`."""
     speed.prepare(model.netG, netsD, heads, **{'device': CPU, 'precision': 'fp32', 'compile': False, 'batch_size': 4,
                                                **more})
 
 
 def without_batch_statistics(nets):
-    """Let discriminators judge every picture by itself, so that parts of a batch are judged as the whole is."""
+    """Remove batch statistics from discriminators, so that parts of a batch give the same outputs as the whole."""
     for layer in {layer for net in nets for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)}:
         layer.register_forward_pre_hook(lambda layer, _: layer.eval() and None)
 
 
 @contextlib.contextmanager
 def noting(gradients):
-    """Note in a dict the gradient of every parameter with which an optimizer makes a step."""
+    """Record in a dict the gradient of every parameter when an optimizer takes a step."""
     def note(optimizer, *_):
         gradients.update({parameter: parameter.grad.clone() for group in optimizer.param_groups
                           for parameter in group['params'] if parameter.grad is not None})
@@ -165,7 +165,7 @@ def test_generated_images_are_the_same():
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='other C libraries have their own ways')
 @pytest.mark.parametrize('accumulate, bits', [(1, 28), (2, 24)])
 def test_freed_memory_is_kept_unless_memory_is_short(accumulate, bits):
-    """Untold, glibc gives tensors of 2 ** 28 bytes back, and begins to keep those of 2 ** 24."""
+    """By default, glibc returns tensors of 2 ** 28 bytes to the system, and soon keeps those of 2 ** 24."""
     script = f"""
 import resource, torch
 from common import speed

@@ -40,7 +40,7 @@ def write(path, data):
 
 
 def make_cub(folder, photographs, line_end='\n', boxes=True, box='2.0 30.5 20.0', ending='.jpg'):
-    """A tiny CUB_200_2011 and text_c10; `photographs` maps CLASS/NAME to (bytes or None, captions or None)."""
+    """Write a tiny CUB_200_2011 and text_c10; `photographs` maps CLASS/NAME to (bytes or None, captions or None)."""
     cub, text = folder / 'CUB_200_2011', folder / 'text_c10'
     for key, (data, captions) in photographs.items():
         if data is not None:
@@ -59,7 +59,7 @@ def captions(name, count=10):
 
 
 def birds():
-    """Six photographs that are all right: one gray, one with captions beyond ASCII."""
+    """Return six valid photographs: one is gray, one has captions beyond ASCII."""
     photographs = {f'{ALBATROSS}/Laysan_{k}': (jpeg(seed=k), captions(k)) for k in range(3)}
     photographs |= {f'{ANI}/Ani_{k}': (jpeg(seed=9 + k), captions(9 + k)) for k in range(3)}
     photographs[f'{ANI}/Ani_1'] = (jpeg(mode='L'), captions('gray'))
@@ -77,7 +77,7 @@ def run(monkeypatch, *args):
 
 
 def error(monkeypatch, *args):
-    """The message of the UserError that the command ends with: one line."""
+    """Return the message of the UserError that the command ends with: one line."""
     with pytest.raises(UserError) as caught:
         run(monkeypatch, *args)
     assert '\n' not in str(caught.value)
@@ -380,7 +380,7 @@ def test_classes_without_class_lists_are_split(tmp_path, monkeypatch, out):
 
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_boxes_follow_the_orientation_of_the_photograph(orientation):
-    """As people and most programs draw it; CUB's own photographs are stored as they are seen."""
+    """Boxes are drawn on the upright photograph, as most programs show it; CUB's own photographs are stored upright."""
     seen, box = Image.new('RGB', (400, 304)), (16, 200, 120, 80)
     seen.paste('red', (16, 200, 136, 280))
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL's transpositions, from seen to stored
@@ -517,7 +517,7 @@ def embedding(key, count=10):
 
 
 def make_pickles(folder, rows_of):
-    """StackGAN's pickles; everything under train/, as membership there says nothing about our split."""
+    """Write StackGAN's pickles, all under train/: their split does not determine ours."""
     for part, keys in (('train', list(rows_of)), ('test', [])):
         write(folder / part / 'filenames.pickle', pickle.dumps(keys, 2))
         write(folder / part / 'char-CNN-RNN-embeddings.pickle', pickle.dumps([rows_of[key] for key in keys], 2))
@@ -563,7 +563,7 @@ def test_two_sources_of_embeddings_are_an_error(monkeypatch, capsys):
 # --- the chapter's file and its reader --------------------------------------------------------------------------------
 
 def read_as_the_chapter_does(path, split):
-    """Every example of a split, taken from the file in the way of the chapter's own data set class.
+    """Return all examples of a split, read in the way of the chapter's own data set class.
 
     Its `astype(str)` fails with h5py 3 where a caption is not ASCII, in its own file as in ours; those are left out.
     """
@@ -595,7 +595,7 @@ def test_the_chapters_reader_reads_our_file(tmp_path, monkeypatch, out):
 
 
 def write_as_the_chapters_converter_does(path, photographs):
-    """Five captions a photograph with their line ends, each with its own copy of the bytes, and no boxes."""
+    """Write five captions per photograph with their line ends, each with a copy of the bytes, and no boxes."""
     text = h5py.special_dtype(vlen=str)
     with h5py.File(path, 'w') as file:
         for split, class_name in (('train', ALBATROSS), ('valid', None), ('test', ANI)):

@@ -1,4 +1,4 @@
-"""Caches that are damaged, left half-made, or do not fit on the disk, and data that is replaced meanwhile."""
+"""Caches that are damaged, incomplete, or too large for the disk, and data replaced during training."""
 import errno
 import os
 import subprocess
@@ -21,7 +21,7 @@ FILES = ('index.json', 'embeddings.npy', 'pictures_64.npy', 'frames_76.bin', 'fr
 
 
 def read_all(path):
-    """All that a cache gives of /train."""
+    """Return everything that a cache holds of /train."""
     items, crops = Text2ImageDataset(path), MultiscaleDataset(path, **TINY).cached()
     return (items.captions, items.classes, items.fingerprint, items.pictures.clone(), items.embeddings.clone(),
             [crops.frames[i].copy() for i in range(len(crops))])
@@ -62,7 +62,7 @@ def byte_between(data):
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-    """(path, what is read of it) of a file with a cache."""
+    """Return (path of a file with a cache, what is read from it)."""
     path = tiny.make(tmp_path_factory.mktemp('whole') / 'birds.hdf5')
     return path, read_all(path)
 
@@ -197,7 +197,7 @@ class _wrapped:
 
 
 def test_a_real_full_disk_is_reported_and_leaves_nothing(tmp_path):
-    """A real one: what does not fit is named, also where nobody looked before, and nothing is left."""
+    """On a real small disk, even a write that was not checked before fails with the file's name and leaves nothing."""
     path = tiny.make(tmp_path / 'birds.hdf5', {'train': {'001.Auk': 20, '002.Jay': 20}})
     (tmp_path / 'birds.cache').mkdir()
     script = ('import sys\nfrom data import cache, multiscale_dataset as m\nfrom common import files\n'

@@ -1,4 +1,4 @@
-"""tests/chaos.py: that it finds what is wrong with a command that was killed, and a few kills of real ones."""
+"""tests/chaos.py detects every kind of failure of a killed command; a few kills of real commands."""
 import os
 import re
 
@@ -90,6 +90,6 @@ def test_every_kind_of_finding_is_reported(does, kind, what, tmp_path, capsys, m
 
 
 def test_killed_commands_end_with_the_results_of_undisturbed_ones(capfd):
-    """The short form of `make chaos`."""
+    """Run a short form of `make chaos`."""
     names = ['stackgan_v1 stage 1', 'toy_birds']
     assert chaos.main(['--kills', '4', '--seed', '1', '--only', *names]) == 0, capfd.readouterr().out

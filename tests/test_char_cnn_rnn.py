@@ -53,9 +53,9 @@ def test_blank_steps_are_copied_not_computed(variant, captions, monkeypatch):
 
 @torch.no_grad()
 def recorded_port(net, letters):
-    """What the recorded port computes with a net's layers: its first state is [B, 1, D] and meets inputs of [B, D].
+    """Compute what the recorded port computes: its first state [B, 1, D] is added to inputs [B, D].
 
-    From the second step on that broadcasts to [B, B, D]: every sentence's state reads every sentence's letters, and the
+From the second step on, this broadcasts to [B, B, D]: every sentence's state reads every sentence's letters, and the
     average goes over 1 + 17 B columns. Right for a batch of one, so the weights' names, shapes and formulas are right.
     """
     seen, rnn = [], net.rnn
@@ -157,7 +157,7 @@ def test_a_small_split_gives_one_batch_and_an_empty_split_none(squares):
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """The published variants, but with a recurrent net that takes no time."""
+    """Make the recurrent networks of the published variants narrow, to save time."""
     for name, (_, pooling, recurrent) in VARIANTS.items():
         monkeypatch.setitem(encoder.VARIANTS, name, (8, pooling, recurrent))
 

@@ -1,4 +1,4 @@
-"""char_cnn_rnn/main.py as people run it: from another folder, on squares whose captions name their color."""
+"""Run char_cnn_rnn/main.py from another folder, on squares whose captions name their color."""
 import glob
 import os
 import shutil
@@ -29,14 +29,14 @@ def arguments(folder, flags):
 
 
 def command(folder, *flags):
-    """Run main.py as a process from `folder`; the finished process."""
+    """Run main.py as a process in `folder`, and return the finished process."""
     return subprocess.run([sys.executable, main.__file__, *arguments(folder, flags)], cwd=folder, capture_output=True,
                           text=True, timeout=120, env={**os.environ, 'OMP_NUM_THREADS': '1'})
 
 
 def test_train_resume_evaluate_query_and_embed(tmp_path, monkeypatch, capsys):
     def here(*flags):
-        """The same in this process, which has imported everything; what it prints."""
+        """Run main.py in this process, which saves the imports, and return what it prints."""
         monkeypatch.setattr(sys, 'argv', [main.__file__, *arguments(tmp_path, flags)])
         main.main()
         return capsys.readouterr().out
@@ -82,7 +82,7 @@ def test_train_resume_evaluate_query_and_embed(tmp_path, monkeypatch, capsys):
 
 
 def error(monkeypatch, folder, *flags):
-    """What main.py writes to stderr, in this process; `sys.exit` with a text means status 1."""
+    """Run main.py in this process and return what it writes to stderr; `sys.exit` with a text means status 1."""
     monkeypatch.setattr(sys, 'argv', [main.__file__, *arguments(folder, flags)])
     with pytest.raises(SystemExit) as caught:
         run_command(main.main)

@@ -1,4 +1,4 @@
-"""Checkpoints: what is written, what is read, what is refused, and what a loaded model draws."""
+"""Checkpoints: what is written, loaded and refused, and what a loaded model generates."""
 import os
 import pickle
 
@@ -21,7 +21,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def trained(dataset, tmp_path_factory):
-    """The checkpoint of a whole training."""
+    """Return the checkpoint of a finished training."""
     folder, model = str(tmp_path_factory.mktemp('run')), new_model(dataset)
     model.train(EPOCHS, 1, folder, verbose=False)
     return os.path.join(folder, 'text2image.pt')
@@ -46,7 +46,7 @@ def test_a_checkpoint_holds_the_whole_state_and_no_code(trained, dataset, tmp_pa
 
 
 def test_a_run_resumes_in_another_memory_format(trained, dataset):
-    """Fused Adam takes weights and moments to be in one order, without looking."""
+    """Fused Adam assumes that weights and moments have the same memory format."""
     stepped = []
     for order in (torch.channels_last, torch.contiguous_format):  # the first is that of the run
         model = new_model(dataset)

@@ -1,4 +1,4 @@
-"""`--compile`: what it chooses, and that compiled networks train as others do."""
+"""`--compile`: what it selects, and that compiled networks train like uncompiled ones."""
 import os
 
 import pytest
@@ -33,7 +33,7 @@ def test_auto_compiles_for_one_gpu(monkeypatch):
 
 
 def test_pytorch_knows_the_compile_options():
-    """It looks at them at once, and compiles when the function is called."""
+    """PyTorch checks the options at once, but compiles only when the function is called."""
     assert callable(torch.compile(torch.neg, **compiling.SETTINGS))
     with pytest.raises(RuntimeError, match='no_such_option'):
         torch.compile(torch.neg, options={'no_such_option': True})
@@ -77,7 +77,7 @@ def test_a_smaller_last_batch_runs_uncompiled(monkeypatch):
 
 
 def compile_with(backend):
-    """`torch.compile`, but for 'aot_eager' without the code for this processor, which takes minutes to build."""
+    """Return `torch.compile` with the backend 'aot_eager', which saves minutes of building code."""
     if backend == 'inductor':
         return PYTORCHS
     return lambda function, options, dynamic=None: PYTORCHS(function, dynamic=dynamic, backend=backend)

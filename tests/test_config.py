@@ -1,4 +1,4 @@
-"""Configuration files that are no configurations, or made to do harm: one line that names the file, and at once."""
+"""Invalid and malicious configuration files are refused quickly, in one line that names the file."""
 import time
 
 import pytest

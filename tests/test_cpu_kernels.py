@@ -1,4 +1,4 @@
-"""Networks whose convolutions are computed in another way, with the same results."""
+"""Convolutions that are computed in another way on CPUs, with the same results."""
 import copy
 import pickle
 
@@ -15,7 +15,7 @@ from stackgan_v2 import gan as stackgan_v2
 
 
 def arranged(layers):
-    """Return a copy of `layers` that computes as on a CPU."""
+    """Return a copy of `layers`, arranged for a CPU."""
     copied = nn.Sequential(copy.deepcopy(layers))  # a layer that is replaced has to have a parent
     speed.arrange(copied, torch.device('cpu'))
     return copied[0]
@@ -75,7 +75,7 @@ def test_convolutions_with_many_weights_per_location_become_matrix_products(conv
 
 
 def count_convolutions(monkeypatch):
-    """Return a list that gets the size of the batch of each of PyTorch's convolutions."""
+    """Return a list to which the batch size of each call of PyTorch's convolution is added."""
     found, convolve = [], F.conv2d
     monkeypatch.setattr(F, 'conv2d', lambda features, *args: found.append(len(features)) or convolve(features, *args))
     return found

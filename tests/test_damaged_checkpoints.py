@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, made up, or of something else: one line, nothing harmed, and the one before it used."""
+"""Damaged, malicious and foreign checkpoints: a one-line error, no harm, and the previous checkpoint is used."""
 import errno
 import os
 import random
@@ -33,7 +33,7 @@ def write(path, data):
 
 @pytest.mark.parametrize('mapped', [False, True])
 def test_bytes_without_a_checksum_change_nothing(tmp_path, mapped):
-    """A bit of headers, padding and directory: refused, or the contents are the same to the last bit."""
+    """With a flipped bit in headers, padding or directory, a file is refused or its contents are unchanged."""
     data, refused = fuzz._file(True), 0
     places = random.Random(mapped).sample(range(len(data)), 800)
     for place in places:
@@ -72,7 +72,7 @@ def test_files_of_other_programs_need_no_checksum(tmp_path):
 
 
 def test_files_of_python_2_and_pytorch_0_3_load(tmp_path):
-    """Byte strings, an OrderedDict of a list of pairs, and tensors made by _rebuild_tensor."""
+    """They hold byte strings, an OrderedDict of a list of pairs, and tensors built by _rebuild_tensor."""
     torch.save({'a': torch.arange(4.)}, tmp_path / 'a.pth', _use_new_zipfile_serialization=False)
     data = (tmp_path / 'a.pth').read_bytes()
     place = data.index(b'X', data.index(b'FloatStorage\n')) + 1
@@ -104,7 +104,7 @@ def test_a_zip_bomb_is_refused(tmp_path):
 
 @pytest.mark.parametrize('name', hostile.ATTACKS)
 def test_malicious_pickles_are_refused(tmp_path, name, monkeypatch):
-    """torch.load alone crashes on some of these, fills the memory for some, and reads wrong numbers for others."""
+    """For some of these, torch.load alone crashes, fills the memory, or reads wrong numbers."""
     monkeypatch.chdir(tmp_path)
     path, start = write(tmp_path / 'a.pt', hostile.with_pickle(hostile.ATTACKS[name])), time.process_time()
     for mapped in (False, True):
@@ -195,7 +195,7 @@ def test_randomly_edited_checkpoints_load_or_are_refused(tmp_path, name):
 
 
 def test_equal_numbers_of_other_types_are_accepted(tmp_path):
-    """As float64 or float16, as older PyTorch wrote steps and groups, and with DataParallel's names."""
+    """Numbers may be float64 or float16, steps and groups as in older PyTorch, and names as in DataParallel."""
     model, contents = hostile.small_model('text2image'), contents_of('text2image')
     contents['netG'] = {f'module.{name}': value.double() if value.is_floating_point() else value
                         for name, value in contents['netG'].items() if not name.endswith('num_batches_tracked')}
@@ -214,7 +214,7 @@ def test_equal_numbers_of_other_types_are_accepted(tmp_path):
 
 @pytest.mark.parametrize('section', [stackgan_v1, stackgan_v2])
 def test_huge_widths_in_a_file_are_refused(tmp_path, section):
-    """A tensor of a few million numbers could ask for a network of terabytes."""
+    """A tensor of a few million numbers could otherwise request a network of terabytes."""
     name = section.__name__.partition('.')[0]
     contents = contents_of(name)['netG']
     key = 'STAGE1_G.fc.0.weight' if section is stackgan_v1 else 'img_net1.img.0.weight'
@@ -295,7 +295,7 @@ def test_keep_sets_the_number_of_checkpoints(tmp_path, monkeypatch, with_links):
 
 
 class Filling:
-    """A file on a disk that is full after so many bytes."""
+    """Imitate a file on a disk that is full after so many bytes."""
 
     def __init__(self, file, left):
         self.file, self.left = file, left

@@ -30,7 +30,7 @@ def dataset(birds):
 
 
 def chapters_picture(jpeg):
-    """The chapter's preprocessing, written down a second time: float32 [3, 64, 64]."""
+    """Return an image preprocessed as in the chapter, float32 [3, 64, 64], by independent code."""
     pixels = np.array(Image.open(io.BytesIO(jpeg)).resize((64, 64)), dtype=float)
     if pixels.ndim == 2:
         pixels = np.stack([pixels] * 3, axis=2)
@@ -82,7 +82,7 @@ def test_duplicate_photograph_names_in_a_class_are_an_error(tmp_path):
 
 @pytest.fixture
 def public_file(tmp_path):
-    """A file as the chapter's converter writes it: five captions, a copy of everything for each, no bounding box."""
+    """Write a file as the chapter's converter does: five captions, each with a copy of everything, no bounding box."""
     path, text = str(tmp_path / 'public.hdf5'), h5py.special_dtype(vlen=str)
     with h5py.File(path, 'w') as file:
         for split, classes in (('train', ['Auk', 'Jay']), ('valid', []), ('test', ['Owl'])):
@@ -311,7 +311,7 @@ def test_transform_is_applied_to_every_image(birds):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """A list that grows by one with every photograph decoded."""
+    """Return a list that grows by one with every decoded photograph."""
     calls, preprocess = [], txt2image_dataset.preprocess
     monkeypatch.setattr(txt2image_dataset, 'preprocess', lambda *args: calls.append(1) or preprocess(*args))
     return calls

@@ -1,4 +1,4 @@
-"""Command-line flags, and the folders that runs leave."""
+"""Command-line flags and run folders."""
 import errno
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Photographs that were decoded once: MultiscaleDataset's frames in the cache."""
+"""The cache of decoded photographs: MultiscaleDataset's frames."""
 import errno
 import os
 import pickle

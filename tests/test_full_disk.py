@@ -1,4 +1,4 @@
-"""A training whose disk is full goes on, and says so."""
+"""Training continues when the disk is full, and reports it."""
 import errno
 import os
 import signal
@@ -26,7 +26,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def straight(dataset):
-    """Everything of a training that writes nothing."""
+    """Return the final state of a training that writes no files."""
     model = new_model(dataset)
     model.train(EPOCHS, verbose=False)
     return everything(model)
@@ -34,13 +34,13 @@ def straight(dataset):
 
 @pytest.fixture
 def often(monkeypatch):
-    """Checkpoints are due after every step, and tried again after every step; the last one is not waited for."""
+    """Save a checkpoint, or try it again, after every step; do not wait for space for the last one."""
     for name in ('SECONDS_BETWEEN_CHECKPOINTS', 'SECONDS_AT_THE_END', 'PAUSE_AT_THE_END'):
         monkeypatch.setattr(training_run, name, -1 if name.endswith('CHECKPOINTS') else 0)
 
 
 def fails(model, is_full):
-    """Let `model.save_to` find the disk full where `is_full(step)`."""
+    """Make `model.save_to` fail with a full disk if `is_full(step)`."""
     save_to = model.save_to
 
     def save(path, **arguments):
@@ -148,7 +148,7 @@ def test_failed_samples_and_snapshots_lose_no_training(dataset, straight, tmp_pa
 # --- log.txt and curves -----------------------------------------------------------------------------------------------
 
 class Disk:
-    """A file on a disk with room for so many bytes."""
+    """Imitate a file on a disk with space for so many bytes."""
 
     def __init__(self, room):
         self.room, self.held = room, b''

@@ -1,4 +1,4 @@
-"""tests/fuzz.py: that it finds what is wrong with a target, and a short round of all real ones."""
+"""tests/fuzz.py detects every kind of failure of a target; a short run over all real targets."""
 import re
 
 from tests import fuzz
@@ -68,5 +68,5 @@ def test_an_input_can_be_repeated(tmp_path, monkeypatch, capsys):
 
 
 def test_our_readers_accept_or_refuse_every_input(capsys):
-    """The short form of `make fuzz`."""
+    """Run a short form of `make fuzz`."""
     assert fuzz.main(['--inputs', '1000', '--seed', '1']) == 0, capsys.readouterr().out

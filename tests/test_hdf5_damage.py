@@ -1,4 +1,4 @@
-"""HDF5 files that are damaged, or made to do harm: refused in one line, in bounded memory and time."""
+"""Damaged and malicious HDF5 files are refused in one line, with limited memory and time."""
 import os
 import signal
 import subprocess
@@ -21,7 +21,7 @@ from tests.fuzz_hdf5 import ATTACKS, write_attack, write_public
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """Files are read in this process: starting another takes a quarter of a second."""
+    """Read files in this process: starting another one takes a quarter of a second."""
     def read(path, split):
         with layout.open_file(path) as file:
             index = layout.read_index(file, split)
@@ -118,7 +118,7 @@ def test_a_file_locked_by_another_program_is_an_error(tmp_path):
 
 
 def test_damaged_lengths_are_refused(tmp_path):
-    """libhdf5 takes 18 seconds and 4 GB to find that a string is not as long as it says."""
+    """libhdf5 alone needs 18 seconds and 4 GB to find that a string is shorter than its stored length."""
     path = tiny.make(tmp_path / 'birds.hdf5')
     with h5py.File(path, 'a') as file:
         file.attrs['encoder'] = '0123456789abcdef'
@@ -137,7 +137,7 @@ def test_damaged_lengths_are_refused(tmp_path):
     ('os.kill(os.getpid(), 11)', 'SIGSEGV'), ('os._exit(0)', 'ended with status 0'),
     ('print(\'{"index": \', end="", flush=True); os.kill(os.getpid(), 9)', 'SIGKILL')])
 def test_a_hanging_or_crashing_reader_is_an_error(ends, why, tmp_path, monkeypatch):
-    """As libhdf5 does over some damaged files: a line, and the next file is read."""
+    """libhdf5 hangs or crashes on some damaged files; we report it in one line and can read the next file."""
     path, reader = tiny.make(tmp_path / 'birds.hdf5'), tmp_path / 'reader.py'
     reader.write_text('import os, sys\n'
                       f'sys.path.insert(0, {ROOT!r})\n'

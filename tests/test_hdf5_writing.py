@@ -1,4 +1,4 @@
-"""HDF5 files that appear whole or not at all, whatever happens to the disk or the process meanwhile."""
+"""HDF5 files appear whole or not at all, whatever happens to the disk or the process."""
 import contextlib
 import errno
 import glob
@@ -68,7 +68,7 @@ def test_reserved_space_is_released(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('at', [1, 5, 30])
 def test_a_disk_that_fills_up_is_a_one_line_error(tmp_path, monkeypatch, at):
-    """`at` allocations succeed, after which another process has taken what was left."""
+    """`at` allocations succeed; then another process has taken the remaining space."""
     (tmp_path / 'a.hdf5').write_text('kept')
     allocate, calls = os.posix_fallocate, []
 
@@ -118,7 +118,7 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no limits of processes')
 def test_a_file_size_limit_is_a_one_line_error(tmp_path):
-    """HDF5's own writes beyond the limit end in a segmentation fault, as they do on a full disk."""
+    """HDF5 itself crashes with a segmentation fault when it writes beyond the limit, as on a full disk."""
     script = os.path.abspath(toy_birds.__file__)
     done = subprocess.run([sys.executable, '-c', LIMITED.format(folder=os.path.dirname(script)), script, '--out',
                            'toy.h5', '--count', '120'], cwd=tmp_path, capture_output=True, text=True)
@@ -134,7 +134,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
 
 
 def test_a_file_can_be_read_while_it_is_replaced(tmp_path):
-    """HDF5 locks what it opens, and `partial_file` what it writes."""
+    """HDF5 locks the files that it opens, and `partial_file` those that it writes."""
     path = tiny.make(tmp_path / 'birds.hdf5')
     with layout.replace_file(path, copy=True) as file, layout.open_file(path) as before:
         assert len(before['train']) == 14

@@ -1,4 +1,4 @@
-"""Features of photographs: computed once, by networks that may be missing, or the pictures themselves."""
+"""Inputs of the image side: cached features of photographs, missing networks, and images for scratch."""
 import sys
 from urllib.error import URLError
 
@@ -22,7 +22,7 @@ def squares(tmp_path_factory):
 
 @pytest.fixture
 def computed(monkeypatch):
-    """A tiny network in place of the big ones; the list of the numbers of pictures that it was shown."""
+    """Replace the large networks by a tiny one; return the list of batch sizes that it reads."""
     shown = []
 
     class Average(nn.Module):

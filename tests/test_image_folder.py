@@ -1,4 +1,4 @@
-"""Pictures without sentences: folders of classes, and LSUN's databases."""
+"""Images without captions: class folders, and LSUN's databases."""
 import os
 import pickle
 import sys
@@ -18,7 +18,7 @@ from tests.scenes import COLORS, TINY, class_shown, measure, same, slope
 
 @pytest.fixture
 def folder(tmp_path):
-    """Class folders of PNGs, a class's all of its color."""
+    """Return a folder of class folders with PNGs; the images of a class have its color."""
     for name, color in COLORS.items():
         (tmp_path / 'pictures' / name / 'deeper').mkdir(parents=True)
         for place in ('a.png', 'deeper/b.png'):
@@ -112,7 +112,7 @@ def test_lsun_needs_lmdb(monkeypatch):
 
 
 def write_lmdb(path, pictures):
-    """An LMDB database of `pictures`, bytes by key."""
+    """Write `pictures`, {key: bytes}, as an LMDB database."""
     with lmdb.open(path) as database, database.begin(write=True) as transaction:
         for key, picture in pictures.items():
             transaction.put(key, picture)

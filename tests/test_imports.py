@@ -1,4 +1,4 @@
-"""Who imports whom: the table of CONTRIBUTING.md, and that there is no circle."""
+"""Imports follow the table of CONTRIBUTING.md and have no cycle."""
 import ast
 import re
 from pathlib import Path

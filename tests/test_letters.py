@@ -1,4 +1,4 @@
-"""What the sentence encoder does not read, said by a function that agrees with what the encoder does."""
+"""The characters reported as unread are those that the sentence encoder ignores."""
 import pytest
 import torch
 

@@ -33,7 +33,7 @@ def dataset(birds):
 
 
 def write(path, pictures, captions=('a bird',), bbox=None):
-    """A file whose train split holds (class, PIL image) pairs. Returns the path."""
+    """Write a file whose train split holds (class, PIL image) pairs, and return its path."""
     with layout.replace_file(str(path)) as file:
         for number, (class_name, picture) in enumerate(pictures):
             buffer = io.BytesIO()
@@ -45,7 +45,7 @@ def write(path, pictures, captions=('a bird',), bbox=None):
 
 
 def pixels(image):
-    """float32 [3, S, S] in [-1, 1] to uint8 [S, S, 3]; what is no whole number of 255ths fails."""
+    """Convert float32 [3, S, S] in [-1, 1] to uint8 [S, S, 3]; assert that values are multiples of 1/255."""
     image = image.double() * 127.5 + 127.5
     assert (image - image.round()).abs().max() < 1e-4
     return image.round().to(torch.uint8).permute(1, 2, 0).numpy()
@@ -54,7 +54,7 @@ def pixels(image):
 # --- crop_box, frame, crop, all_sizes ---------------------------------------------------------------------------------
 
 def views(framed, sizes, *draws):
-    """The pictures [3, S, S] of one crop."""
+    """Return the images [3, S, S] of one crop at all sizes."""
     crop = multiscale_dataset.crop(np.asarray(framed), sizes[-1], *draws)
     return [images[0] for images in multiscale_dataset.all_sizes(torch.tensor(crop.copy())[None], sizes)]
 
@@ -112,7 +112,7 @@ def framed_bird(jpeg, bbox, size):
 
 
 def center(framed, size):
-    """The draws for `views` that cut where torchvision's CenterCrop does."""
+    """Return the random numbers for `views` that crop where torchvision's CenterCrop does."""
     room = [side - size for side in framed.size]
     return [(round(pixels / 2) + 0.5) / (pixels + 1) for pixels in room]
 
@@ -212,7 +212,7 @@ def test_a_loader_yields_items_of_the_dataset(birds):
 
 
 class ReadBy:
-    """A data set whose batches are the number of the process that reads them."""
+    """A data set whose batches hold the id of the process that reads them."""
 
     def __len__(self):
         return 12
@@ -261,7 +261,7 @@ def test_smaller_images_are_downsampled_from_the_largest(dataset):
 
 @pytest.mark.filterwarnings('ignore:.*all photographs')
 def test_right_and_wrong_images_have_their_own_crops_and_flips(tmp_path):
-    """The only photograph is its own wrong one, so the two differ by what was drawn and nothing else."""
+    """The only photograph is its own wrong image, so the two differ only by their random crops and flips."""
     dataset = MultiscaleDataset(write(tmp_path / 'birds.hdf5', [('001.Auk', slope())]), **TINY)
     torch.manual_seed(0)
     items = dataset.__getitems__([0] * 200)

@@ -1,6 +1,6 @@
-"""Training steps on PyTorch's `meta` device, which stands in for the GPU that is not there.
+"""Training steps on PyTorch's `meta` device, which replaces a GPU in these tests.
 
-Its tensors have no numbers. So a step that waits for a number (`.item()`, `float()`, an index by a mask) fails there,
+Its tensors have no values. So a step that waits for a value (`.item()`, `float()`, an index by a mask) fails there,
 and so does one that mixes in a tensor that was made on the CPU.
 """
 import pytest
@@ -15,7 +15,7 @@ WAITS = pytest.param('char_cnn_rnn', marks=pytest.mark.xfail(
 
 @pytest.fixture
 def unfused(monkeypatch):
-    """Adam that is not fused: the fused one, a single kernel for all parameters, is not written for meta tensors."""
+    """Use Adam without `fused`, which does not support meta tensors."""
     Adam = torch.optim.Adam
     monkeypatch.setattr(torch.optim, 'Adam', lambda *args, fused=None, **settings: Adam(*args, **settings))
 

@@ -1,4 +1,4 @@
-"""Grids of pictures, and that drawing does not wait for what it does not need."""
+"""Grids and sheets of images, and imports that they must not wait for."""
 import os
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""`--precision`: what it chooses, what it refuses, and what stays float32 in networks that compute in bf16."""
+"""`--precision`: what it selects and refuses, and what stays float32 in networks that compute in bf16."""
 import os
 
 import pytest
@@ -20,7 +20,7 @@ CPU = torch.device('cpu')
 
 @pytest.fixture(params=['bf16', 'none'])
 def has_bf16(request, monkeypatch):
-    """Whether the CPU says that it has bf16. PyTorch imitates it where it has not."""
+    """Set whether the CPU reports bf16; PyTorch emulates it without hardware support."""
     monkeypatch.setattr(precision, 'cpu_flags', lambda: {'avx2'} | ({'amx_bf16'} if request.param == 'bf16' else set()))
     return request.param == 'bf16'
 
@@ -45,7 +45,7 @@ def test_this_cpu_reports_its_support():
 
 
 def trained(model, batch, nets, heads, asked):
-    """The losses of two steps of `model` in the precision `asked`, and the types that its layers read."""
+    """Return the losses of two steps of `model` in the precision `asked`, and the dtypes that its layers read."""
     seen = {}
     netG, *netsD = nets
     speed.prepare(netG, netsD, heads, device=CPU, precision=asked, compile=False, batch_size=2)
@@ -58,7 +58,7 @@ def trained(model, batch, nets, heads, asked):
 
 
 def case(chapter):
-    """(a small model, a batch for it, its networks, the heads of its discriminators)."""
+    """Return (small model, a batch for it, its networks, heads of its discriminators)."""
     torch.manual_seed(7)
     if chapter == 'stackgan_v2':
         model, batch = stackgan_v2_model(), stackgan_v2_batch(2)

@@ -1,4 +1,4 @@
-"""benchmarks/precision_quality.py: its distance, its imitation of bf16, and the whole of it on a few pictures."""
+"""benchmarks/precision_quality.py: its distance, its emulation of bf16, and a run on a few photographs."""
 import os
 import subprocess
 import sys

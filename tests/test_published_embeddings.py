@@ -1,4 +1,4 @@
-"""Embeddings that others published: what they wrote must load, what somebody forged must not do anything."""
+"""Published embeddings load; forged files do no harm."""
 import os
 import pickle
 import struct
@@ -25,7 +25,7 @@ def save(path, data):
 # --- pickles as Python 2 wrote them -----------------------------------------------------------------------------------
 
 def python2_array(array):
-    """Opcodes of protocol 2 for a float32 array, as Python 2.7 with numpy 1.x emits them: byte strings, no unicode."""
+    """Return protocol 2 opcodes for a float32 array, as written by Python 2.7 with NumPy 1: byte strings."""
     data = array.tobytes()
     string = b'T' + struct.pack('<i', len(data)) + data                             # BINSTRING
     shape = b'(' + b''.join(b'M' + struct.pack('<H', n) for n in array.shape) + b't'
@@ -39,7 +39,7 @@ def python2_strings(strings):
 
 
 def python2_text_array(array, line_end='\n'):
-    """A float32 array of one dimension in protocol 0."""
+    """Return a one-dimensional float32 array in protocol 0."""
     data = ''.join(f'\\x{byte:02x}' for byte in array.tobytes())
     lines = f"""cnumpy.core.multiarray|_reconstruct|p0|(cnumpy|ndarray|p1|(I0|tp2|S'b'|p3|tp4|Rp5|(I1|(I{len(array)}|tp6
 cnumpy|dtype|p7|(S'f4'|p8|I0|I1|tp9|Rp10|(I3|S'<'|p11|NNNI-1|I-1|I0|tp12|bI00|S'{data}'|p13|tp14|b."""
@@ -238,7 +238,7 @@ def nested(depth):
 
 
 def shared(depth, width=10):
-    """A list of `width` ** `depth` numbers in which all but one list are others a second time."""
+    """Return a nested list of `width` ** `depth` numbers in which most lists are shared."""
     value = [1.0] * 1024
     for _ in range(depth):
         value = [value] * width
@@ -333,7 +333,7 @@ def test_damaged_torch7_files_are_one_line_errors(tmp_path):
 
 
 def tensor(storage, size=(2, 1024), stride=(1024, 1)):
-    """The bytes of a FloatTensor, number 1, over a storage that is given as bytes."""
+    """Return the bytes of a FloatTensor, object 1, with the bytes of its storage."""
     return (struct.pack('<iii3s', 4, 1, 3, b'V 1') + string('torch.FloatTensor') +
             struct.pack('<i5q', 2, *size, *stride, 1) + storage)
 

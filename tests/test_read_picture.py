@@ -1,4 +1,4 @@
-"""Pictures of strangers: read in one place, upright and in RGB, or refused with the reason."""
+"""Images from unknown sources are read upright and in RGB, or refused with a reason."""
 import io
 import os
 import subprocess
@@ -34,7 +34,7 @@ REFUSED = {
 
 
 def stored(picture, orientation=None, file_format='PNG', **options):
-    """The bytes of a file of a PIL image."""
+    """Return a PIL image encoded as the bytes of a file."""
     buffer = io.BytesIO()
     if orientation:
         options['exif'] = Image.Exif()
@@ -76,7 +76,7 @@ def test_every_mode_is_converted_to_rgb(mode):
 
 @pytest.mark.parametrize('name', BOMBS)
 def test_decompression_bombs_take_little_memory(name, tmp_path):
-    """In a process of its own, whose memory is measured."""
+    """Read in a process of its own, whose memory is measured."""
     (tmp_path / 'bomb').write_bytes(bomb(name))
     script = ('import resource, sys, time\n'
               'from data import pictures\n'
@@ -161,7 +161,7 @@ def test_frames_of_narrow_photographs_are_limited(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A class folder of four pictures: a good one, a page, one that is cut off, one with another's ending."""
+    """Return a class folder of four files: valid, a web page, truncated, and with a wrong extension."""
     (tmp_path / 'all').mkdir()
     slope().save(tmp_path / 'all' / 'a.png')
     (tmp_path / 'all' / 'b.jpg').write_bytes(b'<html>')

@@ -1,4 +1,4 @@
-"""What holds for the small readers whatever they are given: properties, with inputs that hypothesis finds."""
+"""Properties of the small readers, tested with inputs that Hypothesis finds."""
 import json
 import math
 import os
@@ -32,7 +32,7 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
 
 
 def read_or_refuse(file, read, *args):
-    """What `read(*args)` returns, or None where it refuses the file in one line that names it."""
+    """Return `read(*args)`, or None if it refuses the file in one line that names it."""
     try:
         return read(*args)
     except UserError as error:
@@ -83,7 +83,7 @@ def test_nested_keys_are_joined_with_dots(values):
 
 
 def yaml_of(main):
-    """YAML that names keys which `main` knows, with values of any type."""
+    """Generate YAML with keys that `main` knows and values of any type."""
     key = st.sampled_from([*main.KEYS, 'batch_size', 'lr', 'cuda', 'text', 'gf_dim', 'epochs', 'dataset', 'nothing'])
     value = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.sampled_from(['GF_DIM', 'KL', 'a']), SCALARS)
     lines = st.sampled_from(['a: [', '&a {b: *a}', 'lr: 2001-99-99', 'epochs: !!int x', '!!python/name:os.system a',
@@ -95,7 +95,7 @@ def yaml_of(main):
 
 @pytest.mark.parametrize('main', [stackgan_v1, stackgan_v2])
 def test_configuration_files_are_read_or_refused(main, tmp_path, monkeypatch, capsys):
-    """A file gives options or one line, and never the usage of the command."""
+    """A file results in options or a one-line error, never in the usage message."""
     monkeypatch.setattr(sys, 'argv', ['main.py', '--cfg', str(tmp_path / 'our.yml')])
 
     @settings(max_examples=60)
@@ -133,7 +133,7 @@ def test_the_newest_snapshot_is_found(tmp_path_factory, numbers, is_beside):
 
 @given(TEXT | st.text('./\\:', max_size=4) | st.text('aé鳥', min_size=100, max_size=400))
 def test_names_from_data_files_become_file_names(tmp_path, text):
-    """One that can be made, in the folder that was meant, with what is put behind it."""
+    """The name can be created in the intended folder, together with its suffix."""
     path = tmp_path / f'{_file_name(text)}_256_sentence9.png'
     path.touch()
     assert path.resolve().parent == tmp_path.resolve() and _file_name(_file_name(text)) == _file_name(text)

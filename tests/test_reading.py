@@ -1,4 +1,4 @@
-"""The sentence is read by the encoder that belongs to the model, or not at all."""
+"""A sentence is embedded by the encoder that belongs to the model, or refused."""
 import os
 import shutil
 
@@ -27,7 +27,7 @@ UNKNOWN = 'does not say which encoder it was trained with'
 
 @pytest.fixture
 def folder(tmp_path):
-    """data/tiny.hdf5 with an encoder that did not write its embeddings: --embed has not been run."""
+    """Return a folder with data/tiny.hdf5 and an encoder that did not write its embeddings: --embed was not run."""
     path = tiny.make(tmp_path / 'data' / 'tiny.hdf5', SPLITS)
     write_encoder(path, seed=0)
     return tmp_path
@@ -40,7 +40,7 @@ def call(folder, monkeypatch, capsys):
 
 @pytest.fixture
 def embed(folder, monkeypatch, capsys):
-    """A function that writes the embeddings of the encoder beside the data, as char_cnn_rnn/main.py --embed does."""
+    """Return a function that writes the embeddings of the encoder beside the data, as --embed does."""
     command = Caller(encoder_main, folder, monkeypatch, capsys)
     return lambda: command(*DATA, '--embed', '--encoder', layout.encoder_beside('data/tiny.hdf5'))
 
@@ -75,7 +75,7 @@ def test_a_run_uses_its_own_encoder_not_that_of_the_data(folder, embed, call):
 
 
 def test_a_model_of_published_embeddings_refuses_the_encoder_beside_the_data(folder, call):
-    """The embeddings are nobody's: random numbers, as another encoder's would be."""
+    """The embeddings are random numbers, which look like those of another encoder."""
     assert 'so no encoder is saved with this run' in call(*DATA, *TRAINING)
     assert not (newest(folder / 'out', 'tiny') / 'encoder.pt').exists()
     assert 'tiny.encoder.pt: is not the sentence encoder' in call.error(*DRAW, *DATA)

@@ -1,4 +1,4 @@
-"""Training in several processes, as torchrun starts them: two of Gloo, on a CPU."""
+"""Training in two processes, as torchrun starts them, with Gloo on a CPU."""
 import os
 import re
 import shutil
@@ -32,7 +32,7 @@ TRAINING = ['--epochs', 2, '--batch_size', 2, '--log_interval', 1, '--precision'
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """As that of all tests, with more photographs."""
+    """Return a folder as for other tests, with more photographs."""
     return tiny.with_encoder(tmp_path_factory.mktemp('ranks'),
                              {'train': {'001.Auk': 4, '002.Jay': 5}, 'test': {'004.Wren': 1, '005.Lark': 2}})
 
@@ -47,7 +47,7 @@ def as_rank(monkeypatch, rank, of):
 
 
 def items_of(seen, epoch):
-    """The items that a rank trained on in an epoch."""
+    """Return the items that a rank trained on in an epoch."""
     return [item for its_epoch, items in seen['items'] if its_epoch == epoch for item in items]
 
 
@@ -59,7 +59,7 @@ def read(folder, name):
 
 @pytest.fixture(scope='module', params=two_ranks.CHAPTERS)
 def together(request, folder):
-    """What two ranks of a chapter have seen and left."""
+    """Return what two ranks of a section have recorded and written."""
     before = files_below(folder)
     (status, first), (other_status, second) = train(folder, '--out_dir', 'out', chapter=request.param)
     assert (status, other_status) == (0, 0), read(folder, 'error_0.txt') + read(folder, 'error_1.txt')
@@ -118,14 +118,14 @@ def test_only_rank_0_writes_and_prints(together, folder):
 
 @pytest.fixture(scope='module')
 def stopped(folder):
-    """The run of two ranks, the second of which was told to stop, and what they had seen."""
+    """Return the run of two ranks, the second of which was told to stop, and their records."""
     ends = train(folder, '--out_dir', 'stopped', at_step=stop_second)
     return SimpleNamespace(run=newest(folder / 'stopped', 'tiny'), said=read(folder, 'said_0.txt'), ends=ends)
 
 
 @pytest.fixture
 def copy(stopped, tmp_path):
-    """A copy of that run, to go on with."""
+    """Return a copy of that run to resume."""
     return shutil.copytree(stopped.run, tmp_path / stopped.run.name)
 
 
@@ -188,13 +188,13 @@ def test_a_rank_reports_a_dead_partner_and_ends(folder, end):
 # --- torchrun itself --------------------------------------------------------------------------------------------------
 
 def steps_in(out_dir):
-    """The lines that the logs in there have about steps."""
+    """Return the log lines about steps in this folder."""
     return sum(line.startswith('epoch') for log in out_dir.glob('*/log.txt')
                for line in log.read_text(encoding='utf-8').splitlines())
 
 
 def ended_by(act, folder, out_dir, *args):
-    """(exit status, all that it said) of a training under torchrun, after it logged some steps and `act(torchrun)`."""
+    """Run a training under torchrun, call `act(torchrun)` after some steps, and return (exit status, output)."""
     before, begun = steps_in(out_dir), time.monotonic()
     args = [*DATA, *TRAINING, *SHAPES['stackgan_v2'], '--epochs', 100_000, *args]
     with two_ranks.torchrun(folder, *args) as started:
@@ -228,7 +228,7 @@ def test_ranks_save_and_end_when_torchrun_is_killed(folder, tmp_path):
 # --- one process at a time --------------------------------------------------------------------------------------------
 
 class Items(list):
-    """A data set, as far as a loader asks before it gives batches."""
+    """Imitate a data set as far as a loader needs it before the first batch."""
     finish = None
 
 

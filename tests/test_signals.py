@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a terminal that goes away, at any moment of a command; and output that nobody reads."""
+"""Ctrl-C, SIGTERM and a closed terminal at any moment of a command, and output that cannot be written."""
 import os
 import signal
 import subprocess
@@ -26,7 +26,7 @@ PATIENCE = 60  # seconds, for a machine that is busy with other things
 
 
 def start(*command, said='ready', prepare=None, **options):
-    """A Python process, once it has printed a line `said`. Shells let background jobs ignore SIGINT: it does not."""
+    """Start a Python process that does not ignore SIGINT, and return it once it has printed the line `said`."""
     def prepare_all():
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if prepare:
@@ -40,13 +40,13 @@ def start(*command, said='ready', prepare=None, **options):
 
 
 def script(body, imports='import os, sys, time'):
-    """A command whose `main` is `body`."""
+    """Return a command whose `main` is `body`."""
     return ['-c', f'{imports}\nfrom common.errors import UserError, run_command\ndef main():\n'
                   f'{textwrap.indent(textwrap.dedent(body), "    ")}\nrun_command(main)']
 
 
 def end_of(process, *numbers):
-    """(exit status, what it says on stderr) after signals, some time apart."""
+    """Send signals, some time apart, and return (exit status, stderr)."""
     for number in numbers:
         process.send_signal(number)
         time.sleep(0.3)
@@ -56,7 +56,7 @@ def end_of(process, *numbers):
 
 @pytest.fixture(scope='module')
 def slow_imports(tmp_path_factory):
-    """A folder of packages that take an hour to import."""
+    """Return a folder of packages that take an hour to import."""
     folder = tmp_path_factory.mktemp('packages')
     for name in ('torch', 'numpy', 'tqdm', 'h5py', 'PIL'):
         (folder / f'{name}.py').write_text('import time\nprint("ready", flush=True)\ntime.sleep(3600)')
@@ -140,7 +140,7 @@ def test_nohup_is_respected():
 # --- output -----------------------------------------------------------------------------------------------------------
 
 def run(redirection):
-    """(status, stderr) of a command that prints a lot, in a shell, its output going where `redirection` says."""
+    """Run a command that prints a lot in a shell with a `redirection`, and return (status, stderr)."""
     command = script("for number in range(10_000): print('line', number)")
     done = subprocess.run(['bash', '-c', f'set -o pipefail; "$0" "$@" {redirection}', sys.executable, *command],
                           env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
@@ -167,7 +167,7 @@ def dataset(tmp_path_factory):
 
 
 class Stuck:
-    """A loader, as of worker processes, that gives some batches of an epoch, and then none, for an hour."""
+    """Imitate a loader with workers that yields some batches of an epoch and then blocks for an hour."""
     num_workers = 1
 
     def __init__(self, loader, batches):
@@ -186,7 +186,7 @@ class Stuck:
 
 
 def stop_when(event):
-    """Have SIGTERM sent once `event` is set."""
+    """Send SIGTERM once `event` is set."""
     def stop():
         event.wait(PATIENCE)
         time.sleep(1)  # until the main thread has begun to wait: nothing interrupts a system call that is yet to begin
@@ -245,7 +245,7 @@ def test_a_signal_interrupts_the_first_step(dataset, tmp_path):
 
 
 def test_an_interrupted_rank_waits_for_the_others(dataset, monkeypatch):
-    """Where it alone stopped, they would wait in vain for it."""
+    """If it stopped alone, the others would wait for it forever."""
     monkeypatch.setattr(ranks, 'world_size', lambda: 2)
     with signals.noted() as stop, training_run._let_act(stop, True):
         signal.raise_signal(signal.SIGTERM)

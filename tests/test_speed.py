@@ -1,4 +1,4 @@
-"""`common/speed` can be left out: without its line in main.py everything works as before, but slower."""
+"""`common/speed` is optional: without its line in main.py, everything works as before, but slower."""
 import os
 import re
 

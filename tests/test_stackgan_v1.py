@@ -1,4 +1,4 @@
-"""StackGAN against the numbers that its authors' own code computed (tests/golden)."""
+"""Compare StackGAN with numbers recorded from the authors' code (tests/golden)."""
 import pytest
 import torch
 

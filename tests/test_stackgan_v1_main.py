@@ -1,4 +1,4 @@
-"""stackgan_v1/main.py as a person runs it: from another folder, on tiny files, with the README's commands."""
+"""Run stackgan_v1/main.py from another folder, on tiny files, with the README's commands."""
 import os
 import re
 import shutil
@@ -65,7 +65,7 @@ TEXT:
 
 @pytest.fixture(scope='module')
 def stage1(folder):
-    """The folder of a run of Stage-I as the README types it, in a process of its own."""
+    """Train Stage-I with the README's command, in a process of its own; return the run folder."""
     said = run_in(folder, SCRIPT, '--train', '--stage', '1', *DATA, *TRAINING, '--z_dim', '5', '--out_dir', 'out1',
                   '--precision', 'fp32')  # what it draws is almost all gray, and bf16 would round the rest away
     assert 'Training Stage-I on 4 photographs' in said
@@ -75,7 +75,7 @@ def stage1(folder):
 
 @pytest.fixture(scope='module')
 def stage2(folder, stage1):
-    """The folder of a run of Stage-II on top of it."""
+    """Train Stage-II on top of `stage1`; return the run folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, 'argv', [SCRIPT, '--train', '--stage', '2', '--stage1', str(stage1), '--cuda', 'False',
@@ -87,7 +87,7 @@ def stage2(folder, stage1):
 
 @pytest.fixture(scope='module')
 def vivid(stage2, tmp_path_factory):
-    """A Stage-II whose weights are not near 0 as after two epochs, so that what it draws is not all gray."""
+    """Return a Stage-II with large weights, so that its images are not all gray as after two epochs."""
     weights = {key: value * 10 if value.dim() == 4 else value for key, value in weights_of(stage2).items()}
     run = tmp_path_factory.mktemp('vivid')
     torch.save(weights, run / 'netG_epoch_2.pth')
@@ -145,7 +145,7 @@ def test_stage2_trains_on_the_authors_stage1(stage1, call, tmp_path):
 
 
 def test_workers_ignore_signals_to_all_processes(folder, tmp_path):
-    """As from `timeout`, a cluster's scheduler or a terminal: the processes that prepare pictures get it, too."""
+    """`timeout`, schedulers and terminals also send signals to the processes that prepare images."""
     command = [sys.executable, SCRIPT, '--train', *DATA, *TRAINING, '--workers', '2', '--epochs', '10000',
                '--out_dir', tmp_path]
     training = subprocess.Popen(command, cwd=folder, start_new_session=True, text=True, stdout=subprocess.PIPE,

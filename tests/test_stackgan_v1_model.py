@@ -1,4 +1,4 @@
-"""StackGAN's Model around its training step: both stages, runs, interruptions, checkpoints of ours and the authors."""
+"""StackGAN's Model: both stages, runs, interruptions, and checkpoints of ours and of the authors."""
 import os
 
 import pytest
@@ -52,7 +52,7 @@ def rate_of(model):
 
 @pytest.fixture(scope='module', params=[1, 2])
 def straight(file, tmp_path_factory, request):
-    """(model, everything, folder, stage) of a run without interruption."""
+    """Return (model, its state, folder, stage) of an uninterrupted run."""
     folder, model = str(tmp_path_factory.mktemp('straight') / 'run'), new_model(request.param, file)
     model.options = {'stage': request.param}
     model.train(EPOCHS, 1, folder, verbose=False)

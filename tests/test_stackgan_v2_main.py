@@ -1,4 +1,4 @@
-"""stackgan_v2/main.py as a person runs it: from another folder, on tiny files, with the chapter's commands."""
+"""Run stackgan_v2/main.py from another folder, on tiny files, with the chapter's commands."""
 import json
 import os
 import re
@@ -71,7 +71,7 @@ TEST:
 
 @pytest.fixture(scope='module')
 def trained(folder):
-    """A run as the chapter types it, in a process of its own."""
+    """Train with the chapter's command, in a process of its own."""
     said = run_in(folder, SCRIPT, '--cfg', 'cfg/birds_3stages.yml', '--gpu', '0', *DATA, *TRAINING, '--out_dir', 'out')
     run_dir, = (folder / 'out').iterdir()
     return SimpleNamespace(run=str(run_dir), stdout=said)
@@ -366,7 +366,7 @@ def test_errors_say_what_to_do(folder, trained, call):
     assert 'too narrow for 5 branches' in call.error('--branches', '5', '--gf_dim', '8')
     assert 'give only one of them' in call.error('--image_folder', 'a', '--lsun', 'b')
     assert '--classes church_outdoor_train' in call.error('--lsun', 'b')
-    assert 'no effect without --image_folder' in call.error('--classes', 'b')
+    assert 'used only with --image_folder' in call.error('--classes', 'b')
     assert 'has no sentences' in call.error('--image_folder', 'a', '--conditional', 'True')
     for flags, name in [(['--branches', '1'], 'residuals'), (['--branches', '1'], 'color_coef'),
                         (['--conditional', 'False'], 'kl_coef'), (['--image_folder', 'a'], 'embedding_dim'),

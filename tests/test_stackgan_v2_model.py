@@ -1,4 +1,4 @@
-"""StackGAN++'s Model around its training step: runs, interruptions, checkpoints of ours and of the authors."""
+"""StackGAN++'s Model: runs, interruptions, and checkpoints of ours and of the authors."""
 import os
 import weakref
 
@@ -54,7 +54,7 @@ def loader_of(dataset, workers=0):
 
 @pytest.fixture(scope='module')
 def straight(dataset, tmp_path_factory):
-    """(model, everything, folder) of a run without interruption."""
+    """Return (model, its state, folder) of an uninterrupted run."""
     folder, model = str(tmp_path_factory.mktemp('straight') / 'run'), new_model(loader_of(dataset))
     model.options = {'lr': 2e-4}
     model.train(EPOCHS, 1, folder, verbose=False)

@@ -1,4 +1,4 @@
-"""text2image against the numbers that the chapter's own scripts computed (tests/golden)."""
+"""Compare text2image with numbers recorded from the chapter's scripts (tests/golden)."""
 import pytest
 import torch
 

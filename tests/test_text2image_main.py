@@ -1,4 +1,4 @@
-"""text2image/main.py as a person runs it: from another folder, on a tiny file."""
+"""Run text2image/main.py from another folder, on a tiny file."""
 import os
 import re
 import shlex
@@ -41,7 +41,7 @@ def runs_in(folder, prefix):
 
 
 def wait_for_step(folder, process):
-    """Return once the first step stands in the log of the run in `folder`."""
+    """Wait until the log of the run in `folder` has its first step."""
     for _ in range(1200):
         assert process.poll() is None, process.communicate()
         if folder.is_dir() and any(log.read_text() for log in folder.glob('*/log.txt')):
@@ -52,14 +52,14 @@ def wait_for_step(folder, process):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """data/tiny.hdf5 with its encoder, in a folder that commands are run from."""
+    """Return a folder with data/tiny.hdf5 and its encoder, to run commands from."""
     return tiny.with_encoder(tmp_path_factory.mktemp('elsewhere'),
                              {'train': {'001.Auk': 1, '002.Jay': 2}, 'test': {'004.Wren': 1, '005.Lark': 1}})
 
 
 @pytest.fixture(scope='module')
 def straight(folder):
-    """A run without interruption."""
+    """Return an uninterrupted run."""
     done = finish(start(folder, *DATA, '--train', 'True', '--cuda', 'False', '--out_dir', 'straight', *TRAINING))
     assert (done.status, done.err) == (0, '')
     done.run, = runs_in(folder / 'straight', 'tiny_')
@@ -113,7 +113,7 @@ def test_a_killed_run_says_how_to_resume_and_ends_with_the_same_results(folder, 
 
 
 def assert_drawn(done, folder, captions):
-    """Pictures, captions.txt and sheet.png in `folder`, and what was said about them."""
+    """Assert that `folder` holds images, captions.txt and sheet.png, and that the output names them."""
     names = [f'{k:03d}.png' for k in range(1, len(captions) + 1)]
     assert sorted(os.listdir(folder)) == sorted([*names, 'captions.txt', 'options.json', 'sheet.png'])
     with open(os.path.join(folder, 'captions.txt'), encoding='utf-8') as file:
@@ -160,7 +160,7 @@ def test_command_errors_are_one_line(folder):
 
 @pytest.fixture
 def error(folder, monkeypatch, capsys):
-    """A function that runs main.py with arguments that are wrong and returns its one line on stderr."""
+    """Return a function that runs main.py with invalid arguments and returns its one line on stderr."""
     def call(*args):
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, 'argv', [SCRIPT, *map(str, args)])

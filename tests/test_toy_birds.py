@@ -21,7 +21,7 @@ SCRIPT = os.path.abspath(prepare.__file__)
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory):
-    """A file made by one worker."""
+    """Return the path of a file written by one worker."""
     path = str(tmp_path_factory.mktemp('toy') / 'toy_birds.hdf5')
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, 'ProcessPoolExecutor', functools.partial(ProcessPoolExecutor, 1))
@@ -37,7 +37,7 @@ def indices(path):
 
 @pytest.fixture(scope='module')
 def birds():
-    """Two of every class: (what it is, its picture, its box)."""
+    """Return two birds of every class: (parameters, image, box)."""
     made = []
     for i in range(2 * len(prepare.CLASSES)):
         rng = random.Random(f'a seed of no other test/{i}')
@@ -52,7 +52,7 @@ def to_tensor(pictures, blur=0):
 
 
 def accuracy(birds, blur=0, turn=0):
-    """`color_accuracy` where each picture is said to show the bird `turn` further on."""
+    """Return `color_accuracy` of each image against the bird `turn` positions later."""
     asked = [bird for bird, _, _ in birds[turn:] + birds[:turn]]
     pictures = to_tensor([picture for _, picture, _ in birds], blur)
     return color_accuracy(pictures, [bird.body for bird in asked], [bird.wings for bird in asked])
@@ -115,7 +115,7 @@ def test_boxes_are_inside_the_images(indices):
 
 
 def test_boxes_are_tight(monkeypatch):
-    """On a scene of one color, everything else is the bird, but for the faint rim of its smooth edge."""
+    """On a background of one color, all other pixels belong to the bird, except for its faint antialiased edge."""
     monkeypatch.setattr(drawing, 'draw_scene', lambda *_: Image.new('RGB', (drawing.SIZE, drawing.SIZE), (255, 0, 255)))
     for i in range(12):
         rng = random.Random(i)
@@ -146,7 +146,7 @@ def test_color_accuracy_recognizes_drawings(birds, blur, least):
 
 
 def test_color_accuracy_is_near_chance_for_unrelated_images():
-    """A generator that draws the same birds whatever it is asked for."""
+    """The images stand for a generator that ignores the sentence."""
     rng = random.Random(0)
     picture, _ = drawing.draw(drawing.imagine(rng, 'red', 'blue'), rng)
     asked = [prepare.colors_of(name) for name in prepare.CLASSES]

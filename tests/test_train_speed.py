@@ -1,4 +1,4 @@
-"""benchmarks/train_speed.py: that it measures what it says, not how much."""
+"""benchmarks: that they run and measure what they claim, not how fast anything is."""
 import argparse
 import functools
 import itertools
@@ -34,7 +34,7 @@ def test_the_table_has_a_row_for_every_way(birds):
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """StackGANs that take a moment."""
+    """Make the StackGANs narrow, to save time."""
     for chapter in (stackgan_v1.build_gan, stackgan_v2.build_gan):
         monkeypatch.setattr(chapter, 'make_networks', functools.partial(chapter.make_networks, gf_dim=4, df_dim=4))
 
@@ -68,7 +68,7 @@ def test_the_chapters_items_are_like_ours(chapter, birds, narrow):
 
 @pytest.fixture
 def chapters_model(monkeypatch):
-    """A list to which the models are added that compute the chapter's way."""
+    """Return a list to which models are added that train the chapter's way."""
     models, slow_down = [], chapter_way.slow_down
     monkeypatch.setattr(chapter_way, 'slow_down', lambda model, nets: models.append(model) or slow_down(model, nets))
     return models
@@ -138,7 +138,7 @@ def test_endless_batches_are_full_when_workers_have_prefetched_all():
 # --- the other benchmarks ---------------------------------------------------------------------------------------------
 
 def typed(benchmark, monkeypatch, capsys, *args):
-    """What a benchmark prints."""
+    """Run a benchmark with arguments and return what it prints."""
     monkeypatch.setattr('sys.argv', [benchmark.__file__, *map(str, args)])
     benchmark.main()
     return capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The training loop, interruptions and run folders, through text2image's Model on a tiny file."""
+"""The training loop, interruptions and run folders, tested with text2image's Model on a tiny file."""
 import glob
 import math
 import os
@@ -26,7 +26,7 @@ def dataset(tmp_path_factory):
 
 
 def watch(model, at_step=lambda step: None):
-    """Call `at_step` after every step. Returns the list to which the steps' losses are added."""
+    """Call `at_step` after every step, and return the list to which losses are added."""
     losses, train_step = [], model.train_step
 
     def watched(batch):
@@ -40,7 +40,7 @@ def watch(model, at_step=lambda step: None):
 
 @pytest.fixture(scope='module')
 def straight(dataset, tmp_path_factory):
-    """(losses, everything, folder) of a run without interruption."""
+    """Return (losses, final state, folder) of an uninterrupted run."""
     folder, model = str(tmp_path_factory.mktemp('straight') / 'run'), new_model(dataset)
     losses = watch(model)
     model.train(EPOCHS, 1, folder, verbose=False)
@@ -138,7 +138,7 @@ def test_training_can_be_called_again_after_a_failed_step(dataset):
 # --- data that can no longer be read ----------------------------------------------------------------------------------
 
 class Replaced:
-    """A loader whose data is replaced before the batch of this number, counted from the first epoch on."""
+    """Imitate a loader whose data is replaced before the batch of this number, counted over all epochs."""
 
     def __init__(self, loader, batch):
         self.loader, self.left, self.batch_size = loader, batch, loader.batch_size
@@ -276,7 +276,7 @@ def test_out_of_memory_is_a_one_line_error():
 
 
 def test_losses_are_read_only_when_logged(tmp_path):
-    """On a GPU, reading one waits for the whole step."""
+    """On a GPU, reading a loss waits for the whole step."""
     class Loss:
         reads = 0
 

@@ -1,4 +1,4 @@
-"""word2vec's networks and losses against the equations of Rong, arXiv 1411.2738, written out in NumPy."""
+"""Compare word2vec's networks and losses with the equations of Rong, arXiv 1411.2738, in NumPy."""
 import numpy as np
 import pytest
 import torch
@@ -20,7 +20,7 @@ CONTEXT = torch.tensor([[1, 3, 7, 1], [2, NO_WORD, 8, NO_WORD], [NO_WORD, 4, NO_
 
 
 def small_model(name, loss, seed=0):
-    """A model in float64 of V words and N numbers, none of them zero."""
+    """Return a float64 model of V words and N numbers, with no zero weights."""
     torch.manual_seed(seed)
     model = Model(name, 'cpu', None, Vocabulary([f'word{i}' for i in range(V)], list(range(2, V + 2))), N, loss,
                   negative=3)
@@ -36,7 +36,7 @@ def sigmoid(x):
 
 
 def softmax_gradients(W, W_prime, windows):
-    """Sum over `windows` (input words, output words) of E, dE/dW and dE/dW' by equations 1 to 36."""
+    """Return E, dE/dW and dE/dW', summed over `windows` (input words, output words), by equations 1 to 36."""
     E, dW, dW_prime = 0, np.zeros_like(W), np.zeros_like(W_prime)
     for inputs, outputs in windows:
         h = sum(W[k] for k in inputs) / len(inputs)                             # (18), (24)
@@ -52,7 +52,7 @@ def softmax_gradients(W, W_prime, windows):
 
 
 def negative_gradients(W, W_prime, windows, drawn):
-    """The same by equations 55 to 61; `drawn` are the negative samples of each output word, in their order."""
+    """Return the same by equations 55 to 61; `drawn` holds the negative samples of each output word, in order."""
     E, dW, dW_prime, drawn = 0, np.zeros_like(W), np.zeros_like(W_prime), iter(drawn)
     for inputs, outputs in windows:
         h = sum(W[k] for k in inputs) / len(inputs)
@@ -67,7 +67,7 @@ def negative_gradients(W, W_prime, windows, drawn):
 
 
 def windows_of(name):
-    """(input words, output words) of every window of the batch."""
+    """Return (input words, output words) of every window of the batch."""
     contexts = [[word for word in row if word != NO_WORD] for row in CONTEXT.tolist()]
     pairs = list(zip(contexts, [[word] for word in TARGET.tolist()]))
     return pairs if name == 'cbow' else [(target, context) for context, target in pairs]
@@ -120,7 +120,7 @@ def test_word_numbers_follow_frequency():
 
 
 def windows_by_hand(captions, reach):
-    """{(target, its context)} of every place, as numbers in one caption after the other."""
+    """Return {(target, context)} of every position, as numbers, one caption after the other."""
     return sorted((caption[i], *caption[max(0, i - reach):i], *caption[i + 1:i + 1 + reach])
                   for caption in captions for i in range(len(caption)))
 

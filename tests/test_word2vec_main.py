@@ -1,4 +1,4 @@
-"""word2vec/main.py as people run it: from another folder, on captions that name colors and parts."""
+"""Run word2vec/main.py from another folder, on captions that name colors and parts."""
 import json
 import sys
 
@@ -23,7 +23,7 @@ WORDS = 15  # this, small, large, bird, has, the colors, the parts, and Auk, whi
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """data/tiny.hdf5 in a folder that commands are run from."""
+    """Return a folder with data/tiny.hdf5, to run commands from."""
     place = tmp_path_factory.mktemp('elsewhere')
     tiny.make(place / 'data' / 'tiny.hdf5', {'train': {'001.Auk': 2}, 'test': {'004.Wren': 1}}, CAPTIONS, False)
     return place
@@ -36,7 +36,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def trained(call, data, tmp_path):
-    """The folder of a run."""
+    """Train once and return the run folder."""
     call('--train', *data, *SMALL)
     return newest(tmp_path, 'tiny_')
 

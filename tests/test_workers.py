@@ -1,4 +1,4 @@
-"""Worker processes that read crops: what they say, and how they end."""
+"""Worker processes that read crops: their errors, and how they end."""
 import os
 import signal
 import subprocess
@@ -24,7 +24,7 @@ PATIENCE = 60  # seconds, for a machine that is busy with other things
 
 
 class Dataset:
-    """Crops of `size` bytes; reading a batch first calls `act`."""
+    """A data set of crops of `size` bytes; reading a batch first calls `act`."""
 
     def __init__(self, act=lambda: None, size=10):
         self.act, self.size = act, size

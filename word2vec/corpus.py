@@ -36,7 +36,7 @@ class Vocabulary:
         found = [(word, count) for word, count in counts.most_common() if count >= min_count]
         if len(found) < 2:
             raise UserError(f'{len(captions)} captions have {len(found)} words that occur at least {min_count} times, '
-                            'but training needs two or more; try a smaller --min_count')
+                            'too few to predict one from another; try a smaller --min_count')
         return cls(*map(list, zip(*found)))
 
     def __len__(self):
