@@ -48,8 +48,8 @@ class ScratchCNN(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(256 * 4 * 4, EMBED_DIM),
                                     nn.BatchNorm1d(EMBED_DIM, affine=False))
 
-    def forward(self, pictures):
-        return self.LENGTH * F.normalize(self.layers(pictures.float() / 127.5 - 1))
+    def forward(self, images):
+        return self.LENGTH * F.normalize(self.layers(images.float() / 127.5 - 1))
 
 
 def image_side(name):
@@ -130,10 +130,10 @@ def _compute(photographs, split, network, mean, std, width, device):
 
     def decode(photo):
         try:
-            picture = read_picture(*jpegs.read([photo]))
+            photograph = read_picture(*jpegs.read([photo]))
         except BadPicture as error:
             raise layout.cannot_be_decoded(jpegs.path, split, index.names[photo], error) from error
-        return np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+        return np.asarray(photograph.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 
     with ThreadPoolExecutor(os.cpu_count()) as threads, tqdm(
             total=len(features), desc=f'{split}: features of photographs', unit='', leave=False, disable=None) as bar:

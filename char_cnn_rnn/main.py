@@ -178,14 +178,14 @@ def best_pictures(model, path, split, index, photographs, queries):
     """Return one PIL image: per query, a row of the photographs that score highest, best first, with their classes."""
     embeddings = torch.from_numpy(embed_captions(model.encoder, queries, verbose=False))
     best = (embeddings @ model.embed_photographs(photographs).T).topk(min(FOUND, len(index.names))).indices.tolist()
-    pictures, captions = [], []
+    images, captions = [], []
     jpegs = load_split(path, split).jpegs
     for query, photos in zip(queries, best):
         print(f'  {query}: {", ".join(index.names[photo] for photo in photos)}')
-        pictures += map(read_picture, jpegs.read(photos))
+        images += map(read_picture, jpegs.read(photos))
         captions += [index.classes[photo].replace('_', ' ') for photo in photos]
         captions[-len(photos)] = f'"{query}": {captions[-len(photos)]}'
-    return caption_sheet(pictures, captions, columns=len(best[0]))
+    return caption_sheet(images, captions, columns=len(best[0]))
 
 
 def embed(options, device):

@@ -89,14 +89,15 @@ class Model:
         _, image_fake, mu, logvar = self.netG(embed, noise)
         condition = mu.detach()
 
-        # Train D: max log D(x, mu) + log(1 - D(G(z, c), mu))                                       (3, 5)
+        # Train D (3, 5): min -log D(x, mu) - [log(1 - D(G(z, c), mu)) + log(1 - D(x', mu))] / 2, where x' is another
+        # real image of the batch; in Stage-II, unconditional terms are added
         self.netD.requires_grad_(True)
         losses = self._discriminator_losses(image, image_fake.detach(), condition)
         losses['loss_D'].backward()
         self.optim_D.step()
         self.optim_D.zero_grad()  # frees their memory for the generator's step
 
-        # Train G: min -log D(G(z, c), mu) + kl_coef * D_KL(N(mu, sigma^2) || N(0, 1))              (4, 6)
+        # Train G (4, 6): min -log D(G(z, c), mu) + kl_coef * D_KL(N(mu, sigma^2) || N(0, 1))
         self.netD.requires_grad_(False)  # D does not learn here
         self.optim_G.zero_grad()
         loss_G, loss_KL = self._generator_loss(image_fake, condition), kl_to_standard_normal(mu, logvar)
@@ -109,7 +110,7 @@ class Model:
 
         real = -log D(x_i, mu_i), fake = -log(1 - D(G(z, c)_i, mu_i)), and wrong = -log(1 - D(x_i, mu_(i+1))), a real
         image with the next item's condition. Stage-I: loss_D = real + (fake + wrong) / 2. Stage-II has a second,
-        unconditional D, and loss_D = (real + real_uncond) / 2 + (fake + wrong + fake_uncond) / 3.
+        unconditional output, and loss_D = (real + real_uncond) / 2 + (fake + wrong + fake_uncond) / 3.
         """
         netD, (real_label, fake_label) = self.netD, self._labels(image)
         code_real, code_fake = netD(image), netD(image_fake)

@@ -97,6 +97,8 @@ class Model:
         noise = torch.randn((len(batch['right_images'][0]), self.netG.z_dim), device=self.device)
         images_fake, mu, logvar = self.netG(noise, embed)
 
+        # L_D_i = -log D_i(x_i, c) - log(1 - D_i(s_i, c))     conditional
+        #         - log D_i(x_i) - log(1 - D_i(s_i))         unconditional
         losses_D = []
         for branch, netD in enumerate(self.netsD):
             netD.requires_grad_(True)
@@ -106,7 +108,8 @@ class Model:
             self.optims_D[branch].zero_grad()  # frees their memory for the generator's step
             losses_D.append(loss_D.detach())
 
-        # L_G = sum_i L_G_i + color_coef * L_C + kl_coef * D_KL(N(mu, sigma^2) || N(0, 1))
+        # L_G = sum_i L_G_i + color_coef * L_C + kl_coef * D_KL(N(mu, sigma^2) || N(0, 1)),
+        # where L_G_i = -log D_i(s_i, c) - log D_i(s_i)
         loss_G = sum(self._generator_loss(branch, image, mu) for branch, image in enumerate(images_fake))
         if self.color_coef:
             loss_G = loss_G + self.color_coef * self._color_loss(images_fake)
@@ -126,7 +129,8 @@ class Model:
 
         Conditional: -log D_i(x_i, c) - log(1 - D_i(s_i, c)) - log(1 - D_i(x'_i, c)), where x'_i is a real image of
         another class. Unconditional, times uncond_coef: -log D_i(x_i) - log(1 - D_i(s_i)) - log D_i(x'_i). c is the
-        mean mu of the conditions. If uncond_coef is 0, both fake terms of the conditional loss are halved.
+        mean mu of the condition. If uncond_coef is 0, both fake terms of the conditional loss are halved. Without text,
+        L_D_i = -log D_i(x_i) - log(1 - D_i(s_i)).
         """
         netD, image_real = self.netsD[branch], batch['right_images'][branch].to(self.device)
         real_label, fake_label = self._labels(image_real)

@@ -68,7 +68,7 @@ def noting(gradients):
 @pytest.mark.parametrize('chapter', CHAPTERS)
 def test_gradients_of_parts_equal_those_of_the_batch(chapter):
     found = []
-    for accumulate in (1, 3):  # of four pictures: parts of two
+    for accumulate in (1, 3):  # of four images: parts of two
         model, netsD, batch = case(chapter, accumulate)
         without_batch_statistics(netsD)
         torch.manual_seed(3)

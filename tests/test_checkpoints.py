@@ -79,7 +79,7 @@ def test_load_from_reads_every_kind_of_state_dict(trained, tmp_path):
                              (tmp_path / 'G.pt', None, ['netG']), (tmp_path / 'D.pt', None, ['netD']),
                              (tmp_path, 'parallel', ['netG']), (tmp_path, 'parallel_D', ['netD']),
                              (tmp_path, 'both', ['netG', 'netD']), (tmp_path, 'chapter', ['netG', 'netD'])]:
-        model = Model('text2image', 'cpu', None, 3, 50, 100)  # without optimizers, as for drawing
+        model = Model('text2image', 'cpu', None, 3, 50, 100)  # without optimizers, as for generating
         others = [net for net in ('netG', 'netD') if net not in nets]
         kept = {net: {k: v.clone() for k, v in getattr(model, net).state_dict().items()} for net in others}
         model.load_from(str(path), name, verbose=False)
@@ -157,7 +157,7 @@ def test_a_folder_that_cannot_be_created_is_a_one_line_error(tmp_path):
         checkpoint.save(str(tmp_path / 'file' / 'a.pt'), {})
 
 
-# --- drawing ----------------------------------------------------------------------------------------------------------
+# --- generating -------------------------------------------------------------------------------------------------------
 
 def test_generate_depends_only_on_its_seed(dataset, trained):
     model = new_model(dataset)

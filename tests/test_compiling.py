@@ -97,7 +97,7 @@ def test_compiled_networks_train_as_uncompiled_ones(backend, chapter, bits, monk
     monkeypatch.setattr(precision, 'cpu_flags', lambda: {'avx512_bf16'})
     if backend == 'inductor' and bits == 'fp32':
         request.getfixturevalue('float64')  # Adam's first steps make rounding of other code a hundred times as large
-    losses, names, drawn = {}, [], []
+    losses, names, generated = {}, [], []
     for asked in (False, True):
         model, netsD, batch = case(chapter, size=4)
         heads = [netsD[0].get_cond_logits, netsD[0].get_uncond_logits] if chapter == 'stackgan_v1' else []
@@ -107,10 +107,10 @@ def test_compiled_networks_train_as_uncompiled_ones(backend, chapter, bits, monk
         losses[asked] = [list(model.train_step(batch).values()) for _ in range(3)]
         frames = dict(torch._dynamo.utils.counters['frames'])
         assert bool(frames) == asked and not torch._dynamo.utils.counters['graph_break']
-        drawn.append(model.generate(batch['right_embed'])[-1])
-        assert dict(torch._dynamo.utils.counters['frames']) == frames  # drawing is not compiled
+        generated.append(model.generate(batch['right_embed'])[-1])
+        assert dict(torch._dynamo.utils.counters['frames']) == frames  # generating is not compiled
         names.append([net.state_dict().keys() for net in (model.netG, *netsD)])
     rounding = {'rtol': 1e-5, 'atol': 1e-5} if bits == 'fp32' else {'rtol': .02, 'atol': .02}
     torch.testing.assert_close(losses[True], losses[False], **rounding)
-    torch.testing.assert_close(*drawn, rtol=0, atol=1e-4 if bits == 'fp32' else .05)
+    torch.testing.assert_close(*generated, rtol=0, atol=1e-4 if bits == 'fp32' else .05)
     assert names[0] == names[1]

@@ -14,7 +14,7 @@ from common.pictures import LINES, caption_sheet, font_and_text, fonts, grid, ha
 def test_grids_equal_torchvisions(count, columns):
     images = torch.rand(count, 3, 5, 7) * 2 - 1
     expected = make_grid(images, nrow=columns, padding=2, pad_value=1.0)
-    if count == 1:  # torchvision draws no line around a picture that is alone
+    if count == 1:  # torchvision draws no line around a single image
         assert torch.equal(grid(images, columns)[:, 2:-2, 2:-2], expected)
     else:
         assert torch.equal(grid(images, columns), expected)

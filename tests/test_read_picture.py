@@ -157,7 +157,7 @@ def test_frames_of_narrow_photographs_are_limited(tmp_path):
     assert os.path.getsize(tmp_path / 'birds.cache' / 'train' / 'frames_304.bin') < 15e6
 
 
-# --- folders of pictures ----------------------------------------------------------------------------------------------
+# --- folders of images ------------------------------------------------------------------------------------------------
 
 @pytest.fixture
 def folder(tmp_path):

@@ -149,24 +149,24 @@ def test_an_unknown_encoder_is_reported(folder, embed, call, monkeypatch, capsys
 
 def test_stackgan_v1_refuses_another_encoder(folder, embed, monkeypatch, capsys):
     embed()
-    sketch = Caller(stackgan_v1, folder, monkeypatch, capsys)
+    stackgan = Caller(stackgan_v1, folder, monkeypatch, capsys)
     narrow = ['--batch_size', '2', '--gf_dim', '4', '--df_dim', '1', '--condition_dim', '2', '--workers', '0']
-    sketch(*DATA, *TRAINING, *narrow)
+    stackgan(*DATA, *TRAINING, *narrow)
     stage1 = newest(folder / 'out', 'tiny')
     second = ['--stage', '2', *DATA, '--epochs', '1', *narrow, '--residuals', '1', '--out_dir']
-    assert UNKNOWN not in sketch(*second, 'out2', '--stage1', stage1)
+    assert UNKNOWN not in stackgan(*second, 'out2', '--stage1', stage1)
     stage2 = newest(folder / 'out2', 'tiny')
     write_encoder(path_of(folder), seed=1)
     other = layout.encoder_beside(path_of(folder))
-    assert f'{other}: is not the sentence encoder' in sketch.error(*DRAW, '--encoder', other)
+    assert f'{other}: is not the sentence encoder' in stackgan.error(*DRAW, '--encoder', other)
     embed()
     for checkpoint in (stage1, stage2):
-        said = sketch.error(*DATA, '--train', 'False', '--checkpoint', checkpoint)
+        said = stackgan.error(*DATA, '--train', 'False', '--checkpoint', checkpoint)
         assert f'are not of the sentence encoder that {checkpoint}/stackgan_v1.pt was trained with' in said
     for start in (['--stage1', stage1], ['--checkpoint', stage2]):
-        said = sketch.error(*second, 'none', *start)
+        said = stackgan.error(*second, 'none', *start)
         assert f'are not of the sentence encoder that {start[1]}/stackgan_v1.pt was trained with' in said
-    assert 'was trained on other embeddings than' in sketch.error('--resume', stage2, '--epochs', '2')
+    assert 'was trained on other embeddings than' in stackgan.error('--resume', stage2, '--epochs', '2')
     assert not (folder / 'none').exists()
 
 

@@ -67,7 +67,7 @@ TEXT:
 def stage1(folder):
     """Train Stage-I with the README's command, in a process of its own; return the run folder."""
     said = run_in(folder, SCRIPT, '--train', '--stage', '1', *DATA, *TRAINING, '--z_dim', '5', '--out_dir', 'out1',
-                  '--precision', 'fp32')  # what it draws is almost all gray, and bf16 would round the rest away
+                  '--precision', 'fp32')  # what it generates is almost all gray, and bf16 would round the rest away
     assert 'Training Stage-I on 4 photographs' in said
     run, = (folder / 'out1').iterdir()
     return run
@@ -185,19 +185,19 @@ def test_bf16_covers_every_convolution(folder, call, tmp_path, monkeypatch):
     assert '--precision bf16: this CPU has none' in call.error('--train', '--resume', run, '--precision', 'bf16')
 
 
-# --- drawing ----------------------------------------------------------------------------------------------------------
+# --- generating -------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('stage', [1, 2])
 def test_evaluation_writes_every_held_out_caption(folder, stage1, vivid, call, stage):
     run, size = ((stage1, 64), (vivid, 256))[stage - 1]
     where = ['--out_dir', 'out1'] if stage == 1 else ['--checkpoint', vivid]
     said = call('--train', 'False', *DATA, *where, '--batch_size', '4')  # of six captions
-    drawn = run / 'epoch2' / 'single_samples' / 'valid'
-    assert 'generates images for 6 captions of /test' in said and f'done: {drawn}' in said
-    assert files_below(drawn) == sorted(f'{name}_{size}_sentence{k}.png' for name, k in captions_of(folder))
+    generated = run / 'epoch2' / 'single_samples' / 'valid'
+    assert 'generates images for 6 captions of /test' in said and f'done: {generated}' in said
+    assert files_below(generated) == sorted(f'{name}_{size}_sentence{k}.png' for name, k in captions_of(folder))
     pictures = set()
-    for name in files_below(drawn):
-        with Image.open(drawn / name) as picture:
+    for name in files_below(generated):
+        with Image.open(generated / name) as picture:
             assert picture.size == (size, size) and picture.mode == 'RGB'
             pictures.add(picture.tobytes())
     assert len(pictures) == 6
@@ -207,11 +207,11 @@ def test_the_newest_run_generates_images_for_sentences(folder, stage2, call):
     (folder / 'sentences.txt').write_text('un oiseau coloré\n', encoding='utf-8')
     said = call('--train', 'False', '--out_dir', 'out2', '--text', 'a red bird', '--text', 'a crow',
                 '--text_file', 'sentences.txt')
-    drawn = newest(folder / 'out2', 'text_')
+    generated = newest(folder / 'out2', 'text_')
     assert f'{stage2}/stackgan_v1.pt generates images for sentences embedded by {stage2}/encoder.pt' in said
     assert '001.png  a red bird' in said and '003.png  un oiseau coloré' in said
-    assert {'001.png', '002.png', '003.png', 'captions.txt', 'sheet.png', 'stages.png'} <= set(os.listdir(drawn))
-    with Image.open(drawn / '003.png') as picture, Image.open(drawn / 'stages.png') as sheet:
+    assert {'001.png', '002.png', '003.png', 'captions.txt', 'sheet.png', 'stages.png'} <= set(os.listdir(generated))
+    with Image.open(generated / '003.png') as picture, Image.open(generated / 'stages.png') as sheet:
         assert picture.size == (256, 256) and sheet.size == (2 * 258 + 2, 3 * 258 + 2)
         assert sheet.crop((260, 2 * 258 + 2, 516, 3 * 258)).tobytes() == picture.tobytes()
 
@@ -243,8 +243,8 @@ def test_the_authors_checkpoint_generates(folder, stage1, call, tmp_path):
     said = call('--train', 'False', '--checkpoint', tmp_path / 'netG_epoch_90.pth', '--encoder', stage1 / 'encoder.pt',
                 '--text', 'a crow', '--out_dir', tmp_path)
     assert f'{tmp_path}/netG_epoch_90.pth generates images for sentences embedded by {stage1}/encoder.pt' in said
-    drawn = newest(tmp_path, 'text_')
-    assert sorted(os.listdir(drawn)) == ['001.png', 'captions.txt', 'options.json', 'sheet.png']
+    generated = newest(tmp_path, 'text_')
+    assert sorted(os.listdir(generated)) == ['001.png', 'captions.txt', 'options.json', 'sheet.png']
     call('--train', 'False', '--checkpoint', tmp_path / 'netG_epoch_90.pth', *DATA)
     assert len(files_below(tmp_path / 'epoch90')) == 6
 
@@ -332,13 +332,13 @@ def test_errors_say_what_to_do(folder, stage1, stage2, call, tmp_path):
     assert 'was trained with 5; leave out --z_dim' in call.error(*second, '--stage1', stage1, '--z_dim', '9')
     assert 'too narrow; give 4 or more' in call.error(*second, '--stage1', stage1, '--gf_dim', '3')
     assert 'data/birds/prepare.py --cub' in call.error('--train', '--data_dir', 'nowhere', '--out_dir', 'none')
-    draw = ['--train', 'False', '--text', 'a crow', '--out_dir', 'none']
+    generate = ['--train', 'False', '--text', 'a crow', '--out_dir', 'none']
     tree, _ = make_tree(branches=2, gf_dim=4, df_dim=4)
     torch.save(tree.state_dict(), tmp_path / 'netG_1.pth')
     for wrong in (tmp_path / 'netG_1.pth', stage1 / 'encoder.pt', stage1 / 'Model' / 'netD_epoch_last.pth'):
-        assert f'{wrong}: holds no generator of StackGAN' in call.error(*draw, '--checkpoint', wrong)
-    assert 'holds a Stage-I generator' in call.error(*draw, '--stage', '2', '--checkpoint', stage1)
-    assert 'no run with a stackgan_v1.pt' in call.error(*draw)
+        assert f'{wrong}: holds no generator of StackGAN' in call.error(*generate, '--checkpoint', wrong)
+    assert 'holds a Stage-I generator' in call.error(*generate, '--stage', '2', '--checkpoint', stage1)
+    assert 'no run with a stackgan_v1.pt' in call.error(*generate)
     assert 'no run of --dataset tiny' in call.error('--train', 'False', *DATA, '--out_dir', 'none')
     for text, message in [('stge: 2', "unknown key 'stge'; did you mean 'stage'?"),
                           ('NETG: x', "did you mean 'NET_G'?"),

@@ -18,7 +18,7 @@ from tests.states import assert_same, everything, interrupt, same_state
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
-EPOCHS, STEPS = 3, 2  # steps of an epoch of four pictures
+EPOCHS, STEPS = 3, 2  # steps of an epoch of four photographs
 LR = 2e-4
 SHAPE = {'gf_dim': 8, 'df_dim': 2, 'z_dim': 5, 'condition_dim': 6, 'residuals': 1}
 
@@ -59,7 +59,7 @@ def straight(file, tmp_path_factory, request):
     return model, everything(model), folder, request.param
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------------------------
 
 def test_images_are_prepared_as_for_stackgan_v2(file):
     torch.manual_seed(5)
@@ -100,11 +100,11 @@ def test_stage2_trains_around_a_frozen_stage1():
     kept = [value.clone() for value in (*model.netG.encoder.parameters(), *model.netD.parameters())]
     losses = model.train_step(batch_of(2))
     assert all(map(torch.equal, weights, stage1.parameters())) and all(map(torch.isfinite, losses.values()))
-    assert not torch.equal(before, stage1.fc[1].running_mean)  # its batch norms go on counting
+    assert not torch.equal(before, stage1.fc[1].running_mean)  # its batch norms keep counting
     assert not any(map(torch.equal, kept, (*model.netG.encoder.parameters(), *model.netD.parameters())))
     assert not any(parameter.requires_grad for parameter in (*stage1.parameters(), *model.netD.parameters()))
-    sketch, image = model.generate(torch.randn(3, 1024))
-    assert sketch.shape == (3, 3, 64, 64) and image.shape == (3, 3, 256, 256)
+    stage1_image, image = model.generate(torch.randn(3, 1024))
+    assert stage1_image.shape == (3, 3, 64, 64) and image.shape == (3, 3, 256, 256)
 
 
 def test_a_wrong_pair_is_an_image_with_the_next_condition():
@@ -223,18 +223,18 @@ def test_the_authors_checkpoints_load(stage, prefix, tmp_path):
         assert all(map(torch.equal, model.netG.parameters(), theirs.netG.parameters()))
         expected = theirs.netD.encode_img[0].weight if with_discriminator else kept
         assert torch.equal(model.netD.encode_img[0].weight, expected), path
-        drawing, found, epochs = load_generator(str(tmp_path / path), 'stackgan_v1', stage=stage)
+        generating, found, epochs = load_generator(str(tmp_path / path), 'stackgan_v1', stage=stage)
         assert epochs == 90 and os.path.basename(found) == 'netG_epoch_90.pth'
-        assert all(map(torch.equal, drawing.netG.parameters(), theirs.netG.parameters()))
+        assert all(map(torch.equal, generating.netG.parameters(), theirs.netG.parameters()))
 
 
 def test_load_generator_takes_widths_from_the_checkpoint(straight):
     model, _, folder, stage = straight
     embed = torch.randn(2, 1024)
     for path, found in [(folder, 'stackgan_v1.pt'), (f'{folder}/Model', 'Model/netG_epoch_3.pth')]:
-        drawing, file, epochs = load_generator(path, 'stackgan_v1', stage=stage)
+        generating, file, epochs = load_generator(path, 'stackgan_v1', stage=stage)
         assert (file, epochs) == (os.path.join(folder, found), 3)
-        torch.testing.assert_close(drawing.generate(embed), model.generate(embed), rtol=0, atol=1e-6)
+        torch.testing.assert_close(generating.generate(embed), model.generate(embed), rtol=0, atol=1e-6)
 
 
 def test_every_width_is_read_from_the_checkpoint(tmp_path):

@@ -129,20 +129,20 @@ def test_branches_can_be_added_to_a_trained_tree(trained, call, tmp_path, place)
     assert 'has 2 of 3 branches, and a resumed run cannot add branches' in error and 'with --checkpoint' in error
 
 
-# --- drawing ----------------------------------------------------------------------------------------------------------
+# --- generating -------------------------------------------------------------------------------------------------------
 
 def test_evaluation_writes_every_held_out_caption(folder, trained, call):
     text = (folder / 'eval.yml')
     text.write_text('train: False\nbatch_size: 4\nTRAIN:\n    NET_G: '
                     f'"{os.path.relpath(trained.run, folder)}/Model/netG_4.pth"\n')
     said = call('--cfg', 'eval.yml', '--gpu', '0', *DATA)
-    drawn = os.path.join(trained.run, 'Model', 'iteration4', 'single_samples', 'valid')
+    generated = os.path.join(trained.run, 'Model', 'iteration4', 'single_samples', 'valid')
     assert 'generates images for 6 captions of /test' in said
     assert os.path.join('iteration4', 'single_samples', 'valid') in said
-    assert files_below(drawn) == sorted(f'{name}_128_sentence{k}.png' for name, k in captions_of(folder))
+    assert files_below(generated) == sorted(f'{name}_128_sentence{k}.png' for name, k in captions_of(folder))
     pictures = set()
-    for name in files_below(drawn):
-        with Image.open(os.path.join(drawn, name)) as picture:
+    for name in files_below(generated):
+        with Image.open(os.path.join(generated, name)) as picture:
             assert picture.size == (128, 128) and picture.mode == 'RGB'
             pictures.add(picture.tobytes())
     assert len(pictures) == 6
@@ -150,10 +150,10 @@ def test_evaluation_writes_every_held_out_caption(folder, trained, call):
 
 def test_example_writes_a_grid_per_photograph(folder, trained, call):
     call('--cfg', 'cfg/eval_birds.yml', *DATA, '--out_dir', 'out', '--example', 'True', '--batch_size', '4')
-    drawn = os.path.join(trained.run, 'iteration4', 'super', 'valid')
-    assert files_below(drawn) == sorted({f'{name}_128.png' for name, _ in captions_of(folder)})
-    for name in files_below(drawn):
-        with Image.open(os.path.join(drawn, name)) as grid:
+    generated = os.path.join(trained.run, 'iteration4', 'super', 'valid')
+    assert files_below(generated) == sorted({f'{name}_128.png' for name, _ in captions_of(folder)})
+    for name in files_below(generated):
+        with Image.open(os.path.join(generated, name)) as grid:
             assert grid.size == (2 * 130 + 2, 130 + 2)  # two captions
 
 
@@ -166,14 +166,14 @@ def test_images_are_generated_for_sentences(folder, trained, call):
     (folder / 'sentences.txt').write_text('un oiseau coloré\n', encoding='utf-8')
     said = call('--train', 'False', '--out_dir', 'out', '--text', 'a red bird', '--text', 'a crow',
                 '--text_file', 'sentences.txt')
-    drawn = newest(folder / 'out', 'text_')
+    generated = newest(folder / 'out', 'text_')
     assert f'{trained.run}/stackgan_v2.pt generates images for sentences embedded by {trained.run}/encoder.pt' in said
     assert '001.png  a red bird' in said and '003.png  un oiseau coloré' in said
-    assert sorted(os.listdir(drawn)) == ['001.png', '002.png', '003.png', 'branches.png', 'captions.txt',
+    assert sorted(os.listdir(generated)) == ['001.png', '002.png', '003.png', 'branches.png', 'captions.txt',
                                          'options.json', 'sheet.png']
-    with Image.open(drawn / '001.png') as one, Image.open(drawn / '002.png') as other:
+    with Image.open(generated / '001.png') as one, Image.open(generated / '002.png') as other:
         assert one.size == (128, 128) and one.tobytes() != other.tobytes()
-    with Image.open(drawn / '002.png') as picture, Image.open(drawn / 'branches.png') as sheet:
+    with Image.open(generated / '002.png') as picture, Image.open(generated / 'branches.png') as sheet:
         assert sheet.size == (2 * 130 + 2, 3 * 130 + 2)
         assert sheet.crop((132, 132, 260, 260)).tobytes() == picture.tobytes()
 
@@ -216,10 +216,10 @@ def test_image_folders_train_and_generate_without_text(folder, call, tmp_path):
         options = json.load(file)
     assert (options['conditional'], options['dataset'], options['classes']) == (False, 'pets', ['cats', 'dogs'])
     said = call('--train', 'False', '--out_dir', tmp_path / 'out', '--count', '5', '--batch_size', '2')
-    drawn = newest(tmp_path / 'out', 'sample_')
+    generated = newest(tmp_path / 'out', 'sample_')
     assert '5 images in ' in said
-    assert sorted(os.listdir(drawn)) == [*(f'0000{k}.png' for k in range(1, 6)), 'options.json', 'sheet.png']
-    with Image.open(drawn / '00005.png') as last, Image.open(drawn / '00001.png') as first:
+    assert sorted(os.listdir(generated)) == [*(f'0000{k}.png' for k in range(1, 6)), 'options.json', 'sheet.png']
+    with Image.open(generated / '00005.png') as last, Image.open(generated / '00001.png') as first:
         assert last.size == (128, 128) and first.tobytes() != last.tobytes()
     checkpoint = ['--train', 'False', '--checkpoint', tmp_path / 'out' / trained]
     assert 'was trained without text' in call.error(*checkpoint, '--text', 'a cat')

@@ -17,7 +17,7 @@ from tests.states import assert_same, everything, interrupt, same_state
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
-EPOCHS, STEPS = 3, 2  # steps of an epoch of four pictures
+EPOCHS, STEPS = 3, 2  # steps of an epoch of four photographs
 SHAPE = {'branches': 2, 'gf_dim': 4, 'df_dim': 4, 'z_dim': 5, 'embedding_dim': 6, 'residuals': 1}
 
 
@@ -151,7 +151,7 @@ def test_a_run_folder_has_the_documented_files(straight):
     assert {'log.txt', 'samples', 'stackgan_v2.pt', 'Model'} <= set(os.listdir(folder))
     assert sorted(os.listdir(os.path.join(folder, 'Model'))) == ['netD0.pth', 'netD1.pth', 'netG_4.pth', 'netG_6.pth']
     with Image.open(os.path.join(folder, 'samples', 'epoch_0001.png')) as grid:
-        assert grid.size == (3 * 130 + 2, 4 * 130 + 2)  # four items: two branches and a real picture
+        assert grid.size == (3 * 130 + 2, 4 * 130 + 2)  # four items: two branches and a real image
     assert 'loss_D_0' in open(os.path.join(folder, 'log.txt'), encoding='utf-8').read()
     contents = torch.load(os.path.join(folder, 'stackgan_v2.pt'), weights_only=True)
     assert set(contents) == {'netG', 'netsD', 'average_G', 'optim_G', 'optims_D', 'progress', 'options', 'data'}
@@ -255,13 +255,13 @@ def test_load_generator_takes_its_shape_from_the_checkpoint(straight, tmp_path):
     embed = torch.randn(2, 1024)
     expected = model.generate(embed)[-1]
     for path, file in [(folder, 'stackgan_v2.pt'), (f'{folder}/Model', 'Model/netG_6.pth')]:
-        drawing, found, steps = load_generator(path, 'stackgan_v2')
-        assert (found, steps) == (os.path.join(folder, file), 6) and drawing.netsD == []
-        torch.testing.assert_close(drawing.generate(embed)[-1], expected, rtol=0, atol=1e-6)
+        generating, found, steps = load_generator(path, 'stackgan_v2')
+        assert (found, steps) == (os.path.join(folder, file), 6) and generating.netsD == []
+        torch.testing.assert_close(generating.generate(embed)[-1], expected, rtol=0, atol=1e-6)
     other = new_model(branches=3, gf_dim=8, z_dim=3, residuals=2, conditional=False)
-    drawing, _, steps = load_generator(other.save_to(str(tmp_path), verbose=False), 'stackgan_v2')
-    assert steps == 0 and not drawing.netG.conditional
-    assert torch.equal(drawing.generate(count=3)[2], other.generate(count=3)[2])
+    generating, _, steps = load_generator(other.save_to(str(tmp_path), verbose=False), 'stackgan_v2')
+    assert steps == 0 and not generating.netG.conditional
+    assert torch.equal(generating.generate(count=3)[2], other.generate(count=3)[2])
 
 
 def test_weights_load_without_optimizers(straight):

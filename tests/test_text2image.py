@@ -57,7 +57,7 @@ def test_training_reproduces_recorded_losses_and_weights(monkeypatch):
     model.netG.eval()
     with torch.no_grad():
         image = model.netG(tensor_for('noise', (4, 100, 1, 1)), tensor_for('text', (4, 1024)))
-    # Adam turns rounding in near-zero gradients into steps of full size, so pictures agree less closely than weights.
+    # Adam turns rounding in near-zero gradients into steps of full size, so images agree less closely than weights.
     assert (image - torch.from_numpy(NUMBERS['trained_image'])).abs().mean() < 1e-2
 
 

@@ -112,7 +112,7 @@ def test_a_killed_run_says_how_to_resume_and_ends_with_the_same_results(folder, 
     assert steps == list(range(1, (EPOCHS + 1) * STEPS + 1))
 
 
-def assert_drawn(done, folder, captions):
+def assert_generated(done, folder, captions):
     """Assert that `folder` holds images, captions.txt and sheet.png, and that the output names them."""
     names = [f'{k:03d}.png' for k in range(1, len(captions) + 1)]
     assert sorted(os.listdir(folder)) == sorted([*names, 'captions.txt', 'options.json', 'sheet.png'])
@@ -130,10 +130,10 @@ def assert_drawn(done, folder, captions):
 def test_evaluation_generates_images_for_held_out_captions(folder, straight):
     done = finish(start(folder, *DATA, '--train', 'False', '--out_dir', 'straight'))
     assert (done.status, done.err) == (0, '') and 'generates images for captions of /test' in done.out
-    drawn, = runs_in(folder / 'straight', 'eval_')
+    generated, = runs_in(folder / 'straight', 'eval_')
     captions = re.findall(r'^  \d{3}\.png  (.*)$', done.out, re.MULTILINE)
     assert sorted(captions) == sorted(f'{caption}, {name}_0' for name in ('Wren', 'Lark') for caption in tiny.CAPTIONS)
-    assert_drawn(done, drawn, captions)
+    assert_generated(done, generated, captions)
 
 
 def test_images_are_generated_for_sentences(folder, straight):
@@ -141,9 +141,9 @@ def test_images_are_generated_for_sentences(folder, straight):
     done = finish(start(folder, '--train', 'False', '--out_dir', 'straight', '--text', 'a red bird', '--text', 'a crow',
                         '--text_file', 'sentences.txt'))  # with the encoder that the run kept, so without the data
     assert (done.status, done.err) == (0, '')
-    drawn, = runs_in(folder / 'straight', 'text_')
-    assert_drawn(done, drawn, ['a red bird', 'a crow', SENTENCE])
-    with open(os.path.join(drawn, '001.png'), 'rb') as one, open(os.path.join(drawn, '002.png'), 'rb') as other:
+    generated, = runs_in(folder / 'straight', 'text_')
+    assert_generated(done, generated, ['a red bird', 'a crow', SENTENCE])
+    with open(os.path.join(generated, '001.png'), 'rb') as one, open(os.path.join(generated, '002.png'), 'rb') as other:
         assert one.read() != other.read()
 
 
@@ -195,11 +195,11 @@ def test_errors_say_what_to_do(folder, error, tmp_path):
 
 def test_a_missing_or_wrong_encoder_is_an_error(folder, error, tmp_path):
     model = main.Model('text2image', 'cpu', None, 3, 50, 100)
-    draw = ['--train', 'False', '--text', 'a red bird', '--checkpoint', model.save_to(str(tmp_path), verbose=False)]
-    message = error(*draw, '--data_dir', tmp_path, '--dataset', 'tiny')
+    generate = ['--train', 'False', '--text', 'a red bird', '--checkpoint', model.save_to(str(tmp_path), verbose=False)]
+    message = error(*generate, '--data_dir', tmp_path, '--dataset', 'tiny')
     assert f'{tmp_path}/tiny.encoder.pt: no sentence encoder' in message
     assert 'python char_cnn_rnn/main.py --train' in message and '--encoder FILE.t7' in message
     for wrong in ('no.t7', '.', os.devnull):
-        message = error(*draw, *DATA, '--encoder', wrong)
+        message = error(*generate, *DATA, '--encoder', wrong)
         assert message.startswith(f'error: --encoder {wrong}: no sentence encoder there; give the encoder.pt of a run')
-    assert 'holds no sentence encoder' in error(*draw, *DATA, '--encoder', draw[-1])
+    assert 'holds no sentence encoder' in error(*generate, *DATA, '--encoder', generate[-1])

@@ -78,7 +78,7 @@ def nets_of(model):
     return model.netG, *(model.netsD if hasattr(model, 'netsD') else [model.netD])
 
 
-def optimisers_of(model):
+def optimizers_of(model):
     return model.optim_G, *(model.optims_D if hasattr(model, 'optims_D') else [model.optim_D])
 
 
@@ -88,7 +88,7 @@ def test_the_chapters_way_computes_the_same(chapter, birds, narrow, chapters_mod
     (batches, our_step), (_, chapters_step) = map(train_speed.prepare, options)
     ours, chapters, batch = our_step.__self__, *chapters_model, next(iter(batches))
     for model, step in ((ours, our_step), (chapters, chapters_step)):
-        for optimizer in optimisers_of(model):
+        for optimizer in optimizers_of(model):
             optimizer.param_groups[0]['eps'] = 1e-3  # so that gradients of next to nothing make no whole steps
         torch.manual_seed(1)
         step(batch)
@@ -103,7 +103,7 @@ def test_the_chapters_way_has_none_of_our_gains(chapter, birds, narrow, chapters
     step(next(iter(batches)))
     layers = {type(layer) for net in nets_of(*chapters_model) for layer in net.modules()}
     assert not layers & {DoubledConv, ProductConv}
-    assert not any(group['fused'] for optimizer in optimisers_of(*chapters_model) for group in optimizer.param_groups)
+    assert not any(group['fused'] for optimizer in optimizers_of(*chapters_model) for group in optimizer.param_groups)
     _, *netsD = nets_of(*chapters_model)  # the generator's step has left gradients that nobody uses
     assert all(parameter.grad.any() for netD in netsD for parameter in netD.parameters() if parameter.dim() > 1)
 

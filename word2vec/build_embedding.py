@@ -57,7 +57,7 @@ class Model:
 
         if self.loss == 'softmax':
             u = self.net.scores(h)                             # u_j = v'_j . h                         (2)
-            log_y = u - u.logsumexp(1, keepdim=True)           # y_j = exp(u_j) / sum_j' exp(u_j')      (3)
+            log_y = u - u.logsumexp(1, keepdim=True)           # log y_j, y_j = exp(u_j) / sum exp(u)    (3)
             E = -(log_y.gather(1, predicted) * is_word)        # E = -log p(w_O | context), or         (19)
                                                                # E = -log p(w_O,1 ... w_O,C | w_I)      (27)
         else:
