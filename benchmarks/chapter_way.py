@@ -1,8 +1,8 @@
-"""How the chapter's scripts train, for `train_speed.py` to compare with: the same numbers, with more work.
+"""Train as the chapter's scripts do, for comparison in `train_speed.py`: the same numbers, with more work.
 
-Items are made one by one in worker processes: each opens its HDF5 objects and decodes its own and a wrong picture.
-Networks compute in float32 in PyTorch's first memory order, layer by layer; Adam is not fused, the C library gives
-memory back, and gradients are computed that nobody uses.
+Worker processes load items one by one: each reads its HDF5 objects and decodes its own and a wrong image. Networks
+compute in float32, in contiguous memory format and layer by layer; Adam is not fused, freed memory goes back to the
+system, and gradients are computed that no step uses.
 """
 import io
 import warnings
@@ -19,18 +19,19 @@ WORKERS = 8
 
 
 def device(kind):
-    """'cpu' or 'cuda' as a plain script has it, but that GPUs, too, multiply float32 as float32."""
+    """Return the device 'cpu' or 'cuda', as a plain script does, with TF32 switched off."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     return torch.device(kind)
 
 
 def loader(dataset, batch_size):
-    warnings.filterwarnings('ignore', 'This DataLoader will create')  # that it has more workers than there are cores
+    """Return a DataLoader with the chapter's settings."""
+    warnings.filterwarnings('ignore', 'This DataLoader will create')  # more workers than cores
     return DataLoader(dataset, batch_size, shuffle=True, num_workers=WORKERS, drop_last=True)
 
 
 class CaptionItems(Dataset):
-    """The items of text2image, one for each caption, read from the HDF5 file each time."""
+    """Load the items of text2image, one per caption, from the HDF5 file every time."""
 
     def __init__(self, path):
         self.path, self.split = path, None
@@ -43,24 +44,25 @@ class CaptionItems(Dataset):
     def __getitem__(self, index):
         right = self._group(self.keys[index])
         wrong = self._of_another_class(right)
-        return {'right_images': squashed(right), 'right_embed': right['embeddings'][()],
-                'wrong_images': squashed(wrong), 'inter_embed': self._group(one_of(self.keys))['embeddings'][()],
+        return {'right_images': load_64(right), 'right_embed': right['embeddings'][()],
+                'wrong_images': load_64(wrong), 'inter_embed': self._group(sample_one(self.keys))['embeddings'][()],
                 'txt': right['txt'].asstr()[()]}
 
     def _group(self, key):
-        self.split = self.split or h5py.File(self.path)['train']  # a worker opens the file once
+        self.split = self.split or h5py.File(self.path)['train']  # each worker opens the file once
         return self.split[key]
 
     def _of_another_class(self, right):
-        wrong = self._group(one_of(self.keys))
+        wrong = self._group(sample_one(self.keys))
         while wrong['class'][()] == right['class'][()]:
-            wrong = self._group(one_of(self.keys))
+            wrong = self._group(sample_one(self.keys))
         return wrong
 
 
 class PhotographItems(CaptionItems):
-    """The items of the StackGANs, one for each photograph: with several `sizes` those of StackGAN++, with one those of
-    StackGAN, whose wrong pairs are made of the batch.
+    """Load the items of the StackGANs, one per photograph, from the HDF5 file every time.
+
+    With several `sizes`, these are the items of StackGAN++; with one, those of StackGAN, which has no wrong images.
     """
 
     def __init__(self, path, sizes):
@@ -74,39 +76,43 @@ class PhotographItems(CaptionItems):
         return len(self.names)
 
     def __getitem__(self, index):
-        right = self._group(one_of(self.keys_of[self.names[index]]))
+        right = self._group(sample_one(self.keys_of[self.names[index]]))
         item = {'right_embed': right['embeddings'][()], 'txt': right['txt'].asstr()[()]}
         if len(self.sizes) == 1:
             return {'right_images': self._views(right)[0], **item}
         return {'right_images': self._views(right), 'wrong_images': self._views(self._of_another_class(right)), **item}
 
     def _views(self, group):
-        """Cropped around the bird, resized, cut and flipped as the authors do, and reduced to the smaller sizes."""
-        picture = decoded(group)
-        bird = picture.crop(crop_box(picture.size, group['bbox'][()] if 'bbox' in group else None))
+        """Return one random crop of the photograph at all sizes, as the authors' code prepares it."""
+        image = decode(group)
+        bird = image.crop(crop_box(image.size, group['bbox'][()] if 'bbox' in group else None))
         framed = frame(bird, self.sizes[-1])
         largest = Image.fromarray(crop(np.asarray(framed), self.sizes[-1], *torch.rand(DRAWS).tolist()))
         return [to_floats(largest.resize((size, size), Image.BILINEAR)) for size in self.sizes]
 
 
-def one_of(keys):
+def sample_one(keys):
+    """Return a random key, sampled with PyTorch's generator."""
     return keys[int(torch.randint(len(keys), ()))]
 
 
-def decoded(group):
+def decode(group):
+    """Return the photograph of an HDF5 group as a PIL image."""
     return Image.open(io.BytesIO(bytes(np.array(group['img'])))).convert('RGB')
 
 
-def squashed(group):
-    return to_floats(decoded(group).resize((64, 64)))
+def load_64(group):
+    """Return the photograph of an HDF5 group, resized to 64 x 64, as float32 [3, 64, 64] in [-1, 1]."""
+    return to_floats(decode(group).resize((64, 64)))
 
 
-def to_floats(picture):
-    return (np.array(picture, np.float32).transpose(2, 0, 1) - 127.5) / 127.5
+def to_floats(image):
+    """Return a PIL image as float32 [3, H, W] in [-1, 1]."""
+    return (np.array(image, np.float32).transpose(2, 0, 1) - 127.5) / 127.5
 
 
 def text2image_step(model, batch):
-    """The chapter's loop: both losses go back through both networks."""
+    """Train for one step as the chapter's loop does, with gradients of both losses in both networks."""
     image, embed = batch['right_images'].to(model.device), batch['right_embed'].to(model.device)
     real, fake = torch.ones(len(image), device=model.device), torch.zeros(len(image), device=model.device)
 
@@ -128,12 +134,14 @@ def text2image_step(model, batch):
 
 
 def noise_for(image):
+    """Return noise [B, 100, 1, 1] for a batch of images."""
     return torch.randn((len(image), 100, 1, 1), device=image.device)
 
 
 def stackgan_step(model, batch):
-    """The authors' loops are ours, but for gradients of the discriminators in the generator's step, and for losses
-    that are read in every step.
+    """Train for one step as the authors' loops do.
+
+    Unlike ours, they compute gradients of the discriminators in the generator's step, and read the losses every step.
     """
     for netD in model.netsD if hasattr(model, 'netsD') else [model.netD]:
         netD.zero_grad()
@@ -143,9 +151,9 @@ def stackgan_step(model, batch):
 
 
 def slow_down(model, nets):
-    """Let a new model of ours compute as the scripts' do."""
+    """Undo the savings of our Model: frozen networks and fused optimizers."""
     for net in nets:
-        net.requires_grad_ = lambda flag, net=net: net  # the generator's loss also goes to the discriminators' weights
+        net.requires_grad_ = lambda flag, net=net: net  # nothing is frozen
     for value in vars(model).values():
         for optimizer in value if isinstance(value, list) else [value]:
             if isinstance(optimizer, torch.optim.Optimizer):

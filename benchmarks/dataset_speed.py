@@ -1,9 +1,9 @@
-"""Text2ImageDataset alone: how long it takes to open, and how many items it then gives on one core at batch 256.
+"""Measure Text2ImageDataset alone: the time to open it, and items per second on one core at batch size 256.
 
     python benchmarks/dataset_speed.py [--file data/birds/birds.hdf5]
-    python benchmarks/dataset_speed.py --count 58940                        # of a file made for this, then removed
+    python benchmarks/dataset_speed.py --count 58940                        # with a temporary file of so many items
 
-Memory is the most that the process ever had, PyTorch included; the cache is made by another process before.
+Memory is the peak of the process, PyTorch included. Another process builds the cache beforehand.
 """
 import os
 import sys
@@ -14,7 +14,7 @@ sys.path.insert(0, ROOT)
 from common import signals
 
 if __name__ == '__main__':
-    signals.end_at_once()  # while the imports take seconds
+    signals.end_at_once()  # the imports below take seconds
 
 import argparse
 import io
@@ -35,14 +35,16 @@ from data import layout
 from data.txt2image_dataset import Text2ImageDataset
 
 BATCH_SIZE, EPOCHS = 256, 5
-CLASSES, CAPTIONS = 150, 10  # of CUB-200-2011's training split, and of a photograph
+CLASSES, CAPTIONS = 150, 10  # classes in CUB-200-2011's training split, captions per photograph
 
 
 def main():
+    """Parse the flags, prepare the file and its cache, and print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--file', type=flags.path, default=os.path.join(ROOT, 'data', 'birds', 'birds.hdf5'),
-                        help='default: data/birds/birds.hdf5')
-    parser.add_argument('--count', type=flags.positive(int), help='make a file of so many items instead')
+                        help='HDF5 file (default: data/birds/birds.hdf5)')
+    parser.add_argument('--count', type=flags.positive(int),
+                        help='measure a temporary file with this number of items instead')
     options = parser.parse_args()
     torch.set_num_threads(1)
     allocator.keep_freed_memory()  # as main.py does on a CPU
@@ -50,11 +52,12 @@ def main():
         if options.count:
             options.file = os.path.join(folder, 'items.hdf5')
             in_another_process(make, options.file, options.count)
-        in_another_process(Text2ImageDataset, options.file)  # makes the cache where there is none
+        in_another_process(Text2ImageDataset, options.file)  # builds the cache if there is none
         show(options.file)
 
 
 def in_another_process(function, *arguments):
+    """Call a function in a new process, and exit if it fails."""
     process = multiprocessing.get_context('spawn').Process(target=function, args=arguments)
     process.start()
     process.join()
@@ -63,7 +66,7 @@ def in_another_process(function, *arguments):
 
 
 def make(path, count):
-    """A file with `count` captions of small one-colored photographs, with embeddings."""
+    """Write an HDF5 file with `count` captions of small photographs of one color, and random embeddings."""
     random = np.random.default_rng(0)
     with layout.replace_file(path) as file:
         for photo in range(0, count, CAPTIONS):
@@ -76,11 +79,12 @@ def make(path, count):
 
 
 def show(path):
+    """Print the time to open the file, its memory, and the items per second."""
     start = time.perf_counter()
     dataset = Text2ImageDataset(path)
     seconds = time.perf_counter() - start
     print(f'opening {len(dataset)} cached items: {seconds:.2f} s, {peak_memory("cpu"):.2f} GB')
-    for name, drawn in (('what main.py trains on', False), ('with wrong pictures', True)):
+    for name, drawn in (('what main.py trains on', False), ('with wrong images', True)):
         dataset.drawn = drawn
         loader, speeds = DataLoader(dataset, BATCH_SIZE, shuffle=True, collate_fn=dataset.collate), []
         for _ in range(EPOCHS):

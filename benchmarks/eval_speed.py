@@ -1,9 +1,9 @@
-"""How long StackGAN++'s evaluation takes, from sentence embeddings to PNG files, which are then removed.
+"""Measure how long the evaluation of StackGAN++ takes, from sentence embeddings to PNG files.
 
     python benchmarks/eval_speed.py [--count 29330] [--device cpu] [--checkpoint RUN]
 
-Embeddings are random. So are the weights, of the full width, unless there is a checkpoint; what an untrained network
-draws takes other times to compress. Starting Python and reading weights and sentences is not timed.
+Embeddings are random, and so are the weights unless a checkpoint is given; images of an untrained network take another
+time to compress. The files are removed at the end. Starting Python and reading weights and sentences is not timed.
 """
 import os
 import sys
@@ -14,7 +14,7 @@ sys.path.insert(0, ROOT)
 from common import signals
 
 if __name__ == '__main__':
-    signals.end_at_once()  # while the imports take seconds
+    signals.end_at_once()  # the imports below take seconds
 
 import argparse
 import tempfile
@@ -28,18 +28,21 @@ from common.errors import run_command
 from common.sampling import write_evaluation
 from stackgan_v2.build_gan import Model, load_generator, make_networks
 
-CAPTIONS = 10  # of a photograph
+CAPTIONS = 10  # per photograph
 
 
 def main():
+    """Parse the flags, evaluate into a temporary folder, and print the time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--count', type=flags.positive(int), default=29330,
-                        help='captions (default: 29330, the held-out ones of CUB-200-2011)')
-    parser.add_argument('--checkpoint', type=flags.path, metavar='FILE', help='default: random weights')
-    parser.add_argument('--batch_size', type=flags.positive(int), default=24, help='default: 24')
+                        help='number of captions (default: 29330, the held-out ones of CUB-200-2011)')
+    parser.add_argument('--checkpoint', type=flags.path, metavar='FILE',
+                        help='checkpoint to evaluate (default: random weights)')
+    parser.add_argument('--batch_size', type=flags.positive(int), default=24,
+                        help='images generated at once (default: 24)')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu',
-                        help='(default here: %(default)s)')
-    parser.add_argument('--seed', type=int, default=1, help='default: 1')
+                        help='device to generate on (default here: %(default)s)')
+    parser.add_argument('--seed', type=int, default=1, help='seed of noise and conditions (default: 1)')
     options = parser.parse_args()
     device = flags.choose_device(options.device == 'cuda')
     if options.checkpoint:
@@ -57,8 +60,8 @@ def main():
         write_evaluation(folder, dataset, lambda embed, seed: model.generate(embed, seed)[-1], options.batch_size,
                          options.seed)
         seconds = time.perf_counter() - start
-    print(f'{options.count} pictures on {device.type} and {os.cpu_count()} CPU cores: {seconds:.1f} s, '
-          f'{options.count / seconds:.1f} pictures/s')
+    print(f'{options.count} images on {device.type} and {os.cpu_count()} CPU cores: {seconds:.1f} s, '
+          f'{options.count / seconds:.1f} images/s')
 
 
 if __name__ == '__main__':

@@ -1,9 +1,9 @@
-"""What each way of `common/speed` to train faster on a CPU gains: one training step with it and one without, in turns.
+"""Measure what each CPU optimization of `common/speed` gains: time a training step with it and without it.
 
     OMP_NUM_THREADS=1 python benchmarks/kernels.py [--gan stackgan_v2] [--batch_size 4] [--precision bf16] [--steps 5]
 
-Networks have their full width, and batches are random numbers. Both steps take turns in one process, and the processor
-time that each takes is compared: with one thread, that is the time on an idle core, whatever else the machine does.
+Networks have their full width, and batches are random numbers. Both kinds of step alternate in one process, and their
+processor time is compared: with one thread, that is the time on an idle core, whatever else the machine does.
 """
 import argparse
 import contextlib
@@ -31,12 +31,16 @@ CPU = torch.device('cpu')
 
 
 def main():
+    """Parse the flags and print a table with one row per optimization."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--gan', choices=GANS, default='stackgan_v2', help='(default: stackgan_v2)')
-    parser.add_argument('--batch_size', type=flags.positive(int), default=4, help='(default: 4)')
-    parser.add_argument('--precision', choices=('fp32', 'bf16'), default='fp32', help='(default: fp32)')
-    parser.add_argument('--steps', type=flags.positive(int), default=5, help='timed steps of each (default: 5)')
-    parser.add_argument('--only', choices=GAINS, action='append', help='measure this one; can be repeated')
+    parser.add_argument('--gan', choices=GANS, default='stackgan_v2', help='GAN to train (default: stackgan_v2)')
+    parser.add_argument('--batch_size', type=flags.positive(int), default=4, help='batch size (default: 4)')
+    parser.add_argument('--precision', choices=('fp32', 'bf16'), default='fp32',
+                        help='precision to train in (default: fp32)')
+    parser.add_argument('--steps', type=flags.positive(int), default=5,
+                        help='number of timed steps of each kind (default: 5)')
+    parser.add_argument('--only', choices=GAINS, action='append',
+                        help='measure only this optimization; can be repeated')
     options = parser.parse_args()
     print(f'{options.gan}, batch {options.batch_size}, {options.precision}, {torch.get_num_threads()} threads, '
           f'PyTorch {torch.__version__}, median of {options.steps} steps\n')
@@ -47,7 +51,7 @@ def main():
 
 
 def new_stackgan_v1(stage, batch_size):
-    """Return (a new Model of a stage, its discriminators, their heads, a batch without embeddings)."""
+    """Return (new Model of a stage, its discriminators, their heads, a batch without embeddings)."""
     stage1 = stackgan_v1.build_gan.make_networks()[0] if stage == 2 else None
     model = stackgan_v1.build_gan.Model('kernels', CPU, None, *stackgan_v1.build_gan.make_networks(stage1))
     heads = [head for head in (model.netD.get_cond_logits, model.netD.get_uncond_logits) if head is not None]
@@ -56,7 +60,7 @@ def new_stackgan_v1(stage, batch_size):
 
 
 def new_stackgan_v2(batch_size):
-    """Return the same of three branches."""
+    """Return the same for StackGAN++ with three branches."""
     model = stackgan_v2.build_gan.Model('kernels', CPU, None, *stackgan_v2.build_gan.make_networks())
     images = {f'{which}_images': [random_images(batch_size, side) for side in (64, 128, 256)]
               for which in ('right', 'wrong')}
@@ -64,12 +68,13 @@ def new_stackgan_v2(batch_size):
 
 
 def new_text2image(batch_size):
-    """Return the same of the chapter's GAN."""
+    """Return the same for the chapter's GAN."""
     model = text2image.build_gan.Model('kernels', CPU, None, 3, l1_coef=50, l2_coef=100)
     return model, [model.netD], (), {'right_images': random_images(batch_size, 64)}
 
 
 def random_images(batch_size, side):
+    """Return random images [B, 3, side, side] in [-1, 1]."""
     return torch.rand(batch_size, 3, side, side) * 2 - 1
 
 
@@ -78,7 +83,7 @@ GANS = {'text2image': new_text2image, 'stage-I': lambda size: new_stackgan_v1(1,
 
 
 def prepared_step(options):
-    """Return a function that makes a training step of a new model, prepared as main.py does."""
+    """Return a function that trains a new model for one step; the model is prepared as in main.py."""
     torch.manual_seed(0)
     model, netsD, heads, batch = GANS[options.gan](options.batch_size)
     batch['right_embed'] = torch.randn(options.batch_size, 1024)
@@ -89,49 +94,50 @@ def prepared_step(options):
 
 
 def without_function(owner, name):
-    """Return what measures a gain: a step of a model prepared while the function `owner.name` does nothing."""
+    """Return a function that measures a step without the optimization `owner.name`, and a step with it."""
     def measure(options):
         with patch.object(owner, name, lambda *_: None):
             without = prepared_step(options)
-        return in_turns(options.steps, without, prepared_step(options))
+        return time_in_turns(options.steps, without, prepared_step(options))
     return measure
 
 
 def channels_last(options):
-    """Return seconds a step in PyTorch's first memory order, which is that on CPUs, and in that of GPUs."""
+    """Return the seconds per step in contiguous memory format, which is used on CPUs, and in channels last."""
     arrange = speed.arrange
     with patch.object(speed, 'arrange', lambda net, *how: arrange(net.to(memory_format=torch.channels_last), *how)):
         with_it = prepared_step(options)
-    return in_turns(options.steps, prepared_step(options), with_it)
+    return time_in_turns(options.steps, prepared_step(options), with_it)
 
 
 def freed_memory(options):
-    """Return seconds a step where the C library treats freed memory as it does by default, and where it keeps it.
+    """Return the seconds per step with the C library's default for freed memory, and with freed memory kept.
 
-    A process cannot go back to the default, so each is measured in one of its own.
+    A process cannot go back to the default, so each is measured in a process of its own.
     """
     def in_a_process(is_kept):
         with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
-            return process.submit(seconds_of_a_step, options, is_kept).result()
+            return process.submit(seconds_per_step, options, is_kept).result()
     return in_a_process(False), in_a_process(True)
 
 
-def seconds_of_a_step(options, is_kept):
+def seconds_per_step(options, is_kept):
+    """Return the seconds per step, with freed memory kept or not."""
     with contextlib.nullcontext() if is_kept else patch.object(allocator, 'keep_freed_memory'):
         step = prepared_step(options)
-    return in_turns(options.steps, step)[0]
+    return time_in_turns(options.steps, step)[0]
 
 
-def in_turns(steps, *functions):
-    """Return the median seconds that each function takes, after one call of each that does not count."""
+def time_in_turns(steps, *functions):
+    """Call the functions in turns; return the median processor time of each, without its first call."""
     seconds = [[] for _ in functions]
     for number in range(steps + 1):
-        for function, of_it in zip(functions, seconds):
+        for function, times in zip(functions, seconds):
             start = time.process_time()
             function()
             if number:
-                of_it.append(time.process_time() - start)
-    return [statistics.median(of_it) for of_it in seconds]
+                times.append(time.process_time() - start)
+    return [statistics.median(times) for times in seconds]
 
 
 GAINS = {'DoubledConv': without_function(cpu_kernels, 'place_doubled_convs'),

@@ -1,11 +1,11 @@
-"""Does bf16 draw as well as fp32? text2image, trained in both from the same seeds for the same number of steps.
+"""Compare the quality of images after training in bf16 and in fp32, for text2image with the same seeds and steps.
 
     python benchmarks/precision_quality.py [--steps 500] [--seeds 3] [--batch_size 256] [--lr 0.0002]
 
-The measure is the Fréchet distance (Heusel et al., NIPS 2017) between the photographs of held-out classes and the
-pictures drawn for a caption of each; instead of Inception's features it is that of efficientnet_lite0's. Precisions
-are as good as each other where their means differ by less than seeds do. Where the hardware has no bf16, its products
-are computed in float32 from the same bfloat16 operands and rounded to bfloat16, as the hardware does it, but slower.
+The measure is the Fréchet distance (Heusel et al., NIPS 2017) between the photographs of held-out classes and images
+generated for one caption of each, with features of efficientnet_lite0 in place of Inception's. Both precisions are
+equally good if their means differ by less than the seeds do. Without bf16 hardware, products of bfloat16 operands are
+computed in float32 and rounded to bfloat16: the same results as of such hardware, but slower.
 """
 import os
 import sys
@@ -16,7 +16,7 @@ sys.path.insert(0, ROOT)
 from common import signals
 
 if __name__ == '__main__':
-    signals.end_at_once()  # while the imports take seconds
+    signals.end_at_once()  # the imports below take seconds
 
 import argparse
 import contextlib
@@ -38,38 +38,42 @@ from data.txt2image_dataset import Text2ImageDataset
 from text2image.build_gan import Model
 
 PRECISIONS = ('fp32', 'bf16')
-BATCH = 8  # pictures that are drawn and looked at together: few enough for a CPU's cache
+BATCH = 8  # images generated and measured at once: few enough for a CPU's cache
 PRODUCTS = {torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default,
             torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
 
 
 def main():
+    """Parse the flags, train and measure with every seed and precision, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--file', type=flags.path, default=os.path.join(ROOT, 'data', 'birds', 'birds.hdf5'),
-                        help='with embeddings (default: data/birds/birds.hdf5)')
-    parser.add_argument('--steps', type=flags.positive(int), default=500, help='of each training (default: 500)')
-    parser.add_argument('--seeds', type=flags.positive(int), default=3, help='trainings of a precision (default: 3)')
-    parser.add_argument('--batch_size', type=flags.positive(int), default=256, help='(default: 256)')
-    parser.add_argument('--lr', type=flags.positive(float), default=0.0002, help='(default: 0.0002)')
+                        help='HDF5 file with embeddings (default: data/birds/birds.hdf5)')
+    parser.add_argument('--steps', type=flags.positive(int), default=500,
+                        help='number of training steps (default: 500)')
+    parser.add_argument('--seeds', type=flags.positive(int), default=3,
+                        help='number of trainings per precision (default: 3)')
+    parser.add_argument('--batch_size', type=flags.positive(int), default=256, help='batch size (default: 256)')
+    parser.add_argument('--lr', type=flags.positive(float), default=0.0002, help='learning rate (default: 0.0002)')
     options = parser.parse_args()
     device = flags.choose_device(torch.cuda.is_available())
     dataset = require_embeddings(Text2ImageDataset(options.file, drawn=False)).to(device)
     if len(dataset) < options.batch_size:
-        raise UserError(f'{options.file}: has {len(dataset)} captions in /train, which is not a batch; '
+        raise UserError(f'{options.file}: has {len(dataset)} captions in /train, less than a batch; '
                         'give a smaller --batch_size')
     held_out = require_embeddings(Text2ImageDataset.held_out(options.file))
-    embeddings = held_out.embeddings[np.unique(held_out.photo_of, return_index=True)[1]]  # each one's first caption
-    look = Looker(device)
-    photographs = look(held_out.pictures.split(BATCH))
+    first_captions = np.unique(held_out.photo_of, return_index=True)[1]
+    embeddings = held_out.embeddings[first_captions]
+    features_of = FeatureExtractor(device)
+    photographs = features_of(held_out.pictures.split(BATCH))
     print(f'{len(photographs)} photographs of /{held_out.split}; {options.steps} steps of {options.batch_size}, '
-          f'{device.type}{"" if precision.has_bf16(device) else ", bf16 imitated"}', flush=True)
+          f'{device.type}{"" if precision.has_bf16(device) else ", bf16 emulated"}', flush=True)
 
     found = {name: [] for name in PRECISIONS}
     for seed in range(1, options.seeds + 1):
         for name in PRECISIONS:
             model = train(name, seed, dataset, options, device)
-            drawn = (model.generate(part, noise) for noise, part in enumerate(embeddings.split(BATCH)))
-            found[name].append(frechet_distance(look((pixels + 1) * 127.5 for pixels in drawn), photographs))
+            images = (model.generate(part, noise) for noise, part in enumerate(embeddings.split(BATCH)))
+            found[name].append(frechet_distance(features_of((image + 1) * 127.5 for image in images), photographs))
             print(f'seed {seed}  {name}  {found[name][-1]:.2f}', flush=True)
     print('\n| precision | mean | lowest | highest |\n|---|---|---|---|')
     for name, distances in found.items():
@@ -77,29 +81,30 @@ def main():
 
 
 def train(name, seed, dataset, options, device):
-    """A Model that was trained for `--steps` steps in the precision `name`; it draws without bf16, as main.py does."""
+    """Train for `--steps` steps in the precision `name`. Returns a Model that generates in fp32, as main.py does."""
     torch.manual_seed(seed)
     batches = DataLoader(dataset, options.batch_size, shuffle=True, collate_fn=dataset.collate, drop_last=True)
     model = Model('quality', device, None, 3, l1_coef=50, l2_coef=100)
-    imitated = name == 'bf16' and not precision.has_bf16(device)
-    with RoundedProducts() if imitated else contextlib.nullcontext():
+    is_emulated = name == 'bf16' and not precision.has_bf16(device)
+    with RoundedProducts() if is_emulated else contextlib.nullcontext():
         speed.prepare(model.netG.train(), [model.netD.train()], device=device, precision=name, compile=False,
                       batch_size=options.batch_size)
         model.create_optim(options.lr)
         for batch, _ in zip(endless(batches), tqdm(range(options.steps), name, leave=False, disable=None)):
             model.train_step(batch)
-    drawing = Model('quality', device, None, 3, l1_coef=0, l2_coef=0)
-    drawing.netG.load_state_dict(model.netG.state_dict())
-    return drawing
+    trained = Model('quality', device, None, 3, l1_coef=0, l2_coef=0)
+    trained.netG.load_state_dict(model.netG.state_dict())
+    return trained
 
 
 def endless(batches):
+    """Yield batches, epoch after epoch, without end."""
     while True:
         yield from batches
 
 
 class RoundedProducts(TorchDispatchMode):
-    """Computes products of bfloat16 tensors as hardware does: exactly, summed in float32, and rounded once."""
+    """Compute products of bfloat16 tensors as hardware does: exactly, summed in float32, and rounded once."""
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         if operator not in PRODUCTS or args[1].dtype != torch.bfloat16:
@@ -108,8 +113,8 @@ class RoundedProducts(TorchDispatchMode):
         return tree_map_only(torch.Tensor, torch.Tensor.bfloat16, result)
 
 
-class Looker:
-    """efficientnet_lite0's features [N, 1280] of batches of pictures with pixels in [0, 255]."""
+class FeatureExtractor:
+    """Compute efficientnet_lite0's features [N, 1280] of batches of images [B, 3, H, W] in [0, 255]."""
 
     def __init__(self, device):
         network, mean, std, _ = pretrained('efficientnet_lite0')
@@ -128,16 +133,16 @@ class Looker:
 
 
 def frechet_distance(features, others):
-    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of the means m and covariances S of two sets [N, D] and [M, D].
+    """Return |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), with means m and covariances S of features [N, D] and [M, D].
 
-    S = A'A for centered features A divided by sqrt(N - 1), so tr (S1 S2)^(1/2) is the sum of A1 A2's singular values:
-    no root of a D x D matrix is taken, which would be ill-conditioned with fewer pictures than features.
+    S = A^T A, where A are the centered features divided by sqrt(N - 1). So tr (S1 S2)^(1/2) is the sum of the singular
+    values of A1 A2^T. No root of a D x D matrix is needed: it is ill-conditioned with fewer images than features.
     """
     features, others = features.double(), others.double()
-    centered, others_centred = ((values - values.mean(0)) / (len(values) - 1) ** .5 for values in (features, others))
-    shared = torch.linalg.svdvals(centered @ others_centred.T).sum()
+    centered, others_centered = ((values - values.mean(0)) / (len(values) - 1) ** .5 for values in (features, others))
+    shared = torch.linalg.svdvals(centered @ others_centered.T).sum()
     return float((features.mean(0) - others.mean(0)).square().sum()
-                 + centered.square().sum() + others_centred.square().sum() - 2 * shared)
+                 + centered.square().sum() + others_centered.square().sum() - 2 * shared)
 
 
 if __name__ == '__main__':

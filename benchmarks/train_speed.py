@@ -1,11 +1,11 @@
-"""Training speed: the chapter's own way against this repository's, in one run on one machine.
+"""Compare training speed: the chapter's way against this repository's, in one run on one machine.
 
     python benchmarks/train_speed.py [--chapter text2image] [--device cpu] [--batch_size 64] [--accumulate 1]
 
-A row is a way to train, of the whole loop with its data, at full width. Each runs in processes of its own, the rows
-alternate `--repeats` times, and the median counts. The first row is what the chapter's script does (`chapter_way.py`),
-the others are precisions of ours, on the data as main.py reads it, and on a GPU the best of them compiled; (auto) marks
-what main.py takes by itself. The clock starts when worker processes have come to work as they will go on: see `Feed`.
+Each row of the table is a way to train: the whole loop with data loading, at full width, in a process of its own. Rows
+alternate `--repeats` times, and the median counts. The first row is the chapter's script (`chapter_way.py`); the others
+are our training in every precision and, on a GPU, the best of these compiled. (auto) marks the default of main.py.
+Timing starts when worker processes have reached their steady state: see `EndlessBatches`.
 """
 import os
 import sys
@@ -16,7 +16,7 @@ sys.path.insert(0, ROOT)
 from common import signals
 
 if __name__ == '__main__':
-    signals.end_at_once()  # while the imports take seconds
+    signals.end_at_once()  # the imports below take seconds
 
 import argparse
 import itertools
@@ -44,40 +44,43 @@ from data.txt2image_dataset import Text2ImageDataset
 BATCH_SIZES = {'text2image': 256, 'stackgan_v1': 64, 'stackgan_v2': 24}  # the chapter's and the authors'
 CHAPTER, COMPILED = 'chapter', 'compiled'
 WORKERS = 4  # main.py's default
-WARM_UP = 2  # steps between the first and those that are timed, at least
+WARM_UP = 2  # minimum number of steps between the first and the timed ones
 
 
 def main():
+    """Parse the flags; print the table, or measure one row of it in the process that `show` starts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--chapter', choices=BATCH_SIZES, default='text2image', help='(default: text2image)')
+    parser.add_argument('--chapter', choices=BATCH_SIZES, default='text2image',
+                        help='section to train (default: text2image)')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu',
-                        help='(default here: %(default)s)')
-    parser.add_argument('--batch_size', type=flags.positive(int), help='default: that of the chapter')
+                        help='device to train on (default here: %(default)s)')
+    parser.add_argument('--batch_size', type=flags.positive(int), help='batch size (default: that of the chapter)')
     parser.add_argument('--file', type=flags.path, default=os.path.join(ROOT, 'data', 'birds', 'birds.hdf5'),
-                        help='with embeddings (default: data/birds/birds.hdf5)')
+                        help='HDF5 file with embeddings (default: data/birds/birds.hdf5)')
     parser.add_argument('--accumulate', type=flags.positive(int), default=1,
-                        help='as of a StackGAN, in all rows but the first (default: 1)')
+                        help='value of --accumulate of the StackGANs, in all rows but the first (default: 1)')
     parser.add_argument('--steps', type=flags.positive(int), default=10,
-                        help='timed steps of a run, at least (default: 10)')
+                        help='minimum number of timed steps per run (default: 10)')
     parser.add_argument('--seconds', type=flags.non_negative(float), default=10,
-                        help='and for how long, at least (default: 10)')
-    parser.add_argument('--repeats', type=flags.positive(int), default=3, help='runs of a row (default: 3)')
-    parser.add_argument('--way', help=argparse.SUPPRESS)  # a row: what this script starts itself with
+                        help='minimum time of these steps, in seconds (default: 10)')
+    parser.add_argument('--repeats', type=flags.positive(int), default=3, help='number of runs per row (default: 3)')
+    parser.add_argument('--way', help=argparse.SUPPRESS)  # a row; this script starts itself with it
     options = parser.parse_args()
     options.batch_size = options.batch_size or BATCH_SIZES[options.chapter]
     if options.accumulate > 1 and options.chapter == 'text2image':
-        raise UserError('--accumulate: is of the StackGANs')
+        raise UserError('--accumulate: has no effect on text2image; leave it out, or choose a StackGAN with --chapter')
     if options.way:
         print(json.dumps(measure(*prepare(options), options)))
     else:
-        require_embeddings(MultiscaleDataset(options.file))  # what is missing is said before any row
+        require_embeddings(MultiscaleDataset(options.file))  # report missing data before the first row
         device = flags.choose_device(options.device == 'cuda')
         options.device = device.type
         show(options, {way: [] for way in ways(device, options.accumulate)})
 
 
 def ways(device, accumulate):
-    """The rows of the table: the chapter's way, the precisions that the device has, and the compiled one if auto is."""
+    """Return the rows of the table: the chapter's way, the device's precisions, and compiled, if main.py would compile.
+    """
     found = [CHAPTER, 'fp32']
     for asked in ('tf32', 'bf16'):
         try:
@@ -95,7 +98,7 @@ def show(options, runs):
                      for word in (f'--{name}', vars(options)[name]))]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
-            raise UserError(f'{way}: ended with status {done.returncode}; what it said is above')
+            raise UserError(f'{way}: the process ended with status {done.returncode}; see its output above')
         runs[way].append(json.loads(done.stdout.splitlines()[-1]))
     medians = {way: {name: float(np.median([run[name] for run in of_way])) for name in of_way[0]}
                for way, of_way in runs.items()}
@@ -111,7 +114,7 @@ def show(options, runs):
 
 
 def prepare(options):
-    """(batches, what to call with each) of a way to train. Raises UserError where there is not one whole batch."""
+    """Return (batches, function to call with each) for a way to train. Raises UserError without one full batch."""
     if options.way == CHAPTER:
         device = chapter_way.device(options.device)
     else:
@@ -121,7 +124,7 @@ def prepare(options):
     model, netsD, heads, batches, chapters_step = new(options, device)
     nets = model.netG, *netsD
     if len(batches.dataset) < options.batch_size:
-        raise UserError(f'{options.file}: has {len(batches.dataset)} items in /train, which is not a batch; '
+        raise UserError(f'{options.file}: has {len(batches.dataset)} items in /train, less than a batch; '
                         'give a smaller --batch_size')
     model.create_optim(2e-4)
     for net in nets:
@@ -137,7 +140,7 @@ def prepare(options):
 
 
 def new_text2image(options, device):
-    """(model, its discriminators, parts of them that are called by themselves, batches, the chapter's step)."""
+    """Return (model, discriminators, their separately called parts, batches, the chapter's training step)."""
     model = text2image.build_gan.Model('speed', device, None, 3, l1_coef=50, l2_coef=100)
     if options.way == CHAPTER:
         batches = chapter_way.loader(chapter_way.CaptionItems(options.file), options.batch_size)
@@ -148,7 +151,7 @@ def new_text2image(options, device):
 
 
 def new_stackgan(options, device):
-    """The same of StackGAN's Stage-I, or of StackGAN++."""
+    """Return the same for Stage-I of StackGAN, or for StackGAN++."""
     first = options.chapter == 'stackgan_v1'
     chapter, dataset, sizes = ((stackgan_v1.build_gan, CroppedDataset, sizes_of(1)) if first else
                                (stackgan_v2.build_gan, MultiscaleDataset, sizes_of(3)))
@@ -162,17 +165,17 @@ def new_stackgan(options, device):
     return model, netsD, heads, batches, chapter_way.stackgan_step
 
 
-class Feed:
-    """Endless batches of a DataLoader; `is_full` says whether its workers have made all that they make ahead.
+class EndlessBatches:
+    """Yield batches of a DataLoader without end; `is_full` says whether its workers have filled their queue.
 
-    Workers start by filling their queue, which slows the first steps; slow workers then feed some steps from it, which
-    speeds those up. So the clock starts when the queue is full or, if that never happens, when the first is used up.
+    Filling the queue slows the first steps down; if workers are slow, the queue then speeds some steps up. So timing
+    starts when the queue is full or, if that never happens, when the batches of the first queue are used up.
     """
 
     def __init__(self, loader):
         self.loader, self.taken = loader, 0
         self.ahead = loader.num_workers * (loader.prefetch_factor or 0)
-        loader.collate_fn = self.counted = Counted(loader.collate_fn)
+        loader.collate_fn = self.counted = CountedCollate(loader.collate_fn)
 
     def __iter__(self):
         while True:
@@ -186,8 +189,8 @@ class Feed:
         return self.counted.calls.value >= made
 
 
-class Counted:
-    """A `collate_fn` that counts its calls, whichever process they are in."""
+class CountedCollate:
+    """Wrap a `collate_fn` and count its calls in all processes."""
 
     def __init__(self, collate):
         self.collate, self.calls = collate, torch.multiprocessing.get_context().Value('l', 0)
@@ -200,23 +203,25 @@ class Counted:
 
 
 def measure(batches, step, options):
-    """A dict: `speed` in images/s, seconds a `step`, the share of them `waiting` for data, GB of `memory` at its peak
-    (without worker processes), seconds to the end of the `first` step.
+    """Time training steps, and return a dict of floats.
+
+    `speed` is in images/s, `step` in seconds per step; `waiting` is the share of time spent on waiting for data,
+    `memory` the peak in GB (without worker processes), and `first` the seconds until the end of the first step.
     """
-    synchronise = torch.cuda.synchronize if options.device == 'cuda' else lambda: None
-    feed = Feed(batches)
+    synchronize = torch.cuda.synchronize if options.device == 'cuda' else lambda: None
+    feed = EndlessBatches(batches)
     endless, least = iter(feed), options.steps
     start = time.perf_counter()
     step(next(endless))
-    synchronise()
+    synchronize()
     first = time.perf_counter() - start
     for warm in range(1, WARM_UP + feed.ahead + 1):
         step(next(endless))
-        synchronise()
+        synchronize()
         if warm >= WARM_UP and feed.is_full():
             break
     else:
-        least = max(least, feed.ahead)  # workers deliver in bursts: at least one round of all
+        least = max(least, feed.ahead)  # workers deliver in bursts: time at least one round of all
     start, waiting, images, steps = time.perf_counter(), 0, 0, 0
     while steps < least or time.perf_counter() - start < options.seconds:
         asked = time.perf_counter()
@@ -224,14 +229,14 @@ def measure(batches, step, options):
         waiting += time.perf_counter() - asked
         step(batch)
         images, steps = images + len(batch['right_embed']), steps + 1
-    synchronise()
+    synchronize()
     seconds = time.perf_counter() - start
     return {'speed': images / seconds, 'step': seconds / steps, 'waiting': waiting / seconds,
             'memory': peak_memory(options.device), 'first': first}
 
 
 def peak_memory(device):
-    """GB of the GPU, or of this process; NaN on Windows, which does not say."""
+    """Return the peak memory in GB of the GPU or of this process, NaN on Windows, where it is not available."""
     if device == 'cuda':
         return torch.cuda.max_memory_allocated() / 1e9
     try:

@@ -1,4 +1,4 @@
-"""Training and evaluation of the sentence encoder: deep structured joint embedding (chapter: zero-shot learning)."""
+"""Train and evaluate the sentence encoder with a structured joint embedding (section "Zero-shot learning")."""
 import hashlib
 import os
 
@@ -16,16 +16,15 @@ from common.progress import new_progress
 from common.training_run import TrainingRun
 from data import layout
 
-DECAY = 0.98  # of the learning rate, every epoch
-TOP = 50      # pictures that a class's description retrieves
+DECAY = 0.98  # of the learning rate, per epoch
+TOP = 50      # photographs that the description of a class retrieves
 
 
 class ClassBatches:
-    """Batches in which every class is as frequent as any other; iterating draws an epoch from PyTorch's generator.
+    """Yield batches in which all classes are equally frequent, sampled with PyTorch's random generator.
 
-    Of every item, first the class is drawn, then one of its photographs, then one of that photograph's captions.
-    Classes come in shuffled rounds, so no class is twice in a batch where there are enough of them, as in the authors'
-    code.
+    For each item, a class is sampled, then one of its photographs, then one of that photograph's captions. Classes come
+    in shuffled rounds: as in the authors' code, no class occurs twice in a batch unless there are too few of them.
     """
 
     def __init__(self, index, photographs, batch_size):
@@ -43,21 +42,22 @@ class ClassBatches:
         for _ in range(len(self)):
             rounds = -(-self.batch_size // len(self.photos_of))
             classes = torch.cat([torch.randperm(len(self.photos_of)) for _ in range(rounds)])[:self.batch_size]
-            photos = [_any(self.photos_of[one]) for one in classes.tolist()]
-            captions = [_any(self.captions_of[photo]) for photo in photos]
+            photos = [_sample_one(self.photos_of[one]) for one in classes.tolist()]
+            captions = [_sample_one(self.captions_of[photo]) for photo in photos]
             yield {'right_images': self.photographs[photos], 'class': classes,
                    'txt': [self.index.captions[caption] for caption in captions]}
 
 
-def _any(items):
+def _sample_one(items):
+    """Return a random item, sampled with PyTorch's generator."""
     return items[int(torch.randint(len(items), ()))]
 
 
 class Model:
-    """The two sides of the joint embedding and their optimizer.
+    """Train the sentence encoder together with the image side of the joint embedding, and evaluate them.
 
-    `data_loader` yields dicts with `right_images` (what the image side of `image_encoder` reads: features or pictures),
-    `txt` (as many sentences) and, where a class can be in a batch twice, `class` (integers).
+    `data_loader` yields dicts with `right_images` (what `image_side(image_encoder)` reads: features or images), `txt`
+    (one sentence for each) and, if a class can occur twice in a batch, `class` (integers [B]).
     """
 
     def __init__(self, name, device, data_loader, variant='birds_icml', image_encoder='efficientnet_lite0'):
@@ -73,17 +73,20 @@ class Model:
         self.options, self.data, self.keep = {}, {}, checkpoint.KEEP
 
     def create_optim(self, lr):
-        """RMSprop for both sides; the learning rate falls to 0.98 of itself every epoch."""
+        """Create an RMSprop optimizer for both sides; `decay_lr` lowers its learning rate every epoch."""
         self.lr = lr
         self.optim = torch.optim.RMSprop([*self.encoder.parameters(), *self.image_side.parameters()], lr=lr)
 
     def train_step(self, batch):
-        """One step of both sides. Returns `loss` and `accuracy`, the share of pictures that find their sentence."""
+        """Train both sides for one step.
+
+        Returns a dict of scalar tensors: `loss` and `accuracy`, the share of images that score their own sentence best.
+        """
         images, letters = batch['right_images'].to(self.device), one_hot(batch['txt']).to(self.device)
         classes = batch['class'].to(self.device) if 'class' in batch else None
         text_features, image_features = self.encoder(letters), self.image_side(images)
 
-        # Symmetric: a picture should score highest with its own sentence, and a sentence with its own picture.
+        # An image should score its own sentence highest, and a sentence its own image.
         loss = (sje_loss(text_features, image_features, classes)
                 + sje_loss(image_features, text_features, classes))
         self.optim.zero_grad()
@@ -97,7 +100,7 @@ class Model:
     def train(self, epochs, log_interval=100, out_dir='', verbose=True):
         """Train until `epochs` epochs are done, including those of a loaded checkpoint.
 
-        Logs, checkpoints and interruptions are the business of `common.training_run.TrainingRun`.
+        `common.training_run.TrainingRun` writes logs and checkpoints, and handles interruptions.
         """
         if self.optim is None:
             raise UserError('call create_optim(lr) before train()')
@@ -111,22 +114,22 @@ class Model:
                     run.log(losses)
 
     def decay_lr(self, epoch):
-        """Set the learning rate of an epoch: 0.98 of itself for every epoch before it."""
+        """Set the learning rate of an epoch: lr * 0.98^epoch."""
         self.optim.param_groups[0]['lr'] = self.lr * DECAY ** epoch
 
     @torch.no_grad()
     def embed_photographs(self, photographs, batch_size=256):
-        """What `image_encoder.load_photographs` gives, N rows -> float32 tensor [N, 1024] on the CPU."""
+        """Embed the N rows of `image_encoder.load_photographs`; returns float32 [N, 1024] on the CPU."""
         self.image_side.eval()
         rows = [self.image_side(rows.to(self.device)).float().cpu() for rows in photographs.split(batch_size)]
         return torch.cat(rows)
 
     def eval(self, index, photographs, verbose=True):
-        """Zero-shot classification and retrieval on the classes of a split (paper, section 5.2 and 5.3).
+        """Measure zero-shot classification and retrieval on the classes of a split (paper, sections 5.2 and 5.3).
 
-        A class is described by the mean embedding of its captions. `top1`: the share of photographs that score highest
-        with their own class, averaged over classes; `ap50`: the share of its own class among the 50 best photographs
-        of a class, averaged over classes. `chance_*` is what guessing would reach. Returns a dict of floats.
+        The description of a class is the mean embedding of its captions. Returns a dict of floats, averaged over
+        classes: `top1`, the share of photographs that score their own class highest; `ap50`, the share of the right
+        class among the 50 photographs that score highest with a description; `chance_*`, what guessing would reach.
         """
         names = sorted(set(index.classes))
         label = torch.tensor([names.index(name) for name in index.classes])
@@ -145,7 +148,7 @@ class Model:
         }
 
     def save_to(self, path='', name=None, verbose=True):
-        """Write both sides, optimizer and progress to `path/NAME.pt`, whole or not at all. Returns the file."""
+        """Save both sides, optimizer and progress to `path/NAME.pt` in one atomic write, and return the file."""
         return checkpoint.save_model(self, self._parts(), path, name, verbose, variant=self.encoder.variant,
                                      image_encoder=self.image_encoder)
 
@@ -153,43 +156,45 @@ class Model:
         return {'encoder': self.encoder, 'image_side': self.image_side, 'optim': self.optim}
 
     def load_from(self, path='', name=None, verbose=True):
-        """Read what `save_to` wrote; `path` is the file or its folder.
+        """Load a checkpoint that `save_to` wrote; `path` is the file or its folder.
 
-        With an optimizer already made (`create_optim`), its state and the progress are read too. In place of a damaged
-        NAME.pt in a folder, what was kept from before it is read. Raises UserError where the file is missing, damaged,
-        refused, or of another variant or image encoder.
+        If `create_optim` has been called, the state of the optimizer and the progress are loaded, too. If NAME.pt in a
+        folder is damaged, the checkpoint before it is loaded. Raises UserError if the file is missing, damaged, unsafe
+        to load, or of another variant or image encoder.
         """
         file = path if os.path.isfile(path) else checkpoint.newest(os.path.join(path, f'{name or self.name}.pt'))
         contents = checkpoint.load(file)
         if not contents.keys() >= {'encoder', 'image_side'}:
-            raise UserError(f'{file}: has no image side, so it is no checkpoint of this training')
+            raise UserError(f'{file}: has no image side, so it is not a checkpoint of this training; give one that '
+                            'char_cnn_rnn/main.py --train wrote')
         for what, ours in (('variant', self.encoder.variant), ('image_encoder', self.image_encoder)):
             theirs = printable(contents.get(what)).strip('\'"')
             if theirs != ours:
-                raise UserError(f'{file}: was trained with --{what} {theirs}, not {ours}')
+                raise UserError(f'{file}: was trained with --{what} {theirs}, not {ours}; use the same --{what}')
         checkpoint.load_model(self, self._parts(), contents, file)
         if verbose:
             print(f'loaded {file}')
 
 
 def load_encoder(path, device='cpu'):
-    """A `CharCnnRnn` in evaluation mode from a checkpoint of ours, a plain state dict, or the authors' Torch7 file.
+    """Load a `CharCnnRnn`, in evaluation mode, from our checkpoint, a plain state dict, or the authors' Torch7 file.
 
-    Raises UserError where the file is missing, damaged, refused or holds no sentence encoder.
+    Raises UserError if the file is missing, damaged, unsafe to load, or holds no sentence encoder.
     """
     contents = torch7.read_encoder(path) if path.endswith('.t7') else checkpoint.load(path)
     state_dict = checkpoint.without_module(contents.get('encoder', contents), path)
     variant = contents['variant'] if 'variant' in contents else _variant_of(state_dict, path)
     if not isinstance(variant, str) or variant not in VARIANTS:
-        raise UserError(f'{path}: its encoder is of an unknown variant, {printable(variant)}')
-    with torch.random.fork_rng(devices=[]):  # first weights are drawn, only to be replaced: no run should notice
+        raise UserError(f'{path}: unknown variant of the encoder, {printable(variant)}; give one of '
+                        f'{", ".join(VARIANTS)}')
+    with torch.random.fork_rng(devices=[]):  # initial weights must not change a run's random numbers
         encoder = CharCnnRnn(variant)
     checkpoint.load_weights(encoder, state_dict, path)
     return encoder.to(device).eval()
 
 
 def fingerprint(encoder):
-    """16 hexadecimal digits that say which encoder this is: of the SHA-256 of its weights."""
+    """Return 16 hexadecimal digits that identify an encoder: the start of a SHA-256 of its variant and weights."""
     digest = hashlib.sha256(encoder.variant.encode())
     for name, value in sorted(encoder.state_dict().items()):
         digest.update(name.encode() + value.cpu().float().contiguous().numpy().tobytes())
@@ -197,14 +202,14 @@ def fingerprint(encoder):
 
 
 def save_encoder(encoder, hdf5_file):
-    """Put the encoder beside the HDF5 file that holds its embeddings, where `--text` looks for it. Returns its file."""
+    """Save the encoder beside the HDF5 file with its embeddings, where `--text` looks for it. Returns its file."""
     beside = layout.encoder_beside(hdf5_file)
     checkpoint.save(beside, {'variant': encoder.variant, 'encoder': encoder.state_dict()})
     return beside
 
 
 def _variant_of(state_dict, path):
-    """The variant that has weights of these names and shapes."""
+    """Return the variant whose weights have these names and shapes. Raises UserError if there is none."""
     shapes = {key: tuple(value.shape) for key, value in state_dict.items() if torch.is_tensor(value)}
     if 'conv3.weight' not in shapes:
         raise UserError(f'{path}: holds no sentence encoder (no weights named conv3.weight); give '
@@ -216,9 +221,9 @@ def _variant_of(state_dict, path):
 
 @torch.no_grad()
 def embed_captions(encoder, captions, batch_size=256, verbose=True):
-    """Sentences (a list of N strings) to float32 numpy [N, 1024]; a sentence that comes often is read once."""
+    """Embed a list of N sentences as a float32 NumPy array [N, 1024]; repeated sentences are computed once."""
     device = next(encoder.parameters()).device
-    todo, rows = sorted(dict.fromkeys(captions), key=len), []  # a batch is as long as its longest
+    todo, rows = sorted(dict.fromkeys(captions), key=len), []  # sentences of similar length share a batch
     encoder.eval()
     for start in tqdm(range(0, len(todo), batch_size), desc='captions', unit=' batches', leave=False,
                       disable=None if verbose else True):

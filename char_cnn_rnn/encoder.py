@@ -1,8 +1,8 @@
-"""The hybrid character CNN-RNN: a sentence, letter by letter, becomes 1,024 numbers.
+"""The char-CNN-RNN: a network that turns the characters of a sentence into an embedding of 1,024 numbers.
 
-Reed, Akata, Lee, Schiele: Learning Deep Representations of Fine-Grained Visual Descriptions (CVPR 2016), section 4; in
-the chapter, the section on zero-shot learning. Convolutions find words and phrases in the letters, a recurrent network
-reads what they found in order, and its states are averaged over time.
+The chapter uses it in the section on zero-shot learning. It comes from Reed, Akata, Lee, Schiele: Learning Deep
+Representations of Fine-Grained Visual Descriptions (CVPR 2016), section 4. Convolutions find words and phrases in the
+characters, a recurrent network reads these in order, and its states are averaged over time.
 """
 import numpy as np
 import torch
@@ -13,18 +13,18 @@ from common.letters import ALPHABET, LENGTH
 
 EMBED_DIM = 1024
 INIT_RANGE = 0.08
-STEPS = 18               # columns of the last convolution
-STRIDE, SEEN = 9, 48     # letters from one of them to the next, and letters that one of them sees
+STEPS = 18               # time steps of the recurrent network: columns of the last convolution
+STRIDE, SEEN = 9, 48     # characters between two of these columns, and characters that each of them sees
 
 UNKNOWN = len(ALPHABET)
-PLACE_OF = np.full(129, UNKNOWN)  # of every character code; all that are not ASCII share the last entry
+PLACE_OF = np.full(129, UNKNOWN)  # row of each character code; all codes above 127 share the last entry
 PLACE_OF[[ord(letter) for letter in ALPHABET]] = range(len(ALPHABET))
 
 
 def one_hot(captions):
-    """Sentences (a list of B strings) to float32 [B, 70, 201]: a column per character, a row per letter.
+    """One-hot encode a list of B sentences as float32 [B, 70, 201]: a row per letter, a column per character.
 
-    Characters are lower-cased; those after the 201st are cut, and those outside of the alphabet are empty columns.
+    Characters are lowercased; those after the 201st are dropped, and those outside the alphabet become zero columns.
     """
     text = ''.join(caption.lower()[:LENGTH].ljust(LENGTH, '\0') for caption in captions)
     codes = np.frombuffer(text.encode('utf-32-le', 'surrogatepass'), '<u4').reshape(len(captions), LENGTH)
@@ -36,7 +36,7 @@ def one_hot(captions):
 
 
 class AverageGRU(nn.Module):
-    """A gated recurrent unit whose first state is tanh(W x + b); [B, T, D] -> the mean of its states, [B, D]."""
+    """Compute the mean over time of the states of a GRU whose first state is tanh(W x + b): [B, T, D] -> [B, D]."""
 
     def __init__(self, dim):
         super().__init__()
@@ -46,7 +46,7 @@ class AverageGRU(nn.Module):
         self.i2h, self.h2h = nn.Linear(dim, dim), nn.Linear(dim, dim)
 
     def forward(self, inputs):
-        # All steps' inputs go through one matrix product, and so do the two gates of a step: same sums, less time.
+        # One matrix product for the inputs of all steps, and one for both gates of a step: same numbers, less time.
         from_inputs = F.linear(inputs, *_stacked(self.i2h_update, self.i2h_reset, self.i2h))
         to_gates, to_candidate = from_inputs.split([2 * self.dim, self.dim], dim=-1)
         gate_weight, gate_bias = _stacked(self.h2h_update, self.h2h_reset)
@@ -62,7 +62,7 @@ class AverageGRU(nn.Module):
 
 
 class AverageRNN(nn.Module):
-    """A plain recurrent network with ReLU whose first state takes the input alone; [B, T, D] -> mean state [B, D]."""
+    """Compute the mean over time of the states of a plain RNN with ReLU: [B, T, D] -> [B, D]."""
 
     def __init__(self, dim):
         super().__init__()
@@ -79,11 +79,11 @@ class AverageRNN(nn.Module):
 
 
 def _stacked(*linears):
-    """Weight and bias of the linear map that computes several of the same input, side by side."""
+    """Return weight and bias of one linear layer that computes the outputs of all `linears`, concatenated."""
     return torch.cat([linear.weight for linear in linears]), torch.cat([linear.bias for linear in linears])
 
 
-# Of every variant: width of the last convolution and the recurrent net, a third pooling before it or none, the net.
+# Per variant: width of the last convolution and the recurrent network, third pooling or not, recurrent network.
 VARIANTS = {
     'birds_icml': (512, False, AverageGRU),
     'flowers_icml': (512, True, AverageRNN),
@@ -92,9 +92,9 @@ VARIANTS = {
 
 
 class CharCnnRnn(nn.Module):
-    """Sentence encoder: `one_hot(captions)` [B, 70, 201] -> [B, 1024], unbounded.
+    """Compute sentence embeddings [B, 1024] (unbounded) from the characters `one_hot(captions)` [B, 70, 201].
 
-    `variant` names the weights that the authors published: 'birds_icml' is what the chapter and StackGAN use.
+    `variant` is named after the weights that the authors published; the chapter and StackGAN use 'birds_icml'.
     """
 
     def __init__(self, variant='birds_icml'):
@@ -108,7 +108,7 @@ class CharCnnRnn(nn.Module):
         self.emb_proj = nn.Linear(dim, EMBED_DIM)
 
     def forward(self, letters):
-        x = _without_blank_end(letters)                         # of 201 columns:
+        x = _without_blank_end(letters)                         # shapes for 201 columns:
         x = F.max_pool1d(_threshold(self.conv1(x)), 3)          # [B, 384, 66]
         x = F.max_pool1d(_threshold(self.conv2(x)), 3)          # [B, 512, 21]
         x = _threshold(self.conv3(x))                           # [B, dim, 18]
@@ -119,8 +119,10 @@ class CharCnnRnn(nn.Module):
 
 
 def _without_blank_end(letters):
-    """[B, 70, 201] without columns behind the longest sentence, but for those that one step of the last convolution
-    sees: all later steps see as little, so they are copies of it. Sentences of birds are a third as long as the input.
+    """Return letters [B, 70, 201] without most of the blank columns after the longest sentence, to save time.
+
+    One column of the last convolution still sees only blanks; all later ones would be copies of it. Captions of birds
+    fill about a third of the 201 columns.
     """
     used = letters.any(dim=1).any(dim=0).nonzero()
     longest = int(used.max()) + 1 if len(used) else 0
@@ -128,23 +130,23 @@ def _without_blank_end(letters):
 
 
 def _threshold(x):
-    """Torch7's nn.Threshold with its default: what is not above 1e-6 becomes 0."""
+    """Set values that are not above 1e-6 to 0, as Torch7's nn.Threshold does by default."""
     return F.threshold(x, 1e-6, 0.0)
 
 
 def init_weights(module):
-    """Every weight and bias uniform in [-0.08, 0.08], as the paper starts (section 5.1)."""
+    """Initialize every weight and bias uniformly in [-0.08, 0.08] (paper, section 5.1)."""
     for parameter in module.parameters():
         nn.init.uniform_(parameter, -INIT_RANGE, INIT_RANGE)
 
 
 def sje_loss(text_features, image_features, classes=None):
-    """Structured joint embedding (CVPR 2016, equations 2 to 4): sentences are to find their pictures.
+    """Return the structured joint embedding loss of images against sentences, a scalar >= 0 (CVPR 2016, section 3).
 
-    Both [B, 1024], row i of one belonging to row i of the other -> a scalar, at least 0: by how much, summed over all
-    pairs and divided by B^2, a sentence scores (by the inner product) another row's picture higher than its own less a
-    margin of 1. The symmetric loss adds the same with the arguments exchanged, so that pictures find their sentences.
-    With `classes` [B], rows of the same class are no rivals: the sentence is true of both pictures.
+    sum_(i, j) max(0, 1 + image_i . text_j - image_i . text_i) / B^2, for features [B, 1024] whose rows i belong
+    together: an image should score its own sentence higher than any other, by a margin of 1. With the arguments
+    exchanged, it is the loss of sentences against images; the symmetric loss is the sum of both. Pairs of the same
+    class do not count: their sentences are true of both images. Without `classes` [B], every row is its own class.
     """
     scores = image_features @ text_features.T
     hinge = (1 + scores - scores.diagonal()[:, None]).clamp(min=0)

@@ -1,7 +1,7 @@
-"""The image side of the joint embedding: what the encoder knows of a photograph.
+"""The image side of the joint embedding: features of photographs.
 
-Reed et al. (CVPR 2016) take the features of a GoogLeNet that was trained on ImageNet and do not train it further, so
-every photograph goes through the network once and its features are kept in a file.
+Reed et al. (CVPR 2016) use a GoogLeNet that was trained on ImageNet and do not train it further. So the features of a
+photograph are computed once and cached in a file.
 """
 import io
 import os
@@ -32,10 +32,10 @@ BATCH = 32
 
 
 class ScratchCNN(nn.Module):
-    """A small network that is trained together with the sentences: uint8 [B, 3, 64, 64] -> [B, 1024] of length 10.
+    """Compute features of length 10 with a small network trained along: uint8 [B, 3, 64, 64] -> [B, 1024].
 
-    The length decides what sentences learn on toy_birds. Against longer features the loss is small while their
-    embeddings are still mostly the noise of their first weights; against shorter ones they use only a few directions.
+    The length decides what the sentence encoder learns on toy_birds: with longer features, the loss gets small while
+    the embeddings still depend mostly on the initial weights; with shorter ones, they use only a few directions.
     """
 
     LENGTH = 10
@@ -48,15 +48,15 @@ class ScratchCNN(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(256 * 4 * 4, EMBED_DIM),
                                     nn.BatchNorm1d(EMBED_DIM, affine=False))
 
-    def forward(self, pictures):
-        return self.LENGTH * F.normalize(self.layers(pictures.float() / 127.5 - 1))
+    def forward(self, images):
+        return self.LENGTH * F.normalize(self.layers(images.float() / 127.5 - 1))
 
 
 def image_side(name):
-    """The module from what `load_photographs` gives to [B, 1024], for one of `CHOICES`.
+    """Return the module that maps rows of `load_photographs` to [B, 1024], for a name in `CHOICES`.
 
-    The paper compares sentences with GoogLeNet's features as they are; those of another width need a linear map that
-    is learned.
+    The paper compares sentences with GoogLeNet's 1,024 features directly; features of another width go through a linear
+    layer that is trained.
     """
     if name == 'scratch':
         return ScratchCNN()
@@ -64,28 +64,27 @@ def image_side(name):
 
 
 def load_photographs(name, path, split, weights=None, device='cpu'):
-    """What the image side reads, a row per photograph of a split of the HDF5 file `path`, in the order of its index.
+    """Return the input of the image side: one row per photograph of a split of the HDF5 file `path`, in index order.
 
-    uint8 [N, 3, 64, 64] for 'scratch', else float32 features [N, 1024 or 1280], from the cache of `path` where that has
-    those of the same photographs. `weights` is a state dict for GoogLeNet. Raises UserError where the network is
-    missing.
+    These are uint8 images [N, 3, 64, 64] for 'scratch', else float32 features [N, 1024 or 1280], cached for `path`.
+    `weights` is the file of a state dict for GoogLeNet. Raises UserError if the pretrained network is missing.
     """
     if name == 'scratch':
         return load_split(path, split, SCRATCH_SIZE, preprocess).pictures
     photographs = load_split(path, split)
-    known = _checksums(photographs.jpegs, weights)
-    folder, kept = cache_folder(path), f'{name}_{split}.npz'
-    features = _read_kept(folder, kept, known)
+    checksums = _checksums(photographs.jpegs, weights)
+    folder, cached = cache_folder(path), f'{name}_{split}.npz'
+    features = _read_cached(folder, cached, checksums)
     if features is None:
-        with torch.random.fork_rng(devices=[]):  # what its first weights draw, no run should notice
+        with torch.random.fork_rng(devices=[]):  # initial weights must not change a run's random numbers
             network = pretrained(name, weights)
         features = _compute(photographs, split, *network, torch.device(device))
-        _keep(folder, kept, known, features)
+        _write_cache(folder, cached, checksums, features)
     return torch.from_numpy(features)
 
 
 def _checksums(jpegs, weights):
-    """Of every photograph's bytes: other captions or embeddings leave the features as they are."""
+    """Return a checksum of each photograph and of the file `weights`: what the cached features depend on."""
     start = 0
     if weights:
         try:
@@ -98,19 +97,19 @@ def _checksums(jpegs, weights):
     return np.array([zlib.crc32(*jpegs.read([photo]), start) for photo in range(len(jpegs.places))], np.uint32)
 
 
-def _read_kept(folder, kept, known):
-    """The features that are kept, or None where they are of other photographs or not whole."""
+def _read_cached(folder, cached, checksums):
+    """Return the cached features, or None if they are of other photographs or damaged."""
     try:
-        with np.load(io.BytesIO(checked_files.read(folder, kept)), allow_pickle=False) as stored:
-            return stored['features'] if np.array_equal(stored['photographs'], known) else None
+        with np.load(io.BytesIO(checked_files.read(folder, cached)), allow_pickle=False) as stored:
+            return stored['features'] if np.array_equal(stored['photographs'], checksums) else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
-def _keep(folder, kept, known, features):
+def _write_cache(folder, cached, checksums, features):
     try:
-        with checked_files.write(folder, kept) as file:
-            file.write(_npz(photographs=known, features=features))
+        with checked_files.write(folder, cached) as file:
+            file.write(_npz(photographs=checksums, features=features))
     except CannotWrite as error:
         print(f'{error}; the features will be computed again next time')
 
@@ -123,7 +122,7 @@ def _npz(**arrays):
 
 @torch.inference_mode()
 def _compute(photographs, split, network, mean, std, width, device):
-    """Features float32 [photographs, width] of the whole pictures at 224 x 224."""
+    """Compute features float32 [N, width] of the N whole photographs, resized to 224 x 224."""
     network = network.eval().to(device, memory_format=torch.channels_last)
     mean, std = (torch.tensor(value, device=device).view(-1, 1, 1) for value in (mean, std))
     index, jpegs = photographs.index, photographs.jpegs
@@ -131,10 +130,10 @@ def _compute(photographs, split, network, mean, std, width, device):
 
     def decode(photo):
         try:
-            picture = read_picture(*jpegs.read([photo]))
+            photograph = read_picture(*jpegs.read([photo]))
         except BadPicture as error:
             raise layout.cannot_be_decoded(jpegs.path, split, index.names[photo], error) from error
-        return np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+        return np.asarray(photograph.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 
     with ThreadPoolExecutor(os.cpu_count()) as threads, tqdm(
             total=len(features), desc=f'{split}: features of photographs', unit='', leave=False, disable=None) as bar:
@@ -147,14 +146,14 @@ def _compute(photographs, split, network, mean, std, width, device):
 
 
 def pretrained(name, weights=None):
-    """(network to its pooled features, mean and deviation of its pixels in [0, 255], width of the features).
+    """Return (network that computes pooled features, mean and std of its pixels in [0, 255], number of features).
 
-    Raises UserError where the network, or its weights, are missing.
+    Raises UserError if the network or its weights are missing.
     """
     if name == 'googlenet':
         return _googlenet(weights), (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), FEATURES[name]
-    # The published preprocessing of the "lite" networks, not that of other ImageNet networks: with it the network is
-    # right about all of CUB's goldfinches, with the usual one about 92 in 100.
+    # The "lite" networks have a preprocessing of their own. With it, the network classifies all goldfinches of CUB
+    # correctly; with the usual one of ImageNet networks, 92%.
     return _efficientnet_lite0(), (127.0,) * 3, (128.0,) * 3, FEATURES[name]
 
 
@@ -168,7 +167,7 @@ def _googlenet(weights):
             network = googlenet(weights=None, init_weights=False, transform_input=True,
                                 aux_logits=any('aux1' in key for key in state_dict))
             checkpoint.load_weights(network, state_dict, weights)
-    except (OSError, RuntimeError) as error:  # no connection (URLError is an OSError), or a download that is cut off
+    except (OSError, RuntimeError) as error:  # no connection (URLError is an OSError), or an interrupted download
         raise UserError(f'the ImageNet weights of googlenet cannot be downloaded ({error}); give a file of them with '
                         '--image_weights FILE, or use --image_encoder efficientnet_lite0') from error
     network.fc = nn.Identity()

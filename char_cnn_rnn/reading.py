@@ -1,9 +1,9 @@
-"""Sentences for the GANs: which encoder reads them, whether it is the one that the GAN knows, and what it reads.
+"""Embed sentences for the GANs with the encoder that each GAN was trained with.
 
-A GAN knows the sentences of one encoder: another one's 1,024 numbers mean something else, and it would generate images
-of something else. So a checkpoint says what embeddings it was trained on (`describe`): the fingerprint of the encoder
-that wrote them, where that is known, and some captions with their embeddings, which show of any encoder whether it is
-the one. What matches is used, what is known to differ is refused, and what is unknown is said.
+The 1,024 numbers of another encoder mean something else, so a GAN would generate wrong images from them. Therefore a
+checkpoint describes the embeddings that it was trained on (`describe`): it holds the fingerprint of their encoder, if
+known, and some captions with their embeddings, with which any encoder can be tested. An encoder that matches is used,
+one that differs is refused, and if neither can be shown, a message says so.
 """
 import os
 import shlex
@@ -19,16 +19,15 @@ from common.letters import LENGTH, unread
 from data import layout
 from data.cache import load_split
 
-SHOWN = 3         # captions that a checkpoint keeps with their embeddings
-TOLERANCE = 0.01  # of the distance of two embeddings of a sentence, by the length of one: rounding, and published files
+SHOWN = 3         # captions whose embeddings a checkpoint holds
+TOLERANCE = 0.01  # relative distance of two embeddings of a sentence that still counts as rounding
 
 
 def describe(dataset):
-    """What a GAN is trained on, for its checkpoints: a dict of strings, and tensors of embeddings.
+    """Return a dict that describes the training data of a GAN, for its checkpoints; {} for images without captions.
 
-    `file`, the fingerprints of its `captions`, `pictures` and `embeddings`, that of the `encoder`, or '' where it is
-    not known, and `shown`: some captions, with their embeddings float32 [SHOWN, 1024] in `shown_embeddings`. Of
-    pictures without captions nothing is said: {}.
+    Its keys are `file`; the fingerprints of its `captions`, `pictures`, `embeddings` and `encoder` ('' if unknown);
+    and `shown`, some captions, with their embeddings float32 [SHOWN, 1024] in `shown_embeddings`.
     """
     if not hasattr(dataset, 'fingerprint'):
         return {}
@@ -42,7 +41,7 @@ def describe(dataset):
 
 
 def require_embeddings(dataset):
-    """Return a data set of captions. Raises UserError, with what to run, where it holds no good sentence embeddings."""
+    """Return `dataset`. Raises UserError, which says what to run, if it has no valid sentence embeddings."""
     if len(dataset) == 0:
         raise UserError(f'{dataset.file}: /{dataset.split} holds no captions')
     if dataset.embeddings is None:
@@ -64,26 +63,25 @@ def how_to_embed(path):
 def read(sentences, checkpoint, data, encoder_file, hdf5_file, device):
     """Return the embeddings [N, 1024] of N sentences for the model in the file `checkpoint`, trained on `data`.
 
-    The encoder is the one in `encoder_file`, if that is not None, or one that `find_encoder` finds. Says which encoder
-    read them, and what of them it did not read. Raises UserError where no encoder is found, or only others than that of
-    `data`.
+    `find_encoder` chooses the encoder, and a message names it and the characters that it did not read. Raises UserError
+    if no encoder is found, or only encoders that did not write the embeddings in `data`.
     """
     file, encoder, is_known = find_encoder(checkpoint, data, encoder_file, hdf5_file, device)
     if not is_known:
-        print(f'{checkpoint}: does not say which encoder it was trained with; if {file} is another one, '
-              'the images are not of these sentences')
+        print(f'{checkpoint}: does not say which encoder it was trained with; if it was not {file}, '
+              'the images will not match the sentences')
     say_unread(sentences)
     embeddings = torch.from_numpy(embed_captions(encoder, sentences, verbose=False))
-    print(f'{checkpoint} generates images of sentences read by {file}:')
+    print(f'{checkpoint} generates images for sentences embedded by {file}:')
     return embeddings
 
 
 def find_encoder(checkpoint, data, encoder_file, hdf5_file, device='cpu'):
     """Return (file, encoder, whether it is known to be the right one) for the model in the file `checkpoint`.
 
-    It is the one in `encoder_file`, if that is not None, or the one kept with the run (`checkpoint` is in the run, or
-    in its Model/), or the one beside `hdf5_file`. `data` is what the model was trained on. Raises UserError as
-    `read` does.
+    The encoder is the one in `encoder_file` if given, else the one saved with the run (in the folder of `checkpoint` or
+    above), else the one beside `hdf5_file`. `data` describes the training data (see `describe`). Raises
+    UserError as `read` does.
     """
     beside = os.path.dirname(os.path.abspath(checkpoint))
     kept = [os.path.join(folder, run.ENCODER) for folder in (beside, os.path.dirname(beside))
@@ -112,7 +110,7 @@ def find_encoder(checkpoint, data, encoder_file, hdf5_file, device='cpu'):
 
 
 def is_encoder_of(data, encoder):
-    """Whether `encoder` wrote the embeddings that `data` describes: True, False, or None where that is not known."""
+    """Return whether `encoder` wrote the embeddings that `data` describes, or None if that is unknown."""
     if data.get('encoder') and data['encoder'] == fingerprint(encoder):
         return True
     if len(data.get('shown_embeddings', ())):
@@ -122,7 +120,7 @@ def is_encoder_of(data, encoder):
 
 
 def are_same(embeddings, others):
-    """Whether two lots of embeddings [N, 1024] of the same sentences are one encoder's, but for rounding."""
+    """Return whether two sets of embeddings [N, 1024] are equal up to rounding, that is, from the same encoder."""
     if embeddings.shape != others.shape:
         return False
     distance, length = (embeddings - others).norm(dim=1), others.norm(dim=1)
@@ -130,9 +128,10 @@ def are_same(embeddings, others):
 
 
 def check_embeddings(data, dataset, checkpoint):
-    """See that the embeddings of `dataset` are of the encoder that the model in `checkpoint`, trained on `data`, knows.
+    """Check that the embeddings of `dataset` come from the encoder that the model in `checkpoint` was trained with.
 
-    Raises UserError where they are known to be another's; says so where that is not known.
+    `data` describes its training data. Raises UserError if they come from another encoder; prints a message if that is
+    unknown.
     """
     if data.get('encoder') and data['encoder'] == dataset.encoder:
         return
@@ -146,15 +145,15 @@ def check_embeddings(data, dataset, checkpoint):
         matches = False
     if matches is False:
         raise UserError(f'{dataset.file}: its embeddings are not of the sentence encoder that {checkpoint} was trained '
-                        f'with{_named(data)}; write that one\'s again (python char_cnn_rnn/main.py --embed --encoder '
-                        'RUN/encoder.pt), or take a model that was trained on these')
+                        f'with{_named(data)}; write them again with that one (python char_cnn_rnn/main.py --embed '
+                        '--encoder RUN/encoder.pt), or use a model that was trained on these embeddings')
     if matches is None:
-        print(f'{checkpoint}: does not say which encoder it was trained with; if the embeddings of {dataset.file} are '
-              'of another one, the images are not of these captions')
+        print(f'{checkpoint}: does not say which encoder it was trained with; if the embeddings of {dataset.file} come '
+              'from another one, the images will not match the captions')
 
 
 def _same_where_shown(data, split):
-    """Whether the captions that `data` shows have the same embeddings in a split; None where it has none of them."""
+    """Return whether the captions in `data` have the same embeddings in a split, or None if the split lacks them."""
     place_of = {caption: place for place, caption in enumerate(split.index.captions)}
     both = [(place_of[caption], row) for row, caption in enumerate(data['shown']) if caption in place_of]
     if not both or split.embeddings is None:
@@ -164,7 +163,7 @@ def _same_where_shown(data, split):
 
 
 def _kept_description(kept, place):
-    """What is known of the embeddings of a model that does not say it itself, a snapshot in a run: its encoder's."""
+    """Return the description for a snapshot, which has none of its own: that of the encoder in its run folder."""
     in_run = next(filter(os.path.isfile, kept), None)
     return {'encoder': fingerprint(load_encoder(in_run))} if in_run else {}
 
@@ -174,21 +173,21 @@ def _named(data):
 
 
 def say_unread(sentences):
-    """Print, for every sentence that the encoder does not read whole, what it leaves out."""
+    """Print which characters of the sentences the encoder cannot read, and which are beyond its length."""
     for sentence in sentences:
         letters, surplus = unread(sentence)
         if letters:
-            print(f'"{sentence}": the encoder does not read {" ".join(sorted(letters))}; it reads '
+            print(f'"{sentence}": the encoder cannot read {" ".join(sorted(letters))}; it reads '
                   f'"{"".join(letter for letter in sentence.lower() if letter not in letters)[:LENGTH]}"')
         if surplus:
-            print(f'"{sentence}": the encoder reads the first {LENGTH} characters, and not the {surplus} after them')
+            print(f'"{sentence}": the encoder reads only the first {LENGTH} characters, not the {surplus} after them')
 
 
 def keep_encoder(dataset, run_dir):
-    """Copy the sentence encoder beside the data into the run, so that the run can generate without the data.
+    """Copy the sentence encoder beside the data into the run folder, so that the run can generate without the data.
 
-    One that did not write the embeddings (they have been replaced by published ones, say) would misread every sentence.
-    An encoder that the run has already stays.
+    Print a message instead if that encoder did not write the embeddings (because they have been replaced by published
+    ones, for example). If the run has the right encoder already, it stays.
     """
     beside, kept = layout.encoder_beside(dataset.file), os.path.join(run_dir, run.ENCODER)
     data = describe(dataset)
@@ -198,5 +197,5 @@ def keep_encoder(dataset, run_dir):
         with open(beside, 'rb') as encoder, atomic_write(kept) as copy:
             shutil.copyfileobj(encoder, copy)
     else:
-        print(f'{beside}: is not what wrote the embeddings of {dataset.file}, so this run keeps no encoder; '
-              'to draw sentences give the right one with --encoder')
+        print(f'{beside}: did not write the embeddings of {dataset.file}, so no encoder is saved with this run; '
+              'to generate images for sentences, give the right one with --encoder')

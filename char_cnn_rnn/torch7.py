@@ -1,19 +1,19 @@
-"""The authors' sentence encoder, a Torch7 file, as a state dict of `CharCnnRnn`.
+"""Convert the authors' sentence encoder, a Torch7 file, to a state dict of `CharCnnRnn`.
 
-What is in it (github.com/reedscot/cvpr2016, modules/HybridCNN.lua and FixedGRU.lua): `protos.enc_doc` holds, in
-Sequentials or nngraph modules, convolutions, an nngraph module that unrolls the recurrent net over its steps, and a
-Linear to 1,024. Convolutions and that Linear can be told apart by their shapes. The recurrent net's Linears all look
-alike, and nngraph sorts them in an order of its own, so each is recognized by what it is connected to:
+Its layout is that of github.com/reedscot/cvpr2016, modules/HybridCNN.lua and FixedGRU.lua: `protos.enc_doc` contains
+convolutions, an nngraph module that unrolls the recurrent network over its steps, and a Linear to 1,024. Convolutions
+and that Linear have distinct shapes. The Linears of the recurrent network all have the same shape, and nngraph stores
+them in an arbitrary order, so each is recognized by its connections:
 
-    state[1] = Tanh(i2h(input))                                                          ReLU in the plain net
+    state[1] = Tanh(i2h(input))                                                          ReLU in the plain RNN
     gate[t]  = Sigmoid(CAddTable(i2h_*(input), h2h_*(state[t-1])))                       update and reset
-    cand[t]  = Tanh(CAddTable(i2h(input), h2h(CMulTable(reset, state[t-1]))))            plain net: ReLU, h2h(state)
+    cand[t]  = Tanh(CAddTable(i2h(input), h2h(CMulTable(reset, state[t-1]))))            plain RNN: ReLU, h2h(state)
     state[t] = CAddTable(CMulTable(update, cand), CMulTable(1 - update, state[t-1]))
 
-In the CAddTables the input comes first, as the authors wrote it. All steps share their weights, which is checked.
+In the authors' code, the input comes first in the CAddTables. All steps share their weights, which is checked.
 
-A file that keeps no connections, only lists of modules, is taken to list the Linears in the order in which the authors
-construct them, `GRU_ROLES` or `RNN_ROLES`; nothing in such a file could tell whether that is so.
+Some files hold only lists of modules, without connections. Their Linears are assumed to be in the order in which the
+authors construct them, `GRU_ROLES` or `RNN_ROLES`; this cannot be checked.
 """
 import os
 
@@ -25,14 +25,17 @@ from common import torch7_file
 from common.errors import UserError
 from common.torch7_file import Object, Table
 
-CONVOLUTIONS = {70: 1, 384: 2, 512: 3}  # by the number of channels they read
+CONVOLUTIONS = {70: 1, 384: 2, 512: 3}  # number of input channels: which convolution
 RNN_ROLES = ('i2h', 'h2h')
 GRU_ROLES = ('i2h_update', 'h2h_update', 'i2h_reset', 'h2h_reset', *RNN_ROLES)
-MOST = 2000  # layers or connections; an encoder of 18 steps has some hundred
+MOST = 2000  # layers or connections allowed in a file; an encoder of 18 steps has a few hundred
 
 
 def read_encoder(path):
-    """The state dict of the `CharCnnRnn` in a .t7 file. Raises UserError if missing, damaged or another network."""
+    """Return the state dict of the `CharCnnRnn` in a .t7 file.
+
+    Raises UserError if the file is missing, damaged or holds another network.
+    """
     if not os.path.isfile(path):
         raise UserError(f'{path}: no such file')
     try:
@@ -44,7 +47,7 @@ def read_encoder(path):
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
         raise UserError(f'{path}: holds no character CNN-RNN under protos.enc_doc '
                         f'({type(error).__name__}: {" ".join(str(error).split())[:200]}); give the published sentence '
-                        'encoder, or one of a run of char_cnn_rnn/main.py') from error
+                        'encoder, or that of a run of char_cnn_rnn/main.py') from error
 
 
 def _state_dict(document_encoder):
@@ -53,7 +56,7 @@ def _state_dict(document_encoder):
     for module in modules:
         kind, weight = _kind(module), _array(module, 'weight')
         if kind == 'TemporalConvolution':
-            # [out, kernel x in] with all channels of a place side by side -> [out, in, kernel]
+            # [out, kernel * in], all channels of a position side by side -> [out, in, kernel]
             kernel = int(_table(module)['kW'])
             weight = weight.reshape(len(weight), kernel, -1).transpose(0, 2, 1)
             _set(weights, f'conv{CONVOLUTIONS[weight.shape[1]]}', weight, module)
@@ -65,7 +68,7 @@ def _state_dict(document_encoder):
 
 
 def _find(root):
-    """All modules with a weight and all nodes of graphs (tables with `module` and `mapindex`) under `root`."""
+    """Return all modules with a weight and all graph nodes (tables with `module` and `mapindex`) under `root`."""
     modules, nodes, seen, todo = [], [], set(), [root]
     while todo:
         item = todo.pop()
@@ -84,7 +87,7 @@ def _find(root):
 
 
 def _roles_by_connection(nodes):
-    """Yield (name, Linear) for every Linear of the unrolled recurrent net, by what it is connected to."""
+    """Yield (name, Linear) for every Linear of the unrolled recurrent network, named by its connections."""
     parents = {id(node): _numbered(node['mapindex']) for node in nodes}
     children = {}
     for node in nodes:
@@ -111,7 +114,7 @@ def _roles_by_connection(nodes):
 
 
 def _roles_by_order(document_encoder):
-    """Pairs (name, Linear) of the recurrent net's distinct Linears, named in the order in which they are listed."""
+    """Return pairs (name, Linear) for the distinct Linears of the recurrent network, named in their stored order."""
     distinct, seen, todo = {}, set(), [document_encoder]
     while todo:
         module = todo.pop()
@@ -126,17 +129,17 @@ def _roles_by_order(document_encoder):
     for roles in (RNN_ROLES, GRU_ROLES):
         if len(roles) == len(distinct):
             return zip(roles, distinct.values())
-    raise ValueError(f'the number of linear maps in its recurrent net is not {len(RNN_ROLES)} or {len(GRU_ROLES)}')
+    raise ValueError(f'its recurrent network does not have {len(RNN_ROLES)} or {len(GRU_ROLES)} linear layers')
 
 
 def _table(item):
-    """The fields of a table or of an object; an empty table for anything else."""
+    """Return the fields of a table or an object, or an empty table for anything else."""
     table = item.fields if isinstance(item, Object) else item
     return table if isinstance(table, Table) else Table()
 
 
 def _numbered(table):
-    """The values at 1, 2, 3 ... of a Lua table, which may have other keys as well."""
+    """Return the values at 1, 2, 3, ... of a Lua table, which may have other keys as well."""
     return [table[i] for i in range(1, len(table) + 1) if i in table]
 
 
@@ -145,13 +148,13 @@ def _kind(module):
 
 
 def _array(module, name):
-    """A weight as an array of its own. Raises ValueError where it points outside of what the file stored for it."""
-    with np.errstate(over='ignore'):  # whoever loads the weights sees that they are finite
+    """Return a copy of a weight as float32. Raises ValueError if it points outside its stored data."""
+    with np.errstate(over='ignore'):  # infinite weights are refused when they are loaded
         return np.array(_table(module)[name].array(), np.float32)
 
 
 def _set(weights, name, weight, module):
-    """Note a layer's weight and bias; ValueError where another module of the same role has other weights."""
+    """Store weight and bias of a layer. Raises ValueError if they differ from those of another step."""
     pair = {f'{name}.weight': torch.from_numpy(np.ascontiguousarray(weight)),
             f'{name}.bias': torch.from_numpy(_array(module, 'bias'))}
     for key, value in pair.items():

@@ -6,7 +6,7 @@ def new_progress():
     """Return a run's progress at its start: complete epochs, batches in the current epoch, steps, and random states.
 
     `rng` is the present state of the generators, `epoch_rng` their state before the current epoch's order was drawn.
-    `world_size` is the number of ranks; the states are those of rank 0. `batch_size` is that of each rank, 0 if unknown.
+    `world_size` is the number of ranks; the states are those of rank 0. `batch_size` is a rank's, 0 if unknown.
     """
     return {'epoch': 0, 'batch': 0, 'step': 0, 'rng': None, 'epoch_rng': None, 'world_size': 1,
             'batch_size': 0}

@@ -1,9 +1,9 @@
-"""Measure how well text2image generates toy birds with pairs of colors that it was never trained on together.
+"""Measure how well text2image generates toy birds in pairs of colors that it never saw together in training.
 
     python evaluation/color_accuracy.py [--checkpoint FILE] [--count 500]
 
-Generates images for sentences of /test, whose body and wing colors occur in /train only with other partners, with the
-newest run of text2image on toy_birds, and measures their colors. The last two lines are for shuffled colors: chance.
+The newest run of text2image on toy_birds generates images for sentences of /test. Each color in them occurs in /train,
+but no pair of body and wing color does. The last two lines compare with shuffled colors: that is chance.
 """
 import os
 import sys
@@ -14,7 +14,7 @@ sys.path.insert(0, ROOT)
 from common import signals
 
 if __name__ == '__main__':
-    signals.end_at_once()  # while the imports take seconds
+    signals.end_at_once()  # the imports below take seconds
 
 import argparse
 import functools
@@ -34,25 +34,25 @@ from data.txt2image_dataset import Text2ImageDataset
 from text2image.build_gan import Model
 
 BATCH = 100  # images generated at once
-SHOWN = 32   # of them on the sheet
+SHOWN = 32   # images on the sheet
 
 
 def main():
-    """Generate images, write a sheet of some of them, and print the four accuracies."""
+    """Generate images, write a sheet with some of them, and print the four accuracies."""
     parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data_dir', type=flags.path, default=os.path.join(ROOT, 'data', 'toy_birds'), metavar='DIR',
                         help='folder of toy_birds.hdf5 (default: data/toy_birds)')
     parser.add_argument('--out_dir', type=flags.path, default=os.path.join(ROOT, 'text2image', 'output'), metavar='DIR',
                         help='folder of the runs (default: text2image/output)')
     parser.add_argument('--checkpoint', type=flags.path, metavar='FILE',
-                        help='checkpoint to measure (default: of the newest run on toy_birds)')
+                        help='checkpoint to measure (default: that of the newest run on toy_birds)')
     parser.add_argument('--count', type=flags.positive(int), default=500, help='number of sentences (default: 500)')
     options = parser.parse_args()
     hdf5_file = flags.dataset_file(argparse.Namespace(data_dir=options.data_dir, dataset='toy_birds'))
     dataset = Text2ImageDataset(hdf5_file, split=2)
     reading.require_embeddings(dataset)
     if unknown := set(dataset.classes) - set(CLASSES):
-        raise UserError(f'{dataset.file}: {min(unknown)} is no class of toy birds; make the file with: '
+        raise UserError(f'{dataset.file}: {min(unknown)} is not a class of toy birds; create the file with: '
                         'python data/toy_birds/prepare.py')
     file = options.checkpoint or newest_checkpoint(options.out_dir)
     model = Model('text2image', flags.choose_device(torch.cuda.is_available()), None, 3, 0, 0)
@@ -67,7 +67,7 @@ def main():
     some = torch.linspace(0, len(images) - 1, min(SHOWN, len(images))).long()
     write_images(run.new_run(options.out_dir, 'color_accuracy', vars(options)), [[images[some]]],
                    [dataset.captions[i] for i in captions[some].tolist()])
-    print(f'{file}: {len(images)} images for sentences with colors never trained on together')
+    print(f'{file}: {len(images)} images for sentences with pairs of colors that are not in /train')
     for what, pairs in (('asked for', colors), ('shuffled', shuffled)):
         for part, accuracy in zip(('body', 'wings'), color_accuracy(images, *map(list, zip(*pairs)))):
             print(f'  {part:5} has the color {what}: {accuracy:.3f}')
@@ -83,10 +83,10 @@ def newest_checkpoint(out_dir):
 
 
 def color_accuracy(images, body_colors, wing_colors):
-    """The shares of pictures whose body and whose wings have the color asked for: (0..1, 0..1).
+    """Return the shares of images whose body, and whose wings, have the requested color: two numbers in [0, 1].
 
-    `images` is float [B, 3, 64, 64] in [-1, 1] (or any side that 32 divides), the colors are B names each (see
-    `colors_of`). Pictures that ignore the colors asked for score about 1/6.
+    `images` is float [B, 3, 64, 64] in [-1, 1] (or another size that 32 divides); the colors are B names each (see
+    `colors_of`). Images that ignore the requested colors score about 1/6.
     """
     guesses = [guess_colors(image) for image in images.detach().cpu().float().numpy()]
     hits = [(body == asked_body, wings == asked_wings)
@@ -95,17 +95,17 @@ def color_accuracy(images, body_colors, wing_colors):
 
 
 def guess_colors(image):
-    """The likeliest (body, wings) of a picture, float [3, 64, 64] in [-1, 1].
+    """Return the most likely (body color, wing color) of an image, float [3, 64, 64] in [-1, 1].
 
-    A pixel shows background, body or wing, as often as the drawings of a pose do at its place, in one of that part's
-    colors, blurred and a bit off. So every pose and pair of colors has a likelihood, the product over the pixels.
+    A pixel is a mixture of background, body and wing, as frequent as in drawings of a pose at that place; each has one
+    of its colors, with some noise. The likelihood of a pose and a pair of colors is the product over all pixels.
     """
     pixels = image.reshape(3, 32, image.shape[1] // 32, 32, -1).mean((2, 4)).reshape(3, -1).T * 127.5 + 127.5
     rest, body, wings = pose_masks()
     colors = likelihood(pixels, list(PALETTE.values()))
     scene = likelihood(pixels, [tone for tones in SCENES.values() for tone in tones]).max(0)
     body, wings = body[:, None] * colors, wings[:, None] * colors
-    # The constant pays for what is neither: beak, eye, crown, belly.
+    # The constant accounts for pixels that are none of these: beak, eye, crown, belly.
     pixel = (rest * scene + .02)[:, None, None] + body[:, :, None] + wings[:, None]
     score = np.log(pixel).sum(-1).max(0)
     np.fill_diagonal(score, -np.inf)
@@ -115,14 +115,14 @@ def guess_colors(image):
 
 
 def likelihood(pixels, colors, spread=40):
-    """[N, 3] and C colors, both 0..255 -> [C, N]: 1 where they are equal, falling with the distance."""
+    """Return exp(-|pixel - color|^2 / (2 spread^2)) for pixels [N, 3] and C colors, both in [0, 255]: [C, N]."""
     distance = ((pixels - np.array(colors, np.float32)[:, None]) ** 2).sum(-1)
     return np.exp(-distance / (2 * spread ** 2))
 
 
 @functools.lru_cache(maxsize=1)
 def pose_masks(samples=40):
-    """How often background, body and wing are at a place: float32 [3, 4 poses, 32 * 32]."""
+    """Return how often a pixel shows background, body or wing in each pose: float32 [3, 4 poses, 32 * 32]."""
     rng, poses = random.Random(0), []
     for facing in (1, -1):
         for raised in (True, False):
@@ -132,7 +132,7 @@ def pose_masks(samples=40):
 
 
 def label_map(bird):
-    """[32 * 32]: 0 background, 1 body, 2 wing or tail."""
+    """Return the part that each pixel of a drawing shows, [32 * 32]: 0 background, 1 body, 2 wing or tail."""
     mask = Image.new('L', (32, 32))
     parts = shapes(bird)
     for part in ('far wing', 'tail', 'body', 'wing'):

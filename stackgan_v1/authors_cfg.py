@@ -1,4 +1,4 @@
-"""The StackGAN authors' own configuration files, in terms of our flags."""
+"""Translate the StackGAN authors' configuration files into our flags."""
 from common import authors_cfg
 from stackgan_v1.gan import SIZES
 
@@ -13,16 +13,16 @@ FLAGS = {
 SPECIAL = ('DATA_DIR', 'GPU_ID', 'IMSIZE', 'NET_D', 'TEXT.DIMENSION')
 IGNORED = ('EMBEDDING_TYPE', 'VIS_COUNT', 'TRAIN.PRETRAINED_MODEL', 'TRAIN.PRETRAINED_EPOCH')
 KEYS = (*FLAGS, *SPECIAL, *IGNORED)
-DEFAULTS = {'STAGE': 1, 'TRAIN.LR_DECAY_EPOCH': 600}  # of the authors' code, where ours follow from other flags
+DEFAULTS = {'STAGE': 1, 'TRAIN.LR_DECAY_EPOCH': 600}  # the authors' defaults, where ours depend on other flags
 
 
 def translate(values, path):
-    """({flag: value}, what is ignored) for the authors' keys of the file `path`, nested ones joined with dots.
+    """Return ({flag: value}, list of ignored keys) for the authors' keys; nested keys are joined with dots.
 
-    Raises UserError for a value that cannot be had here.
+    `path` is the file they come from, for messages. Raises UserError for a value that is not supported here.
     """
     only = {'TEXT.DIMENSION': 1024, 'IMSIZE': SIZES[1 if str(values.get('STAGE', 1)) == '1' else 2]}
     flags, ignored = authors_cfg.translate(values, path, FLAGS, only, IGNORED, DEFAULTS)
     if values.get('NET_D'):
-        ignored.append('NET_D (netD_epoch_last.pth is read where it lies beside NET_G)')
+        ignored.append('NET_D (netD_epoch_last.pth is read if it is beside NET_G)')
     return {**flags, 'data_dir': authors_cfg.data_folder(values)}, ignored

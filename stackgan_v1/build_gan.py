@@ -1,4 +1,4 @@
-"""Training and evaluation of StackGAN (section "High-resolution text-to-image synthesis"; Zhang et al., ICCV 2017)."""
+"""Train and evaluate StackGAN (section "High-resolution text-to-image synthesis"; Zhang et al., ICCV 2017)."""
 import os
 
 import torch
@@ -13,12 +13,12 @@ from common.training_run import TrainingRun
 from stackgan_v1 import checkpoints
 from stackgan_v1.gan import Stage1Discriminator, Stage1Generator, Stage2Discriminator, Stage2Generator
 
-SNAPSHOT_INTERVAL = 50  # epochs between two generators in Model/
+SNAPSHOT_INTERVAL = 50  # epochs between two snapshots in Model/
 SAMPLES = 8             # rows of a sample grid
 
 
 def init_weights(module):
-    """Draw the weights of convolutions and linear maps from N(0, 0.02), the scales of batch norms from N(1, 0.02)."""
+    """Initialize convolutions and linear layers from N(0, 0.02^2), the scales of batch norms from N(1, 0.02^2)."""
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -29,9 +29,9 @@ def init_weights(module):
 
 def make_networks(stage1=None, gf_dim=128, df_dim=64, z_dim=100, text_dim=1024, condition_dim=128, residuals=4,
                   device='cpu'):
-    """Create a generator and a discriminator of Stage-I or, around the trained Stage-I generator `stage1`, of Stage-II.
+    """Create the generator and the discriminator of Stage-I, or of Stage-II on top of the Stage-I generator `stage1`.
 
-    They are on `device`. Stage-I has no `residuals`, and in Stage-II `z_dim` is that of `stage1`.
+    Returns (generator, discriminator) on `device`. Stage-I ignores `residuals`; Stage-II takes `z_dim` from `stage1`.
     """
     if stage1 is None:
         nets = Stage1Generator(gf_dim, z_dim, text_dim, condition_dim), Stage1Discriminator(df_dim, condition_dim)
@@ -47,17 +47,16 @@ def make_networks(stage1=None, gf_dim=128, df_dim=64, z_dim=100, text_dim=1024, 
 
 
 def kl_to_standard_normal(mu, logvar):
-    """Return the KL divergence of N(mu, exp(logvar)), both [B, K], from N(0, 1): the mean over all elements."""
+    """Return D_KL(N(mu, sigma^2) || N(0, 1)), the mean over all elements of mu and logvar = log sigma^2 [B, K]."""
     return -0.5 * (1 + logvar - mu ** 2 - logvar.exp()).mean()
 
 
 class Model:
-    """The generator and the discriminator of a stage, their losses and their optimizers.
+    """Train the generator and the discriminator of a stage, and generate images.
 
-    `data_loader` yields batches as in `data/cropped_dataset.py`, at 64 or 256 pixels; `kl_coef` weighs the KL
-    divergence of conditioning augmentation. The learning rate is halved every `lr_decay_epoch` epochs, if that is
-    not None.
-    A Model that only generates needs neither a data loader nor a discriminator.
+    `data_loader` yields batches as in `data/cropped_dataset.py`, at 64 or 256 pixels; `kl_coef` is the weight of the
+    KL divergence of conditioning augmentation. The learning rate is halved every `lr_decay_epoch` epochs, unless that
+    is None. For generating only, `data_loader` and `discriminator` can be None.
     """
 
     def __init__(self, name, device, data_loader, generator, discriminator, kl_coef=2.0):
@@ -71,32 +70,34 @@ class Model:
         self.options, self.data, self.keep = {}, {}, checkpoint.KEEP
 
     def create_optim(self, lr, alpha=0.5, beta=0.999):
-        """Create an Adam optimizer for each network, with betas (`alpha`, `beta`). Stage-II does not train Stage-I."""
+        """Create an Adam optimizer for each network, with betas (`alpha`, `beta`); Stage-I stays frozen in Stage-II."""
         trained = [parameter for parameter in self.netG.parameters() if parameter.requires_grad]
         self.optim_G = torch.optim.Adam(trained, lr=lr, betas=(alpha, beta), fused=True)
         self.optim_D = torch.optim.Adam(self.netD.parameters(), lr=lr, betas=(alpha, beta), fused=True)
         self.lr = lr
 
     def train_step(self, batch):
-        """Train the discriminator for one step, then the generator, whose image is generated once for both.
+        """Train D for one step, then G, with the same generated images in both steps (paper, equations 3 to 6).
 
-        Returns scalar tensors, as the authors log them: `loss_D` and its parts for real, wrong and generated images,
-        `loss_G`, and beside it `loss_KL` without its weight. x is an image, t its sentence's embedding, z noise, c the
-        condition that is drawn for t (paper, equations 3 to 6).
+        In the comments, x is an image, t the embedding of its sentence, z noise and c ~ N(mu(t), sigma(t)^2) a
+        condition; Stage-II computes G(s_0, c), where s_0 is the image of Stage-I. As in the authors' code, D reads mu
+        in place of t. Returns a dict of scalar tensors, the values that the authors log: `loss_D` and its parts
+        `loss_D_real`, `loss_D_wrong` and `loss_D_fake`, `loss_G` without the KL divergence, and `loss_KL`, unweighted.
         """
         image, embed = batch['right_images'].to(self.device), batch['right_embed'].to(self.device)
         noise = torch.randn((len(image), self.netG.z_dim), device=self.device)
         _, image_fake, mu, logvar = self.netG(embed, noise)
         condition = mu.detach()
 
-        # Train D: max log D(x, t) + log(1 - D(G(z, c), t))
+        # Train D (3, 5): min -log D(x, mu) - [log(1 - D(G(z, c), mu)) + log(1 - D(x', mu))] / 2, where x' is another
+        # real image of the batch; in Stage-II, unconditional terms are added
         self.netD.requires_grad_(True)
         losses = self._discriminator_losses(image, image_fake.detach(), condition)
         losses['loss_D'].backward()
         self.optim_D.step()
-        self.optim_D.zero_grad()  # here, so that their memory is free for the generator's step
+        self.optim_D.zero_grad()  # frees their memory for the generator's step
 
-        # Train G: min -log D(G(z, c), t) + kl_coef * D_KL(N(mu(t), sigma(t)^2) || N(0, 1))
+        # Train G (4, 6): min -log D(G(z, c), mu) + kl_coef * D_KL(N(mu, sigma^2) || N(0, 1))
         self.netD.requires_grad_(False)  # D does not learn here
         self.optim_G.zero_grad()
         loss_G, loss_KL = self._generator_loss(image_fake, condition), kl_to_standard_normal(mu, logvar)
@@ -105,7 +106,12 @@ class Model:
         return {name: loss.detach() for name, loss in {**losses, 'loss_G': loss_G, 'loss_KL': loss_KL}.items()}
 
     def _discriminator_losses(self, image, image_fake, condition):
-        """Return L_D and its parts. A wrong pair is a real image with the condition of the next one in the batch."""
+        """Return the discriminator's loss and its parts, with the weights of the authors' code.
+
+        real = -log D(x_i, mu_i), fake = -log(1 - D(G(z, c)_i, mu_i)), and wrong = -log(1 - D(x_i, mu_(i+1))), a real
+        image with the next item's condition. Stage-I: loss_D = real + (fake + wrong) / 2. Stage-II has a second,
+        unconditional output, and loss_D = (real + real_uncond) / 2 + (fake + wrong + fake_uncond) / 3.
+        """
         netD, (real_label, fake_label) = self.netD, self._labels(image)
         code_real, code_fake = netD(image), netD(image_fake)
         real = self.loss_adv(netD.get_cond_logits(code_real, condition), real_label)
@@ -120,7 +126,7 @@ class Model:
         return {'loss_D': loss_D, 'loss_D_real': real, 'loss_D_wrong': wrong, 'loss_D_fake': fake}
 
     def _generator_loss(self, image_fake, condition):
-        """Return L_G without the KL divergence: -log D(G(z, c), t), in Stage-II also without the condition."""
+        """Return the generator's adversarial loss: -log D(G(z, c), mu), and in Stage-II also -log D(G(z, c))."""
         code, (real_label, _) = self.netD(image_fake), self._labels(image_fake)
         loss = self.loss_adv(self.netD.get_cond_logits(code, condition), real_label)
         if self.netD.get_uncond_logits is not None:  # Stage-II
@@ -133,8 +139,8 @@ class Model:
     def train(self, epochs, log_interval=100, out_dir='', verbose=True):
         """Train until `epochs` epochs are done, including those of a loaded checkpoint.
 
-        With `out_dir`, also writes the networks in the authors' form every `snapshot_interval` epochs and at the end.
-        Logs, samples, checkpoints and interruptions are the business of `common.training_run.TrainingRun`.
+        With `out_dir`, also saves the networks in the authors' format every `snapshot_interval` epochs and at the end.
+        `common.training_run.TrainingRun` writes logs, samples and checkpoints, and handles interruptions.
         """
         if self.optim_G is None:
             raise UserError('call create_optim(lr) before train()')
@@ -150,14 +156,15 @@ class Model:
                     run.write('the snapshot', self.save_snapshot, out_dir, epoch + 1)
 
     def _decay_lr(self, epoch):
-        """Set the learning rate of an epoch, which follows from its number alone: exact after `--resume`."""
+        """Set the learning rate of an epoch from its number alone, so that it is the same after `--resume`."""
         halvings = epoch // self.lr_decay_epoch if self.lr_decay_epoch else 0
         for group in (*self.optim_G.param_groups, *self.optim_D.param_groups):
             group['lr'] = self.lr * 0.5 ** halvings
 
     def sample_grid(self):
-        """Return a PIL image with a row for each of some items, always the same: the Stage-I image, in Stage-II its
-        refinement, and a real image.
+        """Return a PIL image with one row per sample item, the same items every time.
+
+        A row shows the Stage-I image, in Stage-II the refined image, and the real image.
         """
         if not hasattr(self, 'sample_batch'):
             self.sample_batch = fixed_batch(self.data_loader.dataset, SAMPLES)
@@ -165,9 +172,9 @@ class Model:
         return side_by_side([*self.generate(self.sample_batch['right_embed']), real], real.shape[-1])
 
     def generate(self, embed, seed=0):
-        """Generate images for sentence embeddings [B, text_dim]; `seed` draws noise and conditions.
+        """Generate images for sentence embeddings [B, text_dim]; `seed` sets the noise and the conditions.
 
-        Returns a list of [B, 3, S, S] in [-1, 1]: the Stage-I images, S = 64, and in Stage-II the refined ones, of 256.
+        Returns a list of [B, 3, S, S] in [-1, 1]: Stage-I images (S = 64) and, in Stage-II, the refined ones (S = 256).
         """
         embed = torch.as_tensor(embed).to(self.device)
         with reproducible(self.netG, self.device, seed):
@@ -175,29 +182,30 @@ class Model:
         return [image] if stage1_image is None else [stage1_image, image]
 
     def eval(self, batch_size=None):
-        """Generate images for the first `batch_size` items of the data loader (default: its first batch).
+        """Generate images for the first `batch_size` items of the data loader's first batch (default: all of it).
 
-        Returns (images, a list as `generate` returns it, the captions).
+        Returns (list of images, as from `generate`, list of captions).
         """
         batch = next(iter(self.data_loader))
         size = min(batch_size or len(batch['txt']), len(batch['txt']))
         return self.generate(batch['right_embed'][:size]), batch['txt'][:size]
 
     def save_to(self, path='', name=None, verbose=True):
-        """Write networks, optimizers and progress to `path/NAME.pt`, whole or not at all. Returns the file."""
+        """Save networks, optimizers and progress to `path/NAME.pt` in one atomic write, and return the file."""
         return checkpoint.save_model(self, self._parts(), path, name, verbose)
 
     def save_snapshot(self, run_dir, epoch):
-        """Write `run_dir/Model/netG_epoch_EPOCH.pth` and netD_epoch_last.pth as the authors' code does: state dicts."""
+        """Save Model/netG_epoch_EPOCH.pth and Model/netD_epoch_last.pth, state dicts in the authors' format."""
         for name, net in ((f'netG_epoch_{epoch}', self.netG), (checkpoints.LAST_DISCRIMINATOR, self.netD)):
             weights = {key: value.detach().cpu() for key, value in net.state_dict().items()}
             checkpoint.save(os.path.join(run_dir, 'Model', f'{name}.pth'), weights, old_format=True)
 
     def load_from(self, path='', name=None, verbose=True):
-        """Read what `save_to` wrote, or another of the forms in `checkpoints.read`; `path` is the file or its folder.
+        """Load a checkpoint: what `save_to` wrote, or another format that `checkpoints.read` knows.
 
-        After `create_optim`, the states of the optimizers and the progress are read, too. Raises UserError where the
-        file is missing, damaged, refused or of another network; the model is then as it was.
+        `path` is the file or its folder. If `create_optim` has been called, the states of the optimizers and the
+        progress are loaded, too. Raises UserError if the file is missing, damaged, unsafe to load, or belongs to
+        another network; the model then stays as it was.
         """
         file, contents, file_D = checkpoints.read(path, name or self.name)
         checkpoint.load_model(self, self._parts(), contents, file, file_D)
@@ -209,12 +217,13 @@ class Model:
 
 
 def load_generator(path, name, device='cpu', stage=None):
-    """Return (a Model that only generates, of the shape that the checkpoint has, the file, its number of epochs).
+    """Load a generator of any width. Returns (Model that only generates, file that was read, number of epochs).
 
-    `path` and errors are as in `Model.load_from`; with `stage` (1 or 2) a generator of the other one is an error, too.
+    `path` and errors are as in `Model.load_from`. Also raises UserError if the generator is of another stage than
+    `stage` (1, 2 or None for any).
     """
     file, contents, _ = checkpoints.read(path, name, mapped=True)
-    netG = checkpoints.generator_of(contents, file, stage)
+    netG = checkpoints.build_generator(contents, file, stage)
     model = Model(name, device, None, netG, None)
     checkpoint.load_model(model, {'netG': netG}, contents, file)
     return model, file, checkpoint.count_in(contents, file, 'epoch')

@@ -1,4 +1,4 @@
-"""The forms in which the networks of StackGAN are stored: ours, and the authors' netG_epoch_N.pth."""
+"""Read checkpoints of StackGAN: our own format, and the authors' netG_epoch_N.pth."""
 import os
 import re
 
@@ -11,16 +11,17 @@ SNAPSHOTS = 'netG_*[0-9].pth', 'Model/netG_*[0-9].pth'
 
 
 def find(path, name):
-    """Return the checkpoint file that `path` names: itself, NAME.pt in the folder, or the latest snapshot there."""
+    """Return the checkpoint file for `path`: a file itself, or NAME.pt or the latest snapshot in a folder."""
     return checkpoint.find(path, name, SNAPSHOTS)
 
 
 def read(path, name, mapped=False):
-    """Return (the file that was read, its contents as `Model.save_to` writes them, the file of the discriminator).
+    """Return (file that was read, contents in the layout of `Model.save_to`, {'netD': [file of the discriminator]}).
 
-    `path` is the file, or a folder with NAME.pt, or one with netG_epoch_N.pth in it or in its Model/ (of several the
-    highest N). Beside the authors' generator, netD_epoch_last.pth is read where it is there, but not with `mapped`,
-    which is for generating alone. Raises UserError where a file is missing, damaged or refused.
+    `path` is a file, or a folder that holds NAME.pt, netG_epoch_N.pth or Model/netG_epoch_N.pth (the highest N counts).
+    The last dict is empty unless the discriminator comes from a file of its own: netD_epoch_last.pth beside the
+    authors' generator. With `mapped`, for generating only, it is not read. Raises UserError if a file is missing,
+    damaged or unsafe to load.
     """
     file = find(path, name)
     contents = checkpoint.load(file, mapped)
@@ -32,20 +33,21 @@ def read(path, name, mapped=False):
     return file, {'netG': contents, 'netD': checkpoint.load(beside)}, {'netD': [beside]}
 
 
-def generator_of(contents, file, stage=None):
-    """Build the generator, with its first weights, that the weights of a checkpoint fit into.
+def build_generator(contents, file, stage=None):
+    """Build a generator, still untrained, of the shape that the weights of a checkpoint have.
 
-    With `stage` (1 or 2), a generator of the other one is an error. Raises UserError where there is none.
+    Raises UserError if the contents hold no generator, or one of another stage than `stage` (1, 2 or None for any).
     """
     weights = checkpoint.without_module(contents.get('netG'), file)
-    netG = checkpoint.build(lambda: _with_shapes_of(weights, file), weights, file)
-    is_of = 2 if isinstance(netG, Stage2Generator) else 1
-    if stage not in (None, is_of):
-        raise UserError(f'{file}: holds a Stage-{"I" * is_of} generator, but Stage-{"I" * stage} is asked for here')
+    netG = checkpoint.build(lambda: _build_like(weights, file), weights, file)
+    found = 2 if isinstance(netG, Stage2Generator) else 1
+    if stage not in (None, found):
+        raise UserError(f'{file}: holds a Stage-{"I" * found} generator, but Stage-{"I" * stage} is asked for here')
     return netG
 
 
-def _with_shapes_of(weights, file):
+def _build_like(weights, file):
+    """Build a generator that has weights of these names and shapes."""
     try:
         condition_dim, text_dim = len(weights['ca_net.fc.weight']) // 2, weights['ca_net.fc.weight'].shape[1]
         if 'encoder.0.weight' not in weights:
@@ -53,7 +55,7 @@ def _with_shapes_of(weights, file):
             return Stage1Generator(width // (8 * 4 * 4), size_in - condition_dim, text_dim, condition_dim)
         stage1 = {key.removeprefix('STAGE1_G.'): value for key, value in weights.items() if key.startswith('STAGE1_G.')}
         residuals = sum(re.fullmatch(r'residual\.\d+\.block\.0\.weight', key) is not None for key in weights)
-        return Stage2Generator(_with_shapes_of(stage1, file), len(weights['encoder.0.weight']), condition_dim, text_dim,
+        return Stage2Generator(_build_like(stage1, file), len(weights['encoder.0.weight']), condition_dim, text_dim,
                                residuals)
     except (KeyError, AttributeError, IndexError, TypeError, ValueError) as error:
         raise UserError(f'{file}: holds no generator of StackGAN (no weights of a Stage-I or Stage-II)') from error

@@ -1,9 +1,9 @@
-"""StackGAN: train Stage-I, then Stage-II on top of it; images of held-out captions or your own sentences.
+"""Train StackGAN (Stage-I, then Stage-II on top of it), evaluate it, or generate images for your own sentences.
 
-    python main.py --train --stage 1                                        64 x 64 images
-    python main.py --train --stage 2 --stage1 output/birds_stageI_DATE      refined to 256 x 256
+    python main.py --train --stage 1                                        train Stage-I: 64 x 64 images
+    python main.py --train --stage 2 --stage1 output/birds_stageI_DATE      refine them to 256 x 256
     python main.py --train --resume                                         continue the newest run
-    python main.py --train False                                            an image for every held-out caption
+    python main.py --train False                                            generate an image for every held-out caption
     python main.py --train False --text "a small red bird with black wings"
 """
 import os
@@ -15,7 +15,7 @@ sys.path.insert(0, os.path.dirname(HERE))
 from common import signals
 
 if __name__ == '__main__':
-    signals.end_at_once()  # while the imports take seconds
+    signals.end_at_once()  # the imports below take seconds
 
 import argparse
 
@@ -31,57 +31,58 @@ from stackgan_v1.build_gan import SNAPSHOT_INTERVAL, Model, load_generator, make
 from stackgan_v1.gan import SIZES
 
 Z_DIM = 100
-NAMES = {1: 'stageI', 2: 'stageII'}      # in the names of run folders
+NAMES = {1: 'stageI', 2: 'stageII'}      # part of the names of run folders
 LR_DECAY_EPOCHS = {1: 50, 2: 100}        # of 600
 NARROWEST = {1: 2, 2: 4}                 # --gf_dim, of which the last layer has a half or a quarter
 
 
 def parse_flags():
-    """Return (options, the folder of the run to continue or None)."""
+    """Return (options, folder of the run to resume or None)."""
     parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_run_flags(parser, model='stackgan_v1', epochs=600, batch_size=64, lr=0.0002, section_dir=HERE,
                         batch_modes=flags.ALL)
     parser.add_argument('--stage', type=int, choices=[1, 2], modes=flags.ALL, selects_run=True,
-                        help='1: images of 64 x 64; 2: these images refined to 256 x 256 '
-                             '(default: 1; when generating, that of the checkpoint)')
+                        help='stage to train: 1 generates images of 64 x 64, 2 refines them to 256 x 256 '
+                             '(default: 1; when generating, the stage of the checkpoint)')
     parser.add_argument('--stage1', type=flags.path, metavar='FILE', modes=(flags.TRAIN,),
-                        help='trained Stage-I whose images --stage 2 refines: a run folder, its .pt, or a '
+                        help='trained Stage-I whose images --stage 2 refines: a run folder, its .pt file, or a '
                              'netG_epoch_N.pth')
     parser.add_argument('--lr_decay_epoch', type=flags.positive(int), metavar='EPOCHS', modes=flags.TRAINING,
-                        help='number of epochs after which the learning rate is halved, again and again '
-                             '(default: 50, in Stage-II 100)')
+                        help='number of epochs after which the learning rate is halved each time '
+                             '(default: 50; in Stage-II, 100)')
     parser.add_argument('--z_dim', type=flags.positive(int), metavar='N', modes=flags.TRAINING,
-                        help=f'length of the noise vector (default: {Z_DIM}, in Stage-II that of its Stage-I)')
-    flags.add_widths(parser, [('gf_dim', 128, 'width of the generator'), ('df_dim', 64, 'width of the discriminator'),
+                        help=f'length of the noise vector (default: {Z_DIM}; in Stage-II, that of its Stage-I)')
+    flags.add_widths(parser, [('gf_dim', 128, 'generator width'), ('df_dim', 64, 'discriminator width'),
                               ('condition_dim', 128, 'length of the condition vector'),
                               ('residuals', 4, 'number of residual blocks in Stage-II')])
-    flags.add_weights(parser, [('kl_coef', 2.0, 'the KL divergence of conditions')])
+    flags.add_weights(parser, [('kl_coef', 2.0, 'the KL divergence of conditioning augmentation')])
     flags.add_large_image_flags(parser, flags.ALL)
     flags.add_precision_flag(parser)
     flags.add_compile_flag(parser)
-    flags.add_sentence_flags(parser, forms='a run folder, its .pt, or a netG_epoch_N.pth')
+    flags.add_sentence_flags(parser, forms='a run folder, its .pt file, or a netG_epoch_N.pth')
     config.add_cfg_flag(parser, flags.ALL)
     parser.add_argument('--config_name', type=flags.plain_name, metavar='NAME', modes=(flags.TRAIN,),
-                        help='NAME in the name of the run folder, DATASET_NAME_DATE (default: stageI or stageII)')
+                        help='middle part of the run folder\'s name DATASET_NAME_DATE (default: stageI or stageII)')
     parser.add_argument('--snapshot_interval', type=flags.positive(int), default=SNAPSHOT_INTERVAL, metavar='EPOCHS',
                         modes=flags.TRAINING,
-                        help=f'number of epochs between two Model/netG_epoch_N.pth (default: {SNAPSHOT_INTERVAL})')
+                        help='number of epochs between two snapshots Model/netG_epoch_N.pth '
+                             f'(default: {SNAPSHOT_INTERVAL})')
     options, resumed = config.parse_options(parser, flags.mode_of, KEYS, translate, HERE)
     return (complete(options, resumed) if options.train else options), resumed
 
 
 def complete(options, resumed):
-    """Fill in what follows from the stage to train. Raises UserError where options contradict it."""
+    """Set the defaults that depend on the stage to train. Raises UserError if options contradict the stage."""
     options.stage = options.stage or 1
-    begun = run.read_options(resumed).get('stage') if resumed else options.stage
-    if begun not in list(NAMES):  # which may be a list, that no dict can look for
-        raise UserError(f'{resumed}: is no run of StackGAN; give one, or leave out its name for the newest')
-    if options.stage != begun:
-        raise UserError(f'{resumed}: is a run of Stage-{"I" * begun}; leave out --stage {options.stage}')
+    run_stage = run.read_options(resumed).get('stage') if resumed else options.stage
+    if run_stage not in list(NAMES):  # in a damaged run it may be a list, which a dict cannot look up
+        raise UserError(f'{resumed}: not a run of StackGAN; give one, or --resume alone for the newest')
+    if options.stage != run_stage:
+        raise UserError(f'{resumed}: a run of Stage-{"I" * run_stage}; leave out --stage {options.stage}')
     if options.stage1 and options.stage == 1:
-        raise UserError(f'--stage1 {options.stage1}: is what Stage-II refines; add --stage 2')
+        raise UserError(f'--stage1 {options.stage1}: only Stage-II reads a trained Stage-I; add --stage 2')
     if options.stage == 2 and not (options.stage1 or options.checkpoint or resumed):
-        raise UserError('--stage 2: refines the images of a trained Stage-I; name its run with --stage1')
+        raise UserError('--stage 2: needs a trained Stage-I whose images it refines; name its run with --stage1')
     if options.stage == 1:
         run.refuse_given(['residuals'], 'in Stage-I, which has no residual blocks')
     if options.gf_dim < NARROWEST[options.stage]:
@@ -92,7 +93,7 @@ def complete(options, resumed):
 
 
 def main():
-    """Parse the flags and do what they ask for: train, generate images of sentences, or evaluate."""
+    """Parse the flags, then train, evaluate, or generate images for sentences."""
     options, resumed = parse_flags()
     device = flags.set_up(options)
     task = train if options.train else generate if options.text or options.text_file else evaluate
@@ -101,7 +102,7 @@ def main():
 
 
 def train(options, device, resumed):
-    """Train a stage in a new run folder, or continue the run in the folder `resumed`."""
+    """Train a stage in a new run folder, or resume the run in the folder `resumed`."""
     print('Loading data...', flush=True)
     dataset = CroppedDataset(flags.dataset_file(options), split=0, size=SIZES[options.stage])
     reading.require_embeddings(dataset)
@@ -125,34 +126,37 @@ def train(options, device, resumed):
         reading.keep_encoder(dataset, run_dir)
     model.lr_decay_epoch, model.snapshot_interval = options.lr_decay_epoch, options.snapshot_interval
     model.keep = options.keep
-    print(f'Training Stage-{"I" * options.stage} on {len(dataset)} pictures; everything goes to {run_dir}', flush=True)
+    print(f'Training Stage-{"I" * options.stage} on {len(dataset)} photographs; everything goes to {run_dir}',
+          flush=True)
     model.train(options.epochs, options.log_interval, run_dir)
     print(f'done: {run_dir} holds samples/, log.txt, TensorBoard curves, {options.model}.pt and Model/')
 
 
 def load_stage1(options, resumed, dataset):
-    """Return the trained Stage-I generator: that of `--stage1`, or the one inside the Stage-II to continue with.
+    """Return the trained Stage-I generator of `--stage1`, or the one in the Stage-II checkpoint to continue from.
 
-    Raises UserError where there is none, one of another `--z_dim`, or one that knows other embeddings than `dataset`.
+    Raises UserError if there is none, if its noise has another length than `--z_dim`, or if it was trained on other
+    embeddings than those of `dataset`.
     """
     if inside := resumed or options.checkpoint:
         model, file, _ = load_generator(run.existing(inside, options.model, checkpoints.find), options.model, stage=2)
         stage1 = model.netG.STAGE1_G
         if options.stage1 and not resumed:
-            print(f'--stage1 {options.stage1}: is not read, for the Stage-II in {file} has its own Stage-I')
+            print(f'--stage1 {options.stage1}: not read, because the Stage-II in {file} has its own Stage-I')
     else:
         model, file, _ = load_generator(run.existing(options.stage1, options.model, checkpoints.find), options.model,
                                         stage=1)
         stage1 = model.netG
     if options.z_dim not in (None, stage1.z_dim):
-        raise UserError(f'--z_dim {options.z_dim}: the Stage-I in {file} has {stage1.z_dim}; leave it out')
-    if not resumed:  # of a run that goes on, `run.begin` compares the data itself
+        raise UserError(f'--z_dim {options.z_dim}: the Stage-I in {file} was trained with {stage1.z_dim}; '
+                        'leave out --z_dim')
+    if not resumed:  # in a resumed run, `run.begin` compares the data
         reading.check_embeddings(model.data, dataset, file)
     return stage1
 
 
 def evaluate(options, device, resumed):
-    """Generate an image for every caption of classes that were not trained on."""
+    """Generate an image for every caption of classes that are not in the training data."""
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
                                dataset=options.dataset, stage=options.stage)
     model, file, epochs = load_generator(file, options.model, device, options.stage)
@@ -165,7 +169,7 @@ def evaluate(options, device, resumed):
 
 
 def generate(options, device, resumed):
-    """Generate an image of each sentence that the user typed; from Stage-II also a sheet of them beside Stage-I's."""
+    """Generate an image for each sentence of `--text` and `--text_file`; Stage-II adds a sheet with both stages."""
     sentences = flags.read_sentences(options.text, options.text_file)
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
                                dataset=run.if_given('dataset', options.dataset), stage=options.stage)

@@ -1,4 +1,4 @@
-"""The StackGAN++ authors' own configuration files, in terms of our flags."""
+"""Translate the StackGAN++ authors' configuration files into our flags."""
 import argparse
 import os
 
@@ -16,22 +16,22 @@ FLAGS = {
     'GAN.R_NUM': 'residuals', 'GAN.B_CONDITION': 'conditional',
     'TEST.B_EXAMPLE': 'example',
 }
-ONLY = {'TREE.BASE_SIZE': 64, 'TEXT.DIMENSION': 1024}  # the one value that there is
+ONLY = {'TREE.BASE_SIZE': 64, 'TEXT.DIMENSION': 1024}  # the only values supported here
 SPECIAL = ('DATA_DIR', 'GPU_ID', 'TRAIN.NET_D', 'TEST.SAMPLE_NUM')
 IGNORED = ('EMBEDDING_TYPE', 'TRAIN.VIS_COUNT', 'GAN.NETWORK_TYPE')
 KEYS = (*FLAGS, *ONLY, *SPECIAL, *IGNORED)
-DEFAULTS = {'TRAIN.BATCH_SIZE': 64, 'TRAIN.COEFF.UNCOND_LOSS': 0.0}  # of the authors' code, where ours are others
+DEFAULTS = {'TRAIN.BATCH_SIZE': 64, 'TRAIN.COEFF.UNCOND_LOSS': 0.0}  # the authors' defaults, where ours differ
 LSUN_CLASSES = {'church': 'church_outdoor_train', 'bedroom': 'bedroom_train'}
 
 
 def translate(values, path):
-    """({flag: value}, what is ignored) for the authors' keys of the file `path`, nested ones joined with dots.
+    """Return ({flag: value}, list of ignored keys) for the authors' keys; nested keys are joined with dots.
 
-    Raises UserError for a value that cannot be had here.
+    `path` is the file they come from, for messages. Raises UserError for a value that is not supported here.
     """
     flags, ignored = authors_cfg.translate(values, path, FLAGS, ONLY, IGNORED, DEFAULTS)
     if values.get('TRAIN.NET_D'):
-        ignored.append('TRAIN.NET_D (netD0.pth, ... are read where they lie beside NET_G)')
+        ignored.append('TRAIN.NET_D (netD0.pth, ... are read if they are beside NET_G)')
     if not _is_conditional(values, path):
         flags['count'] = values.get('TEST.SAMPLE_NUM')
     elif 'TEST.SAMPLE_NUM' in values:
@@ -47,7 +47,7 @@ def _is_conditional(values, path):
 
 
 def _data(values, is_conditional):
-    """The flags for DATA_DIR: the authors' code, too, tells by its name what is in it."""
+    """Return the flags for DATA_DIR; like the authors' code, tell from its name what it holds."""
     folder = authors_cfg.data_folder(values)
     if not folder:
         return {}

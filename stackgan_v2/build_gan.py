@@ -1,4 +1,4 @@
-"""Training and evaluation of StackGAN++ (section "Training StackGAN++"; Zhang et al., TPAMI 2018)."""
+"""Train and evaluate StackGAN++ (section "From StackGAN to StackGAN++"; Zhang et al., TPAMI 2018)."""
 import os
 
 import torch
@@ -13,15 +13,15 @@ from common.training_run import TrainingRun
 from stackgan_v2 import checkpoints
 from stackgan_v2.gan import BASE_SIZE, Discriminator, Generator
 
-AVERAGE_DECAY = 0.999     # of the running average of the generator's parameters, every step
-COVARIANCE_WEIGHT = 5     # of color covariances against color means (paper, equation 12)
-SNAPSHOT_INTERVAL = 2000  # steps between two generators in Model/
+AVERAGE_DECAY = 0.999     # per step, of the running average of the generator's parameters
+COVARIANCE_WEIGHT = 5     # lambda_2 of the color consistency; lambda_1, of color means, is 1 (paper, section 4.3)
+SNAPSHOT_INTERVAL = 2000  # steps between two snapshots in Model/
 SAMPLES = 8               # rows of a sample grid
-SAMPLE_SIZE = 256         # pixels of its largest images
+SAMPLE_SIZE = 256         # width in pixels of the largest images in it
 
 
 def init_weights(module):
-    """Initialize a layer: orthogonal convolutions and linear maps, scales of batch norms from N(1, 0.02), biases 0."""
+    """Initialize a layer: orthogonal convolution and linear weights, batch norm scales from N(1, 0.02^2), biases 0."""
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.orthogonal_(module.weight)
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -33,7 +33,7 @@ def init_weights(module):
 
 def make_networks(branches=3, gf_dim=64, df_dim=64, z_dim=100, text_dim=1024, embedding_dim=128, residuals=2,
                   conditional=True, device='cpu'):
-    """Create a generator and its discriminators, a list from small to large, on `device`."""
+    """Return (generator, list of discriminators from small to large) with initialized weights, on `device`."""
     netG = Generator(branches, gf_dim, z_dim, text_dim, embedding_dim, residuals, conditional)
     netsD = [Discriminator(BASE_SIZE << branch, df_dim, embedding_dim, conditional) for branch in range(branches)]
     for net in (netG, *netsD):
@@ -42,12 +42,12 @@ def make_networks(branches=3, gf_dim=64, df_dim=64, z_dim=100, text_dim=1024, em
 
 
 def kl_to_standard_normal(mu, logvar):
-    """Return the KL divergence of N(mu, exp(logvar)), both [B, K], from N(0, 1): the mean over all elements."""
+    """Return D_KL(N(mu, sigma^2) || N(0, 1)), the mean over all elements of mu and logvar = log sigma^2 [B, K]."""
     return -0.5 * (1 + logvar - mu ** 2 - logvar.exp()).mean()
 
 
 def color_statistics(image):
-    """Return the mean color [B, 3, 1] and the covariance of the channels [B, 3, 3] of images [B, 3, H, W]."""
+    """Return the mean color [B, 3, 1] and the color covariance [B, 3, 3] over the pixels of images [B, 3, H, W]."""
     pixels = image.flatten(2)
     mean = pixels.mean(2, keepdim=True)
     centered = pixels - mean
@@ -55,10 +55,11 @@ def color_statistics(image):
 
 
 class Model:
-    """The tree of generators, a discriminator for each of its sizes, their losses and their optimizers.
+    """Train the tree of generators with one discriminator per image size, and generate images.
 
-    `data_loader` yields batches as in `data/multiscale_dataset.py`. `kl_coef` weighs the KL divergence of conditioning
-    augmentation, `uncond_coef` the unconditional losses, `color_coef` the color consistency of neighboring branches.
+    `data_loader` yields batches as in `data/multiscale_dataset.py`. `kl_coef` is the weight of the KL divergence of
+    conditioning augmentation, `uncond_coef` that of the unconditional losses, and `color_coef` that of the color
+    consistency of neighboring branches.
     """
 
     def __init__(self, name, device, data_loader, generator, discriminators, kl_coef=2.0, uncond_coef=1.0,
@@ -80,32 +81,35 @@ class Model:
                                         for net in (self.netG, *self.netsD)]
 
     def set_lr(self, lr):
-        """Continue with another learning rate than that of a loaded checkpoint."""
+        """Set the learning rate of all optimizers, in place of that of a loaded checkpoint."""
         for optimizer in (self.optim_G, *self.optims_D):
             for group in optimizer.param_groups:
                 group['lr'] = lr
 
     def train_step(self, batch):
-        """Train every discriminator for one step, then the tree of generators; images are generated once for both.
+        """Train every discriminator for one step, then the tree of generators, with the same generated images in both.
 
-        Returns the losses: `loss_D` (a list, one for each branch), `loss_G` and, with text, its part `loss_KL`, all of
-        them scalar tensors. Branch i has the image s_i, its generator G_i and its discriminator D_i; c is the
-        condition (paper, section 4).
+        In the comments, branch i generates the image s_i and has the discriminator D_i, x_i is a real image of its size
+        and c the condition (paper, section 4). Returns a dict of scalar tensors: `loss_D` (a list, one per branch),
+        `loss_G` and, with text, `loss_KL`, its weighted KL divergence.
         """
         embed = batch['right_embed'].to(self.device) if self.netG.conditional else None
         noise = torch.randn((len(batch['right_images'][0]), self.netG.z_dim), device=self.device)
         images_fake, mu, logvar = self.netG(noise, embed)
 
+        # L_D_i = -log D_i(x_i, c) - log(1 - D_i(s_i, c))     conditional
+        #         - log D_i(x_i) - log(1 - D_i(s_i))         unconditional
         losses_D = []
         for branch, netD in enumerate(self.netsD):
             netD.requires_grad_(True)
             loss_D = self._discriminator_loss(branch, batch, images_fake[branch].detach(), mu)
             loss_D.backward()
             self.optims_D[branch].step()
-            self.optims_D[branch].zero_grad()  # here, so that their memory is free for the generator's step
+            self.optims_D[branch].zero_grad()  # frees their memory for the generator's step
             losses_D.append(loss_D.detach())
 
-        # L_G = sum over i of L_G_i, + color_coef * L_C, + kl_coef * D_KL(N(mu, sigma^2) || N(0, 1))
+        # L_G = sum_i L_G_i + color_coef * L_C + kl_coef * D_KL(N(mu, sigma^2) || N(0, 1)),
+        # where L_G_i = -log D_i(s_i, c) - log D_i(s_i)
         loss_G = sum(self._generator_loss(branch, image, mu) for branch, image in enumerate(images_fake))
         if self.color_coef:
             loss_G = loss_G + self.color_coef * self._color_loss(images_fake)
@@ -121,9 +125,12 @@ class Model:
         return {**losses, 'loss_G': loss_G.detach()}
 
     def _discriminator_loss(self, branch, batch, image_fake, mu):
-        """Return L_D_i: log D_i(x_i) + log(1 - D_i(s_i)), unconditional, and the same of D_i(., c), conditional.
+        """Return L_D_i, the sum of a conditional and an unconditional loss, as in the authors' code.
 
-        For D_i(., c), images of another class are fake, too (authors' code).
+        Conditional: -log D_i(x_i, c) - log(1 - D_i(s_i, c)) - log(1 - D_i(x'_i, c)), where x'_i is a real image of
+        another class. Unconditional, times uncond_coef: -log D_i(x_i) - log(1 - D_i(s_i)) - log D_i(x'_i). c is the
+        mean mu of the condition. If uncond_coef is 0, both fake terms of the conditional loss are halved. Without text,
+        L_D_i = -log D_i(x_i) - log(1 - D_i(s_i)).
         """
         netD, image_real = self.netsD[branch], batch['right_images'][branch].to(self.device)
         real_label, fake_label = self._labels(image_real)
@@ -142,7 +149,7 @@ class Model:
         return real + wrong + fake + self.uncond_coef * uncond
 
     def _generator_loss(self, branch, image_fake, mu):
-        """Return L_G_i: - log D_i(s_i, c) - log D_i(s_i), conditional and unconditional."""
+        """Return L_G_i = -log D_i(s_i, c) - uncond_coef * log D_i(s_i), where c is mu; without text, -log D_i(s_i)."""
         netD = self.netsD[branch].requires_grad_(False)  # D does not learn here
         real_label, _ = self._labels(image_fake)
         out_fake, *out_fake_uncond = netD(image_fake, mu)
@@ -152,9 +159,10 @@ class Model:
         return loss
 
     def _color_loss(self, images):
-        """Return the color consistency L_C of neighboring branches (paper, equation 12; the chapter's last equation).
+        """Return the color consistency L_C of neighboring branches (paper, section 4.3; the chapter's last equation).
 
-        |mean of s_i - mean of s_(i-1)|^2 + 5 |covariance of s_i - covariance of s_(i-1)|^2, over the colors of pixels.
+        L_C = sum_i |mean(s_i) - mean(s_(i-1))|^2 + 5 |cov(s_i) - cov(s_(i-1))|^2, over the colors of an image's pixels.
+        As in the authors' code, |.|^2 is the mean of the squares, and s_(i-1) gets no gradient.
         """
         loss = 0
         for small, large in zip(images, images[1:]):
@@ -173,15 +181,15 @@ class Model:
 
     @property
     def average_G(self):
-        """The generator's state dict with the running averages in place of its parameters."""
+        """Return the generator's state dict with the running averages in place of its parameters."""
         names = [name for name, _ in self.netG.named_parameters()]
         return {**self.netG.state_dict(), **dict(zip(names, self.averaged))}
 
     def train(self, epochs, log_interval=100, out_dir='', verbose=True):
         """Train until `epochs` epochs are done, including those of a loaded checkpoint.
 
-        With `out_dir`, also writes the networks in the authors' form every `snapshot_interval` steps and at the end.
-        Logs, samples, checkpoints and interruptions are the business of `common.training_run.TrainingRun`.
+        With `out_dir`, also saves the networks in the authors' format every `snapshot_interval` steps and at the end.
+        `common.training_run.TrainingRun` writes logs, samples and checkpoints, and handles interruptions.
         """
         if self.optim_G is None:
             raise UserError('call create_optim(lr) before train()')
@@ -198,7 +206,7 @@ class Model:
                 self.save_snapshot(out_dir)
 
     def sample_grid(self):
-        """Return a PIL image with a row for each of some items, always the same: every branch's image, and a real one.
+        """Return a PIL image with one row per sample item, the same every time: all branches' images and the real one.
         """
         if not hasattr(self, 'sample_batch'):
             self.sample_batch = fixed_batch(self.data_loader.dataset, SAMPLES)
@@ -207,10 +215,10 @@ class Model:
         return side_by_side([*fake, real], min(SAMPLE_SIZE, real.shape[-1]))
 
     def generate(self, embed=None, seed=0, count=None):
-        """Generate images with the running average: a list, from small to large, of [B, 3, S, S] in [-1, 1].
+        """Generate images with the running average of the generator's parameters.
 
-        They are for sentence embeddings [B, text_dim], or, from a generator without text, `count` of them. `seed` draws
-        noise and conditions.
+        `embed` holds sentence embeddings [B, text_dim]; a generator without text generates `count` images instead.
+        `seed` sets the noise and the conditions. Returns a list, small to large, of images [B, 3, S, S] in [-1, 1].
         """
         embed = torch.as_tensor(embed).to(self.device) if self.netG.conditional else None
         with reproducible(self.netG, self.device, seed):
@@ -219,9 +227,9 @@ class Model:
         return images
 
     def eval(self, batch_size=None):
-        """Generate images for the first `batch_size` items of the data loader (default: its first batch).
+        """Generate images for the first `batch_size` items of the data loader's first batch (default: all of it).
 
-        Returns (images, a list from small to large of [B, 3, S, S] in [-1, 1], the captions or None).
+        Returns (list of images, as from `generate`, list of captions or None).
         """
         batch = next(iter(self.data_loader))
         size = min(batch_size or len(batch['right_images'][0]), len(batch['right_images'][0]))
@@ -230,7 +238,7 @@ class Model:
         return self.generate(batch['right_embed'][:size]), batch['txt'][:size]
 
     def save_to(self, path='', name=None, verbose=True):
-        """Write networks, running average, optimizers and progress to `path/NAME.pt`, whole or not at all.
+        """Save networks, running average, optimizers and progress to `path/NAME.pt` in one atomic write.
 
         Returns the file.
         """
@@ -239,8 +247,9 @@ class Model:
                                      average_G=dict(zip(names, self.averaged)))
 
     def save_snapshot(self, run_dir):
-        """Write `run_dir/Model/netG_COUNT.pth`, COUNT steps, and netD0.pth, ... beside it, so that the authors' code
-        loads them: plain state dicts, every key behind `module.`, the generator's parameters averaged.
+        """Save Model/netG_COUNT.pth, where COUNT is the number of steps, and Model/netD0.pth, ... in `run_dir`.
+
+        As the authors' code expects, these are state dicts whose keys start with `module.`; netG holds the averages.
         """
         file = self._snapshot_file(run_dir)
         files = {os.path.join(os.path.dirname(file), f'netD{i}.pth'): netD.state_dict()
@@ -253,11 +262,11 @@ class Model:
         return os.path.join(run_dir, 'Model', f'netG_{self.progress["step"]}.pth')
 
     def load_from(self, path='', name=None, verbose=True):
-        """Read what `save_to` wrote, or another of the forms in `checkpoints.read`; `path` is the file or its folder.
+        """Load a checkpoint: what `save_to` wrote, or another format that `checkpoints.read` knows.
 
-        A checkpoint with fewer branches may be read: the tree grows. After `create_optim`, the states of the
-        optimizers and the progress are read, too. Raises UserError where the file is missing, damaged, refused or of
-        another network; the model is then as it was.
+        `path` is the file or its folder. The checkpoint may have fewer branches: the others keep their weights. If
+        `create_optim` has been called, the states of the optimizers and the progress are loaded, too. Raises UserError
+        if the file is missing, damaged, unsafe to load, or belongs to another network; the model then stays as it was.
         """
         file, contents, files_D = checkpoints.read(path, name or self.name)
         contents = checkpoints.grow(contents, file, self.netG, self.netsD, self.optim_G is not None)
@@ -272,12 +281,12 @@ class Model:
 
 
 def load_generator(path, name, device='cpu'):
-    """Return (a Model that only generates, of the shape that the checkpoint has, the file, its number of steps).
+    """Load a generator of any width. Returns (Model that only generates, file that was read, number of steps).
 
     `path` and errors are as in `Model.load_from`.
     """
     file, contents, _ = checkpoints.read(path, name, mapped=True)
-    netG = checkpoints.generator_of(contents, file)
+    netG = checkpoints.build_generator(contents, file)
     model = Model(name, device, None, netG, [])
     averaged = checkpoints.average_of(contents, file, netG)
     checkpoint.load_model(model, {'netG': netG}, contents, file)

@@ -1,4 +1,4 @@
-"""The forms in which the networks of StackGAN++ are stored: ours, and the authors' netG_COUNT.pth, netD0.pth, ..."""
+"""Read checkpoints of StackGAN++: our own format, and the authors' netG_COUNT.pth, netD0.pth, ..."""
 import os
 import re
 
@@ -12,17 +12,17 @@ SNAPSHOTS = 'netG_*[0-9].pth', 'Model/netG_*[0-9].pth'
 
 
 def find(path, name):
-    """Return the checkpoint file that `path` names: itself, NAME.pt in the folder, or the latest snapshot there."""
+    """Return the checkpoint file for `path`: a file itself, or NAME.pt or the latest snapshot in a folder."""
     return checkpoint.find(path, name, SNAPSHOTS)
 
 
 def read(path, name, mapped=False):
-    """Return (the file that was read, its contents as `Model.save_to` writes them, the files of the discriminators).
+    """Return (file that was read, contents in the layout of `Model.save_to`, {'netsD': [files of discriminators]}).
 
-    `path` is the file, or a folder with NAME.pt, or one with netG_COUNT.pth in it or in its Model/ (of several the
-    highest COUNT). Of an authors' checkpoint, whose weights are averages already, `average_G` is the same as `netG`,
-    and `netsD` is there where netD0.pth, ... are beside it. With `mapped`, only for generating, nothing beside it is
-    read. Raises UserError where a file is missing, damaged or refused.
+    `path` is a file, or a folder that holds NAME.pt, netG_COUNT.pth or Model/netG_COUNT.pth (the highest COUNT counts).
+    The authors' netG is an average already, so it becomes `average_G`, too; their `netsD` are read if netD0.pth, ...
+    are beside it, and the last dict then names these files. With `mapped`, for generating only, they are not read.
+    Raises UserError if a file is missing, damaged or unsafe to load.
     """
     file = find(path, name)
     contents = checkpoint.load(file, mapped)
@@ -33,7 +33,7 @@ def read(path, name, mapped=False):
                            if key in contents}
     branches = shape_of(contents['netG'], file)['branches']
     if is_ours and (not isinstance(contents.get('netsD'), list) or len(contents['netsD']) != branches):
-        raise UserError(f'{file}: its netsD is no list of {branches} state dicts, one for each branch')
+        raise UserError(f'{file}: its netsD is not a list of {branches} state dicts, one per branch')
     beside = [os.path.join(os.path.dirname(file), f'netD{i}.pth') for i in range(branches)]
     if is_ours or mapped or not all(map(os.path.isfile, beside)):
         return file, contents, {}
@@ -41,9 +41,9 @@ def read(path, name, mapped=False):
 
 
 def shape_of(weights, file):
-    """Return the arguments of the `Generator` that has weights of these names and shapes.
+    """Return the arguments for a `Generator` whose weights have these names and shapes.
 
-    Raises UserError where there is none.
+    Raises UserError if the weights are not those of a generator.
     """
     try:
         conditional = 'ca_net.fc.weight' in weights
@@ -58,17 +58,17 @@ def shape_of(weights, file):
         raise UserError(f'{file}: holds no generator of StackGAN++ (no weights named img_net1.img.0.weight)') from error
 
 
-def generator_of(contents, file):
-    """Build the `Generator`, with its first weights, that the weights of a checkpoint fit into."""
+def build_generator(contents, file):
+    """Build a `Generator`, still untrained, of the shape that the weights of a checkpoint have."""
     shape = shape_of(contents['netG'], file)
     return checkpoint.build(lambda: Generator(**shape), contents['netG'], file)
 
 
 def grow(contents, file, netG, netsD, is_training):
-    """Return the contents of a checkpoint with fewer branches as those of the larger tree `netG`, `netsD`.
+    """Return the contents of a checkpoint, filled up to the branches of `netG` and `netsD`.
 
-    The branches that the checkpoint lacks keep the weights that they have. Raises UserError where `is_training`, for
-    the states of optimizers cannot grow, and where the checkpoint has more branches.
+    Branches that the checkpoint lacks get the weights that `netG` and `netsD` have. Raises UserError if the checkpoint
+    has more branches, or if `is_training` and it holds optimizer states, which cannot be filled up.
     """
     branches = shape_of(contents['netG'], file)['branches']
     if not netsD or branches == len(netsD):
@@ -77,8 +77,8 @@ def grow(contents, file, netG, netsD, is_training):
         raise UserError(f'{file}: has {branches} branches, more than the {len(netsD)} asked for; '
                         f'give --branches {branches}')
     if is_training and 'optim_G' in contents:
-        raise UserError(f'{file}: has {branches} of {len(netsD)} branches; a run cannot grow, but a new one can start '
-                        'from it, with --checkpoint')
+        raise UserError(f'{file}: has {branches} of {len(netsD)} branches, and a resumed run cannot add branches; '
+                        'start a new run from it with --checkpoint')
     print(f'{file}: the tree grows from {branches} to {len(netsD)} branches; the new ones are untrained')
     untrained = {name: value for name, value in netG.state_dict().items() if name not in contents['netG']}
     grown = contents | {name: untrained | contents[name] for name in ('netG', 'average_G') if name in contents}
@@ -90,7 +90,7 @@ def grow(contents, file, netG, netsD, is_training):
 def average_of(contents, file, netG):
     """Return the averaged parameters of a checkpoint, a list of tensors in the order of `netG.parameters()`.
 
-    Where it has no averages, they are its weights.
+    If the checkpoint has no averages, these are its weights.
     """
     weights = contents['netG']
     buffers = {name: weights[name] for name, _ in netG.named_buffers() if name in weights}

@@ -1,4 +1,4 @@
-"""The networks of StackGAN++ (Zhang et al., TPAMI 2018): a tree of generators, and a discriminator for each size.
+"""The networks of StackGAN++ (Zhang et al., TPAMI 2018): a tree of generators, and one discriminator per image size.
 
 Attributes are named as in the authors' code, so that their checkpoints load.
 """
@@ -9,28 +9,31 @@ BASE_SIZE = 64
 
 
 def conv3x3(size_in, size_out):
-    """[B, size_in, H, W] -> [B, size_out, H, W]."""
+    """Return a convolution [B, size_in, H, W] -> [B, size_out, H, W]."""
     return nn.Conv2d(size_in, size_out, 3, padding=1, bias=False)
 
 
 def gated_conv(size_in, size_out):
-    """Layers [B, size_in, H, W] -> [B, size_out, H, W]: half of the channels say how much of the rest gets through."""
+    """Return layers [B, size_in, H, W] -> [B, size_out, H, W] that end in a gated linear unit: a * sigmoid(b)."""
     return [conv3x3(size_in, 2 * size_out), nn.BatchNorm2d(2 * size_out), nn.GLU(dim=1)]
 
 
 def upsample(size_in, size_out):
-    """[B, size_in, H, W] -> [B, size_out, 2H, 2W]."""
+    """Return a block that doubles height and width: [B, size_in, H, W] -> [B, size_out, 2H, 2W]."""
     return nn.Sequential(nn.Upsample(scale_factor=2, mode='nearest'), *gated_conv(size_in, size_out))
 
 
-def concatenate_everywhere(condition, features):
-    """[B, C, H, W], the condition [B, K] repeated at every place in front of them -> [B, K + C, H, W]."""
+def prepend_condition(condition, features):
+    """Prepend a condition [B, K] to features [B, C, H, W] at every location: -> [B, K + C, H, W]."""
     condition = condition.to(features.dtype)[:, :, None, None].expand(-1, -1, *features.shape[2:])
     return torch.cat([condition, features], 1)
 
 
 class ConditioningAugmentation(nn.Module):
-    """A sentence embedding [B, text_dim] becomes a normal distribution, and a condition [B, embedding_dim] is drawn."""
+    """Sample a condition c ~ N(mu(t), sigma(t)^2) for a sentence embedding t (paper, section 3.1).
+
+    text [B, text_dim] -> (c, mu, logvar), each [B, embedding_dim], where logvar = log sigma^2.
+    """
 
     def __init__(self, text_dim, embedding_dim):
         super().__init__()
@@ -40,11 +43,12 @@ class ConditioningAugmentation(nn.Module):
     def forward(self, text):
         mu, logvar = self.glu(self.fc(text)).chunk(2, dim=1)
         epsilon = torch.randn(mu.shape, device=mu.device)
+        # c = mu + sigma * epsilon, with epsilon ~ N(0, 1)
         return mu + epsilon * torch.exp(logvar / 2), mu, logvar
 
 
 class InitialStage(nn.Module):
-    """Noise and condition, concatenated to [B, size_in], -> features [B, width / 16, 64, 64]."""
+    """Compute h_0 = F_0(c, z): concatenated condition and noise [B, size_in] -> features [B, width / 16, 64, 64]."""
 
     def __init__(self, size_in, width):
         super().__init__()
@@ -65,7 +69,7 @@ class InitialStage(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Features [B, width, H, W] and what is to be added to them, again [B, width, H, W]."""
+    """Compute x + F(x) for features x [B, width, H, W], where F is two convolutions."""
 
     def __init__(self, width):
         super().__init__()
@@ -76,7 +80,10 @@ class ResidualBlock(nn.Module):
 
 
 class NextStage(nn.Module):
-    """Features [B, width, H, W] and a condition [B, condition_dim] -> features [B, width / 2, 2H, 2W]."""
+    """Compute h_i = F_i(h_(i-1), c) with twice the height and width.
+
+    features [B, width, H, W] and condition [B, condition_dim] -> features [B, width / 2, 2H, 2W].
+    """
 
     def __init__(self, width, condition_dim, residuals):
         super().__init__()
@@ -85,12 +92,12 @@ class NextStage(nn.Module):
         self.upsample = upsample(width, width // 2)
 
     def forward(self, features, condition):
-        x = self.jointConv(concatenate_everywhere(condition, features))
+        x = self.jointConv(prepend_condition(condition, features))
         return self.upsample(self.residual(x))
 
 
 class ToImage(nn.Module):
-    """Features [B, width, H, W] -> an image [B, 3, H, W] in [-1, 1]."""
+    """Compute the image of a branch, s_i = G_i(h_i): features [B, width, H, W] -> [B, 3, H, W] in [-1, 1]."""
 
     def __init__(self, width):
         super().__init__()
@@ -101,11 +108,11 @@ class ToImage(nn.Module):
 
 
 class Generator(nn.Module):
-    """Noise [B, z_dim] and sentence embeddings [B, text_dim] to (images, mu, logvar).
+    """Generate one image per branch from noise and sentence embeddings (paper, section 4.1).
 
-    `images` is a list, small to large, of [B, 3, S, S] in [-1, 1] for S = 64, 128, 256, ..., one for each branch. `mu`
-    and `logvar` [B, embedding_dim] are the distribution of the condition. Where the tree is not `conditional`, it
-    takes no text, the noise is repeated where the condition would be, and both are None.
+    noise [B, z_dim] and text [B, text_dim] -> (images, mu, logvar), where images is a list, small to large, of
+    [B, 3, S, S] in [-1, 1] for S = 64, 128, 256, ..., and mu and logvar [B, embedding_dim] are the distribution of the
+    condition. If not `conditional`, there is no text, noise takes the place of the condition, and both are None.
     """
 
     def __init__(self, branches=3, gf_dim=64, z_dim=100, text_dim=1024, embedding_dim=128, residuals=2,
@@ -137,33 +144,33 @@ class Generator(nn.Module):
         return images, mu, logvar
 
 
-def normalized_conv(size_in, size_out, kernel_size, stride):
-    """Layers [B, size_in, H, W] -> [B, size_out, H / stride, W / stride]."""
+def conv_bn_lrelu(size_in, size_out, kernel_size, stride):
+    """Return layers [B, size_in, H, W] -> [B, size_out, H / stride, W / stride]."""
     return [nn.Conv2d(size_in, size_out, kernel_size, stride, padding=1, bias=False),
             nn.BatchNorm2d(size_out), nn.LeakyReLU(0.2, inplace=True)]
 
 
 def downsample(size_in, size_out):
-    """Layers [B, size_in, H, W] -> [B, size_out, H/2, W/2]."""
-    return normalized_conv(size_in, size_out, kernel_size=4, stride=2)
+    """Return layers that halve height and width: [B, size_in, H, W] -> [B, size_out, H/2, W/2]."""
+    return conv_bn_lrelu(size_in, size_out, kernel_size=4, stride=2)
 
 
-def narrow(size_in, size_out):
-    """Layers [B, size_in, H, W] -> [B, size_out, H, W]."""
-    return normalized_conv(size_in, size_out, kernel_size=3, stride=1)
+def conv3x3_bn_lrelu(size_in, size_out):
+    """Return layers that keep height and width: [B, size_in, H, W] -> [B, size_out, H, W]."""
+    return conv_bn_lrelu(size_in, size_out, kernel_size=3, stride=1)
 
 
-def probability(size_in):
-    """Layers [B, size_in, 4, 4] -> [B, 1, 1, 1] in [0, 1]."""
+def probability_head(size_in):
+    """Return layers that compute a probability: [B, size_in, 4, 4] -> [B, 1, 1, 1] in [0, 1]."""
     return nn.Sequential(nn.Conv2d(size_in, 1, kernel_size=4, stride=4), nn.Sigmoid())
 
 
 class Discriminator(nn.Module):
-    """Images [B, 3, image_size, image_size] in [-1, 1] and conditions [B, embedding_dim] to a list of probabilities.
+    """Compute D_i(x, c) and D_i(x): joint conditional and unconditional (JCU; paper, section 4.2).
 
-    Two of [B]: that the image is real and shows what the condition says, and that it is real, whatever it shows. Both
-    read the same code of the image (joint conditional and unconditional, JCU). Where it is not `conditional`, only that
-    it is real.
+    image [B, 3, image_size, image_size] in [-1, 1] and condition [B, embedding_dim] -> a list of two probabilities [B]:
+    that the image is real and matches the condition, and that it is real, whatever it shows. Both share one encoding of
+    the image. If not `conditional`, the list holds only the probability that the image is real.
     """
 
     def __init__(self, image_size, df_dim=64, embedding_dim=128, conditional=True):
@@ -175,17 +182,18 @@ class Discriminator(nn.Module):
             *downsample(2 * df_dim, 4 * df_dim),                                                 # [B, 4 df_dim, 8, 8]
             *downsample(4 * df_dim, width))                                                      # [B, 8 df_dim, 4, 4]
         self.image_code = ['img_code_s16']
-        # Larger images: halve the map and double the channels until it is 4 x 4, then narrow the channels to 8 df_dim.
+        # Larger images: halve the map and double the channels until it is 4 x 4, then reduce the channels to 8 df_dim.
         halvings = (image_size // BASE_SIZE).bit_length() - 1
         for i in range(halvings):
             self._append(f'img_code_s{32 << i}', downsample(width << i, width << (i + 1)))
         for i in range(halvings, 0, -1):
-            self._append(f'img_code_s{16 << halvings}_{halvings - i + 1}', narrow(width << i, width << (i - 1)))
-        self.logits = probability(width)
+            self._append(f'img_code_s{16 << halvings}_{halvings - i + 1}',
+                         conv3x3_bn_lrelu(width << i, width << (i - 1)))
+        self.logits = probability_head(width)
         self.conditional = conditional
         if conditional:
-            self.jointConv = nn.Sequential(*narrow(width + embedding_dim, width))
-            self.uncond_logits = probability(width)
+            self.jointConv = nn.Sequential(*conv3x3_bn_lrelu(width + embedding_dim, width))
+            self.uncond_logits = probability_head(width)
 
     def _append(self, name, layers):
         setattr(self, name, nn.Sequential(*layers))
@@ -197,5 +205,5 @@ class Discriminator(nn.Module):
             code = getattr(self, name)(code)                                                     # [B, 8 df_dim, 4, 4]
         if not self.conditional:
             return [self.logits(code).flatten()]
-        joint = self.jointConv(concatenate_everywhere(condition, code))
+        joint = self.jointConv(prepend_condition(condition, code))
         return [self.logits(joint).flatten(), self.uncond_logits(code).flatten()]

@@ -1,10 +1,10 @@
-"""StackGAN++: train; generate images of held-out captions or of your own sentences.
+"""Train StackGAN++, evaluate it, or generate images for your own sentences.
 
     python main.py --cfg cfg/birds_3stages.yml --gpu 0                      train as the chapter does
     python main.py --train --resume                                         continue the newest run
-    python main.py --cfg cfg/eval_birds.yml --gpu 0                         an image for every held-out caption
+    python main.py --cfg cfg/eval_birds.yml --gpu 0                         generate an image for every held-out caption
     python main.py --train False --text "a small red bird with black wings"
-    python main.py --train False --interpolate "a red bird" "a blue bird"   from one sentence to the other
+    python main.py --train False --interpolate "a red bird" "a blue bird"   generate images from one to the other
     python main.py --train --image_folder FOLDER                            train without text on FOLDER/CLASS/*.jpg
     python main.py --train False --count 64                                 generate without text
 """
@@ -17,7 +17,7 @@ sys.path.insert(0, os.path.dirname(HERE))
 from common import signals
 
 if __name__ == '__main__':
-    signals.end_at_once()  # while the imports take seconds
+    signals.end_at_once()  # the imports below take seconds
 
 import argparse
 
@@ -32,25 +32,25 @@ from stackgan_v2 import checkpoints, unconditional
 from stackgan_v2.authors_cfg import KEYS, translate
 from stackgan_v2.build_gan import SNAPSHOT_INTERVAL, Model, load_generator, make_networks
 
-INTERPOLATE = 'interpolate'  # a mode of its own
+INTERPOLATE = 'interpolate'  # a mode that only this section has
 GENERATING = (*flags.GENERATING, INTERPOLATE)
 MODES = (*flags.TRAINING, *GENERATING)
-STRIP = 9  # images from one sentence to the other
+STRIP = 9  # images in a strip of --interpolate
 
 
 def parse_flags():
-    """Return (options, the folder of the run to continue or None)."""
+    """Return (options, folder of the run to resume or None)."""
     parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_run_flags(parser, model='stackgan_v2', epochs=600, batch_size=24, lr=0.0002, section_dir=HERE,
                         all_modes=MODES, seed_modes=(flags.TRAIN, *GENERATING),
                         batch_modes=(*flags.TRAINING, *flags.GENERATING), resume_modes=(flags.RESUME, *GENERATING))
     parser.add_argument('--branches', type=int, choices=range(1, 6), default=3, modes=flags.TRAINING,
-                        help='number of image sizes, of 64, 128, 256, 512, 1024 pixels (default: 3)')
-    flags.add_widths(parser, [('gf_dim', 64, 'width of the generators'), ('df_dim', 64, 'width of the discriminators'),
+                        help='number of branches: image sizes 64, 128, 256, 512 and 1024 pixels (default: 3)')
+    flags.add_widths(parser, [('gf_dim', 64, 'generator width'), ('df_dim', 64, 'discriminator width'),
                               ('z_dim', 100, 'length of the noise vector'),
                               ('embedding_dim', 128, 'length of the condition vector'),
-                              ('residuals', 2, 'number of residual blocks in a stage')])
-    flags.add_weights(parser, [('kl_coef', 2.0, 'the KL divergence of conditions'),
+                              ('residuals', 2, 'number of residual blocks per stage')])
+    flags.add_weights(parser, [('kl_coef', 2.0, 'the KL divergence of conditioning augmentation'),
                                ('uncond_coef', 1.0, 'the unconditional losses'),
                                ('color_coef', 0.0, 'the color consistency of neighboring branches')])
     flags.add_large_image_flags(parser, MODES)
@@ -58,17 +58,18 @@ def parse_flags():
     flags.add_compile_flag(parser)
     config.add_cfg_flag(parser, MODES)
     parser.add_argument('--config_name', type=flags.plain_name, metavar='NAME', modes=(flags.TRAIN,),
-                        help='NAME in the name of the run folder, DATASET_NAME_DATE (default: the branches, as in '
-                             '3stages)')
+                        help='middle part of the run folder\'s name DATASET_NAME_DATE (default: the number of '
+                             'branches, as in 3stages)')
     parser.add_argument('--snapshot_interval', type=flags.positive(int), default=SNAPSHOT_INTERVAL, metavar='STEPS',
                         modes=flags.TRAINING,
-                        help=f'number of steps between two Model/netG_COUNT.pth (default: {SNAPSHOT_INTERVAL})')
+                        help='number of steps between two snapshots Model/netG_COUNT.pth '
+                             f'(default: {SNAPSHOT_INTERVAL})')
     flags.add_sentence_flags(parser, GENERATING, (flags.TEXT, INTERPOLATE),
-                             'a run folder, its .pt, or a netG_COUNT.pth')
+                             'a run folder, its .pt file, or a netG_COUNT.pth')
     parser.add_argument('--interpolate', nargs=2, metavar='SENTENCE', modes=(INTERPOLATE,),
                         help='generate a strip of images from one sentence to the other')
-    flags.add_boolean(parser, '--example', False, 'evaluate with one grid per photograph, not one image per caption',
-                      modes=(flags.EVALUATE,))
+    flags.add_boolean(parser, '--example', False, 'evaluate with one grid per photograph in place of one image per '
+                                                  'caption', modes=(flags.EVALUATE,))
     unconditional.add_flags(parser)
     parser.set_defaults(dataset=None)
     options, resumed = config.parse_options(parser, lambda options: flags.mode_of(options, INTERPOLATE),
@@ -77,10 +78,10 @@ def parse_flags():
 
 
 def complete(options):
-    """Fill in what follows from other options. Raises UserError where they contradict each other."""
+    """Set the defaults that depend on other options. Raises UserError if options contradict each other."""
     unconditional.complete(options)
     if options.train and options.branches == 1:
-        run.refuse_given(['residuals', 'color_coef'], 'with one branch, which refines no other')
+        run.refuse_given(['residuals', 'color_coef'], 'with one branch: there is no second one')
     if options.gf_dim >> (options.branches - 1) == 0:
         raise UserError(f'--gf_dim {options.gf_dim}: too narrow for {options.branches} branches, each of which halves '
                         f'it; give {2 ** (options.branches - 1)} or more')
@@ -88,7 +89,7 @@ def complete(options):
         options.dataset = (options.classes[0] if options.lsun else
                            os.path.basename(options.image_folder) if options.image_folder else 'birds')
         try:
-            flags.plain_name(options.dataset)  # the run bears it
+            flags.plain_name(options.dataset)  # it becomes part of the run folder's name
         except argparse.ArgumentTypeError as error:
             raise UserError(f'{error}; name the run with --dataset NAME') from error
     options.config_name = options.config_name or f'{options.branches}stages'
@@ -96,7 +97,7 @@ def complete(options):
 
 
 def main():
-    """Parse the flags and do what they ask for: train, generate images of sentences, or evaluate."""
+    """Parse the flags, then train, evaluate, or generate images for sentences."""
     options, resumed = parse_flags()
     device = flags.set_up(options)
     has_sentences = options.text or options.text_file or options.interpolate
@@ -106,7 +107,7 @@ def main():
 
 
 def train(options, device, resumed):
-    """Train in a new run folder, or continue the run in the folder `resumed`."""
+    """Train in a new run folder, or resume the run in the folder `resumed`."""
     print('Loading data...', flush=True)
     dataset = load_dataset(options)
     batches = shuffled_batches(dataset, options.batch_size, options.workers, device)
@@ -125,13 +126,13 @@ def train(options, device, resumed):
     if options.conditional and run_dir:
         reading.keep_encoder(dataset, run_dir)
     model.snapshot_interval, model.keep = options.snapshot_interval, options.keep
-    print(f'Training on {len(dataset)} pictures; everything goes to {run_dir}', flush=True)
+    print(f'Training on {len(dataset)} images; everything goes to {run_dir}', flush=True)
     model.train(options.epochs, options.log_interval, run_dir)
     print(f'done: {run_dir} holds samples/, log.txt, TensorBoard curves, {options.model}.pt and Model/')
 
 
 def load_dataset(options):
-    """Return the images to train on, with their sentences unless the training is without text."""
+    """Return the data set to train on: images, with their captions unless training is without text."""
     if options.image_folder or options.lsun:
         return unconditional.load_dataset(options)
     dataset = MultiscaleDataset(flags.dataset_file(options), split=0, branches=options.branches)
@@ -139,6 +140,7 @@ def load_dataset(options):
 
 
 def make_model(options, device, data_loader):
+    """Create a Model from the options."""
     netG, netsD = make_networks(options.branches, options.gf_dim, options.df_dim, options.z_dim,
                                 embedding_dim=options.embedding_dim, residuals=options.residuals,
                                 conditional=options.conditional, device=device)
@@ -147,21 +149,24 @@ def make_model(options, device, data_loader):
 
 
 def evaluate(options, device, resumed):
-    """Generate an image for every caption of classes that were not trained on; without text, `--count` images."""
-    of_dataset = options.count is None or options.dataset != 'birds'  # the default, which no run without text is on
+    """Generate an image for every caption of classes that are not in the training data; without text, `--count` images.
+    """
+    # With --count, the default data set birds must not select a run: runs without text are on other data sets.
+    of_dataset = options.count is None or options.dataset != 'birds'
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
                                dataset=options.dataset if of_dataset else run.if_given('dataset', options.dataset))
     model, file, steps = load_generator(file, options.model, device)
     speed.prepare_evaluation(model.netG, device)
     if not model.netG.conditional and options.example:
-        raise UserError(f'--example: {file} was trained without text, so it has no captions to show beside each other')
+        raise UserError(f'--example: {file} was trained without text, so there are no captions to show in a grid; '
+                        'leave out --example')
     if not model.netG.conditional:
         print(f'{file} generates images:')
         unconditional.evaluate(model, options)
         return
     if options.count:
-        raise UserError(f'--count {options.count}: {file} reads sentences; leave it out for an image of each that is '
-                        'held out')
+        raise UserError(f'--count {options.count}: {file} reads sentences; leave out --count to generate an image '
+                        'for each held-out caption')
     dataset = reading.require_embeddings(MultiscaleDataset.held_out(flags.dataset_file(options)))
     reading.check_embeddings(model.data, dataset, file)
     print(f'{file} generates images for {len(dataset.captions)} captions of /{dataset.split}', flush=True)
@@ -171,7 +176,7 @@ def evaluate(options, device, resumed):
 
 
 def generate(options, device, resumed):
-    """Generate an image of each sentence that the user typed and a sheet of all branches, or a strip."""
+    """Generate an image per typed sentence and a sheet of all branches, or the strip of `--interpolate`."""
     flag = '--interpolate' if options.interpolate else '--text'
     sentences = flags.read_sentences(options.interpolate or options.text, options.text_file, flag)
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
@@ -179,10 +184,10 @@ def generate(options, device, resumed):
     model, file, _ = load_generator(file, options.model, device)
     if not model.netG.conditional:
         raise UserError(f'{file}: was trained without text, so it reads no sentences; '
-                        'leave them out to generate --count images')
+                        'leave them out, and use --count N to generate images')
     embeddings = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options), device)
     if options.interpolate:
-        # One by one, so that all have the same noise and the same epsilon.
+        # One at a time, so that all have the same noise and the same epsilon.
         between = [torch.lerp(*embeddings, weight)[None] for weight in torch.linspace(0, 1, STRIP)]
         images = [model.generate(embedding, options.seed)[-1] for embedding in between]
         write_strip(run.new_run(options.out_dir, 'interpolate', vars(options)), torch.cat(images), sentences)

@@ -1,4 +1,4 @@
-"""StackGAN++ without text, on folders of images and on LSUN: its authors train it so, too; the chapter does not."""
+"""StackGAN++ without text, trained on folders of images or on LSUN as in the paper; the chapter does not cover it."""
 from common import flags, run
 from common.errors import UserError
 from common.sampling import write_samples
@@ -7,27 +7,27 @@ COUNT = 64  # images of an evaluation
 
 
 def add_flags(parser):
-    """Add what a training without text reads, and how many images it generates."""
+    """Add the flags that training and generating without text need."""
     parser.add_argument('--image_folder', type=flags.absolute_path, metavar='DIR', modes=flags.TRAINING,
                         help='train without text on the images in DIR/CLASS/')
     parser.add_argument('--lsun', type=flags.absolute_path, metavar='DIR', modes=flags.TRAINING,
-                        help='train without text on DIR/CLASS_lmdb')
+                        help='train without text on the LSUN images in DIR/CLASS_lmdb')
     parser.add_argument('--classes', nargs='+', action='extend', metavar='CLASS', modes=flags.TRAINING,
-                        help='classes of --image_folder (default: all) or of --lsun, as in church_outdoor_train')
-    flags.add_boolean(parser, '--conditional', None, 'read sentences', modes=flags.TRAINING)
+                        help='classes of --image_folder (default: all) or of --lsun, for example church_outdoor_train')
+    flags.add_boolean(parser, '--conditional', None, 'train with sentences', modes=flags.TRAINING)
     parser.add_argument('--count', type=flags.positive(int), modes=(flags.EVALUATE,),
-                        help=f'number of images that a generator without text generates (default: {COUNT})')
+                        help=f'number of images to generate without text (default: {COUNT})')
 
 
 def complete(options):
-    """Fill in what follows from these options. Raises UserError where they contradict each other."""
+    """Set the defaults of the flags above. Raises UserError if options contradict each other."""
     without_text = options.image_folder or options.lsun
     if options.image_folder and options.lsun:
-        raise UserError('--image_folder and --lsun: give one of them')
+        raise UserError('--image_folder and --lsun: give only one of them')
     if options.lsun and not options.classes:
-        raise UserError(f'--lsun {options.lsun}: say which, as in --classes church_outdoor_train')
+        raise UserError(f'--lsun {options.lsun}: add the classes to train on, as in --classes church_outdoor_train')
     if options.classes and not without_text:
-        raise UserError('--classes: belongs to --image_folder or --lsun')
+        raise UserError('--classes: used only with --image_folder or --lsun; add one of them, or leave it out')
     if options.conditional is None:
         options.conditional = not without_text
     if options.conditional and without_text:
@@ -39,15 +39,15 @@ def complete(options):
 
 
 def load_dataset(options):
-    """Return the images of `--image_folder` or `--lsun`, a data set as in `data/image_folder.py`."""
-    from data.image_folder import image_folder, lsun  # takes seconds to import: only where it is used
+    """Return the data set of `--image_folder` or `--lsun`, as in `data/image_folder.py`."""
+    from data.image_folder import image_folder, lsun  # imported here because it takes seconds
     if options.image_folder:
         return image_folder(options.image_folder, options.classes, options.branches)
     return lsun(options.lsun, options.classes, options.branches)
 
 
 def evaluate(model, options):
-    """Generate `--count` images."""
+    """Generate `--count` images and write them into a new run folder."""
     write_samples(run.new_run(options.out_dir, 'sample', vars(options)),
                   lambda size, seed: model.generate(seed=seed, count=size)[-1],
                   options.count or COUNT, options.batch_size, options.seed)

@@ -1,15 +1,15 @@
-"""Kill trainings and conversions at random moments, start them again as a person would, and compare what they leave.
+"""Kill trainings and conversions at random moments, restart them, and compare their results.
 
     python tests/chaos.py                                       50 kills over all commands: `make chaos`
     python tests/chaos.py --only text2image --kills 5 --seed 7  some more of one command
 
-Every command first runs undisturbed, which gives its time and the files to expect. Then its victims get one to three
+Every command first runs undisturbed to measure its time and the expected files. Then its victims get one to three
 kills each: SIGKILL, SIGTERM or SIGINT (which a terminal sends to workers, too), after a random part of that time, and
-every other one only once a file is being written. A training goes on with `--resume RUN`, all else with the same
-command again. Once it is done, its files must hold what those of the undisturbed command hold, to the last bit.
+every other one only once a file is being written. A training is restarted with `--resume RUN`, all else with the same
+command. In the end, its files must be bitwise identical to those of the undisturbed command.
 
 The victims run a copy of the code that differs in one number: trainings write a checkpoint after every step, not every
-five minutes. What is wrong is printed and makes the exit status 1; the folder of such a victim is kept.
+five minutes. Failures are printed and make the exit status 1; the folder of a failed victim is kept.
 """
 import argparse
 import contextlib
@@ -65,7 +65,7 @@ PHOTOGRAPHS = 120           # in a folder like that of CUB-200-2011
 
 @dataclass
 class Command:
-    """What a person types in a folder that holds `data/birds.hdf5`. A training makes its run in `out/`."""
+    """A command line to run in a folder that holds `data/birds.hdf5`. A training creates its run in `out/`."""
     name: str
     script: str
     arguments: list
@@ -73,7 +73,7 @@ class Command:
 
 
 def all_commands(inputs):
-    """Every command that writes, on the files of `make_inputs`."""
+    """Return every command that writes files, to run on the files of `make_inputs`."""
     read = '--data_dir data --dataset birds --cuda False'
     gan = f'--train {read} --out_dir out --log_interval 1 --precision fp32 --compile False'
     narrow = '--gf_dim 4 --df_dim 4 --batch_size 8 --snapshot_interval 1'
@@ -99,7 +99,7 @@ def all_commands(inputs):
 
 
 class Chaos:
-    """Starts `commands` of the code in the folder `code` below `folder`, and kills them until there were `kills`.
+    """Start `commands` with the code in `code` in folders below `folder`, and kill them `kills` times in total.
 
     `data` is the folder that each victim finds as its `data/`. `found` counts what was wrong, by kind.
     """
@@ -110,7 +110,7 @@ class Chaos:
         self.left, self.done, self.found, self.lock = kills, 0, Counter(), threading.Lock()
 
     def run(self, parallel=2):
-        """Do it, `parallel` victims at a time. Returns the summary, a line."""
+        """Run all victims, `parallel` at a time. Returns the summary, one line."""
         numbers = itertools.count()
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a shell starts in the background, and
             signal.signal(signal.SIGINT, signal.default_int_handler)  # of all that this starts in its turn
@@ -129,7 +129,7 @@ class Chaos:
                 + ', '.join(f'{self.found[kind]} {kind}' for kind in KINDS))
 
     def watch(self, command):
-        """(seconds that a command takes, what its files then hold), with nobody killing it."""
+        """Run a command undisturbed. Returns (seconds, contents of its files)."""
         victim = Victim(command, self.code, self.folder / re.sub(r'\W+', '_', command.name), self.data)
         start = time.monotonic()
         victim.start()
@@ -142,7 +142,7 @@ class Chaos:
         return seconds, files
 
     def torment(self, number, command):
-        """Kill victim `number` up to MOST_KILLS times, let it come to its end, and look at what it leaves."""
+        """Kill victim `number` up to MOST_KILLS times, let it finish, and check its files."""
         rng, found_before = random.Random(f'{self.seed}/{number}'), sum(self.found.values())
         victim = Victim(command, self.code, self.folder / str(number), self.data)
         seconds, expected = self.undisturbed[command.name]
@@ -163,7 +163,7 @@ class Chaos:
             victim.clear()
 
     def strike(self, victim, rng, seconds):
-        """Kill a victim at a moment between its start and `seconds` later. False where it came to its end before."""
+        """Kill a victim within `seconds` after its start. Returns False if it finished before."""
         number, delay, then = rng.choice(list(STOPPED)), rng.uniform(0, seconds), rng.uniform(0, 0.05)
         is_in_write = rng.random() < 0.5
         with self.lock:
@@ -188,7 +188,7 @@ class Chaos:
         return True
 
     def judge_end(self, victim, number, at, seconds):
-        """Whether a victim stopped at the signal `number` that it got `at` this age, without a traceback."""
+        """Return whether a victim ended on signal `number`, sent `at` this age, without a traceback."""
         status, took, said = victim.status, victim.age() - at, victim.said()
         is_python = 'KeyboardInterrupt' in said and (at < STARTUP or str(self.code) not in said)
         if status is None:
@@ -200,7 +200,7 @@ class Chaos:
             self.report('badly ended', victim, f'status {status} after {number.name}: {victim.last_words()}')
 
     def judge(self, victim, expected):
-        """Whether a victim that has come to its end left what is `expected`, all of it, and nothing else."""
+        """Return whether a finished victim left exactly the `expected` files."""
         if processes := victim.orphans():
             self.report('left behind', victim, f'processes {processes}')
         left = [str(path.relative_to(victim.folder)) for path in victim.folder.rglob(PARTIAL)]
@@ -223,7 +223,7 @@ class Chaos:
 
 
 class Victim:
-    """A command, and the folder in which it is started again and again."""
+    """A command, and the folder in which it is started repeatedly."""
 
     def __init__(self, command, code, place, data):
         self.command, self.script, self.arguments = command, code / command.script, command.arguments
@@ -236,7 +236,7 @@ class Victim:
         return self.process.poll()
 
     def start(self):
-        """Start it, or go on with the run that it has begun."""
+        """Start the command, or resume its run."""
         runs = self.runs()
         self.arguments = ['--train', '--resume', str(runs[0])] if runs else self.command.arguments
         environment = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONIOENCODING': 'utf-8',
@@ -248,30 +248,30 @@ class Victim:
                                             start_new_session=True)
 
     def age(self):
-        """Seconds since it was started."""
+        """Return the seconds since it was started."""
         return time.monotonic() - self.started
 
     def wait(self, seconds):
-        """Its exit status, or None where it has none after so many seconds."""
+        """Return its exit status, or None if it is still running after so many seconds."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
 
     def kill(self, number):
-        """Send a signal, as the kernel does to a process, or a terminal to all of them."""
+        """Send a signal to the main process, as the kernel does, or to all processes, as a terminal does."""
         if number == signal.SIGINT:
             os.killpg(self.process.pid, number)
         else:
             os.kill(self.process.pid, number)
 
     def runs(self):
-        """The folders of trainings that can be gone on with, in the order in which they were begun."""
+        """Return the folders of resumable runs, oldest first."""
         found = sorted((self.folder / 'out').glob('*'), key=os.path.getctime) if self.command.is_training else []
         return [run for run in found if run not in self.empty_runs]
 
     def give_up_empty_run(self):
-        """Whether it refused to go on with a run because that was killed before its first checkpoint, and said so."""
+        """Return whether it refused to resume a run that was killed before its first checkpoint, and reported it."""
         runs = self.runs()
         if not runs or self.process.returncode != 1 or 'Traceback' in self.said():
             return False
@@ -288,7 +288,7 @@ class Victim:
         return ([line.strip() for line in self.said().splitlines() if line.strip()] or ['nothing'])[-1][:300]
 
     def orphans(self):
-        """Processes of its that are still there, a while after all have been killed or have ended."""
+        """Return its processes that are still running a while after all were killed or ended."""
         for _ in range(PATIENCE):
             if not (found := self.processes()):
                 break
@@ -297,7 +297,7 @@ class Victim:
         return found
 
     def processes(self):
-        """Those that it has started, wherever they are by now: their environment names its temporary folder."""
+        """Return all processes that it has started; their environment names its temporary folder."""
         found = []
         for folder in Path('/proc').glob('[0-9]*'):
             with contextlib.suppress(OSError):  # ended meanwhile, or another user's
@@ -306,7 +306,7 @@ class Victim:
         return found
 
     def end(self):
-        """End whatever it has started."""
+        """End all processes that it has started."""
         for process in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
@@ -316,7 +316,7 @@ class Victim:
 
 
 def contents(folder):
-    """{what: its value or checksum} for all that the files below `folder` hold, but for dates, speeds and locks."""
+    """Return {key: value or checksum} for the contents of all files below `folder`, except dates, speeds and locks."""
     for path in folder.glob('data/*.hdf5'):
         if path.with_suffix('.cache').exists():  # what a cache gives counts, not whether it is older than its file
             for split in layout.SPLITS:
@@ -330,7 +330,7 @@ def contents(folder):
 
 
 def parts_of(path, folder):
-    """What a file holds: (key, value or checksum) for each part."""
+    """Yield (key, value or checksum) for each part of a file."""
     if IS_CHECKPOINT(path.name):
         return flatten(checkpoint.load(str(path)), folder)
     if path.suffix == '.json':
@@ -347,13 +347,13 @@ def parts_of(path, folder):
 
 
 def tree(group):
-    """An HDF5 group as a dict."""
+    """Return an HDF5 group as a dict."""
     return {'attributes': dict(group.attrs),
             **{key: tree(one) if isinstance(one, h5py.Group) else one[()] for key, one in group.items()}}
 
 
 def flatten(value, folder, key=''):
-    """[(key, value)] for all that nested containers hold; of arrays, a checksum; paths without `folder`."""
+    """Return [(key, value)] for all values in nested containers: arrays as checksums, paths without `folder`."""
     if isinstance(value, dict):
         return [part for name, one in value.items() if name not in OF_A_START
                 for part in flatten(one, folder, f'{key}:{name}')]
@@ -369,7 +369,7 @@ def flatten(value, folder, key=''):
 
 
 def copy_code(folder):
-    """A copy of the code in which trainings write a checkpoint after every step."""
+    """Copy the code, with one change: trainings write a checkpoint after every step."""
     for path in itertools.chain.from_iterable((ROOT / part).rglob('*') for part in CODE):
         if path.suffix in ('.py', '.yml', '.json'):
             copy = folder / path.relative_to(ROOT)
@@ -383,7 +383,7 @@ def copy_code(folder):
 
 
 def make_inputs(folder):
-    """Drawn birds, as data/birds.hdf5 and as the files of CUB-200-2011, encoders, and a trained Stage-I."""
+    """Write toy birds as data/birds.hdf5 and in the format of CUB-200-2011, encoders, and a trained Stage-I."""
     torch.manual_seed(0)
     encoders = CharCnnRnn('birds_cvpr').eval(), CharCnnRnn('birds_cvpr').eval()
     data = str(folder / 'data' / 'birds.hdf5')
@@ -403,7 +403,7 @@ def make_inputs(folder):
 
 
 def write_as_cub(folder, split, bird, number):
-    """Add a photograph to a folder as CUB-200-2011 is published, and its class to the list of its split."""
+    """Add a photograph to a folder in the format of CUB-200-2011, and its class to the list of its split."""
     image, text = (folder / f'{kind}/{bird.class_name}/{bird.name}{end}' for kind, end in
                    (('cub/images', '.jpg'), ('text', '.txt')))
     for path, written in ((image, bird.jpeg), (text, '\n'.join(bird.captions).encode())):
@@ -417,7 +417,7 @@ def write_as_cub(folder, split, bird, number):
 
 
 def main(arguments=None):
-    """Returns the exit status: 0 where nothing was wrong."""
+    """Parse the flags and run. Returns the exit status: 0 if nothing failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--kills', type=int, default=50, help='default: %(default)s')
     parser.add_argument('--seed', type=int, default=random.randrange(10 ** 6), help='of the moments (default: another)')

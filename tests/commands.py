@@ -1,4 +1,4 @@
-"""Running a main.py as a person does, and looking at the files it leaves."""
+"""Run a main.py from the command line or in this process, and inspect the files it writes."""
 import os
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from data.cache import load_split
 DATA = ['--data_dir', 'data', '--dataset', 'tiny']  # of the fixture `folder`
 
 class Caller:
-    """Runs the main.py of the module `main` in `folder`, but in this process, which saves the seconds of its start."""
+    """Run the main.py of the module `main` in `folder`, but in this process, which saves seconds of startup."""
 
     def __init__(self, main, folder, patch, capsys):
         self.main, self.folder, self.patch, self.capsys = main, folder, patch, capsys
@@ -23,14 +23,14 @@ class Caller:
         return self.capsys.readouterr().out
 
     def error(self, *args):
-        """Its one line on stderr."""
+        """Run with invalid arguments and return the one line on stderr."""
         with pytest.raises(SystemExit) as caught:
             self(*args)
         assert isinstance(caught.value.code, str) and '\n' not in caught.value.code
         return caught.value.code
 
     def options(self, *args):
-        """What it would do, and what it prints about that."""
+        """Return the parsed options, with the printed text as `said`."""
         self._type(args)
         options, _ = self.main.parse_flags()
         options.said = self.capsys.readouterr().out
@@ -42,7 +42,7 @@ class Caller:
 
 
 def run_in(folder, script, *args):
-    """Run a main.py in a process of its own, on one thread and without a GPU, and succeed. Returns what it prints."""
+    """Run a main.py in a process of its own, on one thread, without a GPU; assert success and return its output."""
     environment = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
     done = subprocess.run([sys.executable, script, *args], cwd=folder, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, '')
@@ -59,6 +59,6 @@ def files_below(folder):
 
 
 def captions_of(folder):
-    """CLASS/NAME and K of every held-out caption of folder/data/tiny.hdf5."""
+    """Return (CLASS/NAME, K) of every held-out caption of folder/data/tiny.hdf5."""
     index = load_split(str(folder / 'data' / 'tiny.hdf5'), 'test').index
     return [(f'{class_name}/{name}', k) for class_name, name, k in map(index.sentence, range(len(index.captions)))]

@@ -1,4 +1,4 @@
-"""A small Model of every section, on any device, and a batch for it."""
+"""Create a small Model of every section, on any device, and a batch for it."""
 import torch
 
 import char_cnn_rnn.build_encoder
@@ -88,7 +88,7 @@ def nets_of(model):
 
 
 def parts_of(model):
-    """Return what `speed.prepare` takes of a GAN's Model: generator, discriminators and their heads."""
+    """Return the arguments of `speed.prepare` for a GAN's Model: generator, discriminators and their heads."""
     netsD = model.netsD if hasattr(model, 'netsD') else [model.netD]
     heads = [getattr(netD, name, None) for netD in netsD for name in ('get_cond_logits', 'get_uncond_logits')]
     return model.netG, netsD, [head for head in heads if head is not None]

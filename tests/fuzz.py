@@ -1,13 +1,13 @@
-"""Give our readers hostile files, and look for what is neither read nor refused in one line.
+"""Feed hostile files to our readers, and report those that are neither read nor refused in one line.
 
     python tests/fuzz.py                                       100,000 inputs over all targets: `make fuzz`
     python tests/fuzz.py --seed 7 --only hdf5 --input 12345    one of them once more, with its traceback
 
 Every module tests/fuzz_*.py has targets: `TARGETS = {name: function}`. `function(rng, folder)` makes one input from a
-`random.Random`, in an empty folder where it likes, and lets a reader read it. It returns 'accepted', 'refused' or None;
-what it raises is a finding, as are more than 5 s of processor time, more than 500 MB of memory above what the process
-had at its start, and its death. Findings are printed and make the exit status 1, and stop nothing else. The inputs of a
-target follow from the seed and their numbers alone. A module may also have `WEIGHTS = {name: share}`, 1 by default;
+`random.Random`, in an empty folder if needed, and passes it to a reader. It returns 'accepted', 'refused' or None;
+any exception is a finding, as are more than 5 s of processor time, more than 500 MB of memory above what the process
+had at its start, and a crash. Findings are printed and make the exit status 1, but stop nothing else. The inputs of a
+target depend only on the seed and their numbers. A module may also have `WEIGHTS = {name: share}`, 1 by default;
 slow targets get fewer inputs than quick ones.
 """
 import argparse
@@ -45,7 +45,7 @@ MB = 2 ** 20
 
 @dataclass(frozen=True)
 class Limits:
-    """Of an input: processor time, then what is a hang; memory, then where the kernel gives no more."""
+    """Limits per input: processor time, and time that counts as a hang; memory, and where allocations fail."""
     seconds: float = 5
     hang: float = 60
     megabytes: float = 500
@@ -54,7 +54,7 @@ class Limits:
 
 @dataclass
 class Seen:
-    """What came of a target's inputs."""
+    """Outcomes of the inputs of a target."""
     inputs: int = 0
     outcomes: Counter = field(default_factory=Counter)
     spent: float = 0.0
@@ -66,7 +66,7 @@ class Seen:
 # --- in the process that is watched -----------------------------------------------------------------------------------
 
 def work(connection, folder, modules, limits, seed):
-    """Answer every (target, number) with what came of that input, until the connection is closed."""
+    """Answer every (target, number) with the outcome of that input, until the connection is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     stack = _stay_quiet(folder)
     targets, _ = load_targets(modules)
@@ -95,7 +95,7 @@ def work(connection, folder, modules, limits, seed):
 
 
 def load_targets(modules):
-    """({name: function}, {name: weight}) of modules with `TARGETS`."""
+    """Return ({name: function}, {name: weight}) of modules with `TARGETS`."""
     targets, weights = {}, {}
     for module in map(importlib.import_module, modules):
         targets |= module.TARGETS
@@ -108,7 +108,7 @@ def _rng(seed, name, number):
 
 
 def _stay_quiet(folder):
-    """Say nothing but, in the file that is returned, where Python was when it died or was told to."""
+    """Silence the process; return the file to which it writes its stack on a crash or on request."""
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1), os.dup2(silence, 2)
     stack = open(os.path.join(folder, 'stack.txt'), 'w')
@@ -118,19 +118,19 @@ def _stay_quiet(folder):
 
 
 def _set_ceiling(limits):
-    """Let allocations fail long before the machine is out of memory."""
+    """Make allocations fail long before the machine is out of memory."""
     ceiling = _memory('VmData') + int(limits.ceiling * MB)
     resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
 
 
 def _memory(line):
-    """Bytes, as this line of /proc/self/status says."""
+    """Return the bytes in this line of /proc/self/status."""
     status = Path('/proc/self/status').read_text()
     return 1024 * int(status.partition(f'\n{line}:')[2].split(None, 1)[0])
 
 
 def _attempt(target, rng, folder):
-    """(outcome, reason, traceback) of one input; leaves the folder empty."""
+    """Return (outcome, reason, traceback) of one input, and empty the folder."""
     try:
         return target(rng, folder) or 'done', '', ''
     except BaseException as error:  # whatever gets here is what is looked for
@@ -142,13 +142,13 @@ def _attempt(target, rng, folder):
 
 
 def _reason(error):
-    """One line: what was raised, and where: in our code, if that is on the way."""
+    """Return one line: what was raised and where, preferably in our code."""
     places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)[1:]]
     return f'{type(error).__name__}{_where(places[::-1])}: {" ".join(str(error).split())[:200]}'
 
 
 def _where(places):
-    """' in FILE:LINE', of the first of these (file, line) that is ours, else of the first."""
+    """Return ' in FILE:LINE' for the first (file, line) in our code, else for the first."""
     ours = [place for place in places if place[0].startswith(f'{ROOT}{os.sep}')
             and '.venv' not in place[0] and place[0] != __file__]
     return ''.join(f' in {file.removeprefix(f"{ROOT}{os.sep}")}:{line}' for file, line in (ours or places)[:1])
@@ -157,7 +157,7 @@ def _where(places):
 # --- in the process that watches --------------------------------------------------------------------------------------
 
 class Worker:
-    """A process that tries inputs; it is replaced when one has killed it."""
+    """A process that tries inputs; it is replaced when an input kills it."""
 
     def __init__(self, modules, seed, limits):
         self.modules, self.seed, self.limits, self.process = modules, seed, limits, None
@@ -174,7 +174,7 @@ class Worker:
             raise SystemExit(f'the worker does not start: status {self.process.exitcode}, {self._stack()}')
 
     def attempt(self, name, number):
-        """(outcome, reason, traceback, seconds, megabytes) of an input."""
+        """Return (outcome, reason, traceback, seconds, megabytes) of an input."""
         if self.process is None:
             self.start()
         self.connection.send((name, number))
@@ -223,7 +223,7 @@ class Worker:
 
 
 class Fuzzing:
-    """Gives `targets` (names) inputs, and collects what came of them in `seen`."""
+    """Feed inputs to `targets` (names), and collect the outcomes in `seen`."""
 
     def __init__(self, workers, targets, weights, seed, verbose=False):
         self.workers, self.targets, self.weights, self.seed = workers, targets, weights, seed
@@ -231,7 +231,7 @@ class Fuzzing:
         self.seen = {name: Seen() for name in targets}
 
     def run(self, inputs):
-        """Try so many inputs, most of them of the targets that are quick."""
+        """Try so many inputs, most of them for quick targets."""
         probe = min(PROBE, -(-inputs // len(self.targets)))
         self.try_all(self._chunks(dict.fromkeys(self.targets, (0, probe))))
         left = inputs - sum(seen.inputs for seen in self.seen.values())
@@ -243,13 +243,13 @@ class Fuzzing:
         self.try_all(self._chunks(shares))
 
     def _chunks(self, shares):
-        """Lists of (name, number), from {name: (first number, how many)}, one of every target by turns."""
+        """Yield lists of (name, number), from {name: (first number, count)}, alternating between targets."""
         chunks = [[[(name, number) for number in range(start, min(start + CHUNK, first + count))]
                    for start in range(first, first + count, CHUNK)] for name, (first, count) in shares.items()]
         return [chunk for by_turns in itertools.zip_longest(*chunks) for chunk in by_turns if chunk]
 
     def try_all(self, chunks):
-        """Try the inputs in these lists of (name, number), a list at a time for each worker."""
+        """Try the inputs in these lists of (name, number); each worker gets one list at a time."""
         waiting = queue.SimpleQueue()
         for chunk in chunks:
             waiting.put(chunk)
@@ -264,7 +264,7 @@ class Fuzzing:
             list(threads.map(empty_queue, self.workers))
 
     def note(self, name, number, outcome, reason, trace, seconds, megabytes):
-        """Count what came of an input, and print it where it is one of the first findings of its kind."""
+        """Count the outcome of an input, and print it if it is among the first findings of its kind."""
         with self.lock:
             seen = self.seen[name]
             seen.inputs += 1
@@ -280,7 +280,7 @@ class Fuzzing:
                         print(trace)
 
     def summary(self):
-        """A line for every target, one for every kind of finding that came often, and the total."""
+        """Return a line for every target, one for every frequent kind of finding, and the total."""
         for name, seen in self.seen.items():
             outcomes = ', '.join(f'{count:,} {outcome}' for outcome, count in sorted(seen.outcomes.items()))
             mean = 1000 * seen.spent / max(1, seen.inputs)
@@ -298,7 +298,7 @@ class Fuzzing:
 
 
 def main(arguments=None, modules=None, limits=Limits()):
-    """Returns the exit status: 0 where nothing was unexpected."""
+    """Parse the flags and run. Returns the exit status: 0 if there were no findings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--inputs', type=int, default=100_000, help='of all targets together (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=random.randrange(10 ** 6), help='default: another each time')

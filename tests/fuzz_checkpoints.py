@@ -1,4 +1,4 @@
-"""Checkpoints for tests/fuzz.py: damaged bytes, made-up pickles, and edits of what the four Models save."""
+"""Checkpoints for tests/fuzz.py: damaged bytes, malicious pickles, and edits of what the four Models save."""
 import functools
 import os
 import tempfile
@@ -43,7 +43,7 @@ def _file(zipped):
 
 
 def _refused(read, *args, **how):
-    """Call a reader: what it returns, or None where it refuses its file in one line."""
+    """Return what a reader returns, or None if it refuses its file in one line."""
     try:
         return read(*args, **how)
     except UserError as error:
@@ -59,7 +59,7 @@ def _write(folder, data, name='a.pt'):
 
 
 def _damaged(rng, data):
-    """Bytes with one kind of damage."""
+    """Return bytes with one kind of damage."""
     data, place = bytearray(data), rng.randrange(len(data))
     way = rng.choice(['bit', 'byte', 'bytes', 'cut', 'zeros', 'insert', 'remove', 'copy', 'append'])
     length = min(rng.choice([1, 2, 4, 64, 512]), len(data) - place)
@@ -85,7 +85,7 @@ def _damaged(rng, data):
 
 
 def damaged_bytes(rng, folder):
-    """What is damaged is refused, or damaged where nothing is: what is read is what was written."""
+    """A damaged file is refused, or the damage does not matter: what is read equals what was written."""
     data = _file(zipped=rng.random() < 0.7)
     data = _damaged(rng, data) if rng.random() < 0.9 else hostile.packed(
         _file(True), rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2]))
@@ -106,7 +106,7 @@ def _same(value, other):
 
 
 def pickles(rng, folder):
-    """Programs made to do harm, or that of a checkpoint with changes, in an archive that is whole."""
+    """Malicious pickle programs, or that of a checkpoint with changes, in a valid archive."""
     if rng.random() < 0.02:
         program = rng.choice(list(hostile.ATTACKS.values()))
     else:
@@ -120,9 +120,9 @@ def pickles(rng, folder):
 
 
 def edits(rng, folder, name):
-    """A training goes on from what is accepted; what is refused leaves the model as it was.
+    """Training can continue from an accepted checkpoint; a refused one leaves the model unchanged.
 
-    One in ten is written to a file and read from it, which takes most of the time.
+    One in ten goes through a file, which takes most of the time.
     """
     model, with_file = _small_model(name), rng.random() < 0.1
     contents = hostile.edited(_contents(name), rng, rng.choice([1, 1, 1, 2, 3]), with_file)
@@ -145,7 +145,7 @@ def edits(rng, folder, name):
 
 
 def generators(rng, folder):
-    """The generator of what is accepted generates."""
+    """The generator of an accepted checkpoint can generate."""
     section, name = rng.choice([(stackgan_v1, 'stackgan_v1'), (stackgan_v2, 'stackgan_v2')])
     contents = _contents(name)
     contents = contents['netG'] if rng.random() < 0.5 else {key: contents[key] for key in contents if 'D' not in key}
@@ -165,7 +165,7 @@ def _encoder_contents():
 
 
 def encoders(rng, folder):
-    """Sentence encoders, of which only the recurrent net is narrow."""
+    """Sentence encoders with a narrow recurrent network."""
     with mock.patch.dict(encoder.VARIANTS, {name: (4, *how[1:]) for name, how in encoder.VARIANTS.items()}):
         contents = _encoder_contents()
         contents = contents if rng.random() < 0.5 else contents['encoder']

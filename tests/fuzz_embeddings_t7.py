@@ -1,4 +1,4 @@
-"""Torch7 files of embeddings that were damaged, or made to do harm: what `--icml` reads."""
+"""Damaged and malicious Torch7 files of embeddings, as `--icml` reads them."""
 import functools
 import os
 import struct
@@ -14,7 +14,7 @@ EDGES = [0, 1, 2, -1, 255, 2 ** 15, 2 ** 28, 2 ** 31 - 1, -2 ** 31]
 
 @functools.lru_cache(maxsize=1)
 def valid():
-    """The bytes of files that are all right."""
+    """Return the bytes of valid files."""
     rows = np.arange(2 * 1024, dtype=np.float32).reshape(2, 1024) / 100
     itself = {'txt': Tensor(rows), 'deep': [[[1, 'a', True, None]]]}
     itself['base'] = itself
@@ -24,7 +24,7 @@ def valid():
 
 
 def fuzz(rng, folder):
-    """Read one file that was changed."""
+    """Read one changed file."""
     if rng.random() < .2:
         data = struct.pack('<iiii', 3, 7, 1, 2) + string('txt') + rng.choice(list(HOSTILE.values()))
     elif rng.random() < .1:
@@ -43,7 +43,7 @@ def fuzz(rng, folder):
 
 
 def mutate(rng, data):
-    """Change some bytes or numbers, mostly before the rows."""
+    """Change some bytes or numbers, mostly in front of the rows."""
     data = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 5))):
         place = rng.randrange(len(data) + 1) if rng.random() < .2 else rng.randrange(min(400, len(data) + 1))

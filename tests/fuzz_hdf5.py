@@ -1,4 +1,4 @@
-"""Hostile HDF5 files: valid ones with bytes changed, and files that are made to do harm."""
+"""Hostile HDF5 files: valid ones with changed bytes, and malicious ones."""
 import functools
 import json
 import os
@@ -38,13 +38,13 @@ for line in sys.stdin:
 
 @functools.cache
 def _server():
-    """A process that reads the files that it is sent, each in a copy of itself, where `data.cache` starts a new one."""
+    """Read files in forks of one process; `data.cache` starts a new process for each, which is slower."""
     return subprocess.Popen([sys.executable, '-c', SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                             cwd=ROOT)
 
 
 def read(path, split='train'):
-    """Read a split as `data.read_split` does, in a process that may end as that may."""
+    """Read a split as `data.read_split` does, in a process that may crash."""
     server, answer = _server(), None
     print(split, path, file=server.stdin, flush=True)
     while not (line := server.stdout.readline()).lstrip('-').rstrip().isdigit():
@@ -56,7 +56,7 @@ def read(path, split='train'):
 
 
 def _check(path, answer):
-    """What is refused is refused in one line; what is read can be trained on."""
+    """Check that a file is refused in one line, or that its contents can be trained on."""
     if 'error' in answer:
         assert '\n' not in answer['error'] and path in answer['error']
         return
@@ -68,7 +68,7 @@ def _check(path, answer):
 
 
 def write_public(path, splits=(('train', ('Auk', 'Jay')), ('valid', ()), ('test', ('Owl',))), captions=5, **options):
-    """A file as the chapter's converter writes it: five captions, a copy of everything for each, no bounding box."""
+    """Write a file as the chapter's converter does: five captions, each with a copy of everything, no bounding box."""
     with h5py.File(path, 'w', **options) as file:
         for split, names in splits:
             file.create_group(split)
@@ -86,7 +86,7 @@ def write_public(path, splits=(('train', ('Auk', 'Jay')), ('valid', ()), ('test'
 
 @functools.cache
 def _valid(kind):
-    """The bytes of a small valid file: ours, the chapter's, or with what ours may hold one day."""
+    """Return the bytes of a small valid file: ours, the chapter's, or one with possible future contents of ours."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, 'valid.hdf5')
         if kind == 'ours':
@@ -106,7 +106,7 @@ def _valid(kind):
 
 @functools.cache
 def _signed(kind):
-    """[(start, end)] of the parts of a valid file that are followed by their checksum."""
+    """Return [(start, end)] of the parts of a valid file that are followed by their checksum."""
     data, parts = _valid(kind), []
     for signature in SIGNED:
         start = data.find(signature)
@@ -121,7 +121,7 @@ def _signed(kind):
 
 
 def _lookup3(data):
-    """HDF5's checksum of metadata: Bob Jenkins' lookup3 (hashlittle), four bytes."""
+    """Return HDF5's checksum of metadata: Bob Jenkins' lookup3 (hashlittle), four bytes."""
     def rotate(x, k):
         return (x << k | x >> 32 - k) & 0xffffffff
 
@@ -145,7 +145,7 @@ def _lookup3(data):
 
 
 def changed_bytes(rng, folder):
-    """A valid file with bits flipped, bytes or numbers overwritten, parts moved, or the end cut off."""
+    """Read a valid file with bits flipped, bytes or numbers overwritten, parts moved, or the end cut off."""
     kind = rng.choice(('ours', 'public', 'latest'))
     data = bytearray(_valid(kind))
     for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
@@ -171,7 +171,7 @@ def changed_bytes(rng, folder):
 
 
 def metadata(rng, folder):
-    """A valid file with numbers changed in what describes groups and data sets; its checksums are right."""
+    """Read a valid file with changed numbers in its metadata and corrected checksums."""
     kind = rng.choice(('ours', 'latest'))
     data, parts = bytearray(_valid(kind)), _signed(kind)
     for start, end in rng.sample(parts, rng.choice((1, 1, 2, 3))):
@@ -191,7 +191,7 @@ def _write(folder, data, split):
 
 
 def _replace(name, **made):
-    """An attack that has something else in the place of a photograph's `name`, as `create_dataset` makes it."""
+    """Return an attack that replaces `name` of a photograph by another data set, made with `create_dataset`."""
     def attack(file, folder):
         del file['train/Auk_0_0'][name]
         file['train/Auk_0_0'].create_dataset(name, **made)
@@ -199,7 +199,7 @@ def _replace(name, **made):
 
 
 def _put(name, make):
-    """An attack that puts what `make(folder)` gives in the place of `name`, which is '' for the caption's group."""
+    """Return an attack that replaces `name` by the result of `make(folder)`; '' stands for the caption's group."""
     def attack(file, folder):
         path = f'train/Auk_0_0/{name}'.rstrip('/')
         if path in file:
@@ -226,7 +226,7 @@ def _split_is_data(file, folder):
 
 
 def _secret(folder, name='secret.hdf5'):
-    """Another file of the machine, which nothing may be read from."""
+    """Return another file of the machine, which must not be read."""
     path = os.path.join(folder, name)
     with h5py.File(path, 'w') as file:
         file['txt'], file['group/txt'] = 'the secret', 'the secret'
@@ -340,7 +340,7 @@ ATTACKS = {
 
 
 def write_attack(name, folder):
-    """Write a file of `tiny` with an attack of ATTACKS. Returns its path."""
+    """Write a file of `tiny` with one of ATTACKS, and return its path."""
     path = os.path.join(folder, 'birds.hdf5')
     with open(path, 'wb') as file:
         file.write(_valid('attacked'))
@@ -350,7 +350,7 @@ def write_attack(name, folder):
 
 
 def attack(rng, folder):
-    """One of ATTACKS, some with bytes changed afterwards."""
+    """Read a file with one of ATTACKS, some with bytes changed afterwards."""
     path = write_attack(rng.choice(list(ATTACKS)), folder)
     if rng.random() < 0.5:
         with open(path, 'rb') as file:

@@ -1,4 +1,4 @@
-"""Class lists, images.txt, bounding_boxes.txt and captions that were damaged, or made to do harm."""
+"""Damaged and malicious class lists, images.txt, bounding_boxes.txt and captions."""
 import functools
 import os
 
@@ -17,7 +17,7 @@ PIECES = [
 
 @functools.lru_cache(maxsize=1)
 def valid():
-    """{file: its text}, without pictures."""
+    """Return {file: its text}, without photographs."""
     return {
         'train.txt': 'red\nblue\n', 'test.txt': 'green\n',
         'cub/images.txt': ''.join(f'{k} {key}.jpg\n' for k, key in enumerate(KEYS, 1)),
@@ -29,7 +29,7 @@ PICTURE = jpeg()
 
 
 def fuzz(rng, folder):
-    """Read a tiny CUB_200_2011 in which some files were changed; now and then, write what is usable to a file."""
+    """Read a tiny CUB_200_2011 with some changed files; sometimes, write the usable entries to a file."""
     files = {name: text.encode() for name, text in valid().items()}
     for name in rng.sample(list(files), rng.choice((1, 1, 2, 7))):
         files[name] = mutate(rng, files[name])
@@ -63,7 +63,7 @@ def fuzz(rng, folder):
 
 
 def attempt(entry):
-    """The photograph of an entry in a list, or an empty list where it cannot be used."""
+    """Return the photograph of an entry in a list, or an empty list if it cannot be used."""
     try:
         return [cub.read_photograph(entry)[0]]
     except ValueError:
@@ -71,7 +71,7 @@ def attempt(entry):
 
 
 def mutate(rng, data):
-    """Change, remove or insert bytes, or pieces that have a meaning somewhere."""
+    """Change, remove or insert bytes or meaningful pieces of text."""
     data = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 5))):
         place = rng.randrange(len(data) + 1)

@@ -1,4 +1,4 @@
-"""Pickles of embeddings that were damaged, or made to do harm: what `--pickles` reads."""
+"""Damaged and malicious pickles of embeddings, as `--pickles` reads them."""
 import functools
 import os
 import pickle
@@ -26,7 +26,7 @@ FILES = {'names': 'filenames.pickle', 'rows': 'char-CNN-RNN-embeddings.pickle'}
 
 @functools.lru_cache(maxsize=1)
 def valid():
-    """{'names' or 'rows': [bytes of pickles]}: as Python 2 and 3 write them, arrays small but for one."""
+    """Return {'names' or 'rows': [bytes of pickles]}, as Python 2 and 3 write them; all arrays but one are small."""
     lists = [ROWS, -ROWS], [list(ROWS), ROWS.tolist()[:1]], [ROWS.astype('>f8'), ROWS[:1]], np.stack([ROWS, ROWS])
     rows = [pickle.dumps(value, protocol) for value in lists for protocol in range(6)]
     rows += [b'\x80\x02](' + python2_array(ROWS) + python2_array(-ROWS) + b'e.', python2_text_array(ROWS[0])]
@@ -36,7 +36,7 @@ def valid():
 
 
 def fuzz(rng, folder):
-    """Read one pair of pickles of which one was changed."""
+    """Read a pair of pickles, one of which is changed."""
     damaged = rng.choice(list(FILES))
     os.makedirs(os.path.join(folder, 'train'), exist_ok=True)
     for what, name in FILES.items():
@@ -58,7 +58,7 @@ def fuzz(rng, folder):
 
 
 def mutate(rng, data):
-    """Change, remove, repeat or insert some bytes: any, opcodes, or numbers at the edge."""
+    """Change, remove, repeat or insert some bytes: random ones, opcodes, or extreme numbers."""
     data = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 5, 20))):
         place = rng.randrange(len(data) + 1) if rng.random() < .5 else rng.randrange(min(200, len(data) + 1))
@@ -82,7 +82,7 @@ def mutate(rng, data):
 
 
 def attack(rng):
-    """A pickle that asks for much, or for something else."""
+    """Return a pickle that requests much memory, or other objects."""
     size = rng.choice((2 ** 15, 2 ** 28, 2 ** 31 - 1, 2 ** 32 - 1))
     kinds = [
         lambda: rng.choice(list(SMALL.values())),

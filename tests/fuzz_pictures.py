@@ -1,4 +1,4 @@
-"""Hostile pictures: valid ones of every format with bytes changed, and files that are made to do harm."""
+"""Hostile images: valid ones of every format with changed bytes, and malicious files."""
 import functools
 import io
 import os
@@ -21,7 +21,7 @@ KINDS = (('JPEG', 'RGB', {}), ('JPEG', 'RGB', {'progressive': True}), ('JPEG', '
 
 
 def read(path):
-    """Read a picture in all the ways in which ours are read."""
+    """Read an image in all the ways in which our code reads them."""
     with open(path, 'rb') as file:
         data = file.read()
     for source, part in ((path, None), (data, lambda size: crop_box(size, (5, 5, 20, 10)))):
@@ -52,7 +52,7 @@ def _valid(kind):
 
 
 def changed_bytes(rng, folder):
-    """A valid picture with bits flipped, bytes or numbers overwritten, parts moved, or the end cut off."""
+    """Read a valid image with bits flipped, bytes or numbers overwritten, parts moved, or the end cut off."""
     data = bytearray(_valid(rng.randrange(len(KINDS))))
     for _ in range(rng.choice((1, 1, 2, 4, 16))):
         place, size = rng.randrange(len(data)) if rng.random() < 0.5 else rng.randrange(min(200, len(data))), 1
@@ -74,7 +74,7 @@ def changed_bytes(rng, folder):
 
 
 def png(width, height, data=b'', depth=8, color=2, extra=b''):
-    """A PNG of that size as it says."""
+    """Return a PNG that claims to have this size."""
     def chunk(kind, content):
         return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
     header = struct.pack('>IIBBBBB', width, height, depth, color, 0, 0, 0)
@@ -88,7 +88,7 @@ def _saved(size, file_format='JPEG', mode='RGB', **options):
 
 
 def many_scans():
-    """A progressive JPEG of 3000 x 3000 pixels whose last scan is there a thousand times."""
+    """Return a progressive JPEG of 3000 x 3000 pixels whose last scan is repeated a thousand times."""
     data = _saved((3000, 3000), progressive=True)
     last = data.rindex(b'\xff\xda')
     return data[:last] + (data[last:-2]) * 1000 + data[-2:]
@@ -123,12 +123,12 @@ def _inflating():
 
 @functools.cache
 def bomb(name):
-    """The bytes of one of BOMBS."""
+    """Return the bytes of one of BOMBS."""
     return BOMBS[name]()
 
 
 def bombs(rng, folder):
-    """One of BOMBS, most with bytes changed near the start."""
+    """Read one of BOMBS, most with bytes changed near the start."""
     data = bytearray(bomb(rng.choice([name for name in BOMBS if name not in BIGGEST])))
     for _ in range(rng.choice((0, 1, 2, 8)) if data else 0):
         data[rng.randrange(min(len(data), 100))] = rng.randrange(256)

@@ -1,4 +1,4 @@
-"""Torch7 files for tests/fuzz.py: sentence encoders with changed bytes or fields, and files made up to do harm."""
+"""Torch7 files for tests/fuzz.py: sentence encoders with changed bytes or fields, and malicious files."""
 import functools
 import os
 import struct
@@ -21,7 +21,7 @@ def linear(**fields):
 
 
 def node(module, *parents):
-    """The data of a node of an nngraph, with its parents by their places and their places by the parents."""
+    """Return the data of an nngraph node; its `mapindex` maps positions to parents and parents to positions."""
     mapindex = Table()
     for place, parent in enumerate(parents, 1):
         mapindex[place], mapindex[parent] = parent, place
@@ -33,7 +33,7 @@ def file_of(*found):
 
 
 def small_encoder():
-    """A plain recurrent net of two steps, and convolutions."""
+    """Return an encoder with convolutions and a plain recurrent network of two steps."""
     convolutions = [Torch('nn.TemporalConvolution', kW=4, weight=Tensor(np.ones((2, 4 * size), np.float32)),
                           bias=Tensor(np.ones(2, np.float32))) for size in (70, 384, 512)]
     first = node(Torch('nn.ReLU'), node(linear(), node(Torch('nn.Identity'))))
@@ -43,7 +43,7 @@ def small_encoder():
 
 
 def all_connected(count):
-    """Layers of `count` nodes, each of which reads all of the layer before: count^4 ways from the first to the last."""
+    """Return layers of `count` fully connected nodes: count^4 paths from the first to the last."""
     layer = [node(linear()) for _ in range(count)]
     for kind in ('nn.CAddTable', 'nn.Sigmoid', 'nn.MulConstant'):
         layer = [node(Torch(kind), *layer) for _ in range(count)]
@@ -63,7 +63,7 @@ def tensor(size, stride, offset=1, numbers=9):
 
 
 def views(count):
-    """As many Linears, each with another part of one storage."""
+    """Return many Linears, each with another part of one storage."""
     storage = np.ones(count + 100, np.float32)
     return file_of(*(Torch('nn.Linear', weight=Tensor(storage, (10, 10), (10, 1), i + 1)) for i in range(count)))
 
@@ -106,7 +106,7 @@ def _whole():
 
 
 def _changed(rng, data):
-    """Bytes with some of the small numbers in them changed, which lengths, types and references are; or others."""
+    """Return bytes with some numbers changed, mostly small ones: lengths, types and references."""
     data = bytearray(data)
     for _ in range(rng.choice([1, 1, 2, 5])):
         place = rng.randrange(0, min(len(data), rng.choice([200, 2000, len(data)])) - 8)
@@ -134,7 +134,7 @@ def encoders(rng, folder):
 
 
 def made_up(rng, folder):
-    """Values of every kind within each other."""
+    """Return nested values of every kind."""
     return _read(_value(rng, 0), folder)
 
 
@@ -167,7 +167,7 @@ def _text(value):
 
 
 def _read(data, folder):
-    """Both as an encoder and as what it is."""
+    """Read a file both as an encoder and as plain values."""
     path = os.path.join(folder, 'a.t7')
     with open(path, 'wb') as file:
         file.write(data)

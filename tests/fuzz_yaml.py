@@ -1,4 +1,4 @@
-"""Configuration files for tests/fuzz.py: ours and the StackGANs' authors', with changes and with lines made to harm."""
+"""Configuration files for tests/fuzz.py: ours and the StackGANs' authors', with changes and malicious lines."""
 import functools
 import glob
 import os
@@ -48,7 +48,7 @@ def _texts():
 
 
 def configurations(rng, folder):
-    """As main.py reads them, up to where it would look for the data."""
+    """Read them as main.py does, up to the point where it would look for the data."""
     text = rng.choice(_texts())
     for _ in range(rng.choice([0, 1, 1, 2, 5])):
         text = _changed(rng, text)

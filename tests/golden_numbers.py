@@ -1,4 +1,4 @@
-"""Reading tests/golden, and making the tensors it was recorded with (see tests/golden/README.md)."""
+"""Read tests/golden, and create the tensors it was recorded with (see tests/golden/README.md)."""
 import json
 import os
 import zlib
@@ -13,32 +13,32 @@ GOLDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'golden')
 
 
 def golden(name, arrays=True):
-    """(arrays, facts) of a golden file."""
+    """Return (arrays, facts) of a golden file."""
     with open(os.path.join(GOLDEN, f'{name}.json'), encoding='utf-8') as facts:
         return dict(np.load(os.path.join(GOLDEN, f'{name}.npz'))) if arrays else None, json.load(facts)
 
 
 def tensor_for(name, shape):
-    """The float32 standard-normal tensor that belongs to a name."""
+    """Return the standard normal float32 tensor that belongs to a name."""
     numbers = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(int(np.prod(shape)))
     return torch.from_numpy(numbers.reshape(shape).astype(np.float32))
 
 
 def draw_from(monkeypatch, names, dtype=torch.float32):
-    """Let `torch.randn` give the tensors that belong to `names`, one after the other."""
+    """Make `torch.randn` return the tensors that belong to `names`, one after the other."""
     names = iter(names)
     monkeypatch.setattr(torch, 'randn', lambda shape, **_: tensor_for(next(names), tuple(shape)).to(dtype))
 
 
 def arrange_all(monkeypatch, *nets):
-    """Let networks compute as main.py lets them on a CPU, in all layers as in the largest of the full width."""
+    """Arrange all layers of networks as main.py arranges the largest ones on a CPU."""
     monkeypatch.setattr(cpu_kernels, 'WEIGHTS_PER_PLACE', 0)
     for net in nets:
         speed.arrange(net, torch.device('cpu'))
 
 
 def fill(module):
-    """Fill a module's state from the names of its keys."""
+    """Fill the state of a module with tensors that follow from the names of its keys."""
     state = module.state_dict()
     for key, value in state.items():
         n = tensor_for(key, tuple(value.shape))
@@ -60,7 +60,7 @@ def fill(module):
 
 
 def assert_after(state, expected):
-    """[sum, norm] of every entry of a state dict after training, to a relative 5e-3 of the norm."""
+    """Assert [sum, norm] of every entry of a state dict after training, within 5e-3 of the norm."""
     assert set(state) == set(expected)
     for key, (total, norm) in expected.items():
         value = state[key].double()

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, made up or edited: what the tests and the fuzzer of checkpoints have in common."""
+"""Damaged, malicious and edited checkpoints, for the tests and the fuzzer of checkpoints."""
 import io
 import pickle
 import struct
@@ -15,12 +15,12 @@ from text2image import build_gan as text2image
 # --- small models -----------------------------------------------------------------------------------------------------
 
 def small_net(*_):
-    """In place of networks of a fixed width: a convolution with a batch norm."""
+    """Return a convolution with a batch norm, in place of networks of a fixed width."""
     return nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
 
 
 def small_model(name):
-    """A Model of the section `name`, 'stackgan_v1' being of Stage-II, with optimizers that have made a step."""
+    """Return a Model of the section `name` (for 'stackgan_v1', of Stage-II) after one optimizer step."""
     torch.manual_seed(0)
     if name == 'text2image':
         model = text2image.Model.__new__(text2image.Model)
@@ -60,7 +60,7 @@ def take_a_step(model):
 
 
 def state_of(model):
-    """All tensors that a loaded checkpoint may change, copied."""
+    """Return copies of all tensors that loading a checkpoint may change."""
     nets = [value for value in vars(model).values() if isinstance(value, nn.Module)] + getattr(model, 'netsD', [])
     moments = [value for optimizer in optimizers_of(model) for state in optimizer.state.values()
                for value in state.values()]
@@ -79,7 +79,7 @@ STRANGE = (lambda value: value.to(torch.complex64), lambda value: value.to_spars
 # --- edits of what is in a checkpoint ---------------------------------------------------------------------------------
 
 def places_in(value, path=()):
-    """The paths of all entries of nested dicts and lists, and of tuples themselves."""
+    """Return the paths of all entries of nested dicts and lists, and of tuples as a whole."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, part in items:
         yield (*path, key)
@@ -98,23 +98,23 @@ OTHERS = (None, True, 0, -1, 2 ** 62, 10 ** 30, 1e308, float('nan'), float('inf'
 
 
 def junk(rng, value, strange=True):
-    """Something that does not belong where `value` is."""
+    """Return something that does not belong in the place of `value`."""
     if torch.is_tensor(value) and rng.random() < 0.7:
         return rng.choice((*PLAIN, *STRANGE) if strange else PLAIN)(value)
     return rng.choice(OTHERS)
 
 
 def copied(value):
-    """Containers anew, tensors as they are."""
+    """Return a copy of nested containers that shares their tensors."""
     if isinstance(value, dict):
         return {key: copied(part) for key, part in value.items()}
     return [copied(part) for part in value] if isinstance(value, list) else value
 
 
 def edited(contents, rng, edits, strange=True):
-    """A copy of a checkpoint's contents with random entries removed, replaced, exchanged, renamed or added.
+    """Return a copy of a checkpoint's contents with random entries removed, replaced, exchanged, renamed or added.
 
-    With `strange`, also by tensors that no file should bring in.
+    With `strange`, entries are also replaced by kinds of tensors that no checkpoint should hold.
     """
     contents = copied(contents)
     for _ in range(edits):
@@ -150,7 +150,7 @@ def dumps(contents, zipped=True):
 
 
 def packed(data, method=zipfile.ZIP_STORED, replaced=None):
-    """The zip archive `data` packed again, by `method`, with other bytes for those of its records in `replaced`."""
+    """Return the zip archive `data` repacked with `method`, with the bytes of records in `replaced` exchanged."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(file, 'w', method) as written:
         for name in archive.namelist():
@@ -160,7 +160,7 @@ def packed(data, method=zipfile.ZIP_STORED, replaced=None):
 
 
 def with_pickle(program, numbers=4):
-    """A checkpoint file of the bytes of its data.pkl, with one storage of `numbers` float32."""
+    """Return a checkpoint file with this data.pkl and one storage of `numbers` float32."""
     return packed(dumps({'a': torch.arange(float(numbers))}), replaced={'data.pkl': program})
 
 
@@ -178,7 +178,7 @@ def text(value):
 
 def tensor(numel=4, offset=0, size=(4,), stride=(1,), key='0', storage='FloatStorage', end=b'\x89ccollections\n'
            b'OrderedDict\n)R'):
-    """The opcodes that build a tensor as torch.save writes them."""
+    """Return the opcodes with which torch.save builds a tensor."""
     numbers = [b'(' + b''.join(map(integer, values)) + b't' for values in (size, stride)]
     return (b'ctorch._utils\n_rebuild_tensor_v2\n((' + text('storage') + f'ctorch\n{storage}\n'.encode() + text(key)
             + text('cpu') + integer(numel) + b'tQ' + integer(offset) + numbers[0] + numbers[1] + end + b'tR')
@@ -188,7 +188,7 @@ STATE_DICT = b'ccollections\nOrderedDict\n)R'
 
 
 def entry(*value):
-    """The opcodes of {'a': value}."""
+    """Return the opcodes of {'a': value}."""
     return pickled(b'}', text('a'), *value, b's')
 
 

@@ -1,4 +1,4 @@
-"""A small training of text2image: three photographs, two batches an epoch."""
+"""Train text2image on three photographs, in two batches per epoch."""
 import torch
 from torch.utils.data import DataLoader
 
@@ -23,7 +23,7 @@ def new_model(dataset, seed=1, batch_size=4):
 
 
 def train(model, *arguments, **settings):
-    """Train any object with a `train_step` as a `Model` does: the arguments are those of `TrainingRun`."""
+    """Train any object that has a `train_step`, as a `Model` does; the arguments are those of `TrainingRun`."""
     with TrainingRun(model, *arguments, **settings) as run:
         for _ in run.epochs():
             for batch in run.batches():

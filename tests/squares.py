@@ -1,4 +1,4 @@
-"""A data file of squares whose classes are colors."""
+"""Write a data file of squares whose classes are colors."""
 import io
 
 from PIL import Image
@@ -9,7 +9,7 @@ COLORS = ['red', 'green', 'blue', 'yellow', 'cyan', 'magenta', 'black', 'white',
 
 
 def write_squares(path, train=6, photos=2, shade=0, captions=2):
-    """An HDF5 file whose classes are colors: `train` of them to train on, the rest for /valid and /test."""
+    """Write an HDF5 file whose classes are colors: `train` of them for /train, the rest for /valid and /test."""
     held_out = COLORS[train:]
     splits = {'train': COLORS[:train], 'valid': held_out[::2], 'test': held_out[1::2]}
     with layout.replace_file(str(path)) as file:

@@ -1,4 +1,4 @@
-"""Whether two models, or two runs, are in the same state to the last bit, with an interruption or without."""
+"""Compare the states of two models, or of interrupted and uninterrupted runs, bit by bit."""
 import os
 import signal
 
@@ -7,7 +7,7 @@ import torch
 
 
 def everything(model, nets=None, optimizers=None):
-    """All tensors that a later step of `model` depends on, by name. It may have more `nets` and `optimizers` than two.
+    """Return all tensors that later steps of `model` depend on, by name; `nets` and `optimizers` name its parts.
     """
     found = {'rng': model.progress['rng']['cpu']}
     for number, net in enumerate(nets or (model.netG, model.netD)):
@@ -28,7 +28,7 @@ def same_state(state, other):
 
 
 def interrupt(model, step, *args):
-    """Call `model.train(*args)`, with a SIGTERM while its step of number `step` is under way."""
+    """Call `model.train(*args)` and send SIGTERM during step number `step`."""
     train_step = model.train_step
 
     def watched(batch):

@@ -1,4 +1,4 @@
-"""`--accumulate`: the same gradients, of which less was kept in memory until they were computed."""
+"""`--accumulate`: the same gradients with fewer activations in memory."""
 import contextlib
 import platform
 import subprocess
@@ -27,7 +27,7 @@ CHAPTERS = ['stackgan_v1', 'stackgan_v2', 'without text']
 
 
 def case(chapter, accumulate=1, size=4):
-    """(a small model, its discriminators, a batch for it)."""
+    """Return (small model, its discriminators, a batch for it)."""
     torch.manual_seed(7)
     if chapter == 'stackgan_v1':
         batch, model = stackgan_v1_batch(2, size), stackgan_v1_model(2)
@@ -42,20 +42,20 @@ def case(chapter, accumulate=1, size=4):
 
 
 def prepare(model, netsD, heads=(), **more):
-    """Call `speed.prepare` with what changes nothing but for `more`."""
+    """Call `speed.prepare` with everything switched off except for `more`."""
     speed.prepare(model.netG, netsD, heads, **{'device': CPU, 'precision': 'fp32', 'compile': False, 'batch_size': 4,
                                                'large_images': True, **more})
 
 
 def without_batch_statistics(nets):
-    """Let discriminators judge every picture by itself, so that parts of a batch are judged as the whole is."""
+    """Remove batch statistics from discriminators, so that parts of a batch give the same outputs as the whole."""
     for layer in {layer for net in nets for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)}:
         layer.register_forward_pre_hook(lambda layer, _: layer.eval() and None)
 
 
 @contextlib.contextmanager
 def noting(gradients):
-    """Note in a dict the gradient of every parameter with which an optimizer makes a step."""
+    """Record in a dict the gradient of every parameter when an optimizer takes a step."""
     def note(optimizer, *_):
         gradients.update({parameter: parameter.grad.clone() for group in optimizer.param_groups
                           for parameter in group['params'] if parameter.grad is not None})
@@ -66,9 +66,9 @@ def noting(gradients):
 
 
 @pytest.mark.parametrize('chapter', CHAPTERS)
-def test_parts_give_the_gradient_of_the_batch(chapter):
+def test_gradients_of_parts_equal_those_of_the_batch(chapter):
     found = []
-    for accumulate in (1, 3):  # of four pictures: parts of two
+    for accumulate in (1, 3):  # of four images: parts of two
         model, netsD, batch = case(chapter, accumulate)
         without_batch_statistics(netsD)
         torch.manual_seed(3)
@@ -86,7 +86,7 @@ def test_parts_give_the_gradient_of_the_batch(chapter):
 
 
 @pytest.mark.parametrize('chapter', CHAPTERS)
-def test_discriminators_see_parts_and_computations_are_repeated(chapter):
+def test_discriminators_read_parts_and_activations_are_recomputed(chapter):
     model, netsD, batch = case(chapter, 2, size=5)
     seen = []
     first_layer = next(netsD[0].children())[0]
@@ -98,7 +98,7 @@ def test_discriminators_see_parts_and_computations_are_repeated(chapter):
 
 
 @pytest.mark.parametrize('chapter', CHAPTERS)
-def test_less_is_kept(chapter):
+def test_fewer_activations_are_kept(chapter):
     def bytes_kept(accumulate):
         model, _, batch = case(chapter, accumulate)
         inputs, sizes = [torch.randn(4, 5), batch.get('right_embed')], []
@@ -109,7 +109,7 @@ def test_less_is_kept(chapter):
     assert 0 < 3 * bytes_kept(2) < bytes_kept(1)
 
 
-def test_it_goes_with_bf16(monkeypatch):
+def test_accumulation_works_with_bf16(monkeypatch):
     monkeypatch.setattr(precision, 'cpu_flags', lambda: {'avx512_bf16'})
     found = []
     for accumulate in (1, 2):
@@ -127,7 +127,7 @@ def test_it_goes_with_bf16(monkeypatch):
     assert torch.nn.functional.cosine_similarity(gradient, other, dim=0) > .99
 
 
-def test_nothing_changes_without_it():
+def test_accumulate_1_changes_nothing():
     model, netsD, _ = case('stackgan_v2')
     prepare(model, netsD)
     layers = [layer for net in (model.netG, *netsD) for layer in net.modules()]
@@ -136,7 +136,7 @@ def test_nothing_changes_without_it():
 
 
 @pytest.mark.parametrize('chapter', CHAPTERS)
-def test_names_and_parameters_stay(chapter):
+def test_names_and_parameters_are_unchanged(chapter):
     model, netsD, _ = case(chapter)
     before = [list(net.state_dict(keep_vars=True).items()) for net in (model.netG, *netsD)]
     prepare(model, netsD, precision='bf16' if precision.has_bf16(CPU) else 'fp32', accumulate=2)
@@ -146,13 +146,13 @@ def test_names_and_parameters_stay(chapter):
         assert all(value is same for (_, value), (_, same) in zip(one, other))
 
 
-def test_more_parts_than_images_are_refused():
+def test_more_parts_than_images_are_an_error():
     model, netsD, _ = case('stackgan_v2')
     assert '--accumulate 5: more parts than images; with --batch_size 4 give 4 or less' in one_line(
         lambda: prepare(model, netsD, accumulate=5))
 
 
-def test_drawing_is_the_same():
+def test_generated_images_are_the_same():
     embed = torch.randn(3, 1024)
     images = []
     for accumulate in (1, 2):
@@ -164,8 +164,8 @@ def test_drawing_is_the_same():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='other C libraries have their own ways')
 @pytest.mark.parametrize('accumulate, bits', [(1, 28), (2, 24)])
-def test_memory_is_kept_where_it_is_not_short(accumulate, bits):
-    """Untold, glibc gives tensors of 2 ** 28 bytes back, and begins to keep those of 2 ** 24."""
+def test_freed_memory_is_kept_unless_memory_is_short(accumulate, bits):
+    """By default, glibc returns tensors of 2 ** 28 bytes to the system, and soon keeps those of 2 ** 24."""
     script = f"""
 import resource, torch
 from common import speed

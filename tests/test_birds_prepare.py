@@ -40,7 +40,7 @@ def write(path, data):
 
 
 def make_cub(folder, photographs, line_end='\n', boxes=True, box='2.0 30.5 20.0', ending='.jpg'):
-    """A tiny CUB_200_2011 and text_c10; `photographs` maps CLASS/NAME to (bytes or None, captions or None)."""
+    """Write a tiny CUB_200_2011 and text_c10; `photographs` maps CLASS/NAME to (bytes or None, captions or None)."""
     cub, text = folder / 'CUB_200_2011', folder / 'text_c10'
     for key, (data, captions) in photographs.items():
         if data is not None:
@@ -59,7 +59,7 @@ def captions(name, count=10):
 
 
 def birds():
-    """Six photographs that are all right: one gray, one with captions beyond ASCII."""
+    """Return six valid photographs: one is gray, one has captions beyond ASCII."""
     photographs = {f'{ALBATROSS}/Laysan_{k}': (jpeg(seed=k), captions(k)) for k in range(3)}
     photographs |= {f'{ANI}/Ani_{k}': (jpeg(seed=9 + k), captions(9 + k)) for k in range(3)}
     photographs[f'{ANI}/Ani_1'] = (jpeg(mode='L'), captions('gray'))
@@ -77,7 +77,7 @@ def run(monkeypatch, *args):
 
 
 def error(monkeypatch, *args):
-    """The message of the UserError that the command ends with: one line."""
+    """Return the message of the UserError that the command ends with: one line."""
     with pytest.raises(UserError) as caught:
         run(monkeypatch, *args)
     assert '\n' not in str(caught.value)
@@ -92,7 +92,7 @@ def out(tmp_path):
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('line_end', ['\n', '\r\n'])
-def test_everything_is_read_back(tmp_path, monkeypatch, capsys, out, line_end):
+def test_written_data_is_read_back(tmp_path, monkeypatch, capsys, out, line_end):
     photographs = birds()
     run(monkeypatch, *make_cub(tmp_path, photographs, line_end), '--out', out)
     with layout.open_file(str(out)) as file:
@@ -143,7 +143,7 @@ def test_several_folders_and_class_lists(tmp_path, monkeypatch, capsys, out):
     assert said.count('no bounding box: 1 photographs') == 1
 
 
-def test_a_flag_that_is_repeated_takes_more(tmp_path, monkeypatch, capsys, out):
+def test_a_repeated_flag_adds_values(tmp_path, monkeypatch, capsys, out):
     first = make_cub(tmp_path / 'a', {'x/one': (jpeg(), captions(1)), 'y/two': (jpeg(), captions(2))})
     second = make_cub(tmp_path / 'b', {'z/three': (jpeg(), captions(3))})
     for name in 'xyz':
@@ -153,7 +153,7 @@ def test_a_flag_that_is_repeated_takes_more(tmp_path, monkeypatch, capsys, out):
     assert 'train: 2 photographs' in (said := capsys.readouterr().out) and 'test: 1 photographs' in said
 
 
-def test_split_of_stackgan():
+def test_split_150_50_is_that_of_stackgan():
     split_of = prepare.cub.read_split(dict.fromkeys(layout.SPLITS, ()))
     assert (len(split_of), list(split_of.values()).count('train')) == (200, 150)
 
@@ -168,7 +168,7 @@ def test_runs_from_any_folder(tmp_path):
     assert done.returncode == 1 and done.stderr.startswith('error: ') and len(done.stderr.splitlines()) == 1
 
 
-def test_one_name_in_two_classes(tmp_path, monkeypatch, out):
+def test_two_classes_may_have_photographs_of_one_name(tmp_path, monkeypatch, out):
     photographs = {f'{name}/0000': (jpeg(seed=k), captions(name)) for k, name in enumerate(('red', 'blue', 'green'))}
     photographs |= {'blue/blue.0000': (jpeg(seed=8), captions('x', 2)), 'other/0000': (jpeg(), captions(9)),
                     'other2/0000': (jpeg(), captions(9))}
@@ -190,7 +190,7 @@ def picture(kind, mode='RGB', color=None, **options):
     return buffer.getvalue()
 
 
-def test_png_and_webp_become_jpegs(tmp_path, monkeypatch, capsys, out):
+def test_png_and_webp_are_converted_to_jpeg(tmp_path, monkeypatch, capsys, out):
     given = {'png': picture('PNG', color='red'), 'webp': picture('WEBP', color='red', lossless=True),
              'clear': picture('PNG', 'RGBA', (0, 0, 0, 0)), 'half': picture('PNG', 'LA', (0, 128)),
              'palette': picture('PNG', 'P', 0, transparency=0), 'gray': picture('PNG', 'L', 100)}
@@ -211,7 +211,7 @@ def test_png_and_webp_become_jpegs(tmp_path, monkeypatch, capsys, out):
         assert layout.read_jpeg(file, 'test', 'jpeg_0') == jpeg()
 
 
-def test_a_jpeg_keeps_its_bytes_and_its_orientation(tmp_path, monkeypatch, capsys, out):
+def test_jpegs_keep_their_bytes_and_orientation(tmp_path, monkeypatch, capsys, out):
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = picture('JPEG', exif=exif), picture('PNG', exif=exif)
@@ -223,12 +223,12 @@ def test_a_jpeg_keeps_its_bytes_and_its_orientation(tmp_path, monkeypatch, capsy
     assert 'bounding box reaches' not in capsys.readouterr().out
 
 
-def test_boxes_outside_are_counted(tmp_path, monkeypatch, capsys, out):
+def test_boxes_outside_the_photograph_are_counted(tmp_path, monkeypatch, capsys, out):
     run(monkeypatch, *make_cub(tmp_path, birds(), box='2.0 39.0 20.0'), '--out', out)
     assert 'bounding box reaches outside: 4 photographs (' in capsys.readouterr().out
 
 
-def test_captions_that_the_encoder_does_not_read_are_counted(tmp_path, monkeypatch, capsys, out):
+def test_captions_with_unreadable_characters_are_counted(tmp_path, monkeypatch, capsys, out):
     texts = ['a red bird', 'красная птица', 'très petit', 'x' * 202, 'A tab\tin it, and \x1b']
     run(monkeypatch, *make_cub(tmp_path, {f'{ANI}/one': (jpeg(), texts)}), '--out', out)
     said = capsys.readouterr().out
@@ -236,7 +236,7 @@ def test_captions_that_the_encoder_does_not_read_are_counted(tmp_path, monkeypat
     assert 'longer than the 201 characters that the sentence encoder reads: 1 captions' in said
 
 
-def test_the_ending_h5_is_found_by_everything(tmp_path, monkeypatch, capsys):
+def test_every_command_finds_the_extension_h5(tmp_path, monkeypatch, capsys):
     run(monkeypatch, *make_cub(tmp_path, birds()), '--out', tmp_path / 'my birds.h5')
     assert 'embeddings: none yet; see data/README.md' in capsys.readouterr().out
     command = shlex.split(how_to_embed(str(tmp_path / 'my birds.h5')).split('&&')[1])
@@ -249,7 +249,7 @@ def test_the_ending_h5_is_found_by_everything(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('encoding', ['ascii', 'cp1252', 'utf-8'])
-def test_names_never_stop_it(tmp_path, encoding):
+def test_unusual_names_never_stop_preparation(tmp_path, encoding):
     strange = os.fsdecode(os.path.join(os.fsencode(tmp_path), b'caf\xe9'))
     os.mkdir(strange)
     photographs = {'鳥/小鳥': (jpeg(), captions('红'))}
@@ -265,7 +265,7 @@ def test_names_never_stop_it(tmp_path, encoding):
 
 # --- what cannot be used ----------------------------------------------------------------------------------------------
 
-def test_defects_are_named_and_the_rest_goes_on(tmp_path, monkeypatch, capsys, out):
+def test_defects_are_reported_and_skipped(tmp_path, monkeypatch, capsys, out):
     whole = jpeg((200, 200))
     gif = io.BytesIO()
     Image.new('RGB', (9, 9)).save(gif, 'GIF')
@@ -300,7 +300,7 @@ def test_defects_are_named_and_the_rest_goes_on(tmp_path, monkeypatch, capsys, o
         assert len(file['train']) == len(file['test']) == 30
 
 
-def test_what_no_reader_would_take_is_not_written(tmp_path, monkeypatch, capsys, out):
+def test_unreadable_data_is_not_written(tmp_path, monkeypatch, capsys, out):
     boxes = ['1 1e39 1 30 30', '2 1 1 1e-46 30', '3 1 -1e38 30 30', '4 1 1 30 1e10', '5 1 1 30 inf']
     args = make_cub(tmp_path, {f'{ANI}/{k}': (jpeg(), captions(k)) for k in range(5)} | {
         f'{ANI}/long': (jpeg(), ['é' * (1 << 19) + 'e']), f'{ANI}/longest': (jpeg(), ['é' * (1 << 19)])})
@@ -316,7 +316,7 @@ HUGE = 10 << 40  # bytes of a file with nothing in it
 
 
 @pytest.mark.parametrize('limit', [None, 3 << 29])
-def test_files_that_no_memory_holds(tmp_path, out, limit):
+def test_files_too_large_for_memory_are_an_error(tmp_path, out, limit):
     args = make_cub(tmp_path, {f'{ANI}/{k}': (jpeg(), captions(k)) for k in range(3)})
     write(tmp_path / 'list.txt', f'{ANI}\n')
     for name in (f'text_c10/{ANI}/0.txt', f'CUB_200_2011/images/{ANI}/1.jpg', 'huge.txt',
@@ -339,7 +339,7 @@ def test_files_that_no_memory_holds(tmp_path, out, limit):
 
 
 @pytest.mark.parametrize('error', ['MemoryError()', 'RuntimeError("can\'t start new thread")'])
-def test_memory_that_is_gone_is_one_line(error):
+def test_out_of_memory_is_a_one_line_error(error):
     script = ('import sys; sys.path.insert(0, {root!r})\n'
               'from common.errors import run_command\n'
               'def main(): raise {error}\n'
@@ -350,7 +350,7 @@ def test_memory_that_is_gone_is_one_line(error):
                                               'files\n')
 
 
-def test_boxes_whose_numbers_have_leading_zeros(tmp_path, monkeypatch, capsys, out):
+def test_boxes_with_leading_zeros_are_read(tmp_path, monkeypatch, capsys, out):
     args = make_cub(tmp_path, {f'{ANI}/{k}': (jpeg(seed=k), captions(k)) for k in range(2)})
     write(tmp_path / 'CUB_200_2011/bounding_boxes.txt', '001 1 2 30.5 20\n002 2 2 30.5 20\n')
     run(monkeypatch, *args, '--out', out)
@@ -359,7 +359,7 @@ def test_boxes_whose_numbers_have_leading_zeros(tmp_path, monkeypatch, capsys, o
         assert layout.read_index(file, 'test').boxes == [[1, 2, 30.5, 20], [2, 2, 30.5, 20]]
 
 
-def test_a_flag_that_is_missing_is_one_line(monkeypatch, capsys):
+def test_a_missing_flag_is_a_one_line_error(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         run(monkeypatch, '--cub', 'a')
     assert ended.value.code == 2
@@ -367,20 +367,20 @@ def test_a_flag_that_is_missing_is_one_line(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('box', ['0.5 0.25 0.2', '1 1 1'])
-def test_boxes_in_fractions_are_recognized(tmp_path, monkeypatch, out, box):
+def test_relative_boxes_are_recognized(tmp_path, monkeypatch, out, box):
     args = make_cub(tmp_path, {f'{ANI}/one': (jpeg(), captions(1))}, box=box)
     said = error(monkeypatch, *args, '--out', out)
     assert 'no usable photograph (1 skipped' in said and 'fractions of the image' in said and 'in pixels' in said
 
 
-def test_own_classes_without_class_lists(tmp_path, monkeypatch, out):
+def test_classes_without_class_lists_are_split(tmp_path, monkeypatch, out):
     said = error(monkeypatch, *make_cub(tmp_path, {'rose/one': (jpeg(), captions(1))}), '--out', out)
     assert 'rose' in said and 'none of the 200 of CUB-200-2011' in said and '--train_classes FILE' in said
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
-def test_a_box_is_that_of_the_picture_as_it_is_seen(orientation):
-    """As people and most programs draw it; CUB's own photographs are stored as they are seen."""
+def test_boxes_follow_the_orientation_of_the_photograph(orientation):
+    """Boxes are drawn on the upright photograph, as most programs show it; CUB's own photographs are stored upright."""
     seen, box = Image.new('RGB', (400, 304)), (16, 200, 120, 80)
     seen.paste('red', (16, 200, 136, 280))
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL's transpositions, from seen to stored
@@ -393,7 +393,7 @@ def test_a_box_is_that_of_the_picture_as_it_is_seen(orientation):
     assert cut.size == (120, 80) and np.asarray(cut)[8:-8, 8:-8].mean((0, 1)) == pytest.approx([254, 0, 0], abs=3)
 
 
-def test_pictures_of_many_pixels_are_skipped(tmp_path, monkeypatch, capsys, out):
+def test_photographs_with_too_many_pixels_are_skipped(tmp_path, monkeypatch, capsys, out):
     sizes = {'large': (300, 300), 'huge': (500, 500), 'long': (65000, 1)}
     photographs = birds() | {f'{ANI}/{name}': (jpeg(size), captions(1)) for name, size in sizes.items()}
     monkeypatch.setattr(pictures, 'PIXELS', 80000)
@@ -403,7 +403,7 @@ def test_pictures_of_many_pixels_are_skipped(tmp_path, monkeypatch, capsys, out)
     assert f'skipped {ANI}/long' not in done.out  # its middle is what is trained on
 
 
-def test_pipes_are_not_waited_for(tmp_path, monkeypatch, capsys, out):
+def test_pipes_do_not_block(tmp_path, monkeypatch, capsys, out):
     args = make_cub(tmp_path, birds() | {f'{ANI}/photograph': (None, captions(1)), f'{ANI}/text': (jpeg(), None)})
     os.mkfifo(tmp_path / 'CUB_200_2011/images' / ANI / 'photograph.jpg')
     os.mkfifo(tmp_path / 'text_c10' / ANI / 'text.txt')
@@ -417,7 +417,7 @@ def test_pipes_are_not_waited_for(tmp_path, monkeypatch, capsys, out):
     assert 'list.txt: cannot be read (it is a pipe' in said
 
 
-def test_dry_run_says_the_same_and_writes_nothing(tmp_path, monkeypatch, capsys, out):
+def test_dry_run_prints_the_same_and_writes_nothing(tmp_path, monkeypatch, capsys, out):
     photographs = birds() | {f'{ANI}/absent': (None, captions(1))}
     run(monkeypatch, *make_cub(tmp_path, photographs), '--out', out, '--dry_run')
     said = capsys.readouterr().out
@@ -431,7 +431,7 @@ def test_dry_run_says_the_same_and_writes_nothing(tmp_path, monkeypatch, capsys,
             assert said.startswith(f'{path}: cannot be written')
 
 
-def test_errors_name_the_file_and_keep_what_there_was(tmp_path, monkeypatch, out):
+def test_errors_name_the_file_and_keep_old_data(tmp_path, monkeypatch, out):
     good = make_cub(tmp_path / 'good', birds())
     write(out, 'kept')
     end = ['--out', out]
@@ -464,7 +464,7 @@ def test_errors_name_the_file_and_keep_what_there_was(tmp_path, monkeypatch, out
     assert out.read_text() == 'kept' and os.listdir(out.parent) == ['birds.hdf5']
 
 
-def test_a_full_disk_is_foreseen(tmp_path, monkeypatch, out):
+def test_a_full_disk_is_detected_before_writing(tmp_path, monkeypatch, out):
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=1000))
     assert 'disk full' in error(monkeypatch, *make_cub(tmp_path, birds()), '--out', out, '--dry_run')
     assert not out.parent.exists()
@@ -495,7 +495,7 @@ run_command(prepare.main)
 
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize('before', [None, 'kept'])
-def test_killed_halfway(tmp_path, out, how, before):
+def test_a_killed_preparation_leaves_the_old_file(tmp_path, out, how, before):
     if before:
         write(out, before)
     script = PAUSE.format(root=os.path.join(os.path.dirname(SCRIPT), '..', '..'))
@@ -517,14 +517,14 @@ def embedding(key, count=10):
 
 
 def make_pickles(folder, rows_of):
-    """StackGAN's pickles; everything under train/, as membership there says nothing about our split."""
+    """Write StackGAN's pickles, all under train/: their split does not determine ours."""
     for part, keys in (('train', list(rows_of)), ('test', [])):
         write(folder / part / 'filenames.pickle', pickle.dumps(keys, 2))
         write(folder / part / 'char-CNN-RNN-embeddings.pickle', pickle.dumps([rows_of[key] for key in keys], 2))
     return str(folder)
 
 
-def test_embeddings_of_the_pickles(tmp_path, monkeypatch, capsys, out):
+def test_embeddings_are_read_from_pickles(tmp_path, monkeypatch, capsys, out):
     photographs = birds() | {f'{ANI}/nine': (jpeg(), captions('x', 9)), f'{ANI}/none': (jpeg(), captions('y'))}
     rows_of = {key: embedding(key) for key in photographs if not key.endswith('none')}
     pickles = make_pickles(tmp_path / 'pickles', rows_of)
@@ -542,7 +542,7 @@ def test_embeddings_of_the_pickles(tmp_path, monkeypatch, capsys, out):
     assert f'skipped {ANI}/none: no embedding' in said and 'skipped 2 photographs' in said
 
 
-def test_embeddings_of_torch7_files(tmp_path, monkeypatch, out):
+def test_embeddings_are_read_from_torch7_files(tmp_path, monkeypatch, out):
     from tests.test_published_embeddings import t7_file
     photographs = birds()
     for key in photographs:
@@ -554,7 +554,7 @@ def test_embeddings_of_torch7_files(tmp_path, monkeypatch, out):
     np.testing.assert_array_equal(row, embedding(f'{ANI}/Ani_1')[7])
 
 
-def test_only_one_source(monkeypatch, capsys):
+def test_two_sources_of_embeddings_are_an_error(monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         run(monkeypatch, '--cub', 'a', '--text', 'b', '--icml', 'c', '--pickles', 'd')
     assert caught.value.code != 0 and 'not allowed with' in capsys.readouterr().err
@@ -563,7 +563,7 @@ def test_only_one_source(monkeypatch, capsys):
 # --- the chapter's file and its reader --------------------------------------------------------------------------------
 
 def read_as_the_chapter_does(path, split):
-    """Every example of a split, taken from the file in the way of the chapter's own data set class.
+    """Return all examples of a split, read in the way of the chapter's own data set class.
 
     Its `astype(str)` fails with h5py 3 where a caption is not ASCII, in its own file as in ours; those are left out.
     """
@@ -595,7 +595,7 @@ def test_the_chapters_reader_reads_our_file(tmp_path, monkeypatch, out):
 
 
 def write_as_the_chapters_converter_does(path, photographs):
-    """Five captions a photograph with their line ends, each with its own copy of the bytes, and no boxes."""
+    """Write five captions per photograph with their line ends, each with a copy of the bytes, and no boxes."""
     text = h5py.special_dtype(vlen=str)
     with h5py.File(path, 'w') as file:
         for split, class_name in (('train', ALBATROSS), ('valid', None), ('test', ANI)):
@@ -625,7 +625,7 @@ def test_our_reader_reads_the_chapters_file(tmp_path):
 
 
 @pytest.mark.skipif('CUB_DATA' not in os.environ, reason='CUB_DATA names no folder with CUB_200_2011 and text_c10')
-def test_real_photographs(tmp_path, monkeypatch, capsys):
+def test_real_photographs_are_prepared(tmp_path, monkeypatch, capsys):
     cub = os.environ['CUB_DATA']
     run(monkeypatch, '--cub', os.path.join(cub, 'CUB_200_2011'), '--text', os.path.join(cub, 'text_c10'),
         '--out', tmp_path / 'real.hdf5')

@@ -1,4 +1,4 @@
-"""Caches that are damaged, left half-made, or do not fit on the disk, and data that is replaced meanwhile."""
+"""Caches that are damaged, incomplete, or too large for the disk, and data replaced during training."""
 import errno
 import os
 import subprocess
@@ -21,7 +21,7 @@ FILES = ('index.json', 'embeddings.npy', 'pictures_64.npy', 'frames_76.bin', 'fr
 
 
 def read_all(path):
-    """All that a cache gives of /train."""
+    """Return everything that a cache holds of /train."""
     items, crops = Text2ImageDataset(path), MultiscaleDataset(path, **TINY).cached()
     return (items.captions, items.classes, items.fingerprint, items.pictures.clone(), items.embeddings.clone(),
             [crops.frames[i].copy() for i in range(len(crops))])
@@ -62,14 +62,14 @@ def byte_between(data):
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-    """(path, what is read of it) of a file with a cache."""
+    """Return (path of a file with a cache, what is read from it)."""
     path = tiny.make(tmp_path_factory.mktemp('whole') / 'birds.hdf5')
     return path, read_all(path)
 
 
 @pytest.mark.parametrize('name', FILES)
 @pytest.mark.parametrize('damage', [cut, half, emptied, deleted, first_byte, last_byte, byte_between])
-def test_what_is_damaged_is_made_again(damage, name, whole):
+def test_damaged_cache_files_are_rebuilt(damage, name, whole):
     path, expected = whole
     place = os.path.join(cache.cache_folder(path), 'train', name)
     status = os.stat(place)
@@ -84,7 +84,7 @@ def test_what_is_damaged_is_made_again(damage, name, whole):
     assert equal(read_all(path), expected)
 
 
-def test_a_file_is_gone_through_only_when_something_was_done_to_it(whole, monkeypatch):
+def test_cache_files_are_verified_only_after_changes(whole, monkeypatch):
     path, expected = whole
     read_all(path)
     gone_through, checksum = [], checked_files._checksum
@@ -99,7 +99,7 @@ def test_a_file_is_gone_through_only_when_something_was_done_to_it(whole, monkey
 
 @pytest.mark.parametrize('content', [b'[]', b'{"index.json": 1}', b'{"index.json": {"stamp": []}}', b'\xff',
                                      b'[' * 99999])
-def test_a_record_that_is_none(content, whole):
+def test_an_invalid_checksum_record_is_rebuilt(content, whole):
     path, expected = whole
     with open(os.path.join(cache.cache_folder(path), 'train', 'checksums.json'), 'wb') as file:
         file.write(content)
@@ -107,7 +107,7 @@ def test_a_record_that_is_none(content, whole):
 
 
 @pytest.mark.parametrize('name', [*FILES, '../lock'])
-def test_pipes_are_not_waited_for(name, tmp_path):
+def test_pipes_do_not_block(name, tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5')
     expected, place = read_all(path), os.path.join(cache.cache_folder(path), 'train', name)
     os.remove(place)
@@ -119,7 +119,7 @@ def test_pipes_are_not_waited_for(name, tmp_path):
 
 
 @pytest.mark.parametrize('damage', [half, emptied, deleted, byte_between])
-def test_features_that_are_damaged_are_computed_again(damage, tmp_path, monkeypatch):
+def test_damaged_features_are_recomputed(damage, tmp_path, monkeypatch):
     path, computed = tiny.make(tmp_path / 'birds.hdf5'), []
     network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     monkeypatch.setattr(image_encoder, 'pretrained',
@@ -133,7 +133,7 @@ def test_features_that_are_damaged_are_computed_again(damage, tmp_path, monkeypa
     assert len(computed) == 2
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5')
     script = ('import os, signal, sys\n'
               'from data import cache, checked_files\n'
@@ -159,7 +159,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 
 
 @pytest.mark.parametrize('name', FILES)
-def test_a_full_disk_is_one_line(name, tmp_path, monkeypatch):
+def test_a_full_disk_is_a_one_line_error(name, tmp_path, monkeypatch):
     path = tiny.make(tmp_path / 'birds.hdf5')
 
     class Full:
@@ -196,8 +196,8 @@ class _wrapped:
         return self.manager.__exit__(*error)
 
 
-def test_a_small_disk(tmp_path):
-    """A real one: what does not fit is named, also where nobody looked before, and nothing is left."""
+def test_a_real_full_disk_is_reported_and_leaves_nothing(tmp_path):
+    """On a real small disk, even a write that was not checked before fails with the file's name and leaves nothing."""
     path = tiny.make(tmp_path / 'birds.hdf5', {'train': {'001.Auk': 20, '002.Jay': 20}})
     (tmp_path / 'birds.cache').mkdir()
     script = ('import sys\nfrom data import cache, multiscale_dataset as m\nfrom common import files\n'
@@ -218,7 +218,7 @@ def test_a_small_disk(tmp_path):
 
 # --- data that is replaced --------------------------------------------------------------------------------------------
 
-def test_data_that_is_replaced_during_a_training(tmp_path):
+def test_replaced_data_is_an_error_until_it_is_put_back(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5')
     dataset = MultiscaleDataset(path, **TINY)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""tests/chaos.py: that it finds what is wrong with a command that was killed, and a few kills of real ones."""
+"""tests/chaos.py detects every kind of failure of a killed command; a few kills of real commands."""
 import os
 import re
 
@@ -71,7 +71,7 @@ globals()[os.path.basename(sys.argv[0])]()
     ('leaves', 'left behind', 'made.txt.partial-'), ('orphan', 'left behind', 'processes ['),
     ('deaf', 'badly ended', 'to its end'), ('traceback', 'badly ended', 'KeyboardInterrupt'),
     ('lost', 'lost', 'ends with status 1: error: cannot go on')])
-def test_every_kind_of_finding_is_told(does, kind, what, tmp_path, capsys, monkeypatch):
+def test_every_kind_of_finding_is_reported(does, kind, what, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(chaos, 'PATIENCE', 2)
     monkeypatch.setattr(chaos, 'GRACE', -9 if does == 'deaf' else 9)  # the machine may be busy
     monkeypatch.setattr(chaos, 'STARTUP', 0.3 if does == 'traceback' else 9)
@@ -89,7 +89,7 @@ def test_every_kind_of_finding_is_told(does, kind, what, tmp_path, capsys, monke
         assert tried.found[kind] > 0 and re.search(f'^{kind.upper()}: {does}, in .*{re.escape(what)}', said, re.M), said
 
 
-def test_killed_commands_end_as_if_they_had_not_been(capfd):
-    """The short form of `make chaos`."""
+def test_killed_commands_end_with_the_results_of_undisturbed_ones(capfd):
+    """Run a short form of `make chaos`."""
     names = ['stackgan_v1 stage 1', 'toy_birds']
     assert chaos.main(['--kills', '4', '--seed', '1', '--only', *names]) == 0, capfd.readouterr().out

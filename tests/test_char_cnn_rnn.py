@@ -28,14 +28,14 @@ def test_state_dict_has_the_published_keys(variant):
     assert {key: list(value.shape) for key, value in state.items()} == FACTS['state_dict'][variant]
 
 
-def test_letters_are_the_recorded_ones():
+def test_one_hot_equals_the_recorded_tensor():
     letters = one_hot(FACTS['captions'])
     assert letters.shape == (4, 70, 201) and letters.dtype == torch.float32
     np.testing.assert_array_equal(letters.sum(1), NUMBERS['onehot_sum_per_char'])
 
 
 @pytest.mark.parametrize('variant', ['flowers_icml', 'birds_cvpr'])
-def test_embeddings(variant):
+def test_embeddings_equal_the_recorded_ones(variant):
     with torch.no_grad():
         embeddings = fill(CharCnnRnn(variant)).eval()(one_hot(FACTS['captions']))
     torch.testing.assert_close(embeddings, torch.from_numpy(NUMBERS[variant]), rtol=1e-5, atol=1e-5)
@@ -44,7 +44,7 @@ def test_embeddings(variant):
 @pytest.mark.parametrize('variant', VARIANTS)
 @pytest.mark.parametrize('captions', [[''], ['a'], ['b' * 57, 'c'], ['d' * 145], ['e' * 201]])
 @torch.no_grad()
-def test_steps_that_see_no_letter_are_not_computed_one_by_one(variant, captions, monkeypatch):
+def test_blank_steps_are_copied_not_computed(variant, captions, monkeypatch):
     net, letters = CharCnnRnn(variant), one_hot(captions)
     embeddings = net(letters)
     monkeypatch.setattr(encoder, '_without_blank_end', lambda letters: letters)
@@ -53,9 +53,9 @@ def test_steps_that_see_no_letter_are_not_computed_one_by_one(variant, captions,
 
 @torch.no_grad()
 def recorded_port(net, letters):
-    """What the recorded port computes with a net's layers: its first state is [B, 1, D] and meets inputs of [B, D].
+    """Compute what the recorded port computes: its first state [B, 1, D] is added to inputs [B, D].
 
-    From the second step on that broadcasts to [B, B, D]: every sentence's state reads every sentence's letters, and the
+From the second step on, this broadcasts to [B, B, D]: every sentence's state reads every sentence's letters, and the
     average goes over 1 + 17 B columns. Right for a batch of one, so the weights' names, shapes and formulas are right.
     """
     seen, rnn = [], net.rnn
@@ -74,7 +74,7 @@ def recorded_port(net, letters):
     return net.emb_proj(torch.cat(states, dim=1).mean(1))
 
 
-def test_embeddings_of_birds_icml():
+def test_embeddings_of_birds_icml_equal_the_recorded_port():
     # Ours embeds a sentence by itself, so it cannot meet numbers in which the sentences of a batch are mixed; with the
     # port's mistake replayed, the same weights do, and without other sentences in the batch there is no mistake.
     net, letters = fill(CharCnnRnn('birds_icml')).eval(), one_hot(FACTS['captions'])
@@ -87,7 +87,7 @@ def test_embeddings_of_birds_icml():
             torch.testing.assert_close(net(one[None])[0], embedding, rtol=1e-6, atol=1e-6)
 
 
-def test_one_hot_details():
+def test_one_hot_lowercases_cuts_and_skips_unknown_characters():
     letters = one_hot(['-', 'aB\u00e9\t?', '', 'z' * 300, 'A' * 200 + 'bc'])
     assert letters[0].sum() == 1 and letters[0, ALPHABET.rindex('-'), 0] == 1 and ALPHABET.count('-') == 2
     assert letters[1, :, :6].sum(0).tolist() == [1, 1, 0, 0, 1, 0]
@@ -100,14 +100,14 @@ def test_one_hot_details():
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
 
-def test_joint_embedding_loss():
+def test_joint_embedding_loss_equals_its_formula():
     text, image = (tensor_for(f'out/char_cnn_rnn/{side}', (6, 1024)) for side in ('txt', 'img'))
     for ours, name in [(sje_loss(text, image), 'loss_txt_img'), (sje_loss(image, text), 'loss_img_txt'),
                        (sje_loss(0.05 * text, 0.05 * image), 'loss_scaled_0.05')]:
         assert ours.item() == pytest.approx(FACTS['sje'][name], rel=1e-5)
 
 
-def test_loss_spares_rivals_of_the_same_class():
+def test_loss_ignores_pairs_of_the_same_class():
     text, image = torch.randn(5, 8), torch.randn(5, 8)
     classes = [0, 1, 0, 2, 1]
     total = sum(max(0, 1 + float(image[i] @ text[j] - image[i] @ text[i]))
@@ -125,7 +125,7 @@ def squares(tmp_path_factory):
 
 
 @pytest.mark.parametrize('classes, batch_size', [(5, 2), (5, 5), (3, 8)])
-def test_batches_have_every_class_as_often(classes, batch_size):
+def test_batches_have_every_class_equally_often(classes, batch_size):
     sizes = [1, 30, 3, 7, 60][:classes]  # photographs of a class; each has two captions
     of_photo = [number for number, size in enumerate(sizes) for _ in range(size)]
     index = layout.Index(names=[f'photo {i}' for i in range(len(of_photo))], classes=[f'{c}' for c in of_photo],
@@ -147,7 +147,7 @@ def test_batches_have_every_class_as_often(classes, batch_size):
     assert len(captions) == len(index.captions)
 
 
-def test_a_split_smaller_than_a_batch_is_an_epoch_and_an_empty_one_is_none(squares):
+def test_a_small_split_gives_one_batch_and_an_empty_split_none(squares):
     split = load_split(squares, 'train', 64, preprocess)
     assert len(list(ClassBatches(split.index, split.pictures, 100))) == 1
     assert list(ClassBatches(layout.Index(), torch.empty(0), 4)) == []
@@ -157,12 +157,12 @@ def test_a_split_smaller_than_a_batch_is_an_epoch_and_an_empty_one_is_none(squar
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """The published variants, but with a recurrent net that takes no time."""
+    """Make the recurrent networks of the published variants narrow, to save time."""
     for name, (_, pooling, recurrent) in VARIANTS.items():
         monkeypatch.setitem(encoder.VARIANTS, name, (8, pooling, recurrent))
 
 
-def test_embedding_depends_neither_on_the_batch_nor_on_repetitions(narrow):
+def test_embeddings_depend_neither_on_the_batch_nor_on_repetitions(narrow):
     net, rows = fill(CharCnnRnn()), []
     net.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
     captions = ['a red bird', 'a blue bird', 'a red bird', 'a bird', 'a blue bird']
@@ -176,7 +176,7 @@ def test_embedding_depends_neither_on_the_batch_nor_on_repetitions(narrow):
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
-def test_load_encoder_knows_the_variant_of_a_plain_state_dict(tmp_path, variant):
+def test_load_encoder_recognizes_the_variant_of_a_state_dict(tmp_path, variant):
     net, path = CharCnnRnn(variant), str(tmp_path / 'plain.pt')
     torch.save({f'module.{key}': value for key, value in net.state_dict().items()}, path)
     loaded = load_encoder(path)
@@ -221,7 +221,7 @@ def test_load_encoder_refuses_anything_else(tmp_path, narrow):
         assert path in one_line(load_encoder, path, match=reason)
 
 
-def test_reading_an_encoder_draws_no_random_numbers(tmp_path, narrow):
+def test_loading_an_encoder_keeps_the_random_state(tmp_path, narrow):
     path = str(tmp_path / 'encoder.pt')
     torch.save({'variant': 'birds_cvpr', 'encoder': CharCnnRnn('birds_cvpr').state_dict()}, path)
     before = torch.get_rng_state()
@@ -247,7 +247,7 @@ def everything(model):
 
 
 @pytest.mark.parametrize('stop_at', [3, 2, 4])  # batches; an epoch has three
-def test_resumed_training_is_bit_for_bit_the_same(tmp_path, squares, narrow, monkeypatch, stop_at):
+def test_resumed_training_is_bitwise_identical(tmp_path, squares, narrow, monkeypatch, stop_at):
     whole = new_model(squares, seed=0)
     whole.train(2, verbose=False)
     expected, *expected_progress = everything(whole)
@@ -273,7 +273,7 @@ def test_resumed_training_is_bit_for_bit_the_same(tmp_path, squares, narrow, mon
     assert set(found) == set(expected) and all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-def test_a_batch_is_learned_and_the_learning_rate_falls(squares):
+def test_a_batch_is_overfitted_and_the_learning_rate_decays(squares):
     model = new_model(squares, seed=0)  # not narrow: the start of RMSprop shakes a narrow one for long
     model.create_optim(1e-5)
     model.data_loader = [next(iter(model.data_loader))]
@@ -284,7 +284,7 @@ def test_a_batch_is_learned_and_the_learning_rate_falls(squares):
     assert model.optim.param_groups[0]['lr'] == pytest.approx(1e-5 * 0.98 ** 11)  # of the twelfth epoch
 
 
-def test_checkpoints_that_do_not_fit(tmp_path, squares, narrow):
+def test_checkpoints_that_do_not_fit_are_refused(tmp_path, squares, narrow):
     path = str(tmp_path)
     new_model(squares, 0).save_to(path, verbose=False)
     one_line(Model('model', 'cpu', None, 'birds_cvpr', 'scratch').load_from, path, match='--variant birds_icml')
@@ -295,7 +295,7 @@ def test_checkpoints_that_do_not_fit(tmp_path, squares, narrow):
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
-def test_eval_of_perfect_and_of_shuffled_features(monkeypatch, narrow):
+def test_eval_measures_perfect_and_shuffled_features(monkeypatch, narrow):
     torch.manual_seed(0)
     classes, photos = 5, 60  # more photographs of a class than the 50 that are retrieved
     labels = torch.arange(classes).repeat_interleave(photos)

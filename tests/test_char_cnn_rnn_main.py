@@ -1,4 +1,4 @@
-"""char_cnn_rnn/main.py as people run it: from another folder, on squares whose captions name their color."""
+"""Run char_cnn_rnn/main.py from another folder, on squares whose captions name their color."""
 import glob
 import os
 import shutil
@@ -29,14 +29,14 @@ def arguments(folder, flags):
 
 
 def command(folder, *flags):
-    """Run main.py as a process from `folder`; the finished process."""
+    """Run main.py as a process in `folder`, and return the finished process."""
     return subprocess.run([sys.executable, main.__file__, *arguments(folder, flags)], cwd=folder, capture_output=True,
                           text=True, timeout=120, env={**os.environ, 'OMP_NUM_THREADS': '1'})
 
 
 def test_train_resume_evaluate_query_and_embed(tmp_path, monkeypatch, capsys):
     def here(*flags):
-        """The same in this process, which has imported everything; what it prints."""
+        """Run main.py in this process, which saves the imports, and return what it prints."""
         monkeypatch.setattr(sys, 'argv', [main.__file__, *arguments(tmp_path, flags)])
         main.main()
         return capsys.readouterr().out
@@ -45,7 +45,7 @@ def test_train_resume_evaluate_query_and_embed(tmp_path, monkeypatch, capsys):
 
     trained = command(tmp_path, '--epochs', '1', *SMALL)
     assert trained.returncode == 0, trained.stderr
-    assert 'Training on 6 captions of 6 pictures of 6 classes' in trained.stdout
+    assert 'Training on 6 captions of 6 photographs of 6 classes' in trained.stdout
     folder, = glob.glob(str(tmp_path / 'output' / 'squares_*'))
     assert {'char_cnn_rnn.pt', 'log.txt', 'options.json'} <= set(os.listdir(folder))
 
@@ -54,7 +54,7 @@ def test_train_resume_evaluate_query_and_embed(tmp_path, monkeypatch, capsys):
         assert [line.split('  ')[1] for line in log] == ['step 1', 'step 2', 'step 3', 'step 4']
 
     printed = here('--train', 'False', '--query', 'a small orange bird')
-    assert 'on 2 pictures of 2 classes of /test' in printed
+    assert 'on 2 photographs of 2 classes of /test' in printed
     assert printed.count('(chance 50.0%)') == 2 and 'top-1 accuracy' in printed
     sheet, = glob.glob(str(tmp_path / 'output' / 'query_*' / 'sheet.png'))
     assert Image.open(sheet).size == (2 * 136 + 8, Image.open(sheet).height)
@@ -82,7 +82,7 @@ def test_train_resume_evaluate_query_and_embed(tmp_path, monkeypatch, capsys):
 
 
 def error(monkeypatch, folder, *flags):
-    """What main.py writes to stderr, in this process; `sys.exit` with a text means status 1."""
+    """Run main.py in this process and return what it writes to stderr; `sys.exit` with a text means status 1."""
     monkeypatch.setattr(sys, 'argv', [main.__file__, *arguments(folder, flags)])
     with pytest.raises(SystemExit) as caught:
         run_command(main.main)
@@ -114,7 +114,7 @@ def test_errors_are_one_line(tmp_path, monkeypatch):
     assert not os.path.exists(tmp_path / 'output')
 
 
-def test_the_newest_run_of_the_data_set(tmp_path):
+def test_the_newest_run_of_the_data_set_is_used(tmp_path):
     runs = ['birds_20260101_000000', 'birds_20260101_000000_1', 'birds_small_20260102_000000', 'query_20260103_000000']
     for age, name in enumerate(runs):
         os.makedirs(tmp_path / name)
@@ -131,7 +131,7 @@ def test_the_newest_run_of_the_data_set(tmp_path):
 
 
 @pytest.mark.parametrize('bad', [np.zeros(768), np.full(1024, np.nan), None], ids=['width', 'NaN', 'missing'])
-def test_embeddings_that_are_bad_are_written_anew(tmp_path, monkeypatch, bad):
+def test_invalid_embeddings_are_overwritten(tmp_path, monkeypatch, bad):
     path, words = write_squares(tmp_path / 'squares.hdf5', photos=1), str(tmp_path / 'encoder\udcff.pt')
     torch.save({}, tmp_path / 'encoder.pt')
     os.rename(tmp_path / 'encoder.pt', words)
@@ -152,7 +152,7 @@ def test_embeddings_that_are_bad_are_written_anew(tmp_path, monkeypatch, bad):
 
 @pytest.mark.parametrize('when', ['captions are read', 'embeddings are written'])
 @pytest.mark.parametrize('photos', [1, 2])
-def test_a_file_that_is_replaced_meanwhile_is_left_alone(tmp_path, monkeypatch, photos, when):
+def test_embed_does_not_write_into_a_replaced_file(tmp_path, monkeypatch, photos, when):
     path, words = write_squares(tmp_path / 'squares.hdf5', photos=1), str(tmp_path / 'encoder.pt')
     torch.save({}, words)
     monkeypatch.setattr(main, 'load_encoder', lambda *_: SimpleNamespace(variant='birds_icml'))
@@ -175,7 +175,7 @@ def test_a_file_that_is_replaced_meanwhile_is_left_alone(tmp_path, monkeypatch, 
     assert sorted(os.listdir(tmp_path)) == ['encoder.pt', 'squares.cache', 'squares.hdf5']
 
 
-def test_the_sheet_names_every_class_and_the_sentence_once_a_row(tmp_path, monkeypatch):
+def test_the_query_sheet_names_classes_and_each_sentence_once(tmp_path, monkeypatch):
     path = write_squares(tmp_path / 'squares.hdf5', photos=1)
     index = load_split(path, 'train').index
     order = torch.eye(len(index.names))

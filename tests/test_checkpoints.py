@@ -1,4 +1,4 @@
-"""Checkpoints: what is written, what is read, what is refused, and what a loaded model draws."""
+"""Checkpoints: what is written, loaded and refused, and what a loaded model generates."""
 import os
 import pickle
 
@@ -21,7 +21,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def trained(dataset, tmp_path_factory):
-    """The checkpoint of a whole training."""
+    """Return the checkpoint of a finished training."""
     folder, model = str(tmp_path_factory.mktemp('run')), new_model(dataset)
     model.train(EPOCHS, 1, folder, verbose=False)
     return os.path.join(folder, 'text2image.pt')
@@ -32,7 +32,7 @@ def same_weights(model, contents, nets=('netG', 'netD')):
                for net in nets for key, value in getattr(model, net).state_dict().items())
 
 
-def test_a_checkpoint_holds_all_and_no_code(trained, dataset, tmp_path, capsys):
+def test_a_checkpoint_holds_the_whole_state_and_no_code(trained, dataset, tmp_path, capsys):
     contents = torch.load(trained, weights_only=True)
     assert set(contents) == {'netG', 'netD', 'optim_G', 'optim_D', 'progress', 'options', 'data'}
     assert (contents['progress']['epoch'], contents['progress']['step']) == (EPOCHS, EPOCHS * STEPS)
@@ -45,8 +45,8 @@ def test_a_checkpoint_holds_all_and_no_code(trained, dataset, tmp_path, capsys):
     assert capsys.readouterr().out == f'loaded {file}\n' and other.options == model.options
 
 
-def test_a_run_goes_on_in_another_memory_order(trained, dataset):
-    """Fused Adam takes weights and moments to be in one order, without looking."""
+def test_a_run_resumes_in_another_memory_format(trained, dataset):
+    """Fused Adam assumes that weights and moments have the same memory format."""
     stepped = []
     for order in (torch.channels_last, torch.contiguous_format):  # the first is that of the run
         model = new_model(dataset)
@@ -61,13 +61,13 @@ def test_a_run_goes_on_in_another_memory_order(trained, dataset):
         torch.testing.assert_close(stepped[1][name], value, msg=name)
 
 
-def test_a_folder_whose_name_is_not_utf8(trained, tmp_path):
+def test_folder_names_need_not_be_utf8(trained, tmp_path):
     path = os.path.join(tmp_path, 'lat\udcf6', 'a.pt')
     checkpoint.save(path, torch.load(trained, weights_only=True))
     assert all(checkpoint.load(path, mapped).keys() >= {'netG', 'netD'} for mapped in (False, True))
 
 
-def test_load_from_takes_every_kind_of_state_dict(trained, tmp_path):
+def test_load_from_reads_every_kind_of_state_dict(trained, tmp_path):
     contents = torch.load(trained, weights_only=True)
     netG, netD = contents['netG'], contents['netD']
     parallel = {f'module.{key}': value for key, value in netG.items()}
@@ -79,7 +79,7 @@ def test_load_from_takes_every_kind_of_state_dict(trained, tmp_path):
                              (tmp_path / 'G.pt', None, ['netG']), (tmp_path / 'D.pt', None, ['netD']),
                              (tmp_path, 'parallel', ['netG']), (tmp_path, 'parallel_D', ['netD']),
                              (tmp_path, 'both', ['netG', 'netD']), (tmp_path, 'chapter', ['netG', 'netD'])]:
-        model = Model('text2image', 'cpu', None, 3, 50, 100)  # without optimizers, as for drawing
+        model = Model('text2image', 'cpu', None, 3, 50, 100)  # without optimizers, as for generating
         others = [net for net in ('netG', 'netD') if net not in nets]
         kept = {net: {k: v.clone() for k, v in getattr(model, net).state_dict().items()} for net in others}
         model.load_from(str(path), name, verbose=False)
@@ -111,7 +111,7 @@ def test_pickled_modules_are_refused_without_running_them(tmp_path):
     assert not os.path.exists(tmp_path / 'sprung')
 
 
-def test_damaged_and_foreign_files_are_one_line(trained, tmp_path):
+def test_damaged_and_foreign_files_are_one_line_errors(trained, tmp_path):
     file = tmp_path / 'text2image.pt'
     assert f'{file}: no such checkpoint' == refusal(tmp_path)
     with open(trained, 'rb') as whole:
@@ -151,15 +151,15 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch, error, raised):
     assert os.listdir(tmp_path) == ['a.pt'] and torch.equal(checkpoint.load(path)['a'], torch.ones(3))
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+def test_a_folder_that_cannot_be_created_is_a_one_line_error(tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(UserError, match='cannot be written'):
         checkpoint.save(str(tmp_path / 'file' / 'a.pt'), {})
 
 
-# --- drawing ----------------------------------------------------------------------------------------------------------
+# --- generating -------------------------------------------------------------------------------------------------------
 
-def test_generate_depends_on_its_seed_alone(dataset, trained):
+def test_generate_depends_only_on_its_seed(dataset, trained):
     model = new_model(dataset)
     model.load_from(trained, verbose=False)
     embed, state = dataset.embeddings[:3], torch.get_rng_state()
@@ -172,7 +172,7 @@ def test_generate_depends_on_its_seed_alone(dataset, trained):
     assert torch.equal(images[0], model.generate(embed[[0, 2, 2]])[0])  # whatever else is in the batch
 
 
-def test_eval_draws_for_the_loaders_captions(dataset):
+def test_eval_generates_for_the_loaders_captions(dataset):
     model = new_model(dataset)
     model.data_loader = DataLoader(dataset, 4, collate_fn=dataset.collate)
     for size, expected in ((None, 4), (3, 3), (100, 4)):

@@ -1,4 +1,4 @@
-"""`--compile`: what it chooses, and that compiled networks train as others do."""
+"""`--compile`: what it selects, and that compiled networks train like uncompiled ones."""
 import os
 
 import pytest
@@ -32,19 +32,19 @@ def test_auto_compiles_for_one_gpu(monkeypatch):
     assert not compiling.can_compile('auto', torch.device('cuda'))
 
 
-def test_pytorch_knows_the_options():
-    """It looks at them at once, and compiles when the function is called."""
+def test_pytorch_knows_the_compile_options():
+    """PyTorch checks the options at once, but compiles only when the function is called."""
     assert callable(torch.compile(torch.neg, **compiling.SETTINGS))
     with pytest.raises(RuntimeError, match='no_such_option'):
         torch.compile(torch.neg, options={'no_such_option': True})
 
 
 @slow
-def test_it_is_found_out_by_compiling():
+def test_can_compile_tries_to_compile():
     assert compiling.can_compile(True, CPU)
 
 
-def test_what_is_missing_is_said_in_a_line(monkeypatch, capsys):
+def test_a_missing_compiler_is_reported_in_one_line(monkeypatch, capsys):
     def fail(*_, **__):
         raise RuntimeError('No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1 for ...')
 
@@ -54,7 +54,7 @@ def test_what_is_missing_is_said_in_a_line(monkeypatch, capsys):
     assert capsys.readouterr().out.count('\n') == 1
 
 
-def test_what_is_computed_again_is_not_compiled(monkeypatch):
+def test_recomputed_networks_are_not_compiled(monkeypatch):
     compiled = []
     monkeypatch.setattr(compiling, 'can_compile', lambda asked, device: bool(asked))  # as on a GPU
     monkeypatch.setattr(torch, 'compile', lambda forward, **_: compiled.append(forward) or forward)
@@ -66,7 +66,7 @@ def test_what_is_computed_again_is_not_compiled(monkeypatch):
     assert '--compile True and --accumulate' in one_line(lambda: prepare(model, netsD, compile=True, accumulate=2))
 
 
-def test_a_smaller_batch_is_not_compiled_for(monkeypatch):
+def test_a_smaller_last_batch_runs_uncompiled(monkeypatch):
     monkeypatch.setattr(torch, 'compile', lambda forward, **_: lambda x: 'compiled')
     net = torch.nn.Linear(1, 1)
     forward = compiling.compiled_for_whole_batches(net, net.forward, 4)
@@ -77,7 +77,7 @@ def test_a_smaller_batch_is_not_compiled_for(monkeypatch):
 
 
 def compile_with(backend):
-    """`torch.compile`, but for 'aot_eager' without the code for this processor, which takes minutes to build."""
+    """Return `torch.compile` with the backend 'aot_eager', which saves minutes of building code."""
     if backend == 'inductor':
         return PYTORCHS
     return lambda function, options, dynamic=None: PYTORCHS(function, dynamic=dynamic, backend=backend)
@@ -92,12 +92,12 @@ def float64():
 
 @pytest.mark.parametrize('chapter, bits', [('stackgan_v1', 'fp32'), ('stackgan_v2', 'bf16')])
 @pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=slow)])
-def test_compiled_networks_train_as_others_do(backend, chapter, bits, monkeypatch, request):
+def test_compiled_networks_train_as_uncompiled_ones(backend, chapter, bits, monkeypatch, request):
     monkeypatch.setattr(torch, 'compile', compile_with(backend))
     monkeypatch.setattr(precision, 'cpu_flags', lambda: {'avx512_bf16'})
     if backend == 'inductor' and bits == 'fp32':
         request.getfixturevalue('float64')  # Adam's first steps make rounding of other code a hundred times as large
-    losses, names, drawn = {}, [], []
+    losses, names, generated = {}, [], []
     for asked in (False, True):
         model, netsD, batch = case(chapter, size=4)
         heads = [netsD[0].get_cond_logits, netsD[0].get_uncond_logits] if chapter == 'stackgan_v1' else []
@@ -107,10 +107,10 @@ def test_compiled_networks_train_as_others_do(backend, chapter, bits, monkeypatc
         losses[asked] = [list(model.train_step(batch).values()) for _ in range(3)]
         frames = dict(torch._dynamo.utils.counters['frames'])
         assert bool(frames) == asked and not torch._dynamo.utils.counters['graph_break']
-        drawn.append(model.generate(batch['right_embed'])[-1])
-        assert dict(torch._dynamo.utils.counters['frames']) == frames  # drawing is not compiled
+        generated.append(model.generate(batch['right_embed'])[-1])
+        assert dict(torch._dynamo.utils.counters['frames']) == frames  # generating is not compiled
         names.append([net.state_dict().keys() for net in (model.netG, *netsD)])
     rounding = {'rtol': 1e-5, 'atol': 1e-5} if bits == 'fp32' else {'rtol': .02, 'atol': .02}
     torch.testing.assert_close(losses[True], losses[False], **rounding)
-    torch.testing.assert_close(*drawn, rtol=0, atol=1e-4 if bits == 'fp32' else .05)
+    torch.testing.assert_close(*generated, rtol=0, atol=1e-4 if bits == 'fp32' else .05)
     assert names[0] == names[1]

@@ -1,4 +1,4 @@
-"""Configuration files that are no configurations, or made to do harm: one line that names the file, and at once."""
+"""Invalid and malicious configuration files are refused quickly, in one line that names the file."""
 import time
 
 import pytest
@@ -14,7 +14,7 @@ def load(path, text):
     return config._load(str(path))
 
 
-def test_values_are_text_as_it_is_written(tmp_path):
+def test_values_keep_their_spelling_as_text(tmp_path):
     assert load(tmp_path / 'a.yml', '''
 lr: 0.1
 TRAIN: {COEFF: {KL: 2.0}}
@@ -46,14 +46,14 @@ none:
     (f'%YAML {5000 * "9"}.1\n---\na: 1', 'cannot be read as YAML'), ('a: 1\n---\nb: 2', 'holds 2 documents'),
     (f'a: {10 ** 6 * "x"}', 'too long for a configuration'), ('hello', 'holds a str'), ('[1]', 'holds a list'),
     (b'a: \xe9', 'cannot be read as YAML'), ('a: b\n\tc: d', 'cannot be read as YAML'), (10 ** 5 * ']', 'too long')])
-def test_one_line_at_once(tmp_path, text, message):
+def test_hostile_configurations_are_refused_quickly(tmp_path, text, message):
     start = time.monotonic()
     error = one_line(load, tmp_path / 'a.yml', text)
     assert error.startswith(f'{tmp_path / "a.yml"}: ') and message in error and len(error) < 500
     assert time.monotonic() - start < 20
 
 
-def test_a_key_takes_one_value(tmp_path):
+def test_a_key_with_two_values_is_an_error(tmp_path):
     for text in ('lr: {a: 1}', 'TRAIN: {LR: [1, 2]}', 'TRAIN: {LR: {a: 1}}'):
         (tmp_path / 'a.yml').write_text(text)
         one_line(config._read, str(tmp_path / 'a.yml'), {'lr'}, ('TRAIN.LR',), match='takes one value|unknown key')

@@ -1,4 +1,4 @@
-"""Networks whose convolutions are computed in another way, with the same results."""
+"""Convolutions that are computed in another way on CPUs, with the same results."""
 import copy
 import pickle
 
@@ -15,7 +15,7 @@ from stackgan_v2 import gan as stackgan_v2
 
 
 def arranged(layers):
-    """Return a copy of `layers` that computes as on a CPU."""
+    """Return a copy of `layers`, arranged for a CPU."""
     copied = nn.Sequential(copy.deepcopy(layers))  # a layer that is replaced has to have a parent
     speed.arrange(copied, torch.device('cpu'))
     return copied[0]
@@ -23,7 +23,7 @@ def arranged(layers):
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('upsample', [stackgan_v1.upsample, stackgan_v2.upsample])
-def test_shared_products_give_the_same(upsample, dtype):
+def test_doubled_convs_compute_the_same(upsample, dtype):
     torch.manual_seed(0)
     plain = upsample(5, 4).to(dtype)
     shared = arranged(plain)
@@ -41,7 +41,7 @@ def test_shared_products_give_the_same(upsample, dtype):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4)
 
 
-def test_sums_of_weights_are_rounded_once_in_bf16():
+def test_summed_weights_are_rounded_once_in_bf16():
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(1, 1, 3, padding=1, bias=False))
     nn.init.zeros_(plain[1].weight)
@@ -58,7 +58,7 @@ def test_sums_of_weights_are_rounded_once_in_bf16():
 @pytest.mark.parametrize('conv', [nn.Conv2d(6, 9, 4, stride=2, padding=1, bias=False),
                                   nn.Conv2d(6, 9, 3, padding=1),
                                   nn.Conv2d(6, 9, 3, padding=(0, 1), stride=(2, 1), bias=False)])
-def test_many_weights_for_few_places_are_a_product_of_matrices(conv, dtype, monkeypatch):
+def test_convolutions_with_many_weights_per_location_become_matrix_products(conv, dtype, monkeypatch):
     torch.manual_seed(0)
     plain = conv.to(torch.float64).to(dtype)
     product = arranged(plain)
@@ -75,13 +75,13 @@ def test_many_weights_for_few_places_are_a_product_of_matrices(conv, dtype, monk
 
 
 def count_convolutions(monkeypatch):
-    """Return a list that gets the size of the batch of each of PyTorch's convolutions."""
+    """Return a list to which the batch size of each call of PyTorch's convolution is added."""
     found, convolve = [], F.conv2d
     monkeypatch.setattr(F, 'conv2d', lambda features, *args: found.append(len(features)) or convolve(features, *args))
     return found
 
 
-def test_few_weights_or_many_places_are_left_to_pytorch(monkeypatch):
+def test_convolutions_with_few_weights_per_location_stay_with_pytorch(monkeypatch):
     conv = arranged(nn.Conv2d(64, 64, 4, stride=2, padding=1, bias=False))  # 2 ** 16 weights
     own_way = count_convolutions(monkeypatch)
     for batch in (1, 2):
@@ -94,7 +94,7 @@ OTHERS = [nn.Conv2d(4, 4, 3, padding=1, bias=False, groups=2), nn.Conv2d(4, 4, 3
 
 
 @pytest.mark.parametrize('conv', OTHERS)
-def test_convolutions_of_other_kinds_stay(conv):
+def test_other_kinds_of_convolutions_are_unchanged(conv):
     layers = nn.Sequential(nn.Upsample(scale_factor=2), conv)
     assert type(arranged(layers)[1]) is nn.Conv2d
 
@@ -104,14 +104,14 @@ def test_convolutions_of_other_kinds_stay(conv):
     (nn.Upsample(scale_factor=2, mode='bilinear'), nn.Conv2d(4, 4, 3, padding=1, bias=False)),
     (nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3, padding=1)),
     (nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 5, padding=2, bias=False))])
-def test_other_enlargements_are_not_shared(upsample, conv):
+def test_other_upsampling_is_unchanged(upsample, conv):
     layers = nn.Sequential(upsample, conv)
     features = torch.randn(1, 4, 4, 4)
     assert not isinstance(arranged(layers)[1], DoubledConv)
     torch.testing.assert_close(arranged(layers)(features), layers(features))
 
 
-def test_copies_have_weights_of_their_own():
+def test_copies_have_their_own_weights():
     net = arranged(stackgan_v1.upsample(2, 2)).eval()
     features = torch.randn(1, 2, 4, 4)
     before = net(features)
@@ -121,7 +121,7 @@ def test_copies_have_weights_of_their_own():
         assert torch.equal(net(features), before) and not torch.equal(other(features), before)
 
 
-def test_gpus_have_pytorchs_own_layers_and_channels_last():
+def test_gpus_use_pytorch_layers_in_channels_last():
     net = stackgan_v1.upsample(2, 2)
     speed.arrange(net, torch.device('cuda'))
     assert type(net[0]) is nn.Upsample and type(net[1]) is nn.Conv2d

@@ -1,4 +1,4 @@
-"""What only a GPU can show: steps against those of the CPU, bf16, compiled networks, runs that change the device."""
+"""Tests that need a GPU: steps compared with the CPU, bf16, compiled networks, runs that change the device."""
 import importlib
 import math
 import os
@@ -23,7 +23,7 @@ TRAINING = ['--train', *DATA, '--batch_size', '2', '--log_interval', '1']
 
 @pytest.fixture(autouse=True)
 def float32():
-    """Let the GPU multiply float32 numbers as such; afterwards all settings are as before."""
+    """Switch TF32 off on the GPU, and restore all settings afterwards."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
     matmul.allow_tf32 = cudnn.allow_tf32 = False
@@ -33,7 +33,7 @@ def float32():
 
 @pytest.fixture
 def same_draws(monkeypatch):
-    """Let both devices draw the same random numbers: those of the CPU."""
+    """Make both devices use the same random numbers, those of the CPU."""
     randn, multinomial = torch.randn, torch.multinomial
     monkeypatch.setattr(torch, 'randn', lambda *size, device=None, **more: randn(*size, **more).to(device or CPU))
     monkeypatch.setattr(torch, 'multinomial', lambda weights, *args, **more: multinomial(
@@ -41,7 +41,7 @@ def same_draws(monkeypatch):
 
 
 def losses_of_a_step(name, device, **prepared):
-    """Return the losses of a Model's first step, as floats; `prepared` are values for `speed.prepare`, or none."""
+    """Return the losses of a Model's first step as floats; `prepared` are arguments of `speed.prepare`, if any."""
     model, batch = every_model.new(name, device)
     if prepared:
         speed.prepare(*every_model.parts_of(model), device=device, batch_size=every_model.SIZE,
@@ -54,13 +54,13 @@ def losses_of_a_step(name, device, **prepared):
 
 
 @pytest.mark.parametrize('name', every_model.NEW)
-def test_a_step_is_that_of_the_cpu(name, same_draws):
+def test_a_step_on_the_gpu_equals_one_on_the_cpu(name, same_draws):
     assert losses_of_a_step(name, GPU) == pytest.approx(losses_of_a_step(name, CPU), rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])
 @pytest.mark.parametrize('name', every_model.GANS)
-def test_a_prepared_step_is_that_of_the_cpu(name, accumulate, same_draws):
+def test_a_prepared_step_on_the_gpu_equals_one_on_the_cpu(name, accumulate, same_draws):
     expected = losses_of_a_step(name, CPU, accumulate=accumulate)
     assert losses_of_a_step(name, GPU, accumulate=accumulate) == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
@@ -95,8 +95,8 @@ def newest_checkpoint(out_dir, section):
 
 
 @pytest.mark.parametrize('section', FLAGS)
-def test_two_steps_of_main_as_typed(section, type_in, tmp_path):
-    """With `--precision auto` and `--compile auto`, as most people type it."""
+def test_main_trains_two_steps_on_the_gpu(section, type_in, tmp_path):
+    """Use the defaults `--precision auto` and `--compile auto`."""
     said = type_in(section, *TRAINING, *FLAGS[section], '--epochs', '1', '--out_dir', tmp_path)
     assert 'using the CPU' not in said
     contents = newest_checkpoint(tmp_path, section)
@@ -105,7 +105,7 @@ def test_two_steps_of_main_as_typed(section, type_in, tmp_path):
 
 
 @pytest.mark.parametrize('section', FLAGS)
-def test_a_run_goes_from_the_cpu_to_the_gpu_and_back(section, type_in, tmp_path):
+def test_a_run_moves_from_the_cpu_to_the_gpu_and_back(section, type_in, tmp_path):
     def train(epochs, on_gpu, *args):
         type_in(section, *args, '--epochs', epochs, '--cuda', on_gpu, '--out_dir', tmp_path, '--precision', 'fp32',
                 '--compile', 'False')
@@ -122,8 +122,8 @@ def test_a_run_goes_from_the_cpu_to_the_gpu_and_back(section, type_in, tmp_path)
     assert counts == {3 * steps}  # Adam's moments went along
 
 
-def test_a_run_that_changes_the_device_computes_the_same(tmp_path, same_draws):
-    """The step after a change is the one that would have come without it."""
+def test_a_run_on_both_devices_computes_the_same(tmp_path, same_draws):
+    """The step after a change of the device equals the step without a change."""
     found = []
     for devices in ((CPU, CPU, CPU), (CPU, GPU, CPU)):
         for number, device in enumerate(devices):
@@ -141,5 +141,5 @@ def test_a_run_that_changes_the_device_computes_the_same(tmp_path, same_draws):
     assert all(math.isfinite(float(loss)) for loss in changed['loss_D'])
 
 
-def test_the_gpu_is_chosen():
+def test_the_requested_gpu_is_used():
     assert flags.choose_device(True) == GPU

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, made up, or of something else: one line, nothing harmed, and the one before it used."""
+"""Damaged, malicious and foreign checkpoints: a one-line error, no harm, and the previous checkpoint is used."""
 import errno
 import os
 import random
@@ -32,8 +32,8 @@ def write(path, data):
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('mapped', [False, True])
-def test_what_no_checksum_covers_changes_nothing(tmp_path, mapped):
-    """A bit of headers, padding and directory: refused, or the contents are the same to the last bit."""
+def test_bytes_without_a_checksum_change_nothing(tmp_path, mapped):
+    """With a flipped bit in headers, padding or directory, a file is refused or its contents are unchanged."""
     data, refused = fuzz._file(True), 0
     places = random.Random(mapped).sample(range(len(data)), 800)
     for place in places:
@@ -45,7 +45,7 @@ def test_what_no_checksum_covers_changes_nothing(tmp_path, mapped):
     assert refused > len(places) / 2
 
 
-def test_the_older_format_has_a_checksum_too(tmp_path):
+def test_the_legacy_format_is_checksummed(tmp_path):
     data, rng = fuzz._file(False), random.Random(0)
     assert fuzz._same(checkpoint.load(write(tmp_path / 'a.pth', data)), fuzz.WHOLE)
     assert fuzz._same(torch.load(tmp_path / 'a.pth', weights_only=True), fuzz.WHOLE)  # as others read it
@@ -57,7 +57,7 @@ def test_the_older_format_has_a_checksum_too(tmp_path):
         one_line(checkpoint.load, write(tmp_path / 'a.pth', data[:length]))
 
 
-def test_files_of_others_have_none(tmp_path):
+def test_files_of_other_programs_need_no_checksum(tmp_path):
     torch.save(fuzz.WHOLE, tmp_path / 'a.pth', _use_new_zipfile_serialization=False)
     assert fuzz._same(checkpoint.load(str(tmp_path / 'a.pth')), fuzz.WHOLE)
     data = (tmp_path / 'a.pth').read_bytes()
@@ -71,8 +71,8 @@ def test_files_of_others_have_none(tmp_path):
     assert fuzz._same(checkpoint.load(str(tmp_path / 'b.pth')), fuzz.WHOLE)
 
 
-def test_python_2_and_pytorch_0_3_wrote_them_so(tmp_path):
-    """Byte strings, an OrderedDict of a list of pairs, and tensors made by _rebuild_tensor."""
+def test_files_of_python_2_and_pytorch_0_3_load(tmp_path):
+    """They hold byte strings, an OrderedDict of a list of pairs, and tensors built by _rebuild_tensor."""
     torch.save({'a': torch.arange(4.)}, tmp_path / 'a.pth', _use_new_zipfile_serialization=False)
     data = (tmp_path / 'a.pth').read_bytes()
     place = data.index(b'X', data.index(b'FloatStorage\n')) + 1
@@ -87,13 +87,13 @@ def test_python_2_and_pytorch_0_3_wrote_them_so(tmp_path):
 
 @pytest.mark.parametrize('mapped', [False, True])
 @pytest.mark.parametrize('method', [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_packed_again(tmp_path, mapped, method):
+def test_recompressed_archives_are_refused_and_stored_ones_load(tmp_path, mapped, method):
     data = fuzz._file(True)
     one_line(checkpoint.load, write(tmp_path / 'a.pt', hostile.packed(data, method)), mapped, match='is compressed')
     assert fuzz._same(checkpoint.load(write(tmp_path / 'b.pt', hostile.packed(data)), mapped), fuzz.WHOLE)
 
 
-def test_a_zip_bomb_is_not_unpacked(tmp_path):
+def test_a_zip_bomb_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / 'a.pt', 'w', zipfile.ZIP_DEFLATED) as archive:
         archive.writestr('a/data.pkl', hostile.entry(hostile.tensor(numel=75 * 10 ** 6, size=(75 * 10 ** 6,))))
         archive.writestr('a/data/0', bytes(3 * 10 ** 8))
@@ -103,8 +103,8 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path):
 
 
 @pytest.mark.parametrize('name', hostile.ATTACKS)
-def test_pickles_made_to_do_harm(tmp_path, name, monkeypatch):
-    """torch.load alone crashes on some of these, fills the memory for some, and reads wrong numbers for others."""
+def test_malicious_pickles_are_refused(tmp_path, name, monkeypatch):
+    """For some of these, torch.load alone crashes, fills the memory, or reads wrong numbers."""
     monkeypatch.chdir(tmp_path)
     path, start = write(tmp_path / 'a.pt', hostile.with_pickle(hostile.ATTACKS[name])), time.process_time()
     for mapped in (False, True):
@@ -114,7 +114,7 @@ def test_pickles_made_to_do_harm(tmp_path, name, monkeypatch):
     assert time.process_time() - start < 10 and os.listdir(tmp_path) == ['a.pt']
 
 
-def test_other_files_are_called_by_their_name(tmp_path):
+def test_files_of_other_types_are_named(tmp_path):
     for data, message in [(b'', 'is empty'), (b'<!DOCTYPE html>\n<html>', 'is a web page, not a checkpoint'),
                           (b'\n <html lang="en">', 'download the file itself'), (b'404: not found\n', 'is text'),
                           (b'version https://git-lfs.github.com/spec/v1\noid', 'git lfs pull'),
@@ -174,7 +174,7 @@ BAD_EDITS = [
 
 
 @pytest.mark.parametrize('number', range(len(BAD_EDITS)))
-def test_what_does_not_fit_leaves_the_model_as_it_was(tmp_path, number):
+def test_a_checkpoint_that_does_not_fit_leaves_the_model_unchanged(tmp_path, number):
     *path, value = BAD_EDITS[number]
     model, contents = hostile.small_model('text2image'), contents_of('text2image')
     edit(contents, *path, value=value)
@@ -187,15 +187,15 @@ def test_what_does_not_fit_leaves_the_model_as_it_was(tmp_path, number):
 
 
 @pytest.mark.parametrize('name', MODELS)
-def test_random_edits_of_every_model(tmp_path, name):
+def test_randomly_edited_checkpoints_load_or_are_refused(tmp_path, name):
     rng, outcomes = random.Random(1), set()
     for _ in range(60):
         outcomes.add(fuzz.edits(rng, str(tmp_path), name))
     assert outcomes == {'accepted', 'refused'}
 
 
-def test_numbers_of_other_kinds_that_mean_the_same_are_taken(tmp_path):
-    """As float64 or float16, as older PyTorch wrote steps and groups, and with DataParallel's names."""
+def test_equal_numbers_of_other_types_are_accepted(tmp_path):
+    """Numbers may be float64 or float16, steps and groups as in older PyTorch, and names as in DataParallel."""
     model, contents = hostile.small_model('text2image'), contents_of('text2image')
     contents['netG'] = {f'module.{name}': value.double() if value.is_floating_point() else value
                         for name, value in contents['netG'].items() if not name.endswith('num_batches_tracked')}
@@ -213,8 +213,8 @@ def test_numbers_of_other_kinds_that_mean_the_same_are_taken(tmp_path):
 
 
 @pytest.mark.parametrize('section', [stackgan_v1, stackgan_v2])
-def test_widths_that_a_file_says_are_not_believed(tmp_path, section):
-    """A tensor of a few million numbers could ask for a network of terabytes."""
+def test_huge_widths_in_a_file_are_refused(tmp_path, section):
+    """A tensor of a few million numbers could otherwise request a network of terabytes."""
     name = section.__name__.partition('.')[0]
     contents = contents_of(name)['netG']
     key = 'STAGE1_G.fc.0.weight' if section is stackgan_v1 else 'img_net1.img.0.weight'
@@ -236,7 +236,7 @@ def spoil(path):
 
 
 @pytest.mark.parametrize('name', MODELS)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, name, capsys):
+def test_the_previous_checkpoint_replaces_a_damaged_one(tmp_path, name, capsys):
     model, folder = hostile.small_model(name), str(tmp_path)
     model.keep = 2
     for step in (1, 2, 3):
@@ -261,7 +261,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, n
 
 
 @pytest.mark.parametrize('section', [stackgan_v1, stackgan_v2])
-def test_generators_too_are_taken_from_the_one_before(tmp_path, section, capsys):
+def test_generating_also_uses_the_previous_checkpoint(tmp_path, section, capsys):
     name, folder = section.__name__.partition('.')[0], str(tmp_path / 'run')
     model = hostile.small_model(name)
     model.keep = 2
@@ -275,7 +275,7 @@ def test_generators_too_are_taken_from_the_one_before(tmp_path, section, capsys)
 
 
 @pytest.mark.parametrize('with_links', [True, False])
-def test_keep(tmp_path, monkeypatch, with_links):
+def test_keep_sets_the_number_of_checkpoints(tmp_path, monkeypatch, with_links):
     def no_link(*_):
         raise OSError(errno.EPERM, 'Operation not permitted')
 
@@ -295,7 +295,7 @@ def test_keep(tmp_path, monkeypatch, with_links):
 
 
 class Filling:
-    """A file on a disk that is full after so many bytes."""
+    """Imitate a file on a disk that is full after so many bytes."""
 
     def __init__(self, file, left):
         self.file, self.left = file, left

@@ -30,7 +30,7 @@ def dataset(birds):
 
 
 def chapters_picture(jpeg):
-    """The chapter's preprocessing, written down a second time: float32 [3, 64, 64]."""
+    """Return an image preprocessed as in the chapter, float32 [3, 64, 64], by independent code."""
     pixels = np.array(Image.open(io.BytesIO(jpeg)).resize((64, 64)), dtype=float)
     if pixels.ndim == 2:
         pixels = np.stack([pixels] * 3, axis=2)
@@ -39,7 +39,7 @@ def chapters_picture(jpeg):
 
 # --- layout -----------------------------------------------------------------------------------------------------------
 
-def test_what_is_written_is_read(birds):
+def test_written_captions_and_photographs_are_read(birds):
     with layout.open_file(birds) as file:
         assert [len(file[split]) for split in layout.SPLITS] == [14, 0, 8]
         for split, classes in tiny.SPLITS.items():
@@ -72,7 +72,7 @@ def test_the_chapters_loader_reads_our_file(birds):
         assert example['class'][()].decode() == '001.Auk' and example['name'][()].decode() == 'Auk_0'
 
 
-def test_two_photographs_of_one_class_and_name_are_refused(tmp_path):
+def test_duplicate_photograph_names_in_a_class_are_an_error(tmp_path):
     photograph = next(tiny.photographs('train', {'001.Auk': 1}))
     with layout.replace_file(str(tmp_path / 'a.hdf5')) as file:
         layout.write_photograph(file, 'train', photograph)
@@ -82,7 +82,7 @@ def test_two_photographs_of_one_class_and_name_are_refused(tmp_path):
 
 @pytest.fixture
 def public_file(tmp_path):
-    """A file as the chapter's converter writes it: five captions, a copy of everything for each, no bounding box."""
+    """Write a file as the chapter's converter does: five captions, each with a copy of everything, no bounding box."""
     path, text = str(tmp_path / 'public.hdf5'), h5py.special_dtype(vlen=str)
     with h5py.File(path, 'w') as file:
         for split, classes in (('train', ['Auk', 'Jay']), ('valid', []), ('test', ['Owl'])):
@@ -99,7 +99,7 @@ def public_file(tmp_path):
     return path
 
 
-def test_the_public_file_is_read(public_file):
+def test_the_public_converters_file_is_read(public_file):
     dataset = Text2ImageDataset(public_file)
     assert len(dataset) == 10 and dataset.pictures.shape == (2, 3, 64, 64)
     for i in range(10):
@@ -133,7 +133,7 @@ def test_errors_say_what_to_run(tmp_path):
     assert '/train/Auk_0_0 is incomplete' in message and 'prepare.py' in message
 
 
-def test_a_damaged_photograph_is_one_line(tmp_path):
+def test_a_damaged_photograph_is_a_one_line_error(tmp_path):
     path = str(tmp_path / 'birds.hdf5')
     with layout.replace_file(path) as file:
         layout.write_photograph(file, 'train', layout.Photograph('Auk', '001.Auk', tiny.jpeg()[:300], ['a bird']))
@@ -141,7 +141,7 @@ def test_a_damaged_photograph_is_one_line(tmp_path):
     assert not glob.glob(str(tmp_path / '**' / '*partial*'), recursive=True)
 
 
-def test_a_failure_leaves_the_old_file(tmp_path):
+def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5')
     with open(path, 'rb') as file:
         before = file.read()
@@ -155,7 +155,7 @@ def test_a_failure_leaves_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ['birds.hdf5']
 
 
-def test_embeddings_that_no_reader_takes_are_not_written(tmp_path):
+def test_invalid_embeddings_are_not_written(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5', embeddings=False)
     for number in (np.nan, np.inf):
         message = one_line(layout.write_embeddings, path, {'train': np.full((14, 1024), number)}, 'encoder.pt')
@@ -163,7 +163,7 @@ def test_embeddings_that_no_reader_takes_are_not_written(tmp_path):
     assert Text2ImageDataset(path).embeddings is None
 
 
-def test_embeddings_are_added_later(tmp_path):
+def test_embeddings_can_be_added_later(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5', embeddings=False)
     assert Text2ImageDataset(path).embeddings is None
     rows = np.random.default_rng(0).standard_normal((14, 1024)).astype(np.float32)
@@ -176,7 +176,7 @@ def test_embeddings_are_added_later(tmp_path):
 
 # --- items ------------------------------------------------------------------------------------------------------------
 
-def test_items(dataset):
+def test_items_have_the_documented_contents(dataset):
     assert len(dataset) == 14
     for item in (dataset[i] for i in range(14)):
         assert set(item) == {'right_images', 'wrong_images', 'right_embed', 'inter_embed', 'txt'}
@@ -190,11 +190,11 @@ def test_items(dataset):
     assert dataset[1]['txt'] == 'un oiseau coloré – très petit “ébène”, Auk_0'
 
 
-def test_splits_by_number(birds):
+def test_splits_are_selected_by_number(birds):
     assert [len(Text2ImageDataset(birds, split=split)) for split in (0, 1, 2)] == [14, 0, 8]
 
 
-def test_pictures_are_the_chapters(dataset):
+def test_images_equal_the_chapters_preprocessing(dataset):
     by_name = {p.name: p.jpeg for p in tiny.photographs('train', tiny.SPLITS['train'])}
     for i in range(len(dataset)):
         item = dataset[i]
@@ -202,7 +202,7 @@ def test_pictures_are_the_chapters(dataset):
 
 
 @pytest.mark.skipif('CUB_DATA' not in os.environ, reason='CUB_DATA names no folder of real photographs (cub_8)')
-def test_real_photographs_meet_the_golden_pictures(tmp_path):
+def test_real_photographs_equal_the_golden_images(tmp_path):
     folder, path = os.environ['CUB_DATA'], str(tmp_path / 'birds.hdf5')
     subprocess.run([sys.executable, os.path.join(ROOT, 'data', 'birds', 'prepare.py'), '--out', path, '--cub',
                     os.path.join(folder, 'CUB_200_2011'), '--text', os.path.join(folder, 'text_c10')], check=True)
@@ -221,7 +221,7 @@ def class_of_picture(dataset, image):
     return dataset.classes[int((images == image).flatten(1).all(1).nonzero()[0])]
 
 
-def test_wrong_pictures_are_evenly_of_all_other_classes(dataset):
+def test_wrong_images_come_evenly_from_all_other_classes(dataset):
     for caption in range(len(dataset)):
         own = dataset.classes[dataset.photo_of[caption]]
         wrong = dataset.gather([caption] * 100)['wrong_images']
@@ -235,7 +235,7 @@ def test_wrong_pictures_are_evenly_of_all_other_classes(dataset):
             assert abs(count / 100 - pictures[name] / sum(pictures.values())) < 0.2
 
 
-def test_one_class_gives_other_pictures_and_says_so_once(tmp_path):
+def test_a_single_class_gives_other_images_and_prints_it_once(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5', {'train': {'001.Auk': 4}})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
@@ -247,19 +247,19 @@ def test_one_class_gives_other_pictures_and_says_so_once(tmp_path):
 
 
 @pytest.mark.filterwarnings('ignore:.*all photographs')
-def test_a_single_photograph(tmp_path):
+def test_a_single_photograph_is_its_own_wrong_image(tmp_path):
     item = Text2ImageDataset(tiny.make(tmp_path / 'birds.hdf5', {'train': {'001.Auk': 1}}, ('a bird',)))[0]
     assert torch.equal(item['right_images'], item['wrong_images']) and item['txt'] == 'a bird, Auk_0'
 
 
-def test_an_empty_split(birds):
+def test_an_empty_split_has_no_items(birds):
     for _ in range(2):  # made, then from the cache
         dataset = Text2ImageDataset(birds, split=1)
         assert len(dataset) == 0 and list(dataset) == []
     assert 'holds no captions' in one_line(require_embeddings, dataset)
 
 
-def test_without_embeddings(tmp_path):
+def test_a_file_without_embeddings_is_readable(tmp_path):
     dataset = Text2ImageDataset(tiny.make(tmp_path / 'birds.hdf5', embeddings=False))
     assert set(dataset[0]) == {'right_images', 'wrong_images', 'txt'}
     assert next(iter(DataLoader(dataset, 4)))['right_images'].shape == (4, 3, 64, 64)
@@ -268,7 +268,7 @@ def test_without_embeddings(tmp_path):
     assert f'--data_dir {tmp_path}' in message
 
 
-def test_an_embedding_missing_in_between(tmp_path):
+def test_a_single_missing_embedding_is_reported(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5')
     with h5py.File(path, 'a') as file:
         del file['train/Jay_0_1/embeddings']
@@ -278,7 +278,7 @@ def test_an_embedding_missing_in_between(tmp_path):
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_any_data_loader_gives_the_same_batches(dataset, workers):
+def test_every_kind_of_data_loader_gives_the_same_batches(dataset, workers):
     epochs = []
     for collate in (None, dataset.collate):
         torch.manual_seed(3)
@@ -291,7 +291,7 @@ def test_any_data_loader_gives_the_same_batches(dataset, workers):
             assert torch.equal(stock[name], ours[name])
 
 
-def test_transform_is_applied_to_every_picture(birds):
+def test_transform_is_applied_to_every_image(birds):
     seen = []
 
     def transform(image):
@@ -311,13 +311,13 @@ def test_transform_is_applied_to_every_picture(birds):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """A list that grows by one with every photograph decoded."""
+    """Return a list that grows by one with every decoded photograph."""
     calls, preprocess = [], txt2image_dataset.preprocess
     monkeypatch.setattr(txt2image_dataset, 'preprocess', lambda *args: calls.append(1) or preprocess(*args))
     return calls
 
 
-def test_the_cache_is_made_once_and_remade_when_the_file_changes(tmp_path, decoded):
+def test_the_cache_is_rebuilt_only_when_the_file_changes(tmp_path, decoded):
     path = tiny.make(tmp_path / 'birds.hdf5')
     first = Text2ImageDataset(path)
     assert len(decoded) == 7
@@ -333,7 +333,7 @@ def test_the_cache_is_made_once_and_remade_when_the_file_changes(tmp_path, decod
     assert not glob.glob(str(tmp_path / '**' / '*partial*'), recursive=True)
 
 
-def test_pixels_are_not_written_back(tmp_path):
+def test_changed_pixels_are_not_written_to_the_cache(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5')
     dataset = Text2ImageDataset(path)
     before = dataset.pictures.clone()
@@ -341,7 +341,7 @@ def test_pixels_are_not_written_back(tmp_path):
     assert torch.equal(Text2ImageDataset(path).pictures, before)
 
 
-def test_a_half_made_cache_is_not_used(tmp_path, monkeypatch, decoded):
+def test_a_partial_cache_is_not_used(tmp_path, monkeypatch, decoded):
     path, preprocess = tiny.make(tmp_path / 'birds.hdf5'), txt2image_dataset.preprocess
 
     def fail(*args):
@@ -363,7 +363,7 @@ def test_a_half_made_cache_is_not_used(tmp_path, monkeypatch, decoded):
         assert len(dataset) == 14 and dataset.pictures.float().std() > 5 and dataset.embeddings.shape == (14, 1024)
 
 
-def test_a_read_only_data_folder(tmp_path, monkeypatch):
+def test_a_read_only_data_folder_works_without_a_cache(tmp_path, monkeypatch):
     data, temporary = tmp_path / 'data', tmp_path / 'temporary'
     data.mkdir(), temporary.mkdir()
     path, access = tiny.make(data / 'birds.hdf5'), os.access
@@ -377,7 +377,7 @@ def test_a_read_only_data_folder(tmp_path, monkeypatch):
 
 # --- what a data set is known by --------------------------------------------------------------------------------------
 
-def test_a_fingerprint_says_what_has_changed(tmp_path):
+def test_fingerprints_show_what_has_changed(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5')
     first = Text2ImageDataset(path)
     assert set(first.fingerprint) == {'captions', 'pictures', 'embeddings'} and first.encoder is None
@@ -406,7 +406,7 @@ def test_a_fingerprint_says_what_has_changed(tmp_path):
 @pytest.mark.parametrize('attribute, read', [
     ('0123456789abcdef', '0123456789abcdef'), (np.bytes_('fixed'), 'fixed'), ('', None), ('x' * 1000, None),
     ('two\nlines', None), (5, None), (np.zeros(3), None), (['a', 'b'], None)])
-def test_the_encoder_that_a_file_names(tmp_path, attribute, read):
+def test_the_encoder_fingerprint_of_a_file_is_read(tmp_path, attribute, read):
     path = tiny.make(tmp_path / 'birds.hdf5')
     with h5py.File(path, 'a') as file:
         file.attrs['encoder'] = attribute

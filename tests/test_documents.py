@@ -1,4 +1,4 @@
-"""The documents: both READMEs say the same, links lead somewhere, and the flags of commands exist."""
+"""Documents: both READMEs have the same structure, links have targets, and the flags in commands exist."""
 import functools
 import importlib
 import os
@@ -22,7 +22,7 @@ COMMAND = re.compile(r'\b(?:python|torchrun .*?) ([a-z0-9_./]*\b(?:main|prepare)
 
 
 def documents():
-    """The paths of all Markdown files of the repository."""
+    """Return the paths of all Markdown files of the repository."""
     found = []
     for place, folders, names in os.walk(ROOT):
         folders[:] = set(folders) - NOT_OURS
@@ -40,14 +40,14 @@ def without_blocks(text):
 
 
 def without_code(text):
-    """A text whose code spans are empty, so that nothing in them looks like Markdown."""
+    """Return the text with empty code spans, so that nothing in them looks like Markdown."""
     return SPAN.sub('``', without_blocks(text))
 
 
 # --- what both READMEs have in common, of each of their sections ---------------------------------------------------
 
 def sections(text):
-    """The text from each heading to the next."""
+    """Return the text from each heading to the next."""
     fenced = FENCE.sub(lambda block: re.sub('.', ' ', block[0]), text)
     starts = [heading.start() for heading in HEADING.finditer(fenced)]
     return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)])]
@@ -58,38 +58,38 @@ def level(section):
 
 
 def code_blocks(section):
-    """The blocks without their comments, which may be translated."""
+    """Return the code blocks without their comments, which may be translated."""
     return [re.sub(r'(^|[ \t]+)#.*', '', block, flags=re.M) for block in FENCE.findall(section)]
 
 
 def rows(section):
-    """(number of cells, first code span, all of them in any order) of each row of the tables."""
+    """Return (number of cells, first code span, all code spans, sorted) of each table row."""
     lines = [line for line in without_blocks(section).splitlines() if line.startswith('|')]
     return [(SPAN.sub('', line).count('|') - 1, SPAN.findall(line)[:1], sorted(SPAN.findall(line))) for line in lines]
 
 
 def links(section):
-    """The targets of links and, marked with !, of images; not those to the other language."""
+    """Return the targets of links and, marked with !, of images, except for links to the other language."""
     return sorted('!' * bool(image) + target for image, target in LINK.findall(without_code(section))
                   if target not in READMES)
 
 
 def numbers(section):
-    """The numbers, where '5.3 million' and '530 万' are the same."""
+    """Return all numbers; '5.3 million' and '530 万' count as the same."""
     units = {'million': 1_000_000, '万': 10_000}
     return sorted(str(round(float(number) * units[unit])) if unit else number
                   for number, unit in re.findall(r'(\d+(?:[.,]\d+)*)(?:\s(million|万))?', section))
 
 
 @pytest.mark.parametrize('part', [level, code_blocks, rows, links, numbers])
-def test_both_readmes_have_the_same(part):
+def test_both_readmes_have_the_same_structure(part):
     english, chinese = ([part(section) for section in sections(read(readme))] for readme in READMES)
     assert english == chinese
 
 
 @pytest.mark.parametrize('readme, line', [(ENGLISH, 'English | [简体中文](README.zh-CN.md)'),
                                           (CHINESE, '[English](README.md) | 简体中文')])
-def test_each_readme_begins_with_a_link_to_the_other(readme, line):
+def test_each_readme_links_to_the_other(readme, line):
     assert read(readme).splitlines()[2] == line
 
 
@@ -97,7 +97,7 @@ def test_each_readme_begins_with_a_link_to_the_other(readme, line):
 
 @functools.cache
 def anchors(document):
-    """The anchors that GitHub gives to the headings of a document."""
+    """Return the anchors that GitHub generates for the headings of a document."""
     seen, found = Counter(), set()
     for _, title in HEADING.findall(without_blocks(read(document))):
         anchor = re.sub(r'[^\w\- ]', '', LINK.sub('', title).lower()).replace(' ', '-')
@@ -122,7 +122,7 @@ def test_links_lead_somewhere(document):
 # --- commands ----------------------------------------------------------------------------------------------------
 
 def commands(document):
-    """(script, its arguments) of every main.py and prepare.py that a document says to start."""
+    """Return (script, arguments) for every command in a document that runs a main.py or prepare.py."""
     text = read(document)
     lines = [line for block in FENCE.findall(text) for line in block.replace('\\\n', ' ').splitlines()]
     lines += [' '.join(span.split()) for span in SPAN.findall(without_blocks(text))]
@@ -131,14 +131,14 @@ def commands(document):
 
 
 def script_of(document, path):
-    """The script that is meant: from the folder of the document, or else from the root."""
+    """Return the path of a script, relative to the folder of the document or else to the root."""
     beside = os.path.normpath(os.path.join(os.path.dirname(document), path))
     return beside if os.path.exists(os.path.join(ROOT, beside)) else path
 
 
 @functools.cache
 def parser_of(script):
-    """The parser of a script, before anything is parsed."""
+    """Return the parser of a script, before anything is parsed."""
     module = importlib.import_module(script.removesuffix('.py').replace('/', '.'))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OneLineParser, 'parse_args', stop)

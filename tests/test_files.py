@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes: files appear whole or not at all."""
 import os
 import shutil
 import signal
@@ -28,7 +28,7 @@ def write(path, contents):
         file.write(contents)
 
 
-def test_a_file_is_replaced_only_by_a_whole_one(tmp_path):
+def test_a_file_is_replaced_only_by_a_complete_one(tmp_path):
     path = tmp_path / 'new' / 'a'
     write(path, b'first')
     with pytest.raises(KeyboardInterrupt), atomic_write(str(path)) as file:
@@ -41,7 +41,7 @@ def test_a_file_is_replaced_only_by_a_whole_one(tmp_path):
     assert path.stat().st_mode == (tmp_path / 'plain').stat().st_mode
 
 
-def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+def test_only_leftovers_of_dead_processes_are_removed(tmp_path):
     path = tmp_path / 'a'
     (tmp_path / 'a.partial-123').write_bytes(b'of an earlier version')
     writer = subprocess.Popen([sys.executable, '-c', WRITER, path], stdout=subprocess.PIPE, text=True)
@@ -56,14 +56,14 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
     assert os.listdir(tmp_path) == ['a']
 
 
-def test_what_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+def test_a_failed_write_is_a_one_line_error(tmp_path, monkeypatch):
     (tmp_path / 'file').touch()
     assert 'cannot be written' in one_line(write, tmp_path / 'file' / 'a', b'')
     assert 'disk full' in one_line(check_space, str(tmp_path / 'new' / 'a'), 2 ** 60)
     check_space(str(tmp_path / 'new' / 'a'), 1)
 
 
-def test_links_stay_and_what_they_point_to_is_written(tmp_path, monkeypatch):
+def test_writing_follows_symbolic_links(tmp_path, monkeypatch):
     for name in ('there', 'elsewhere/absent'):
         (tmp_path / 'link').symlink_to(name)
         (tmp_path / 'there').write_bytes(b'before')
@@ -79,7 +79,7 @@ def test_links_stay_and_what_they_point_to_is_written(tmp_path, monkeypatch):
     assert asked == [str(tmp_path / 'elsewhere')]
 
 
-def test_what_is_no_file_is_not_replaced(tmp_path):
+def test_only_regular_files_are_replaced(tmp_path):
     os.mkfifo(tmp_path / 'pipe')
     (tmp_path / 'circle').symlink_to('circle')
     for path in (tmp_path / 'pipe', tmp_path / 'circle', tmp_path, os.devnull):
@@ -88,7 +88,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ['circle', 'pipe']
 
 
-def test_whether_a_file_can_be_written_is_known_without_one(tmp_path):
+def test_writability_is_tested_without_a_file(tmp_path):
     check_can_write(str(tmp_path / 'new' / 'a'))
     assert os.listdir(tmp_path) == []
     if os.path.isdir('/proc/self'):
@@ -96,7 +96,7 @@ def test_whether_a_file_can_be_written_is_known_without_one(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='the system has no /dev/full')
-def test_a_full_disk_says_so():
+def test_a_full_disk_is_reported():
     with pytest.raises(CannotWrite, match='disk full'), convert_os_errors('a'), \
             open('/dev/full', 'wb', buffering=0) as file:
         file.write(b'1')

@@ -1,4 +1,4 @@
-"""Command-line flags, and the folders that runs leave."""
+"""Command-line flags and run folders."""
 import errno
 import os
 import subprocess
@@ -38,7 +38,7 @@ def test_sentences_come_from_the_command_line_and_from_a_file(tmp_path):
         flags.read_sentences(None, str(file))
 
 
-def test_two_data_files_of_one_name(tmp_path, capsys):
+def test_hdf5_is_preferred_to_h5(tmp_path, capsys):
     options = SimpleNamespace(data_dir=str(tmp_path), dataset='birds')
     (tmp_path / 'birds.h5').touch()
     assert flags.dataset_file(options) == str(tmp_path / 'birds.h5') and capsys.readouterr().out == ''
@@ -48,7 +48,7 @@ def test_two_data_files_of_one_name(tmp_path, capsys):
     assert said == f'{tmp_path}/birds.h5: is not read, because {tmp_path}/birds.hdf5 exists as well\n'
 
 
-def test_a_pipe_that_nobody_writes_to_is_refused_but_not_one_of_the_shell(tmp_path):
+def test_shell_pipes_are_read_and_named_pipes_refused(tmp_path):
     os.mkfifo(tmp_path / 'pipe')
     for place in (tmp_path / 'pipe', '/dev/zero'):
         for read in (lambda path: flags.read_sentences(None, path), config._load,
@@ -83,7 +83,7 @@ def test_values_out_of_range_are_refused(args, capsys):
     assert caught.value.code == 2 and args[0] in capsys.readouterr().err
 
 
-def test_options_of_a_run_are_kept_unless_named(tmp_path, monkeypatch):
+def test_a_resumed_run_keeps_options_unless_typed(tmp_path, monkeypatch):
     def parse(*args):
         parser = flags.Parser()
         flags.add_run_flags(parser, 'text2image', 200, 256, 0.0002, str(tmp_path))
@@ -118,7 +118,7 @@ def parse(folder, monkeypatch, *typed):
     ('{"epochs": [1, 2]}', 'options.json: a list in place of one value: remove 2'),
     ('{"epochs": {"a": 1}}', 'options.json: argument --epochs'), ('{"seed": 1e400}', 'options.json: argument --seed'),
     ('{"model": "../../x"}', 'options.json: argument --model'), ('{"data_dir": 7}', '')])
-def test_options_of_a_run_are_checked(tmp_path, monkeypatch, text, message):
+def test_stored_options_are_checked(tmp_path, monkeypatch, text, message):
     (tmp_path / 'options.json').write_text(text)
     (tmp_path / 'text2image.pt').touch()
     if message:
@@ -127,7 +127,7 @@ def test_options_of_a_run_are_checked(tmp_path, monkeypatch, text, message):
         assert parse(tmp_path, monkeypatch, '--resume', tmp_path)[0].data_dir is None
 
 
-def test_a_run_is_named_by_its_folder_or_by_a_checkpoint_in_it(tmp_path, monkeypatch):
+def test_a_run_is_found_by_its_folder_or_checkpoint(tmp_path, monkeypatch):
     folder = run.new_run(str(tmp_path), 'birds', {'model': 'mine', 'epochs': 7})
     for name in ('x.pt', 'mine.pt'):
         open(os.path.join(folder, name), 'w').close()
@@ -142,7 +142,7 @@ def test_a_run_is_named_by_its_folder_or_by_a_checkpoint_in_it(tmp_path, monkeyp
     assert advice in one_line(parse, tmp_path, monkeypatch, '--resume', folder)
 
 
-def test_a_run_without_a_checkpoint_says_to_start_again(tmp_path, monkeypatch):
+def test_resuming_a_run_without_a_checkpoint_is_an_error(tmp_path, monkeypatch):
     folder = run.new_run(str(tmp_path), 'birds', {'model': 'mine'})
     half = os.path.join(folder, 'mine.pt.partial-123')
     open(half, 'w').close()
@@ -153,14 +153,14 @@ def test_a_run_without_a_checkpoint_says_to_start_again(tmp_path, monkeypatch):
     assert parse(tmp_path, monkeypatch, '--resume', folder)[1] == folder
 
 
-def test_a_run_goes_on_whatever_is_noted_about_train(tmp_path, monkeypatch):
+def test_a_run_resumes_whatever_its_stored_train_flag(tmp_path, monkeypatch):
     folder = run.new_run(str(tmp_path), 'birds', {'train': False})
     open(os.path.join(folder, 'text2image.pt'), 'w').close()
     assert parse(tmp_path, monkeypatch, '--resume', folder)[0].train is True
     assert parse(tmp_path, monkeypatch, '--resume', folder, '--train', 'False')[0].train is False
 
 
-def test_what_is_no_training_does_not_go_on(tmp_path, monkeypatch):
+def test_only_training_runs_resume(tmp_path, monkeypatch):
     drawing = run.new_run(str(tmp_path), 'text', {'train': False, 'text': ['a crow', 'a wren']})
     assert 'no training; give the folder of a run' in one_line(parse, tmp_path, monkeypatch, '--resume', drawing)
     folder = run.new_run(str(tmp_path), 'birds', {'train': True})
@@ -168,7 +168,7 @@ def test_what_is_no_training_does_not_go_on(tmp_path, monkeypatch):
     assert 'text2image.pt: is a folder, not' in one_line(parse, tmp_path, monkeypatch, '--resume', folder)
 
 
-def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch):
+def test_an_unreadable_folder_is_a_one_line_error(tmp_path, monkeypatch):
     def refuse(folder):
         raise PermissionError(errno.EACCES, 'Permission denied')
 
@@ -177,19 +177,19 @@ def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('name', ['WORLD_SIZE', 'RANK', 'LOCAL_RANK'])
-def test_numbers_of_processes_that_are_none(name):
+def test_invalid_numbers_of_torchrun_are_an_error(name):
     numbers = {'WORLD_SIZE': '2', 'RANK': '0', 'LOCAL_RANK': '0', name: 'abc', 'CUDA_VISIBLE_DEVICES': ''}
     done = subprocess.run([sys.executable, os.path.join(flags.ROOT, 'text2image', 'main.py'), '--train'],
                           env=os.environ | numbers, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count('\n') == 1 and f'{name}=abc' in done.stderr
 
 
-def test_a_run_that_was_stopped_before_its_first_step_goes_on():
+def test_a_run_stopped_before_its_first_step_resumes():
     run.check_resumable('a run', SimpleNamespace(progress=new_progress() | {'rng': rng_state()}))
     one_line(run.check_resumable, 'a run', SimpleNamespace(progress=new_progress()), match='holds weights alone')
 
 
-def test_a_run_that_cannot_be_written_is_one_line(tmp_path):
+def test_an_unwritable_run_is_a_one_line_error(tmp_path):
     folder = run.new_run(str(tmp_path), 'birds', {})
     os.makedirs(os.path.join(folder, 'lock'))  # what a folder without write permission does to others than root
     assert 'lock: cannot be written' in one_line(run.lock, folder)
@@ -223,7 +223,7 @@ def test_the_newest_run_is_the_one_trained_last(tmp_path):
         run.find_run(str(tmp_path), 'a.pt', dataset='fish')
 
 
-def test_a_run_is_kept_to_one_process(tmp_path, monkeypatch):
+def test_a_run_is_locked_by_one_process(tmp_path, monkeypatch):
     fcntl = pytest.importorskip('fcntl')
     script = 'import sys; from common import run; run.lock(sys.argv[1]); print("mine", flush=True); sys.stdin.read()'
     with subprocess.Popen([sys.executable, '-c', script, tmp_path], cwd=flags.ROOT, stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Photographs that were decoded once: MultiscaleDataset's frames in the cache."""
+"""The cache of decoded photographs: MultiscaleDataset's frames."""
 import errno
 import os
 import pickle
@@ -26,7 +26,7 @@ def test_cached_photographs_give_the_same_items(birds):
             assert torch.equal(a['right_embed'], b['right_embed']) and a['txt'] == b['txt']
 
 
-def test_photographs_are_decoded_once_for_each_size_and_file(tmp_path, monkeypatch):
+def test_photographs_are_decoded_once_per_size_and_file(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(multiscale_dataset, 'frame', lambda *args: made.append(1) or frame(*args))
     path = tiny.make(tmp_path / 'birds.hdf5')
@@ -42,7 +42,7 @@ def test_photographs_are_decoded_once_for_each_size_and_file(tmp_path, monkeypat
     assert not list(tmp_path.glob('**/*partial*'))
 
 
-def test_a_training_keeps_what_it_reads_when_the_file_is_replaced(tmp_path):
+def test_training_keeps_its_data_when_the_file_is_replaced(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5')
     before, late = MultiscaleDataset(path, **TINY).cached(), MultiscaleDataset(path, **TINY)
     torch.manual_seed(0)
@@ -55,7 +55,7 @@ def test_a_training_keeps_what_it_reads_when_the_file_is_replaced(tmp_path):
     assert 'birds.hdf5: changed while it was being read' in one_line(late.cached)
 
 
-def test_frames_that_are_cut_off_meanwhile_are_one_line(tmp_path):
+def test_truncated_frames_are_a_one_line_error(tmp_path):
     dataset = MultiscaleDataset(tiny.make(tmp_path / 'birds.hdf5'), **TINY).cached()
     expected = dataset.frames[0].copy()
     os.truncate(dataset.frames.file, 0)
@@ -65,7 +65,7 @@ def test_frames_that_are_cut_off_meanwhile_are_one_line(tmp_path):
     assert np.array_equal(dataset.frames[0], expected)
 
 
-def test_frames_that_are_not_whole_are_made_again(tmp_path):
+def test_incomplete_frames_are_rebuilt(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5')
     frames = MultiscaleDataset(path, **TINY).cached().frames
     whole = [frames[i].copy() for i in range(7)]
@@ -77,7 +77,7 @@ def test_frames_that_are_not_whole_are_made_again(tmp_path):
     assert len(pickle.dumps(again)) < 1000 < os.path.getsize(frames.file)
 
 
-def test_processes_that_start_at_once_make_one_cache(tmp_path):
+def test_concurrent_processes_build_one_cache(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5', {'train': {'001.Auk': 30, '002.Jay': 30}})
     script = ('import sys, time\n'
               'from data import cache, multiscale_dataset as m\n'
@@ -95,7 +95,7 @@ def test_an_empty_split_is_cached(birds):
     assert len(MultiscaleDataset(birds, split=1, **TINY).cached()) == 0
 
 
-def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_built_is_an_error(tmp_path, monkeypatch):
     path = str(tmp_path / 'birds.hdf5')
     with layout.replace_file(path) as file:
         for name, jpeg in (('Auk_0', tiny.jpeg()), ('Jay_0', tiny.jpeg()[:-400])):

@@ -1,4 +1,4 @@
-"""A training whose disk is full goes on, and says so."""
+"""Training continues when the disk is full, and reports it."""
 import errno
 import os
 import signal
@@ -26,7 +26,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def straight(dataset):
-    """Everything of a training that writes nothing."""
+    """Return the final state of a training that writes no files."""
     model = new_model(dataset)
     model.train(EPOCHS, verbose=False)
     return everything(model)
@@ -34,13 +34,13 @@ def straight(dataset):
 
 @pytest.fixture
 def often(monkeypatch):
-    """Checkpoints are due after every step, and tried again after every step; the last one is not waited for."""
+    """Save a checkpoint, or try it again, after every step; do not wait for space for the last one."""
     for name in ('SECONDS_BETWEEN_CHECKPOINTS', 'SECONDS_AT_THE_END', 'PAUSE_AT_THE_END'):
         monkeypatch.setattr(training_run, name, -1 if name.endswith('CHECKPOINTS') else 0)
 
 
 def fails(model, is_full):
-    """Let `model.save_to` find the disk full where `is_full(step)`."""
+    """Make `model.save_to` fail with a full disk if `is_full(step)`."""
     save_to = model.save_to
 
     def save(path, **arguments):
@@ -56,7 +56,7 @@ def log_of(folder):
     return (folder / 'log.txt').read_text(encoding='utf-8').splitlines()
 
 
-def test_a_full_disk_is_said_once_and_the_run_goes_on_to_the_same_results(dataset, straight, tmp_path, often, capsys):
+def test_a_full_disk_is_reported_once_and_training_continues(dataset, straight, tmp_path, often, capsys):
     model = fails(new_model(dataset), lambda step: 2 <= step <= 4)
     model.train(EPOCHS, 1, str(tmp_path))
     assert_same(everything(model), straight)
@@ -70,7 +70,7 @@ def test_a_full_disk_is_said_once_and_the_run_goes_on_to_the_same_results(datase
     assert again.progress['step'] == EPOCHS * STEPS
 
 
-def test_what_was_kept_while_the_disk_was_full_goes_on_to_the_same_results(dataset, straight, tmp_path, often):
+def test_a_run_resumes_from_the_checkpoint_before_the_full_disk(dataset, straight, tmp_path, often):
     model = fails(new_model(dataset), lambda step: step > 2)
     train_step = model.train_step
 
@@ -89,7 +89,7 @@ def test_what_was_kept_while_the_disk_was_full_goes_on_to_the_same_results(datas
     assert_same(everything(again), straight)
 
 
-def test_a_last_checkpoint_without_room_is_an_error(dataset, tmp_path, often):
+def test_no_space_for_the_last_checkpoint_is_an_error(dataset, tmp_path, often):
     model = fails(new_model(dataset), lambda step: step > 3)
     said = one_line(model.train, EPOCHS, 1, str(tmp_path), match='done, but some files were not written')
     assert 'disk full' in said and said.endswith('the last good checkpoint: step 3')
@@ -97,7 +97,7 @@ def test_a_last_checkpoint_without_room_is_an_error(dataset, tmp_path, often):
     assert torch.load(tmp_path / 'text2image.pt', weights_only=True)['progress']['step'] == 3
 
 
-def test_room_that_comes_after_the_end_is_used(dataset, tmp_path, often, monkeypatch):
+def test_space_freed_at_the_end_is_used(dataset, tmp_path, often, monkeypatch):
     monkeypatch.setattr(training_run, 'SECONDS_AT_THE_END', 60)
     answers = iter([True, True, False])
     model = fails(new_model(dataset), lambda step: step == EPOCHS * STEPS and next(answers))
@@ -105,7 +105,7 @@ def test_room_that_comes_after_the_end_is_used(dataset, tmp_path, often, monkeyp
     assert torch.load(tmp_path / 'text2image.pt', weights_only=True)['progress']['step'] == EPOCHS * STEPS
 
 
-def test_a_signal_without_room_is_an_error_at_once(dataset, tmp_path):
+def test_a_signal_on_a_full_disk_is_an_error_at_once(dataset, tmp_path):
     model = fails(new_model(dataset), lambda step: True)
     train_step = model.train_step
 
@@ -119,7 +119,7 @@ def test_a_signal_without_room_is_an_error_at_once(dataset, tmp_path):
     assert said.startswith('stopped after step 3, but some files were not written: ') and 'disk full' in said
 
 
-def test_a_sample_or_a_snapshot_that_does_not_fit_loses_nothing(dataset, straight, tmp_path, monkeypatch):
+def test_failed_samples_and_snapshots_lose_no_training(dataset, straight, tmp_path, monkeypatch):
     model, broken = new_model(dataset), tmp_path / 'samples'
     broken.write_text('in the place of the folder')
 
@@ -148,7 +148,7 @@ def test_a_sample_or_a_snapshot_that_does_not_fit_loses_nothing(dataset, straigh
 # --- log.txt and curves -----------------------------------------------------------------------------------------------
 
 class Disk:
-    """A file on a disk with room for so many bytes."""
+    """Imitate a file on a disk with space for so many bytes."""
 
     def __init__(self, room):
         self.room, self.held = room, b''
@@ -165,7 +165,7 @@ class Disk:
         pass
 
 
-def test_lines_and_curves_that_do_not_fit_are_written_later(tmp_path, capsys):
+def test_log_lines_and_curves_are_written_later(tmp_path, capsys):
     with log.Log(str(tmp_path), True, 0) as lines:
         names = [lines.text.file.name, lines.curves.file.name]
         room = [os.path.getsize(name) for name in names]
@@ -188,7 +188,7 @@ def test_lines_and_curves_that_do_not_fit_are_written_later(tmp_path, capsys):
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
-def test_a_log_on_a_full_disk_ends_no_training(dataset, straight, tmp_path, capsys):
+def test_a_log_on_a_full_disk_does_not_stop_training(dataset, straight, tmp_path, capsys):
     os.symlink('/dev/full', tmp_path / 'log.txt')
     model = new_model(dataset)
     said = one_line(model.train, EPOCHS, 1, str(tmp_path))
@@ -198,20 +198,20 @@ def test_a_log_on_a_full_disk_ends_no_training(dataset, straight, tmp_path, caps
     assert_same(everything(model), straight)
 
 
-def test_a_run_folder_that_cannot_be_made_is_an_error_at_once(dataset, tmp_path):
+def test_a_run_folder_that_cannot_be_created_is_an_error(dataset, tmp_path):
     (tmp_path / 'file').write_text('')
     said = one_line(new_model(dataset).train, EPOCHS, 1, str(tmp_path / 'file' / 'run'))
     assert said.startswith(f'{tmp_path}/file/run: cannot be written (')
 
 
-def test_without_tensorboard_there_are_no_curves_and_it_is_said(dataset, tmp_path, monkeypatch, capsys):
+def test_missing_tensorboard_is_reported(dataset, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'tensorboard.compat.proto', None)
     new_model(dataset).train(1, 1, str(tmp_path))
     assert capsys.readouterr().out.startswith('no TensorBoard curves: it cannot be imported (')
     assert not list(tmp_path.glob('events*'))
 
 
-def test_a_terminal_that_is_gone_ends_no_training(dataset, straight, tmp_path, monkeypatch):
+def test_a_closed_terminal_does_not_stop_training(dataset, straight, tmp_path, monkeypatch):
     def gone(*_, **__):
         raise OSError(errno.EIO, 'Input/output error')
 

@@ -1,4 +1,4 @@
-"""tests/fuzz.py: that it finds what is wrong with a target, and a short round of all real ones."""
+"""tests/fuzz.py detects every kind of failure of a target; a short run over all real targets."""
 import re
 
 from tests import fuzz
@@ -41,7 +41,7 @@ WEIGHTS = {'fine': 5}
 LIMITS = fuzz.Limits(seconds=0.2, hang=8, megabytes=150, ceiling=1000)
 
 
-def test_every_kind_of_finding_is_told_and_none_is_the_last(tmp_path, monkeypatch, capsys):
+def test_every_kind_of_finding_is_reported_and_none_stops_the_fuzzer(tmp_path, monkeypatch, capsys):
     (tmp_path / 'bad_targets.py').write_text(TARGETS)
     monkeypatch.syspath_prepend(tmp_path)
     assert fuzz.main(['--inputs', '8', '--seed', '1'], ['bad_targets'], LIMITS) == 1
@@ -67,6 +67,6 @@ def test_an_input_can_be_repeated(tmp_path, monkeypatch, capsys):
     assert told[0] == told[1]
 
 
-def test_our_readers_read_or_refuse(capsys):
-    """The short form of `make fuzz`."""
+def test_our_readers_accept_or_refuse_every_input(capsys):
+    """Run a short form of `make fuzz`."""
     assert fuzz.main(['--inputs', '1000', '--seed', '1']) == 0, capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""HDF5 files that are damaged, or made to do harm: refused in one line, in bounded memory and time."""
+"""Damaged and malicious HDF5 files are refused in one line, with limited memory and time."""
 import os
 import signal
 import subprocess
@@ -21,7 +21,7 @@ from tests.fuzz_hdf5 import ATTACKS, write_attack, write_public
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """Files are read in this process: starting another takes a quarter of a second."""
+    """Read files in this process: starting another one takes a quarter of a second."""
     def read(path, split):
         with layout.open_file(path) as file:
             index = layout.read_index(file, split)
@@ -36,7 +36,7 @@ def in_this_process(monkeypatch):
 
 
 @pytest.mark.parametrize('attack', ATTACKS)
-def test_attacks(attack, tmp_path, in_this_process):
+def test_attacks_are_refused(attack, tmp_path, in_this_process):
     try:
         path = write_attack(attack, tmp_path)
     except (ValueError, TypeError, OSError) as error:
@@ -46,7 +46,7 @@ def test_attacks(attack, tmp_path, in_this_process):
     assert attack.startswith(('a split', 'one', 'a name')) or '/train/Auk_0_0 ' in message
 
 
-def test_nothing_is_read_by_a_path(tmp_path):
+def test_groups_are_opened_by_name_not_by_path(tmp_path):
     with h5py.File(tiny.make(tmp_path / 'birds.hdf5')) as file:
         for name in ('train/Auk_0_0', '.', '/'):
             with pytest.raises(ValueError, match='is not a valid name'):
@@ -60,7 +60,7 @@ def test_nothing_is_read_by_a_path(tmp_path):
     {'img': np.frombuffer(tiny.jpeg(), 'u1')}, {'img': np.frombuffer(tiny.jpeg(), 'i1')},
     {'embeddings': np.ones(1024, 'f2')}, {'embeddings': np.ones((1, 1024), '>f8')}, {'embeddings': np.ones(1024, 'i4')},
     {'bbox': np.array([1, 2, 30, 20])}, {'class': np.bytes_('001.Auk')}], ids=str)
-def test_other_ways_to_store_the_same_are_read(stored, tmp_path, in_this_process):
+def test_equivalent_storage_layouts_are_read(stored, tmp_path, in_this_process):
     path = tiny.make(tmp_path / 'birds.hdf5', {'train': {'001.Auk': 1}})
     (name, value), = stored.items()
     with h5py.File(path, 'a') as file:
@@ -79,7 +79,7 @@ def test_other_ways_to_store_the_same_are_read(stored, tmp_path, in_this_process
         assert found.index.boxes == [[1, 2, 30, 20]]
 
 
-def test_a_file_behind_a_user_block(tmp_path, in_this_process):
+def test_a_file_with_a_user_block_is_read(tmp_path, in_this_process):
     path = write_public(str(tmp_path / 'birds.hdf5'), userblock_size=512)
     found = load_split(path, 'train')
     assert found.jpegs.read([0, 1]) == [tiny.jpeg(0), tiny.jpeg(1)] and len(found.index.captions) == 10
@@ -93,7 +93,7 @@ def test_a_file_behind_a_user_block(tmp_path, in_this_process):
     (np.full(1024, np.nan), 'NaN'), (np.r_[np.inf, np.zeros(1023)], 'infinite'),
     (np.full(1024, 1e300), 'infinite'),
     (np.zeros(768), 'but one of 768'), (np.float32(1), 'but one of 1;')])
-def test_embeddings_that_cannot_be_trained_on_are_named(rows, wrong, tmp_path, in_this_process):
+def test_invalid_embeddings_are_reported(rows, wrong, tmp_path, in_this_process):
     path = tiny.make(tmp_path / 'birds.hdf5')
     with h5py.File(path, 'a') as file:
         del file['train/Jay_0_1/embeddings']
@@ -109,7 +109,7 @@ def test_embeddings_that_cannot_be_trained_on_are_named(rows, wrong, tmp_path, i
 
 # --- the process that reads ---------------------------------------------------------------------------------------
 
-def test_a_file_that_another_program_has_locked(tmp_path):
+def test_a_file_locked_by_another_program_is_an_error(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5')
     with h5py.File(path, 'a'):
         message = one_line(load_split, path, 'train')
@@ -117,8 +117,8 @@ def test_a_file_that_another_program_has_locked(tmp_path):
     assert len(load_split(path, 'train').index.keys) == 14
 
 
-def test_lengths_that_are_damaged(tmp_path):
-    """libhdf5 takes 18 seconds and 4 GB to find that a string is not as long as it says."""
+def test_damaged_lengths_are_refused(tmp_path):
+    """libhdf5 alone needs 18 seconds and 4 GB to find that a string is shorter than its stored length."""
     path = tiny.make(tmp_path / 'birds.hdf5')
     with h5py.File(path, 'a') as file:
         file.attrs['encoder'] = '0123456789abcdef'
@@ -136,8 +136,8 @@ def test_lengths_that_are_damaged(tmp_path):
     ('while True: pass', 'reading it does not end'), ('bytearray(8 << 30)', 'too much memory'),
     ('os.kill(os.getpid(), 11)', 'SIGSEGV'), ('os._exit(0)', 'ended with status 0'),
     ('print(\'{"index": \', end="", flush=True); os.kill(os.getpid(), 9)', 'SIGKILL')])
-def test_a_reader_that_hangs_or_crashes(ends, why, tmp_path, monkeypatch):
-    """As libhdf5 does over some damaged files: a line, and the next file is read."""
+def test_a_hanging_or_crashing_reader_is_an_error(ends, why, tmp_path, monkeypatch):
+    """libhdf5 hangs or crashes on some damaged files; we report it in one line and can read the next file."""
     path, reader = tiny.make(tmp_path / 'birds.hdf5'), tmp_path / 'reader.py'
     reader.write_text('import os, sys\n'
                       f'sys.path.insert(0, {ROOT!r})\n'
@@ -153,7 +153,7 @@ def test_a_reader_that_hangs_or_crashes(ends, why, tmp_path, monkeypatch):
     assert len(load_split(path, 'train').index.keys) == 14
 
 
-def test_a_reader_goes_when_it_is_not_waited_for(tmp_path, monkeypatch):
+def test_a_reader_ends_when_its_caller_stops_waiting(tmp_path, monkeypatch):
     path, reader, pid = tiny.make(tmp_path / 'birds.hdf5'), tmp_path / 'reader.py', tmp_path / 'pid'
     reader.write_text('import os, time\n'
                       f'open({str(pid)!r}, "w").write(str(os.getpid()))\n'
@@ -166,7 +166,7 @@ def test_a_reader_goes_when_it_is_not_waited_for(tmp_path, monkeypatch):
         os.kill(int(pid.read_text()), 0)
 
 
-def test_a_reader_whose_parent_is_gone_says_nothing(tmp_path):
+def test_a_reader_without_a_parent_ends_silently(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5')
     reader = subprocess.Popen([sys.executable, cache.READER, path, 'train'], stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""HDF5 files that appear whole or not at all, whatever happens to the disk or the process meanwhile."""
+"""HDF5 files appear whole or not at all, whatever happens to the disk or the process."""
 import contextlib
 import errno
 import glob
@@ -35,7 +35,7 @@ def write(path, count=40):
             layout.write_photograph(file, 'train', photograph)
 
 
-def test_the_fingerprint_of_the_encoder_is_kept_with_its_embeddings(tmp_path):
+def test_the_encoder_fingerprint_is_stored_with_embeddings(tmp_path):
     path = tiny.make(tmp_path / 'birds.hdf5', embeddings=False)
     for encoder in ('1234abcd', None, '5678'):
         layout.write_embeddings(path, ROWS, 'a test', encoder)
@@ -59,7 +59,7 @@ def test_embeddings_are_not_written_through_links(tmp_path, link):
 
 # --- the disk ---------------------------------------------------------------------------------------------------------
 
-def test_room_that_was_reserved_is_given_back(tmp_path, monkeypatch):
+def test_reserved_space_is_released(tmp_path, monkeypatch):
     write(tmp_path / 'a.hdf5')
     monkeypatch.setattr(layout, '_reserve', lambda *_: None)
     write(tmp_path / 'b.hdf5')
@@ -67,8 +67,8 @@ def test_room_that_was_reserved_is_given_back(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('at', [1, 5, 30])
-def test_a_disk_that_fills_up_meanwhile_is_one_line(tmp_path, monkeypatch, at):
-    """`at` allocations succeed, after which another process has taken what was left."""
+def test_a_disk_that_fills_up_is_a_one_line_error(tmp_path, monkeypatch, at):
+    """`at` allocations succeed; then another process has taken the remaining space."""
     (tmp_path / 'a.hdf5').write_text('kept')
     allocate, calls = os.posix_fallocate, []
 
@@ -83,7 +83,7 @@ def test_a_disk_that_fills_up_meanwhile_is_one_line(tmp_path, monkeypatch, at):
     assert os.listdir(tmp_path) == ['a.hdf5'] and (tmp_path / 'a.hdf5').read_text() == 'kept'
 
 
-def test_where_no_room_can_be_kept_the_free_space_is_looked_at(tmp_path, monkeypatch):
+def test_free_space_is_checked_if_it_cannot_be_reserved(tmp_path, monkeypatch):
     def cannot(*_):
         raise OSError(errno.EOPNOTSUPP, 'Operation not supported')
 
@@ -96,7 +96,7 @@ def test_where_no_room_can_be_kept_the_free_space_is_looked_at(tmp_path, monkeyp
     assert os.listdir(tmp_path) == ['a.hdf5']
 
 
-def test_embeddings_for_which_there_is_no_room(tmp_path, monkeypatch):
+def test_no_space_for_embeddings_is_an_error(tmp_path, monkeypatch):
     path = tiny.make(tmp_path / 'birds.hdf5')
     with open(path, 'rb') as file:
         before = file.read()
@@ -117,8 +117,8 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no limits of processes')
-def test_a_file_that_may_not_grow_is_one_line_and_no_crash(tmp_path):
-    """HDF5's own writes beyond the limit end in a segmentation fault, as they do on a full disk."""
+def test_a_file_size_limit_is_a_one_line_error(tmp_path):
+    """HDF5 itself crashes with a segmentation fault when it writes beyond the limit, as on a full disk."""
     script = os.path.abspath(toy_birds.__file__)
     done = subprocess.run([sys.executable, '-c', LIMITED.format(folder=os.path.dirname(script)), script, '--out',
                            'toy.h5', '--count', '120'], cwd=tmp_path, capture_output=True, text=True)
@@ -127,14 +127,14 @@ def test_a_file_that_may_not_grow_is_one_line_and_no_crash(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     (tmp_path / 'a.hdf5.partial-123').write_bytes(bytes(1000))
     write(tmp_path / 'a.hdf5', 1)
     assert os.listdir(tmp_path) == ['a.hdf5']
 
 
 def test_a_file_can_be_read_while_it_is_replaced(tmp_path):
-    """HDF5 locks what it opens, and `partial_file` what it writes."""
+    """HDF5 locks the files that it opens, and `partial_file` those that it writes."""
     path = tiny.make(tmp_path / 'birds.hdf5')
     with layout.replace_file(path, copy=True) as file, layout.open_file(path) as before:
         assert len(before['train']) == 14
@@ -161,7 +161,7 @@ def test_a_new_file_can_be_read_at_once(tmp_path, monkeypatch):
 # --- signals ----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('outer', [False, True])
-def test_a_signal_acts_between_two_photographs(tmp_path, outer):
+def test_a_signal_stops_writing_between_photographs(tmp_path, outer):
     written = []
 
     def writing():
@@ -179,14 +179,14 @@ def test_a_signal_acts_between_two_photographs(tmp_path, outer):
     assert len(written) == 3 and os.listdir(tmp_path) == [] and signal.getsignal(signal.SIGINT) is handler
 
 
-def test_a_signal_acts_when_the_file_is_done_at_the_latest(tmp_path):
+def test_a_signal_acts_at_the_latest_after_writing(tmp_path):
     with pytest.raises(KeyboardInterrupt), layout.replace_file(str(tmp_path / 'a.hdf5')):
         os.kill(os.getpid(), signal.SIGINT)
     assert os.listdir(tmp_path) == ['a.hdf5']
 
 
 @pytest.mark.parametrize('how, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_toy_birds_end_with_their_workers(tmp_path, how, status):
+def test_interrupted_toy_birds_end_their_workers(tmp_path, how, status):
     out = tmp_path / 'toy.hdf5'
     process = subprocess.Popen([sys.executable, os.path.abspath(toy_birds.__file__), '--out', out, '--count', '5000'],
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, text=True)
@@ -201,7 +201,7 @@ def test_toy_birds_end_with_their_workers(tmp_path, how, status):
     assert os.listdir(tmp_path) == ['toy.hdf5']
 
 
-def test_a_killed_worker_is_one_line(tmp_path):
+def test_a_killed_worker_is_a_one_line_error(tmp_path):
     script = ('import os, sys; sys.path.insert(0, {folder!r})\n'
               'from common.errors import run_command\n'
               'from data.toy_birds import prepare\n'
@@ -213,7 +213,7 @@ def test_a_killed_worker_is_one_line(tmp_path):
     assert done.stderr.count('\n') == 1 and os.listdir(tmp_path) == []
 
 
-def test_of_two_preparations_of_one_name_the_first_stays(tmp_path):
+def test_the_first_of_two_concurrent_preparations_wins(tmp_path):
     def second():
         with layout.replace_file(str(tmp_path / 'a.hdf5')) as file:
             write(tmp_path / 'a.h5', 1)
@@ -233,7 +233,7 @@ def test_embeddings_are_written_through_a_link(tmp_path):
         assert layout.has_embeddings(file, 'train')
 
 
-def test_nothing_is_written_where_that_is_not_possible(tmp_path):
+def test_unwritable_folders_are_an_error(tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(CannotWrite):
         write(tmp_path / 'file' / 'a.hdf5')

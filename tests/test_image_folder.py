@@ -1,4 +1,4 @@
-"""Pictures without sentences: folders of classes, and LSUN's databases."""
+"""Images without captions: class folders, and LSUN's databases."""
 import os
 import pickle
 import sys
@@ -18,7 +18,7 @@ from tests.scenes import COLORS, TINY, class_shown, measure, same, slope
 
 @pytest.fixture
 def folder(tmp_path):
-    """Class folders of PNGs, a class's all of its color."""
+    """Return a folder of class folders with PNGs; the images of a class have its color."""
     for name, color in COLORS.items():
         (tmp_path / 'pictures' / name / 'deeper').mkdir(parents=True)
         for place in ('a.png', 'deeper/b.png'):
@@ -32,7 +32,7 @@ def classes_of(dataset):
     return Counter(class_shown(dataset[i]['right_images']) for i in range(len(dataset)))
 
 
-def test_folders_of_pictures(folder):
+def test_class_folders_are_read(folder):
     dataset = image_folder(folder, **TINY)
     assert classes_of(dataset) == dict.fromkeys(COLORS, 2) and set(dataset[0]) == {'right_images'}
     batch = next(iter(DataLoader(dataset, 5)))
@@ -40,7 +40,7 @@ def test_folders_of_pictures(folder):
     assert [image.shape[-1] for image in image_folder(folder)[0]['right_images']] == [64, 128, 256]
 
 
-def test_links_are_followed_but_not_in_circles(folder, tmp_path):
+def test_links_are_followed_but_not_in_cycles(folder, tmp_path):
     class_folder = os.path.join(folder, '001.Auk')
     for name in ('loop', 'again', 'deeper/up'):
         os.symlink(class_folder, os.path.join(class_folder, name))
@@ -52,12 +52,12 @@ def test_links_are_followed_but_not_in_circles(folder, tmp_path):
                      '002.Jay/linked/c.PNG', '003.Owl/a.png', '003.Owl/deeper/b.png']
 
 
-def test_classes_to_keep(folder):
+def test_classes_selects_classes(folder):
     dataset = image_folder(folder, ['003.Owl', '001.Auk'], **TINY)
     assert classes_of(dataset) == {'001.Auk': 2, '003.Owl': 2}
 
 
-def test_pictures_of_folders_are_cut_and_flipped(tmp_path):
+def test_folder_images_are_cropped_and_flipped(tmp_path):
     (tmp_path / 'all').mkdir()
     slope().save(tmp_path / 'all' / 'slope.png')
     dataset = image_folder(str(tmp_path), **TINY)
@@ -70,7 +70,7 @@ def test_pictures_of_folders_are_cut_and_flipped(tmp_path):
     assert all(same(a['right_images'], b['right_images']) for a, b in zip(items, dataset.__getitems__([0] * 20)))
 
 
-def test_folders_that_cannot_be_used(folder, tmp_path):
+def test_unusable_folders_are_an_error(folder, tmp_path):
     assert 'absent: no such folder' in one_line(image_folder, str(tmp_path / 'absent'))
     assert "has no class folder '004.Emu' (it has 001.Auk, 002.Jay, 003.Owl, empty)" in one_line(
         image_folder, folder, ['001.Auk', '004.Emu'])
@@ -81,7 +81,7 @@ def test_folders_that_cannot_be_used(folder, tmp_path):
     assert 'no images in its class folders (empty)' in one_line(image_folder, folder, ['empty'])
 
 
-def test_what_is_left_out_is_counted(folder, capsys):
+def test_skipped_files_are_counted(folder, capsys):
     image_folder(folder, **TINY)
     assert capsys.readouterr().out == ''
     for name in ('loose.JPG', '.hidden.jpg', '001.Auk/a.jfif', '001.Auk/deeper/b.HEIC', '002.Jay/c.heic',
@@ -95,7 +95,7 @@ def test_what_is_left_out_is_counted(folder, capsys):
                                        '1 images beside the class folders\n')
 
 
-def test_a_class_that_was_asked_for_has_pictures(folder):
+def test_a_requested_class_without_images_is_an_error(folder):
     os.mkdir(os.path.join(folder, 'broken'))
     with open(os.path.join(folder, 'broken', 'a.png'), 'wb') as file:
         file.write(b'not a picture')
@@ -112,7 +112,7 @@ def test_lsun_needs_lmdb(monkeypatch):
 
 
 def write_lmdb(path, pictures):
-    """An LMDB database of `pictures`, bytes by key."""
+    """Write `pictures`, {key: bytes}, as an LMDB database."""
     with lmdb.open(path) as database, database.begin(write=True) as transaction:
         for key, picture in pictures.items():
             transaction.put(key, picture)
@@ -123,7 +123,7 @@ class Trap:
         return open, ('sprung', 'w')
 
 
-def test_lsun(tmp_path, monkeypatch):
+def test_lsun_databases_are_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ('church_outdoor_train', 'tower_val'):
         write_lmdb(f'{name}_lmdb', {str(seed).encode(): tiny.jpeg(seed) for seed in range(3)})
@@ -140,14 +140,14 @@ def test_lsun(tmp_path, monkeypatch):
         assert same(item['right_images'], dataset[index % 3]['right_images'])
 
 
-def test_lsun_in_worker_processes(tmp_path):
+def test_lsun_works_in_worker_processes(tmp_path):
     write_lmdb(str(tmp_path / 'tower_val_lmdb'), {str(seed).encode(): tiny.jpeg(seed) for seed in range(4)})
     dataset = lsun(str(tmp_path), ['tower_val'], **TINY)
     dataset[0]  # opened here first: an open database would not survive the fork
     assert sum(len(batch['right_images'][0]) for batch in DataLoader(dataset, 2, num_workers=2)) == 4
 
 
-def test_lsun_that_cannot_be_used(tmp_path, monkeypatch):
+def test_unusable_lsun_databases_are_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_lmdb('tower_val_lmdb', {})
     assert 'tower_val holds no images' in one_line(lsun, '.', ['tower_val'])

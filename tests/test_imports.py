@@ -1,4 +1,4 @@
-"""Who imports whom: the table of CONTRIBUTING.md, and that there is no circle."""
+"""Imports follow the table of CONTRIBUTING.md and have no cycle."""
 import ast
 import re
 from pathlib import Path
@@ -50,7 +50,7 @@ def allowed(path):
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_arrows_point_downward(path):
+def test_imports_follow_the_table(path):
     folders = {module.partition('.')[0] for module in imported_by(path.read_text(encoding='utf-8'))}
     assert folders <= allowed(path), f'imports {sorted(folders - allowed(path))}'
 
@@ -73,7 +73,7 @@ def circle_in(graph):
     return next(filter(None, map(visit, sorted(graph))), None)
 
 
-def test_there_is_no_circle():
+def test_imports_have_no_cycle():
     graph = {module: imported_by(path.read_text(encoding='utf-8')) - {module} for module, path in MODULES.items()}
     assert circle_in(graph) is None
     assert circle_in({'a': {'b'}, 'b': {'c'}, 'c': {'b'}}) == ['b', 'c']
@@ -90,7 +90,7 @@ def test_the_table_has_every_folder_of_code():
     assert set(ARROWS) == folders - {'tests'} and ARROWS['text2image'] == {'common', 'data'}
 
 
-def test_an_arrow_upward_is_found():
+def test_forbidden_imports_are_found():
     assert imported_by('from text2image import gan\nimport common.files') == {'text2image.gan', 'common.files'}
     assert not {'text2image'} <= allowed(ROOT / 'common' / 'files.py')
     assert 'char_cnn_rnn' in allowed(ROOT / 'text2image' / 'main.py')

@@ -1,4 +1,4 @@
-"""What the sentence encoder does not read, said by a function that agrees with what the encoder does."""
+"""The characters reported as unread are those that the sentence encoder ignores."""
 import pytest
 import torch
 
@@ -9,7 +9,7 @@ from common.letters import ALPHABET, LENGTH, unread
 @pytest.mark.parametrize('text, letters, beyond', [
     ('A small RED bird, 2 wings.', '', 0), ('', '', 0), ('краснaя', 'красня', 0), ('红色的小鸟', '红色的小鸟', 0),
     ('très\tpetit', 'è\t', 0), ('a' * (LENGTH + 7), '', 7), ('a' * LENGTH + 'é', '', 1), ('İ', '\u0307', 0)])
-def test_what_is_not_read_is_known(text, letters, beyond):
+def test_unread_characters_are_found(text, letters, beyond):
     assert unread(text) == (set(letters), beyond)
     read = [letter for letter in text.lower()[:LENGTH] if letter in ALPHABET]
     assert one_hot([text]).sum() == len(read)

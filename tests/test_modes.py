@@ -1,4 +1,4 @@
-"""Every flag of every command in every mode is used or refused; `python -m tests.test_modes` prints the table."""
+"""Every flag of every command is used or refused in every mode; `python -m tests.test_modes` prints the table."""
 import argparse
 import os
 import sys
@@ -26,11 +26,11 @@ SWITCHES = {'train', 'resume', 'text', 'text_file', 'interpolate', 'query', 'emb
 
 
 class Parsed(Exception):
-    """Raised in the place of what follows the parsing of the flags."""
+    """Raised in place of everything after parsing the flags."""
 
 
 def parser_of(section):
-    """The parser of a section's main.py, before anything is parsed."""
+    """Return the parser of a section's main.py, before anything is parsed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flags.Parser, 'parse_args', stop)
         with pytest.raises(Parsed) as caught:
@@ -51,7 +51,7 @@ def modes_of(section):
 
 
 def value_of(action):
-    """A value that the flag takes, as it is typed."""
+    """Return a valid value of the flag, as it is typed."""
     if action.choices:
         return [str(list(action.choices)[0])]
     count = action.nargs if isinstance(action.nargs, int) else 1
@@ -61,12 +61,12 @@ def value_of(action):
 
 
 def cells(section):
-    """(flag, mode, whether it is used there) of the table that the parser declares."""
+    """Return (flag, mode, whether the flag is used in it) as the parser declares it."""
     return [(action, mode, mode in action.modes) for action in flags_of(section) for mode in modes_of(section)]
 
 
 def refusal(section, monkeypatch, *arguments):
-    """What parsing the flags of `section` ends with: the message of a UserError, or '' where they are taken."""
+    """Return the message of the UserError that parsing flags of `section` raises, or '' if they are accepted."""
     monkeypatch.setattr(sys, 'argv', ['main.py', *arguments])
     try:
         section.parse_flags()
@@ -76,14 +76,14 @@ def refusal(section, monkeypatch, *arguments):
 
 
 @pytest.mark.parametrize('name', SECTIONS)
-def test_every_flag_says_where_it_is_used(name):
+def test_every_flag_declares_its_modes(name):
     for action in flags_of(SECTIONS[name]):
         assert action.modes, f'{action.dest} says nothing about modes'
         assert set(action.modes) <= set(TYPED), action.dest
 
 
 @pytest.mark.parametrize('name', SECTIONS)
-def test_what_has_no_effect_is_refused(name, monkeypatch, tmp_path):
+def test_flags_without_effect_are_refused(name, monkeypatch, tmp_path):
     section = SECTIONS[name]
     monkeypatch.chdir(tmp_path)
     run_dir = run.new_run(str(tmp_path), 'x', {'stage': 1} if name == 'stackgan_v1' else {})
@@ -122,7 +122,7 @@ READ = set()  # names of the options that have been read
 
 
 class Watched(argparse.Namespace):
-    """Options that note which of them are read."""
+    """Record which options are read."""
 
     def __getattribute__(self, name):
         READ.add(name)
@@ -143,7 +143,7 @@ AT_PARSING = {'resume': {'out_dir'}}  # where the newest run is looked for
 
 
 @pytest.mark.parametrize('name', SECTIONS)
-def test_what_counts_as_used_is_read(name, folder, monkeypatch, tmp_path, capsys):
+def test_used_flags_are_read(name, folder, monkeypatch, tmp_path, capsys):
     section = SECTIONS[name]
     monkeypatch.chdir(folder)
     unread = {}
@@ -161,7 +161,7 @@ def test_what_counts_as_used_is_read(name, folder, monkeypatch, tmp_path, capsys
 
 
 def names_read(section, monkeypatch, typed):
-    """Run a section's main.py with what is typed; the names of the options that it reads after parsing them."""
+    """Run a section's main.py with typed flags, and return the names of the options read after parsing."""
     parse_flags = section.parse_flags
 
     def parse():
@@ -177,7 +177,7 @@ def names_read(section, monkeypatch, typed):
 
 
 def table():
-    """The table of all flags and modes of every command, as Markdown."""
+    """Return the table of all flags and modes of every command, as Markdown."""
     lines = []
     for name, section in SECTIONS.items():
         modes = modes_of(section)

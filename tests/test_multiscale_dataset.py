@@ -33,7 +33,7 @@ def dataset(birds):
 
 
 def write(path, pictures, captions=('a bird',), bbox=None):
-    """A file whose train split holds (class, PIL image) pairs. Returns the path."""
+    """Write a file whose train split holds (class, PIL image) pairs, and return its path."""
     with layout.replace_file(str(path)) as file:
         for number, (class_name, picture) in enumerate(pictures):
             buffer = io.BytesIO()
@@ -45,7 +45,7 @@ def write(path, pictures, captions=('a bird',), bbox=None):
 
 
 def pixels(image):
-    """float32 [3, S, S] in [-1, 1] to uint8 [S, S, 3]; what is no whole number of 255ths fails."""
+    """Convert float32 [3, S, S] in [-1, 1] to uint8 [S, S, 3]; assert that values are multiples of 1/255."""
     image = image.double() * 127.5 + 127.5
     assert (image - image.round()).abs().max() < 1e-4
     return image.round().to(torch.uint8).permute(1, 2, 0).numpy()
@@ -54,12 +54,12 @@ def pixels(image):
 # --- crop_box, frame, crop, all_sizes ---------------------------------------------------------------------------------
 
 def views(framed, sizes, *draws):
-    """The pictures [3, S, S] of one crop."""
+    """Return the images [3, S, S] of one crop at all sizes."""
     crop = multiscale_dataset.crop(np.asarray(framed), sizes[-1], *draws)
     return [images[0] for images in multiscale_dataset.all_sizes(torch.tensor(crop.copy())[None], sizes)]
 
 
-def test_the_crop_box_is_the_authors():
+def test_the_crop_box_equals_the_authors():
     facts = golden('preprocessing')[1]
     assert len(facts) == 4
     for fact in facts.values():
@@ -74,11 +74,11 @@ def test_the_crop_box_is_the_authors():
     ((100, 100, 20, 20), (0, 0, 50, 40)),       # shows nothing of the photograph
     ((20, 10, 0.5, 0.5), (0, 0, 50, 40)),
 ])
-def test_crop_boxes(bbox, expected):
+def test_crop_boxes_are_clipped(bbox, expected):
     assert crop_box((50, 40), bbox) == expected
 
 
-def test_the_frame_is_the_boxs_part_with_its_shorter_side_at_76_64ths():
+def test_the_shorter_side_of_a_frame_is_76_64ths_of_the_image():
     picture = Image.new('RGB', (50, 40), (250, 0, 0))
     picture.paste((0, 0, 250), (18, 6, 32, 20))
     framed = frame(picture.crop(crop_box(picture.size, (20, 10, 10, 6))), 64)
@@ -89,7 +89,7 @@ def test_the_frame_is_the_boxs_part_with_its_shorter_side_at_76_64ths():
 
 
 @pytest.mark.parametrize('size', [(50, 40), (40, 50), (300, 2), (1, 90), (5, 5)])
-def test_a_picture_can_be_cut_from_every_photograph(size):
+def test_every_photograph_can_be_cropped(size):
     framed = frame(slope(size), 64)
     assert min(framed.size) == 76
     for draw in (0.0, 0.5, 1 - 2 ** -53):
@@ -97,7 +97,7 @@ def test_a_picture_can_be_cut_from_every_photograph(size):
             (3, 16, 16), (3, 32, 32), (3, 64, 64)]
 
 
-def test_views_are_cut_where_they_are_told():
+def test_crops_are_at_the_given_place():
     across, down = np.meshgrid(np.arange(95), np.arange(76))
     framed = Image.fromarray(np.stack([across, down, across], axis=2).astype(np.uint8))
     for x, y, left, top in ((0, 0, 0, 0), (0.99, 0, 31, 0), (0, 0.99, 0, 12), (0.5, 0.5, 16, 6)):
@@ -112,13 +112,13 @@ def framed_bird(jpeg, bbox, size):
 
 
 def center(framed, size):
-    """The draws for `views` that cut where torchvision's CenterCrop does."""
+    """Return the random numbers for `views` that crop where torchvision's CenterCrop does."""
     room = [side - size for side in framed.size]
     return [(round(pixels / 2) + 0.5) / (pixels + 1) for pixels in room]
 
 
 @pytest.mark.skipif('CUB_DATA' not in os.environ, reason='CUB_DATA names no folder of real photographs (cub_8)')
-def test_real_photographs_meet_the_golden_pictures(tmp_path):
+def test_real_photographs_equal_the_golden_images(tmp_path):
     folder, path = os.environ['CUB_DATA'], str(tmp_path / 'birds.hdf5')
     subprocess.run([sys.executable, os.path.join(ROOT, 'data', 'birds', 'prepare.py'), '--out', path, '--cub',
                     os.path.join(folder, 'CUB_200_2011'), '--text', os.path.join(folder, 'text_c10')], check=True)
@@ -139,7 +139,7 @@ def test_real_photographs_meet_the_golden_pictures(tmp_path):
     assert met == 12
 
 
-def test_reducing_floats_is_reducing_bytes_but_for_roundings():
+def test_downsampling_floats_equals_downsampling_bytes_up_to_rounding():
     noise = torch.randint(256, (2, 3, 256, 256), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     for size in (64, 128):
         floats, reduced = (multiscale_dataset.reduce(images, size) for images in (noise.float(), noise))
@@ -149,7 +149,7 @@ def test_reducing_floats_is_reducing_bytes_but_for_roundings():
 
 # --- items ------------------------------------------------------------------------------------------------------------
 
-def test_items(dataset):
+def test_items_have_the_documented_contents(dataset):
     assert len(dataset) == 7
     for i in range(7):
         item = dataset[i]
@@ -164,7 +164,7 @@ def test_items(dataset):
 
 
 @pytest.mark.parametrize('chapters', [MultiscaleDataset, CroppedDataset])
-def test_batches_are_the_same_with_any_number_of_workers(birds, chapters):
+def test_batches_do_not_depend_on_the_number_of_workers(birds, chapters):
     dataset, found = chapters(birds), []
     for workers in (0, 1, 3):
         torch.manual_seed(3)
@@ -187,7 +187,7 @@ def test_batches_are_the_same_with_any_number_of_workers(birds, chapters):
     assert not any(torch.equal(image, other) for image, other in itertools.combinations(torch.cat(shown), 2))
 
 
-def test_a_batch_is_what_its_seed_draws(birds):
+def test_a_batch_follows_from_its_seed(birds):
     dataset = MultiscaleDataset(birds, **TINY)
     before = torch.get_rng_state()
     item, again, other = (SeededDataset(dataset).__getitems__([(4, seed), (5, 0)])[0] for seed in (1, 1, 2))
@@ -198,7 +198,7 @@ def test_a_batch_is_what_its_seed_draws(birds):
     assert not same(item['right_images'], other['right_images'])
 
 
-def test_a_loader_gives_items_of_the_dataset(birds):
+def test_a_loader_yields_items_of_the_dataset(birds):
     dataset = MultiscaleDataset(birds)
     loader = multiscale_dataset.shuffled_batches(dataset, 3, 0, torch.device('cpu'))
     torch.manual_seed(3)
@@ -212,7 +212,7 @@ def test_a_loader_gives_items_of_the_dataset(birds):
 
 
 class ReadBy:
-    """A data set whose batches are the number of the process that reads them."""
+    """A data set whose batches hold the id of the process that reads them."""
 
     def __len__(self):
         return 12
@@ -230,14 +230,14 @@ def test_workers_are_started_once():
     assert first == second and len(first) == 2 and os.getpid() not in first
 
 
-def test_splits_branches_and_sizes(birds):
+def test_splits_branches_and_sizes_are_selected(birds):
     assert [len(MultiscaleDataset(birds, split)) for split in (0, 1, 2)] == [7, 0, 4]
     assert [image.shape[-1] for image in MultiscaleDataset(birds)[0]['right_images']] == [64, 128, 256]
     assert [image.shape[-1] for image in MultiscaleDataset(birds, branches=1, base_size=8)[0]['right_images']] == [8]
     assert MultiscaleDataset(birds, branches=5).sizes == [64, 128, 256, 512, 1024]
 
 
-def test_pictures_are_of_the_items_photograph(dataset):
+def test_images_show_the_photograph_of_the_item(dataset):
     photographs = {p.name: p for p in tiny.photographs('train', tiny.SPLITS['train'])}
     for _ in range(3):
         for i in range(7):
@@ -250,7 +250,7 @@ def test_pictures_are_of_the_items_photograph(dataset):
             assert any(np.array_equal(shown, cut) or np.array_equal(shown, cut[:, ::-1]) for cut in cuts)
 
 
-def test_smaller_pictures_are_the_largest_reduced(dataset):
+def test_smaller_images_are_downsampled_from_the_largest(dataset):
     for item in dataset.__getitems__(range(7)):
         for name in ('right_images', 'wrong_images'):
             largest = Image.fromarray(pixels(item[name][-1]))
@@ -260,8 +260,8 @@ def test_smaller_pictures_are_the_largest_reduced(dataset):
 
 
 @pytest.mark.filterwarnings('ignore:.*all photographs')
-def test_cuts_and_flips_are_drawn_for_right_and_wrong_alike(tmp_path):
-    """The only photograph is its own wrong one, so the two differ by what was drawn and nothing else."""
+def test_right_and_wrong_images_have_their_own_crops_and_flips(tmp_path):
+    """The only photograph is its own wrong image, so the two differ only by their random crops and flips."""
     dataset = MultiscaleDataset(write(tmp_path / 'birds.hdf5', [('001.Auk', slope())]), **TINY)
     torch.manual_seed(0)
     items = dataset.__getitems__([0] * 200)
@@ -275,7 +275,7 @@ def test_cuts_and_flips_are_drawn_for_right_and_wrong_alike(tmp_path):
         assert torch.corrcoef(torch.stack([right, wrong]))[0, 1].abs() < 0.25
 
 
-def test_wrong_pictures_are_of_every_other_class(tmp_path):
+def test_wrong_images_come_from_every_other_class(tmp_path):
     pictures = [(name, Image.new('RGB', (20, 30), color)) for name, color in COLORS.items() for _ in range(2)]
     dataset = MultiscaleDataset(write(tmp_path / 'birds.hdf5', pictures), **TINY)
     seen = {name: Counter() for name in COLORS}
@@ -286,7 +286,7 @@ def test_wrong_pictures_are_of_every_other_class(tmp_path):
         assert set(counts) == set(COLORS) - {name} and min(counts.values()) > 15
 
 
-def test_every_caption_is_drawn_with_its_embedding(dataset):
+def test_every_caption_is_sampled_with_its_embedding(dataset):
     drawn = Counter()
     for item in dataset.__getitems__(list(range(7)) * 60):
         caption = dataset.captions.index(item['txt'])
@@ -296,7 +296,7 @@ def test_every_caption_is_drawn_with_its_embedding(dataset):
     assert set(drawn) == set(range(14)) and min(drawn.values()) > 15
 
 
-def test_every_held_out_caption_with_its_sentence_number(birds):
+def test_held_out_captions_have_sentence_numbers(birds):
     dataset = require_embeddings(MultiscaleDataset(birds, split=2))
     photographs = {p.name: p for p in tiny.photographs('test', tiny.SPLITS['test'])}
     rows = []
@@ -308,14 +308,14 @@ def test_every_held_out_caption_with_its_sentence_number(birds):
     assert sorted(rows) == sorted((name, str(k)) for name in photographs for k in range(2))
 
 
-def test_grayscale_photographs_become_rgb(dataset):
+def test_grayscale_photographs_are_converted_to_rgb(dataset):
     gray = dataset[dataset.index.names.index('Jay_1')]['right_images']
     colored = dataset[dataset.index.names.index('Jay_0')]['right_images']
     assert all(torch.equal(image[0], image[1]) and torch.equal(image[0], image[2]) for image in gray)
     assert not any(torch.equal(image[0], image[1]) for image in colored)
 
 
-def test_without_bounding_boxes_photographs_are_whole(tmp_path):
+def test_without_bounding_boxes_whole_photographs_are_used(tmp_path):
     picture = Image.new('RGB', (64, 64), COLORS['001.Auk'])
     picture.paste(COLORS['003.Owl'], (20, 20, 44, 44))
     share = {}
@@ -327,7 +327,7 @@ def test_without_bounding_boxes_photographs_are_whole(tmp_path):
     assert max(share[24, 24, 16, 16]) == 0 and min(share[None]) > 0.5
 
 
-def test_one_class_gives_other_pictures_and_says_so_once(tmp_path):
+def test_a_single_class_gives_other_images_and_prints_it_once(tmp_path):
     pictures = [('001.Auk', Image.new('RGB', (20, 20), color)) for color in COLORS.values()]
     path = write(tmp_path / 'birds.hdf5', pictures)
     with warnings.catch_warnings(record=True) as caught:
@@ -339,7 +339,7 @@ def test_one_class_gives_other_pictures_and_says_so_once(tmp_path):
     assert pairs == {(right, wrong) for right in COLORS for wrong in COLORS if right != wrong}
 
 
-def test_missing_embeddings(tmp_path, birds):
+def test_missing_embeddings_are_reported(tmp_path, birds):
     path = tiny.make(tmp_path / 'birds.hdf5', embeddings=False)
     dataset = MultiscaleDataset(path, **TINY)
     assert set(dataset[0]) == {'right_images', 'wrong_images', 'txt', 'class', 'name'}
@@ -349,7 +349,7 @@ def test_missing_embeddings(tmp_path, birds):
     assert 'no such file' in one_line(MultiscaleDataset, str(tmp_path / 'absent.hdf5'))
 
 
-def test_a_damaged_photograph(tmp_path):
+def test_a_damaged_photograph_is_an_error(tmp_path):
     path = str(tmp_path / 'birds.hdf5')
     with layout.replace_file(path) as file:
         for name, jpeg in (('Auk_0', tiny.jpeg()[:-400]), ('Jay_0', tiny.jpeg())):
@@ -360,7 +360,7 @@ def test_a_damaged_photograph(tmp_path):
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 
-def test_a_seed_gives_the_same_batches(dataset):
+def test_equal_seeds_give_equal_batches(dataset):
     first, again, other = epoch(dataset, 1), epoch(dataset, 1), epoch(dataset, 2)
     assert [len(batch['txt']) for batch in first] == [4, 3]
     assert [image.shape for image in first[0]['right_images']] == [(4, 3, 16, 16), (4, 3, 32, 32), (4, 3, 64, 64)]
@@ -372,7 +372,7 @@ def test_a_seed_gives_the_same_batches(dataset):
     assert [batch['txt'] for batch in first] == [batch['txt'] for batch in again]
 
 
-def test_a_saved_state_goes_on_with_the_same_items(dataset):
+def test_a_restored_state_continues_with_the_same_items(dataset):
     epoch(dataset, 1)
     state = torch.get_rng_state()
     expected = dataset.__getitems__([3, 5])

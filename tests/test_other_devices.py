@@ -1,6 +1,6 @@
-"""Training steps on PyTorch's `meta` device, which stands in for the GPU that is not there.
+"""Training steps on PyTorch's `meta` device, which replaces a GPU in these tests.
 
-Its tensors have no numbers. So a step that waits for a number (`.item()`, `float()`, an index by a mask) fails there,
+Its tensors have no values. So a step that waits for a value (`.item()`, `float()`, an index by a mask) fails there,
 and so does one that mixes in a tensor that was made on the CPU.
 """
 import pytest
@@ -15,7 +15,7 @@ WAITS = pytest.param('char_cnn_rnn', marks=pytest.mark.xfail(
 
 @pytest.fixture
 def unfused(monkeypatch):
-    """Adam that is not fused: the fused one, a single kernel for all parameters, is not written for meta tensors."""
+    """Use Adam without `fused`, which does not support meta tensors."""
     Adam = torch.optim.Adam
     monkeypatch.setattr(torch.optim, 'Adam', lambda *args, fused=None, **settings: Adam(*args, **settings))
 
@@ -27,7 +27,7 @@ def step(name, change=lambda model: None):
 
 
 @pytest.mark.parametrize('name', [WAITS if name == 'char_cnn_rnn' else name for name in every_model.NEW])
-def test_a_step_stays_on_its_device_and_waits_for_nothing(name, unfused):
+def test_a_step_stays_on_its_device_and_never_synchronizes(name, unfused):
     for value in step(name).values():
         assert all(loss.device.type == 'meta' for loss in (value if isinstance(value, list) else [value]))
 
@@ -48,6 +48,6 @@ def draws_on_the_cpu(model):
 
 
 @pytest.mark.parametrize('mutation', [waits, judges_by_the_cpu, draws_on_the_cpu])
-def test_a_step_that_does_not_is_found(mutation, unfused):
+def test_steps_that_synchronize_or_leave_the_device_are_detected(mutation, unfused):
     with pytest.raises((RuntimeError, NotImplementedError)):
         step('text2image', mutation)

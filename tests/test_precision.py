@@ -1,4 +1,4 @@
-"""`--precision`: what it chooses, what it refuses, and what stays float32 in networks that compute in bf16."""
+"""`--precision`: what it selects and refuses, and what stays float32 in networks that compute in bf16."""
 import os
 
 import pytest
@@ -20,17 +20,17 @@ CPU = torch.device('cpu')
 
 @pytest.fixture(params=['bf16', 'none'])
 def has_bf16(request, monkeypatch):
-    """Whether the CPU says that it has bf16. PyTorch imitates it where it has not."""
+    """Set whether the CPU reports bf16; PyTorch emulates it without hardware support."""
     monkeypatch.setattr(precision, 'cpu_flags', lambda: {'avx2'} | ({'amx_bf16'} if request.param == 'bf16' else set()))
     return request.param == 'bf16'
 
 
-def test_auto_takes_what_the_hardware_has(has_bf16):
+def test_auto_selects_what_the_hardware_supports(has_bf16):
     assert precision.choose_precision('auto', CPU) == ('bf16' if has_bf16 else 'fp32')
     assert precision.choose_precision('fp32', CPU) == 'fp32'
 
 
-def test_what_the_hardware_has_not_is_refused(has_bf16):
+def test_unsupported_precisions_are_refused(has_bf16):
     assert '--precision tf32: this CPU has none' in one_line(precision.choose_precision, 'tf32', CPU)
     if has_bf16:
         assert precision.choose_precision('bf16', CPU) == 'bf16'
@@ -39,13 +39,13 @@ def test_what_the_hardware_has_not_is_refused(has_bf16):
 
 
 @pytest.mark.skipif(not os.path.exists('/proc/cpuinfo'), reason='only Linux says')
-def test_this_cpu_says_what_it_can_do():
+def test_this_cpu_reports_its_support():
     with open('/proc/cpuinfo', encoding='utf-8') as lines:
         assert (' avx2 ' in lines.read()) == ('avx2' in precision.cpu_flags())
 
 
 def trained(model, batch, nets, heads, asked):
-    """The losses of two steps of `model` in the precision `asked`, and the types that its layers read."""
+    """Return the losses of two steps of `model` in the precision `asked`, and the dtypes that its layers read."""
     seen = {}
     netG, *netsD = nets
     speed.prepare(netG, netsD, heads, device=CPU, precision=asked, compile=False, batch_size=2)
@@ -58,7 +58,7 @@ def trained(model, batch, nets, heads, asked):
 
 
 def case(chapter):
-    """(a small model, a batch for it, its networks, the heads of its discriminators)."""
+    """Return (small model, a batch for it, its networks, heads of its discriminators)."""
     torch.manual_seed(7)
     if chapter == 'stackgan_v2':
         model, batch = stackgan_v2_model(), stackgan_v2_batch(2)
@@ -68,7 +68,7 @@ def case(chapter):
 
 
 @pytest.mark.parametrize('chapter', ['stackgan_v1', 'stackgan_v2'])
-def test_bf16_is_for_products_alone(chapter, monkeypatch):
+def test_only_products_are_computed_in_bf16(chapter, monkeypatch):
     monkeypatch.setattr(precision, 'cpu_flags', lambda: {'avx512_bf16'})
     exact, types = trained(*case(chapter), 'fp32')
     assert set.union(*types.values()) == {torch.float32}
@@ -88,7 +88,7 @@ def test_bf16_is_for_products_alone(chapter, monkeypatch):
 
 
 @pytest.mark.parametrize('layer, function', [(nn.Sigmoid, torch.sigmoid), (nn.Tanh, torch.tanh)])
-def test_what_a_last_layer_gives_is_not_rounded(layer, function, monkeypatch):
+def test_outputs_of_last_layers_are_not_rounded(layer, function, monkeypatch):
     """Near 1, bf16 has steps of 1/256: a logarithm could not tell a confident answer from a sure one, and a pixel that
     is nearly white would have no gradient."""
     monkeypatch.setattr(precision, 'cpu_flags', lambda: {'avx512_bf16'})

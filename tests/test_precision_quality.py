@@ -1,4 +1,4 @@
-"""benchmarks/precision_quality.py: its distance, its imitation of bf16, and the whole of it on a few pictures."""
+"""benchmarks/precision_quality.py: its distance, its emulation of bf16, and a run on a few photographs."""
 import os
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from benchmarks import precision_quality
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 
-def test_the_distance_of_gaussians_is_the_one_of_the_formula():
+def test_frechet_distance_of_gaussians_equals_the_formula():
     torch.manual_seed(0)
     noise = torch.randn(4000, 3, dtype=torch.float64)
     centered = noise - noise.mean(0)
@@ -27,7 +27,7 @@ def test_the_distance_of_gaussians_is_the_one_of_the_formula():
 @pytest.mark.parametrize('product', [
     lambda x, w: F.conv2d(x, w, padding=1), lambda x, w: F.conv_transpose2d(x, w, padding=1),
     lambda x, w: F.linear(x.flatten(1), w.flatten(1)[:, :6].repeat(1, 25))])
-def test_imitated_products_are_those_of_bf16(product):
+def test_emulated_products_equal_bf16(product):
     torch.manual_seed(0)
     values = torch.randn(4, 6, 5, 5), torch.randn(6, 6, 3, 3)
 

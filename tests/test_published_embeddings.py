@@ -1,4 +1,4 @@
-"""Embeddings that others published: what they wrote must load, what somebody forged must not do anything."""
+"""Published embeddings load; forged files do no harm."""
 import os
 import pickle
 import struct
@@ -25,7 +25,7 @@ def save(path, data):
 # --- pickles as Python 2 wrote them -----------------------------------------------------------------------------------
 
 def python2_array(array):
-    """Opcodes of protocol 2 for a float32 array, as Python 2.7 with numpy 1.x emits them: byte strings, no unicode."""
+    """Return protocol 2 opcodes for a float32 array, as written by Python 2.7 with NumPy 1: byte strings."""
     data = array.tobytes()
     string = b'T' + struct.pack('<i', len(data)) + data                             # BINSTRING
     shape = b'(' + b''.join(b'M' + struct.pack('<H', n) for n in array.shape) + b't'
@@ -39,7 +39,7 @@ def python2_strings(strings):
 
 
 def python2_text_array(array, line_end='\n'):
-    """A float32 array of one dimension in protocol 0."""
+    """Return a one-dimensional float32 array in protocol 0."""
     data = ''.join(f'\\x{byte:02x}' for byte in array.tobytes())
     lines = f"""cnumpy.core.multiarray|_reconstruct|p0|(cnumpy|ndarray|p1|(I0|tp2|S'b'|p3|tp4|Rp5|(I1|(I{len(array)}|tp6
 cnumpy|dtype|p7|(S'f4'|p8|I0|I1|tp9|Rp10|(I3|S'<'|p11|NNNI-1|I-1|I0|tp12|bI00|S'{data}'|p13|tp14|b."""
@@ -56,7 +56,7 @@ def stackgan_folder(folder, names, arrays):
     return str(folder)
 
 
-def test_stackgan_pickles_are_looked_up_over_both_folders(tmp_path):
+def test_stackgan_pickles_are_found_in_both_folders(tmp_path):
     names = ['001.A/one', '002.B/two', '001.A/three']
     look_up = open_pickles(stackgan_folder(tmp_path, names, [ROWS, ROWS + 1, ROWS + 2]))
     for k, name in enumerate(names):
@@ -66,13 +66,13 @@ def test_stackgan_pickles_are_looked_up_over_both_folders(tmp_path):
         look_up('001.A/four')
 
 
-def test_one_array_for_all_photographs(tmp_path):
+def test_one_array_for_all_photographs_is_read(tmp_path):
     save(tmp_path / 'test/filenames.pickle', pickle.dumps(np.array(['001.A/one', '001.A/two'], object)))
     save(tmp_path / 'test/char-CNN-RNN-embeddings.pickle', pickle.dumps(np.stack([ROWS, -ROWS])))
     np.testing.assert_array_equal(open_pickles(str(tmp_path))('001.A/two'), -ROWS)
 
 
-def test_protocol_0_of_python_2(tmp_path):
+def test_protocol_0_of_python_2_is_read(tmp_path):
     path = save(tmp_path / 'a.pickle', python2_text_array(ROWS[0, :3]))
     np.testing.assert_array_equal(load_pickle(path), ROWS[0, :3])
 
@@ -82,7 +82,7 @@ def test_protocol_0_of_python_2(tmp_path):
     ROWS, np.asfortranarray(ROWS), ROWS.astype('>f8'), np.zeros((0, 3)), np.array(['a', 'bé']), np.array([b'a', b'bc']),
     np.array(['a', None, 3], object), np.array([True, False]), np.float32(1.5), np.int64(-3), np.str_('x'),
     [1, 2.5, None, True, 'é', (1,), [b'\xff', ()], b'', 10 ** 20]], ids=repr)
-def test_arrays_scalars_and_containers_come_back(tmp_path, value, protocol):
+def test_arrays_scalars_and_containers_are_read(tmp_path, value, protocol):
     loaded = load_pickle(save(tmp_path / 'a.pickle', pickle.dumps(value, protocol)))
     if isinstance(value, (np.ndarray, np.generic)):
         assert loaded.dtype.newbyteorder('=') == value.dtype.newbyteorder('=') and loaded.shape == value.shape
@@ -153,7 +153,7 @@ FORGED = {
 
 
 @pytest.mark.parametrize('what', FORGED)
-def test_anything_else_is_refused_and_nothing_happens(tmp_path, what):
+def test_other_pickles_are_refused_without_running_them(tmp_path, what):
     marker = tmp_path / 'marker'
     path = save(tmp_path / 'forged.pickle', FORGED[what](marker))
     with pytest.raises(UserError) as caught:
@@ -189,12 +189,12 @@ def test_a_small_file_takes_little_memory(tmp_path, what):
     tracemalloc.stop()
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_a_pipe_does_not_block(tmp_path):
     os.mkfifo(tmp_path / 'a.pickle')
     one_line(load_pickle, str(tmp_path / 'a.pickle'), match='cannot be read')
 
 
-def test_refusal_names_what_was_asked_for(tmp_path):
+def test_refusals_name_the_requested_object(tmp_path):
     with pytest.raises(UserError, match="'system'"):
         load_pickle(save(tmp_path / 'forged.pickle', FORGED['os.system, protocol 0']('x')))
 
@@ -204,7 +204,7 @@ def test_refusal_names_what_was_asked_for(tmp_path):
     b"(lp0\r\nS'001.A/one'\r\np1\r\na.",
     b'(lp0\r\nV001.A/one\r\np1\r\na.',
     (b'\x80\x02](' + python2_array(ROWS) + b'e.').replace(b'\n', b'\r\n')], ids=['array', 'str', 'unicode', 'binary'])
-def test_windows_line_ends_are_told(tmp_path, data):
+def test_converted_line_ends_are_reported(tmp_path, data):
     path = save(tmp_path / 'class_info.pickle', data)
     with pytest.raises(UserError, match='Windows line ends.*dos2unix') as caught:
         load_pickle(path)
@@ -215,7 +215,7 @@ def test_numbers_that_look_like_line_ends_load(tmp_path):
     assert load_pickle(save(tmp_path / 'a.pickle', pickle.dumps([0x0a0d], 2))) == [0x0a0d]
 
 
-def test_pickles_that_do_not_fit(tmp_path):
+def test_pickles_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(UserError, match='neither train/ nor test/'):
         open_pickles(str(tmp_path))
     save(tmp_path / 'train/filenames.pickle', pickle.dumps(['a/b']))
@@ -238,14 +238,14 @@ def nested(depth):
 
 
 def shared(depth, width=10):
-    """A list of `width` ** `depth` numbers in which all but one list are others a second time."""
+    """Return a nested list of `width` ** `depth` numbers in which most lists are shared."""
     value = [1.0] * 1024
     for _ in range(depth):
         value = [value] * width
     return value
 
 
-def test_rows_as_lists(tmp_path):
+def test_rows_may_be_lists(tmp_path):
     save(tmp_path / 'train/filenames.pickle', pickle.dumps(['a/b', 'a/c']))
     save(tmp_path / 'train/char-CNN-RNN-embeddings.pickle', pickle.dumps([list(ROWS), ROWS.tolist()]))
     look_up = open_pickles(str(tmp_path))
@@ -253,7 +253,7 @@ def test_rows_as_lists(tmp_path):
         np.testing.assert_array_equal(look_up(key), ROWS)
 
 
-def test_lists_nested_100_000_deep(tmp_path):
+def test_lists_nested_100_000_deep_are_refused(tmp_path):
     save(tmp_path / 'train/filenames.pickle', pickle.dumps(['a/b']))
     deep = b']' * 10 ** 5 + b'a' * (10 ** 5 - 1)
     save(tmp_path / 'train/char-CNN-RNN-embeddings.pickle', b'\x80\x02](' + deep + b'e.')
@@ -263,13 +263,13 @@ def test_lists_nested_100_000_deep(tmp_path):
 
 @pytest.mark.parametrize('names', [
     [10 ** 400], [None], [['a/b']], ['x' * 10 ** 5], np.empty((1, 0)), np.array([[b'a']])], ids=range(6))
-def test_names_that_are_none(tmp_path, names):
+def test_invalid_names_are_refused(tmp_path, names):
     save(tmp_path / 'train/filenames.pickle', pickle.dumps(names))
     save(tmp_path / 'train/char-CNN-RNN-embeddings.pickle', pickle.dumps([ROWS]))
     one_line(open_pickles, str(tmp_path), match='filenames.pickle: holds something other than names')
 
 
-def test_a_name_that_comes_twice(tmp_path):
+def test_a_repeated_name_is_refused(tmp_path):
     save(tmp_path / 'train/filenames.pickle', pickle.dumps(['a/b', 'a/b']))
     save(tmp_path / 'train/char-CNN-RNN-embeddings.pickle', pickle.dumps([ROWS, ROWS + 1]))
     one_line(open_pickles, str(tmp_path), match='twice')
@@ -282,7 +282,7 @@ def test_a_name_that_comes_twice(tmp_path):
     (ROWS.astype(complex), 'numbers'), (list(ROWS[:, :7]), 'numbers'), ([['1'] * 1024], 'numbers'),
     (np.array([[None] * 1024]), 'numbers'), (np.empty((0, 3)), 'shape')],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__)
-def test_rows_that_are_no_embedding(tmp_path, rows, reason):
+def test_rows_that_are_not_embeddings_are_refused(tmp_path, rows, reason):
     save(tmp_path / 'train/filenames.pickle', pickle.dumps(['a/b']))
     save(tmp_path / 'train/char-CNN-RNN-embeddings.pickle', pickle.dumps([rows]))
     with pytest.raises(ValueError, match=reason):
@@ -297,7 +297,7 @@ def t7_file(path, txt, **layout):
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
-def test_torch7_files(tmp_path, dtype):
+def test_torch7_files_are_read(tmp_path, dtype):
     t7_file(tmp_path / '001.A/one.t7', ROWS.astype(dtype))
     look_up = open_icml(str(tmp_path))
     assert look_up('001.A/one').dtype == np.float32
@@ -309,7 +309,7 @@ def test_torch7_files(tmp_path, dtype):
         look_up('001.A/one')
 
 
-def test_torch7_sizes_are_not_believed(tmp_path):
+def test_wrong_torch7_sizes_are_refused(tmp_path):
     look_up = open_icml(str(save(tmp_path / '001.A/x', b'') and tmp_path))
     for layout in ({'size': (10 ** 6, 1024)}, {'offset': 2}, {'offset': -5}, {'stride': (2 ** 40, 1)},
                    {'stride': (-1024, 1)}, {'size': (-2, 1024)}, {'size': (10 ** 6, 1024), 'stride': (0, 1)},
@@ -320,7 +320,7 @@ def test_torch7_sizes_are_not_believed(tmp_path):
         assert path in str(caught.value)
 
 
-def test_damaged_torch7_files_are_one_line(tmp_path):
+def test_damaged_torch7_files_are_one_line_errors(tmp_path):
     with open(t7_file(tmp_path / '001.A/one.t7', ROWS), 'rb') as file:
         whole = file.read()
     look_up = open_icml(str(tmp_path))
@@ -333,7 +333,7 @@ def test_damaged_torch7_files_are_one_line(tmp_path):
 
 
 def tensor(storage, size=(2, 1024), stride=(1024, 1)):
-    """The bytes of a FloatTensor, number 1, over a storage that is given as bytes."""
+    """Return the bytes of a FloatTensor, object 1, with the bytes of its storage."""
     return (struct.pack('<iii3s', 4, 1, 3, b'V 1') + string('torch.FloatTensor') +
             struct.pack('<i5q', 2, *size, *stride, 1) + storage)
 
@@ -357,7 +357,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize('what', HOSTILE)
-def test_torch7_files_that_ask_for_more_than_they_have(tmp_path, what):
+def test_torch7_files_with_too_large_sizes_are_refused(tmp_path, what):
     record = struct.pack('<iii', 3, 7, 1) + struct.pack('<i', 2) + string('txt') + HOSTILE[what]
     save(tmp_path / '001.A/one.t7', record)
     look_up = open_icml(str(tmp_path))
@@ -368,7 +368,7 @@ def test_torch7_files_that_ask_for_more_than_they_have(tmp_path, what):
     tracemalloc.stop()
 
 
-def test_torch7_tables_that_hold_themselves(tmp_path):
+def test_recursive_torch7_tables_are_refused(tmp_path):
     record = {'txt': Tensor(ROWS), 'base': None, 'deep': Torch('nn.Linear', weight=Tensor(ROWS))}
     record['base'] = record
     save(tmp_path / '001.A/one.t7', dumps(record))
@@ -380,7 +380,7 @@ def test_torch7_tables_that_hold_themselves(tmp_path):
         open_icml(str(tmp_path))('001.A/one')
 
 
-def test_wrong_icml_folder(tmp_path):
+def test_a_wrong_icml_folder_is_an_error(tmp_path):
     for folder in (tmp_path, tmp_path / 'absent'):
         with pytest.raises(UserError, match='--icml takes the folder'):
             open_icml(str(folder))

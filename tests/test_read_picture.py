@@ -1,4 +1,4 @@
-"""Pictures of strangers: read in one place, upright and in RGB, or refused with the reason."""
+"""Images from unknown sources are read upright and in RGB, or refused with a reason."""
 import io
 import os
 import subprocess
@@ -34,7 +34,7 @@ REFUSED = {
 
 
 def stored(picture, orientation=None, file_format='PNG', **options):
-    """The bytes of a file of a PIL image."""
+    """Return a PIL image encoded as the bytes of a file."""
     buffer = io.BytesIO()
     if orientation:
         options['exif'] = Image.Exif()
@@ -45,14 +45,14 @@ def stored(picture, orientation=None, file_format='PNG', **options):
 
 @pytest.mark.parametrize('file_format', ['PNG', 'JPEG', 'TIFF', 'WEBP'])
 @pytest.mark.parametrize('orientation', TURNED)
-def test_pictures_are_upright(orientation, file_format):
+def test_images_are_upright(orientation, file_format):
     picture = slope((60, 40))
     expected = np.asarray(Image.open(io.BytesIO(stored(picture, None, file_format))).convert('RGB'))
     found = read_picture(stored(picture, orientation, file_format))
     assert np.array_equal(np.asarray(found), TURNED[orientation](expected))
 
 
-def test_boxes_are_of_the_picture_as_it_is_stored():
+def test_boxes_refer_to_the_stored_orientation():
     picture = Image.new('RGB', (50, 40), 'white')
     picture.paste((250, 0, 0), (30, 0, 50, 20))
     picture.paste((0, 0, 250), (40, 0, 50, 20))
@@ -68,15 +68,15 @@ def test_a_damaged_orientation_is_ignored():
 
 
 @pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGBA', 'CMYK', 'I;16', 'I', 'F'])
-def test_every_mode_becomes_rgb(mode):
+def test_every_mode_is_converted_to_rgb(mode):
     file_format = 'TIFF' if mode in ('CMYK', 'F', 'LA', 'I') else 'PNG'
     picture = slope().convert('L').convert('I').convert(mode) if mode == 'I;16' else slope().convert(mode)
     assert read_picture(stored(picture, None, file_format)).mode == 'RGB'
 
 
 @pytest.mark.parametrize('name', BOMBS)
-def test_bombs(name, tmp_path):
-    """In a process of its own, whose memory is measured."""
+def test_decompression_bombs_take_little_memory(name, tmp_path):
+    """Read in a process of its own, whose memory is measured."""
     (tmp_path / 'bomb').write_bytes(bomb(name))
     script = ('import resource, sys, time\n'
               'from data import pictures\n'
@@ -101,14 +101,14 @@ def test_bombs(name, tmp_path):
 
 @pytest.mark.filterwarnings('error::PIL.Image.DecompressionBombWarning')  # pytest forgets what `data.pictures` set
 @pytest.mark.parametrize('name', REFUSED)
-def test_why_bombs_are_refused(name):
+def test_decompression_bombs_are_refused_with_a_reason(name):
     with pytest.raises(BadPicture, match=REFUSED[name]):
         read_picture(bomb(name))
 
 
 @pytest.mark.parametrize('error', [Image.DecompressionBombError, Image.DecompressionBombWarning, SyntaxError,
                                    ValueError, OSError, MemoryError, IndexError, ZeroDivisionError, AssertionError])
-def test_whatever_pillow_raises_names_the_photograph(error, tmp_path, monkeypatch):
+def test_any_pillow_error_names_the_photograph(error, tmp_path, monkeypatch):
     path = tiny.make(tmp_path / 'birds.hdf5', {'train': {'001.Auk': 1, '002.Jay': 1}})
 
     def fail(*_):
@@ -121,7 +121,7 @@ def test_whatever_pillow_raises_names_the_photograph(error, tmp_path, monkeypatc
         one_line(read, match=r'the photograph (Auk|Jay)_0 of /train cannot be decoded \(two lines\); make the file')
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path):
+def test_special_files_do_not_block(tmp_path):
     os.mkfifo(tmp_path / 'pipe.jpg')
     for path in (tmp_path / 'pipe.jpg', tmp_path, tmp_path / 'absent.jpg'):
         for read in (read_picture, pictures.check_header):
@@ -129,7 +129,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
                 read(str(path))
 
 
-def test_the_largest_picture(monkeypatch):
+def test_the_largest_image_is_accepted_and_larger_ones_are_refused(monkeypatch):
     monkeypatch.setattr(pictures, 'PIXELS', 60 * 40)
     assert read_picture(stored(slope())).size == (60, 40)
     for picture, options in ((slope((61, 40)), {}), (slope().convert('CMYK'), {'file_format': 'JPEG'}),
@@ -138,7 +138,7 @@ def test_the_largest_picture(monkeypatch):
             read_picture(stored(picture, **options))
 
 
-def test_frames_are_bounded():
+def test_frame_sizes_are_limited():
     for size in ((3000, 1), (1, 3000), (3000, 140), (65000, 1)):
         width, height = frame(Image.new('RGB', size), 256).size
         assert min(width, height) == 304 and max(width, height) <= 20 * 304 + 304
@@ -147,7 +147,7 @@ def test_frames_are_bounded():
     assert frame(middle, 64).getcolors() == [(76 * 76 * 20, (250, 0, 0))]
 
 
-def test_a_narrow_part_is_bounded(tmp_path):
+def test_frames_of_narrow_photographs_are_limited(tmp_path):
     path = str(tmp_path / 'birds.hdf5')
     with layout.replace_file(path) as file:
         for name, size in (('Auk_0', (3000, 1)), ('Jay_0', (1, 3000))):
@@ -157,11 +157,11 @@ def test_a_narrow_part_is_bounded(tmp_path):
     assert os.path.getsize(tmp_path / 'birds.cache' / 'train' / 'frames_304.bin') < 15e6
 
 
-# --- folders of pictures ----------------------------------------------------------------------------------------------
+# --- folders of images ------------------------------------------------------------------------------------------------
 
 @pytest.fixture
 def folder(tmp_path):
-    """A class folder of four pictures: a good one, a page, one that is cut off, one with another's ending."""
+    """Return a class folder of four files: valid, a web page, truncated, and with a wrong extension."""
     (tmp_path / 'all').mkdir()
     slope().save(tmp_path / 'all' / 'a.png')
     (tmp_path / 'all' / 'b.jpg').write_bytes(b'<html>')
@@ -170,7 +170,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_what_is_no_picture_is_named_and_left_out(folder, capsys):
+def test_files_that_are_not_images_are_reported_and_skipped(folder, capsys):
     dataset = image_folder(str(folder), **TINY)
     said = capsys.readouterr()
     assert len(dataset) == 3 and said.out.count('skipped ') == 1
@@ -182,7 +182,7 @@ def test_what_is_no_picture_is_named_and_left_out(folder, capsys):
     assert 'all/c.jpg: cannot be decoded (' in said.err and 'the next image takes its place' in said.err
 
 
-def test_a_folder_of_damaged_pictures_only(folder):
+def test_a_folder_of_damaged_images_is_an_error(folder):
     for name in ('a.png', 'd.jpg'):
         (folder / 'all' / name).unlink()
     dataset = image_folder(str(folder), **TINY)

@@ -1,4 +1,4 @@
-"""What holds for the small readers whatever they are given: properties, with inputs that hypothesis finds."""
+"""Properties of the small readers, tested with inputs that Hypothesis finds."""
 import json
 import math
 import os
@@ -32,7 +32,7 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
 
 
 def read_or_refuse(file, read, *args):
-    """What `read(*args)` returns, or None where it refuses the file in one line that names it."""
+    """Return `read(*args)`, or None if it refuses the file in one line that names it."""
     try:
         return read(*args)
     except UserError as error:
@@ -40,7 +40,7 @@ def read_or_refuse(file, read, *args):
 
 
 @given(st.none() | st.lists(TEXT), st.none() | BYTES)
-def test_sentences(tmp_path, texts, written):
+def test_sentences_are_read_or_refused(tmp_path, texts, written):
     file = written is not None and tmp_path / 'sentences.txt'
     if file:
         file.write_bytes(written)
@@ -60,7 +60,7 @@ NAMES = st.text() | st.sampled_from(['seen_from_run', 'data_dir', 'cfg', 'lr'])
 
 @given(st.recursive(SCALARS, lambda inside: st.lists(inside) | st.dictionaries(NAMES, inside)).map(
     lambda value: json.dumps(value).encode()) | BYTES)
-def test_options_of_a_run(tmp_path, written):
+def test_stored_options_are_read_or_refused(tmp_path, written):
     (tmp_path / 'options.json').write_bytes(written)
     options = read_or_refuse(tmp_path / 'options.json', run.read_options, str(tmp_path))
     assert options is None or isinstance(options, dict)
@@ -83,7 +83,7 @@ def test_nested_keys_are_joined_with_dots(values):
 
 
 def yaml_of(main):
-    """YAML that names keys which `main` knows, with values of any type."""
+    """Generate YAML with keys that `main` knows and values of any type."""
     key = st.sampled_from([*main.KEYS, 'batch_size', 'lr', 'cuda', 'text', 'gf_dim', 'epochs', 'dataset', 'nothing'])
     value = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.sampled_from(['GF_DIM', 'KL', 'a']), SCALARS)
     lines = st.sampled_from(['a: [', '&a {b: *a}', 'lr: 2001-99-99', 'epochs: !!int x', '!!python/name:os.system a',
@@ -94,8 +94,8 @@ def yaml_of(main):
 
 
 @pytest.mark.parametrize('main', [stackgan_v1, stackgan_v2])
-def test_configuration_files(main, tmp_path, monkeypatch, capsys):
-    """A file gives options or one line, and never the usage of the command."""
+def test_configuration_files_are_read_or_refused(main, tmp_path, monkeypatch, capsys):
+    """A file results in options or a one-line error, never in the usage message."""
     monkeypatch.setattr(sys, 'argv', ['main.py', '--cfg', str(tmp_path / 'our.yml')])
 
     @settings(max_examples=60)
@@ -112,12 +112,12 @@ def test_configuration_files(main, tmp_path, monkeypatch, capsys):
 
 
 @given(st.sampled_from(['netG_', 'netG_epoch_', 'netG_epoch_x_']), st.integers(0, 10 ** 15))
-def test_the_number_in_the_name_of_a_snapshot(start, number):
+def test_snapshot_numbers_are_read_from_names(start, number):
     assert checkpoint.count_of(f'a_7.pth/{start}{number}.pth') == number
 
 
 @given(st.text(), st.sampled_from(['', '.pth', '_.pth', '_-1.pth', '_1.pth.gz', '_1.pt']))
-def test_names_without_a_number(start, end):
+def test_names_without_a_number_are_not_snapshots(start, end):
     assert checkpoint.count_of(start.rstrip('0123456789') + end) == 0 or end == '.pth'
 
 
@@ -132,8 +132,8 @@ def test_the_newest_snapshot_is_found(tmp_path_factory, numbers, is_beside):
 
 
 @given(TEXT | st.text('./\\:', max_size=4) | st.text('aé鳥', min_size=100, max_size=400))
-def test_a_name_out_of_a_data_file_is_one_of_a_file(tmp_path, text):
-    """One that can be made, in the folder that was meant, with what is put behind it."""
+def test_names_from_data_files_become_file_names(tmp_path, text):
+    """The name can be created in the intended folder, together with its suffix."""
     path = tmp_path / f'{_file_name(text)}_256_sentence9.png'
     path.touch()
     assert path.resolve().parent == tmp_path.resolve() and _file_name(_file_name(text)) == _file_name(text)
@@ -149,7 +149,7 @@ NUMBERS = st.floats(-1e9, 1e9) | st.integers(-10 ** 9, 10 ** 9)
 
 
 @given(st.tuples(st.integers(1, 10 ** 5), st.integers(1, 10 ** 5)), st.none() | st.tuples(*[NUMBERS] * 4))
-def test_a_crop_box_is_a_part_of_the_photograph(size, bbox):
+def test_a_crop_box_is_inside_the_photograph(size, bbox):
     left, top, right, bottom = box = crop_box(size, bbox)
     assert 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1] and all(type(side) is int for side in box)
     if bbox is None:
@@ -158,7 +158,7 @@ def test_a_crop_box_is_a_part_of_the_photograph(size, bbox):
 
 @given(st.none() | st.text('0123456789.-+e ') | st.tuples(*[st.floats()] * 4).map(lambda box: ' '.join(map(str, box)))
        | TEXT)
-def test_a_bounding_box_is_four_sensible_numbers(text):
+def test_bounding_boxes_are_four_valid_numbers(text):
     try:
         box = cub.read_box(text)
     except ValueError as error:
@@ -169,7 +169,7 @@ def test_a_bounding_box_is_four_sensible_numbers(text):
 
 
 @given(BYTES)
-def test_lists_of_lines(tmp_path, written):
+def test_lists_are_read_or_refused(tmp_path, written):
     file = tmp_path / 'classes.txt'
     file.write_bytes(written)
     lines = read_or_refuse(file, cub.read_lines, str(file), 'write a class a line')
@@ -179,7 +179,7 @@ def test_lists_of_lines(tmp_path, written):
 
 
 @given(BYTES)
-def test_captions(tmp_path, written):
+def test_captions_are_read_or_refused(tmp_path, written):
     file = Path(tmp_path, 'captions.txt')
     file.write_bytes(written)
     try:

@@ -1,4 +1,4 @@
-"""The sentence is read by the encoder that belongs to the model, or not at all."""
+"""A sentence is embedded by the encoder that belongs to the model, or refused."""
 import os
 import shutil
 
@@ -27,7 +27,7 @@ UNKNOWN = 'does not say which encoder it was trained with'
 
 @pytest.fixture
 def folder(tmp_path):
-    """data/tiny.hdf5 with an encoder that did not write its embeddings: --embed has not been run."""
+    """Return a folder with data/tiny.hdf5 and an encoder that did not write its embeddings: --embed was not run."""
     path = tiny.make(tmp_path / 'data' / 'tiny.hdf5', SPLITS)
     write_encoder(path, seed=0)
     return tmp_path
@@ -40,7 +40,7 @@ def call(folder, monkeypatch, capsys):
 
 @pytest.fixture
 def embed(folder, monkeypatch, capsys):
-    """A function that writes the embeddings of the encoder beside the data, as char_cnn_rnn/main.py --embed does."""
+    """Return a function that writes the embeddings of the encoder beside the data, as --embed does."""
     command = Caller(encoder_main, folder, monkeypatch, capsys)
     return lambda: command(*DATA, '--embed', '--encoder', layout.encoder_beside('data/tiny.hdf5'))
 
@@ -54,42 +54,42 @@ def path_of(folder):
     return str(folder / 'data' / 'tiny.hdf5')
 
 
-def test_a_run_reads_with_its_encoder_whatever_lies_beside_the_data(folder, embed, call):
+def test_a_run_uses_its_own_encoder_not_that_of_the_data(folder, embed, call):
     assert 'done: 12 embeddings' in embed()
     with layout.open_file(path_of(folder)) as file:
         assert file.attrs['encoder'] == fingerprint(load_encoder(layout.encoder_beside(path_of(folder))))
     call(*DATA, *TRAINING)
     trained = newest(folder / 'out', 'tiny')
     right = call(*DRAW)
-    assert UNKNOWN not in right and f'read by {trained}/encoder.pt' in right
+    assert UNKNOWN not in right and f'embedded by {trained}/encoder.pt' in right
     write_encoder(path_of(folder), seed=1)  # another one beside the data, and then no data at all
     for checkpoint in (trained, trained / 'text2image.pt'):
         said = call(*DRAW, *DATA, '--checkpoint', checkpoint)
-        assert f'read by {trained}/encoder.pt' in said and UNKNOWN not in said
+        assert f'embedded by {trained}/encoder.pt' in said and UNKNOWN not in said
     shutil.copy(trained / 'text2image.pt', folder / 'alone.pt')
     error = call.error(*DRAW, *DATA, '--checkpoint', 'alone.pt')
     assert 'tiny.encoder.pt: is not the sentence encoder that alone.pt was trained with' in error
     assert 'is not the sentence encoder' in call.error(*DRAW, '--encoder', layout.encoder_beside(path_of(folder)))
     said = call(*DRAW, *DATA, '--checkpoint', 'alone.pt', '--encoder', trained / 'encoder.pt')
-    assert f'read by {trained}/encoder.pt' in said and UNKNOWN not in said
+    assert f'embedded by {trained}/encoder.pt' in said and UNKNOWN not in said
 
 
 def test_a_model_of_published_embeddings_refuses_the_encoder_beside_the_data(folder, call):
-    """The embeddings are nobody's: random numbers, as another encoder's would be."""
-    assert 'so this run keeps no encoder' in call(*DATA, *TRAINING)
+    """The embeddings are random numbers, which look like those of another encoder."""
+    assert 'so no encoder is saved with this run' in call(*DATA, *TRAINING)
     assert not (newest(folder / 'out', 'tiny') / 'encoder.pt').exists()
     assert 'tiny.encoder.pt: is not the sentence encoder' in call.error(*DRAW, *DATA)
 
 
-def test_the_encoder_of_published_embeddings_is_known_by_what_it_reads(folder, embed, call):
+def test_the_encoder_of_published_embeddings_is_recognized(folder, embed, call):
     embed()
     with layout.replace_file(path_of(folder), copy=True) as file:
         del file.attrs['encoder']  # as of pickles: nothing says whose they are
-    assert 'keeps no encoder' not in call(*DATA, *TRAINING)
+    assert 'no encoder is saved' not in call(*DATA, *TRAINING)
     assert UNKNOWN not in call(*DRAW)
 
 
-def test_a_run_does_not_go_on_with_other_embeddings(folder, embed, call):
+def test_a_run_does_not_resume_with_other_embeddings(folder, embed, call):
     embed()
     call(*DATA, *TRAINING)
     trained = newest(folder / 'out', 'tiny')
@@ -104,7 +104,7 @@ def test_a_run_does_not_go_on_with_other_embeddings(folder, embed, call):
     call(*DRAW)  # its own encoder is still there
 
 
-def test_a_run_does_not_go_on_with_other_pictures_or_captions(folder, embed, call):
+def test_a_run_does_not_resume_with_other_images_or_captions(folder, embed, call):
     embed()
     call(*DATA, *TRAINING)
     shutil.copy(path_of(folder), folder / 'kept.hdf5')
@@ -119,7 +119,7 @@ def test_a_run_does_not_go_on_with_other_pictures_or_captions(folder, embed, cal
     assert 'step 4' in call('--out_dir', 'out', '--resume', '--epochs', '2', '--log_interval', '1')
 
 
-def test_what_is_not_known_is_said(folder, embed, call, monkeypatch, capsys):
+def test_an_unknown_encoder_is_reported(folder, embed, call, monkeypatch, capsys):
     embed()
     call(*DATA, *TRAINING)
     trained = newest(folder / 'out', 'tiny')
@@ -149,38 +149,38 @@ def test_what_is_not_known_is_said(folder, embed, call, monkeypatch, capsys):
 
 def test_stackgan_v1_refuses_another_encoder(folder, embed, monkeypatch, capsys):
     embed()
-    sketch = Caller(stackgan_v1, folder, monkeypatch, capsys)
+    stackgan = Caller(stackgan_v1, folder, monkeypatch, capsys)
     narrow = ['--batch_size', '2', '--gf_dim', '4', '--df_dim', '1', '--condition_dim', '2', '--workers', '0']
-    sketch(*DATA, *TRAINING, *narrow)
+    stackgan(*DATA, *TRAINING, *narrow)
     stage1 = newest(folder / 'out', 'tiny')
     second = ['--stage', '2', *DATA, '--epochs', '1', *narrow, '--residuals', '1', '--out_dir']
-    assert UNKNOWN not in sketch(*second, 'out2', '--stage1', stage1)
+    assert UNKNOWN not in stackgan(*second, 'out2', '--stage1', stage1)
     stage2 = newest(folder / 'out2', 'tiny')
     write_encoder(path_of(folder), seed=1)
     other = layout.encoder_beside(path_of(folder))
-    assert f'{other}: is not the sentence encoder' in sketch.error(*DRAW, '--encoder', other)
+    assert f'{other}: is not the sentence encoder' in stackgan.error(*DRAW, '--encoder', other)
     embed()
     for checkpoint in (stage1, stage2):
-        said = sketch.error(*DATA, '--train', 'False', '--checkpoint', checkpoint)
+        said = stackgan.error(*DATA, '--train', 'False', '--checkpoint', checkpoint)
         assert f'are not of the sentence encoder that {checkpoint}/stackgan_v1.pt was trained with' in said
     for start in (['--stage1', stage1], ['--checkpoint', stage2]):
-        said = sketch.error(*second, 'none', *start)
+        said = stackgan.error(*second, 'none', *start)
         assert f'are not of the sentence encoder that {start[1]}/stackgan_v1.pt was trained with' in said
-    assert 'was trained on other embeddings than' in sketch.error('--resume', stage2, '--epochs', '2')
+    assert 'was trained on other embeddings than' in stackgan.error('--resume', stage2, '--epochs', '2')
     assert not (folder / 'none').exists()
 
 
-def test_what_the_encoder_does_not_read_is_said(folder, embed, call):
+def test_characters_that_the_encoder_cannot_read_are_reported(folder, embed, call):
     embed()
     call(*DATA, *TRAINING)
     said = call('--train', 'False', '--out_dir', 'out', '--text', 'красная птица', '--text', 'a café' + ' bird' * 50,
                 '--text', 'a red bird')
-    assert '"красная птица": the encoder does not read а и к н п р с т ц я; it reads " "' in said
-    assert 'does not read é; it reads "a caf bird' in said and 'and not the 55 after them' in said
+    assert '"красная птица": the encoder cannot read а и к н п р с т ц я; it reads " "' in said
+    assert 'cannot read é; it reads "a caf bird' in said and 'not the 55 after them' in said
     assert '"a red bird": the encoder' not in said
 
 
-def test_an_encoder_of_one_class_is_refused(folder, monkeypatch, capsys):
+def test_training_an_encoder_on_one_class_is_refused(folder, monkeypatch, capsys):
     tiny.make(path_of(folder), {'train': {'001.Auk': 3}, 'test': {'002.Jay': 1}})
     command = Caller(encoder_main, folder, monkeypatch, capsys)
     error = command.error(*DATA, '--image_encoder', 'scratch', '--out_dir', 'out')
@@ -203,7 +203,7 @@ def test_a_run_that_moved_finds_its_data_again(folder, embed, call):
     assert 'which does not exist' in said and 'done: ' in said
 
 
-def test_a_run_that_is_moved_while_it_is_trained_in_can_go_on(folder, embed, call, monkeypatch):
+def test_a_run_moved_during_training_can_resume(folder, embed, call, monkeypatch):
     embed()
     steps, step = [], main.Model.train_step
 

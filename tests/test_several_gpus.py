@@ -1,4 +1,4 @@
-"""Training in several processes, as torchrun starts them: two of Gloo, on a CPU."""
+"""Training in two processes, as torchrun starts them, with Gloo on a CPU."""
 import os
 import re
 import shutil
@@ -33,7 +33,7 @@ TRAINING = ['--epochs', 2, '--batch_size', 2, '--log_interval', 1, '--precision'
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """As that of all tests, with more photographs."""
+    """Return a folder as for other tests, with more photographs."""
     return tiny.with_encoder(tmp_path_factory.mktemp('ranks'),
                              {'train': {'001.Auk': 4, '002.Jay': 5}, 'test': {'004.Wren': 1, '005.Lark': 2}})
 
@@ -48,7 +48,7 @@ def as_rank(monkeypatch, rank, of):
 
 
 def items_of(seen, epoch):
-    """The items that a rank trained on in an epoch."""
+    """Return the items that a rank trained on in an epoch."""
     return [item for its_epoch, items in seen['items'] if its_epoch == epoch for item in items]
 
 
@@ -60,7 +60,7 @@ def read(folder, name):
 
 @pytest.fixture(scope='module', params=two_ranks.CHAPTERS)
 def together(request, folder):
-    """What two ranks of a chapter have seen and left."""
+    """Return what two ranks of a section have recorded and written."""
     before = files_below(folder)
     (status, first), (other_status, second) = train(folder, '--out_dir', 'out', chapter=request.param)
     assert (status, other_status) == (0, 0), read(folder, 'error_0.txt') + read(folder, 'error_1.txt')
@@ -70,7 +70,7 @@ def together(request, folder):
     shutil.rmtree(folder / 'out')
 
 
-def test_gradients_are_means_and_weights_stay_the_same(together):
+def test_gradients_are_averaged_and_weights_stay_equal(together):
     first, second = together.first, together.second
     assert len(first['gradients']) == len(first['means']) == 2  # of the discriminator, and of the generator
     for own, others, means, others_means in zip(*(seen[name] for name in ('gradients', 'means')
@@ -83,7 +83,7 @@ def test_gradients_are_means_and_weights_stay_the_same(together):
     assert len(first['weights']) > 4 and all(map(torch.equal, first['weights'], second['weights']))
 
 
-def test_ranks_share_out_every_epoch_and_draw_different_noise(together):
+def test_ranks_split_every_epoch_and_sample_different_noise(together):
     first, second = together.first, together.second
     for epoch in (0, 1):
         shares = items_of(first, epoch), items_of(second, epoch)
@@ -95,7 +95,7 @@ def test_ranks_share_out_every_epoch_and_draw_different_noise(together):
     assert len({tuple(one.flatten().tolist()) for one in noise}) == len(noise)
 
 
-def test_rank_0_alone_writes_and_speaks(together, folder):
+def test_only_rank_0_writes_and_prints(together, folder):
     assert os.listdir(folder / 'out') == [together.run.name]
     assert read(folder, 'said_1.txt') == ''
     assert re.search(r'^  batch_size +2$', together.said, re.MULTILINE) and together.said.count('done: ') == 1
@@ -119,14 +119,14 @@ def test_rank_0_alone_writes_and_speaks(together, folder):
 
 @pytest.fixture(scope='module')
 def stopped(folder):
-    """The run of two ranks, the second of which was told to stop, and what they had seen."""
+    """Return the run of two ranks, the second of which was told to stop, and their records."""
     ends = train(folder, '--out_dir', 'stopped', at_step=stop_second)
     return SimpleNamespace(run=newest(folder / 'stopped', 'tiny'), said=read(folder, 'said_0.txt'), ends=ends)
 
 
 @pytest.fixture
 def copy(stopped, tmp_path):
-    """A copy of that run, to go on with."""
+    """Return a copy of that run to resume."""
     return shutil.copytree(stopped.run, tmp_path / stopped.run.name)
 
 
@@ -143,7 +143,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(stopped):
     assert all(seen['ended'] > os.path.getmtime(stopped.run / 'stackgan_v2.pt') for _, seen in stopped.ends)
 
 
-def test_two_ranks_go_on_with_the_rest_of_the_epoch(stopped, copy, folder):
+def test_two_ranks_resume_the_rest_of_the_epoch(stopped, copy, folder):
     (status, first), (other_status, second) = train(folder, '--resume', copy)
     assert (status, other_status) == (0, 0)
     before = [item for _, seen in stopped.ends for item in items_of(seen, 1)]
@@ -153,7 +153,7 @@ def test_two_ranks_go_on_with_the_rest_of_the_epoch(stopped, copy, folder):
     assert progress_of(copy)['step'] == 4
 
 
-def test_one_process_goes_on_with_a_run_of_two_and_they_with_its(copy, folder, call, tmp_path):
+def test_one_process_and_two_ranks_resume_each_others_runs(copy, folder, call, tmp_path):
     runs = [shutil.copytree(copy, tmp_path / name) for name in ('a', 'b')]
     for run in runs:
         call('--resume', run)
@@ -170,7 +170,7 @@ def test_one_process_goes_on_with_a_run_of_two_and_they_with_its(copy, folder, c
     assert (progress_of(run)['step'], progress_of(run)['world_size']) == (7, 2)
 
 
-def test_a_loss_that_is_not_finite_on_one_rank_ends_all(folder):
+def test_a_non_finite_loss_on_one_rank_stops_all(folder):
     ends = train(folder, '--out_dir', 'diverged', at_step=diverge_second)
     assert [status for status, _ in ends] == [1, 1]
     assert 'error: loss_G is nan at step 3: training has diverged' in read(folder, 'error_0.txt')
@@ -178,7 +178,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all(folder):
 
 
 @pytest.mark.parametrize('end', [end_second, end_second_at_once])
-def test_a_rank_whose_partner_dies_says_so_and_ends(folder, end):
+def test_a_rank_reports_a_dead_partner_and_ends(folder, end):
     ends = train(folder, '--out_dir', 'alone', at_step=end)
     assert [status for status, _ in ends] == [1, 9]
     said = read(folder, 'error_0.txt')
@@ -189,13 +189,13 @@ def test_a_rank_whose_partner_dies_says_so_and_ends(folder, end):
 # --- torchrun itself --------------------------------------------------------------------------------------------------
 
 def steps_in(out_dir):
-    """The lines that the logs in there have about steps."""
+    """Return the log lines about steps in this folder."""
     return sum(line.startswith('epoch') for log in out_dir.glob('*/log.txt')
                for line in log.read_text(encoding='utf-8').splitlines())
 
 
 def ended_by(act, folder, out_dir, *args):
-    """(exit status, all that it said) of a training under torchrun, after it logged some steps and `act(torchrun)`."""
+    """Run a training under torchrun, call `act(torchrun)` after some steps, and return (exit status, output)."""
     before, begun = steps_in(out_dir), time.monotonic()
     args = [*DATA, *TRAINING, *SHAPES['stackgan_v2'], '--epochs', 100_000, *args]
     with two_ranks.torchrun(folder, *args) as started:
@@ -207,7 +207,7 @@ def ended_by(act, folder, out_dir, *args):
     return started.returncode, said
 
 
-def test_torchrun_is_stopped_and_a_dead_rank_ends_the_run(folder, tmp_path):
+def test_torchrun_ends_on_signals_and_dead_ranks(folder, tmp_path):
     _, said = ended_by(lambda started: started.send_signal(signal.SIGTERM), folder, tmp_path, '--out_dir', tmp_path)
     stopped_after = int(re.search(r'^stopped after step (\d+); resume with: ', said, re.MULTILINE)[1])
     run, = tmp_path.iterdir()
@@ -219,7 +219,7 @@ def test_torchrun_is_stopped_and_a_dead_rank_ends_the_run(folder, tmp_path):
     assert progress_of(run)['step'] == stopped_after
 
 
-def test_ranks_whose_torchrun_is_killed_save_say_so_and_end(folder, tmp_path):
+def test_ranks_save_and_end_when_torchrun_is_killed(folder, tmp_path):
     _, said = ended_by(lambda started: started.kill(), folder, tmp_path, '--out_dir', tmp_path)
     run, = tmp_path.iterdir()
     assert said.count('torchrun has ended: stopping its processes on this machine') == 1 and 'Traceback' not in said
@@ -229,13 +229,13 @@ def test_ranks_whose_torchrun_is_killed_save_say_so_and_end(folder, tmp_path):
 # --- one process at a time --------------------------------------------------------------------------------------------
 
 class Items(list):
-    """A data set, as far as a loader asks before it gives batches."""
+    """Imitate a data set as far as a loader needs it before the first batch."""
     finish = None
 
 
 @pytest.mark.parametrize('items', [8, 9, 10, 11])
 @pytest.mark.parametrize('world_size', [2, 3])
-def test_shares_are_disjoint_even_and_complete(monkeypatch, items, world_size):
+def test_the_parts_of_ranks_are_disjoint_equal_and_complete(monkeypatch, items, world_size):
     shares = {}
     for rank in range(world_size):
         as_rank(monkeypatch, rank, world_size)
@@ -252,7 +252,7 @@ def test_shares_are_disjoint_even_and_complete(monkeypatch, items, world_size):
     assert len({tuple(shares[epoch, 0]) for epoch in range(4)}) == 4
 
 
-def test_what_is_drawn_depends_on_seed_rank_and_step(monkeypatch):
+def test_random_numbers_depend_on_seed_rank_and_step(monkeypatch):
     def drawn(seed, rank, step):
         as_rank(monkeypatch, rank, 2)
         torch.manual_seed(seed)
@@ -264,7 +264,7 @@ def test_what_is_drawn_depends_on_seed_rank_and_step(monkeypatch):
     assert drawn(*cases[3]) == drawn(*cases[3])
 
 
-def test_batches_of_other_ranks_are_counted_anew(monkeypatch):
+def test_progress_is_recounted_for_another_number_of_ranks(monkeypatch):
     progress = new_progress() | {'batch': 5, 'world_size': 4}
     as_rank(monkeypatch, 1, 2)
     _adapt_progress(progress, range(20))
@@ -284,7 +284,7 @@ def test_batches_of_another_size_are_counted_anew(before, now, batches):
     assert (progress['batch'], progress['batch_size']) == (batches, now)
 
 
-def test_a_rank_has_the_gpu_of_its_number(monkeypatch):
+def test_each_rank_uses_the_gpu_of_its_number(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     monkeypatch.setattr(torch.cuda, 'set_device', lambda gpu: None)
@@ -296,7 +296,7 @@ def test_a_rank_has_the_gpu_of_its_number(monkeypatch):
         choose_device(True)
 
 
-def test_what_one_process_does_is_refused_to_several(call, monkeypatch):
+def test_single_process_commands_refuse_torchrun(call, monkeypatch):
     as_rank(monkeypatch, 0, 2)
     assert call.error('--train', 'False') == (
         'error: --train False: generates in one process; start it with python, not with torchrun')

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a terminal that goes away, at any moment of a command; and output that nobody reads."""
+"""Ctrl-C, SIGTERM and a closed terminal at any moment of a command, and output that cannot be written."""
 import os
 import signal
 import subprocess
@@ -26,7 +26,7 @@ PATIENCE = 60  # seconds, for a machine that is busy with other things
 
 
 def start(*command, said='ready', prepare=None, **options):
-    """A Python process, once it has printed a line `said`. Shells let background jobs ignore SIGINT: it does not."""
+    """Start a Python process that does not ignore SIGINT, and return it once it has printed the line `said`."""
     def prepare_all():
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if prepare:
@@ -40,13 +40,13 @@ def start(*command, said='ready', prepare=None, **options):
 
 
 def script(body, imports='import os, sys, time'):
-    """A command whose `main` is `body`."""
+    """Return a command whose `main` is `body`."""
     return ['-c', f'{imports}\nfrom common.errors import UserError, run_command\ndef main():\n'
                   f'{textwrap.indent(textwrap.dedent(body), "    ")}\nrun_command(main)']
 
 
 def end_of(process, *numbers):
-    """(exit status, what it says on stderr) after signals, some time apart."""
+    """Send signals, some time apart, and return (exit status, stderr)."""
     for number in numbers:
         process.send_signal(number)
         time.sleep(0.3)
@@ -56,7 +56,7 @@ def end_of(process, *numbers):
 
 @pytest.fixture(scope='module')
 def slow_imports(tmp_path_factory):
-    """A folder of packages that take an hour to import."""
+    """Return a folder of packages that take an hour to import."""
     folder = tmp_path_factory.mktemp('packages')
     for name in ('torch', 'numpy', 'tqdm', 'h5py', 'PIL'):
         (folder / f'{name}.py').write_text('import time\nprint("ready", flush=True)\ntime.sleep(3600)')
@@ -64,13 +64,13 @@ def slow_imports(tmp_path_factory):
 
 
 @pytest.mark.parametrize('command', COMMANDS)
-def test_imports_end_without_a_word(slow_imports, command):
+def test_signals_during_imports_end_silently(slow_imports, command):
     for number in (signal.SIGINT, signal.SIGTERM):
         assert end_of(start(str(ROOT / command), env=slow_imports), number) == (STATUS[number], '')
 
 
 @pytest.mark.parametrize('number', STATUS)
-def test_a_command_cleans_up_and_ends_without_a_word(tmp_path, number):
+def test_a_command_cleans_up_and_ends_silently(tmp_path, number):
     left = tmp_path / 'left'
     process = start(*script(f'''
         try:
@@ -82,7 +82,7 @@ def test_a_command_cleans_up_and_ends_without_a_word(tmp_path, number):
     assert end_of(process, number) == (STATUS[number], '') and left.exists()
 
 
-def test_a_signal_that_a_destructor_loses_comes_again():
+def test_a_signal_lost_in_a_destructor_is_repeated():
     process = start(*script('''
         class Slow:
             def __del__(self):
@@ -94,7 +94,7 @@ def test_a_signal_that_a_destructor_loses_comes_again():
     assert end_of(process, signal.SIGINT) == (130, '')
 
 
-def test_a_signal_that_becomes_another_error_is_still_one():
+def test_a_signal_turned_into_another_error_is_recognized():
     process = start(*script('''
         try:
             print('ready', flush=True)
@@ -105,7 +105,7 @@ def test_a_signal_that_becomes_another_error_is_still_one():
     assert end_of(process, signal.SIGTERM) == (143, '')
 
 
-def test_a_second_signal_ends_what_does_not_end():
+def test_a_second_signal_ends_a_hanging_command():
     stuck = script('''
         try:
             print('ready', flush=True)
@@ -116,7 +116,7 @@ def test_a_second_signal_ends_what_does_not_end():
     assert end_of(start(*stuck), signal.SIGINT, signal.SIGINT) == (130, '')
 
 
-def test_torchruns_signal_after_a_ctrl_c_is_the_same_one(tmp_path):
+def test_torchruns_signal_after_ctrl_c_does_not_count_twice(tmp_path):
     left = tmp_path / 'left'
     process = start(*script(f'''
         try:
@@ -129,7 +129,7 @@ def test_torchruns_signal_after_a_ctrl_c_is_the_same_one(tmp_path):
     assert end_of(process, signal.SIGINT, signal.SIGTERM) == (130, '') and left.exists()
 
 
-def test_nohup_is_followed():
+def test_nohup_is_respected():
     process = start(*script('''
         print('ready', flush=True)
         time.sleep(1)
@@ -140,7 +140,7 @@ def test_nohup_is_followed():
 # --- output -----------------------------------------------------------------------------------------------------------
 
 def run(redirection):
-    """(status, stderr) of a command that prints a lot, in a shell, its output going where `redirection` says."""
+    """Run a command that prints a lot in a shell with a `redirection`, and return (status, stderr)."""
     command = script("for number in range(10_000): print('line', number)")
     done = subprocess.run(['bash', '-c', f'set -o pipefail; "$0" "$@" {redirection}', sys.executable, *command],
                           env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
@@ -150,11 +150,11 @@ def run(redirection):
 @pytest.mark.parametrize('redirection, end', [
     ('| head -1', (141, '')), ('>&-', (0, '')), ('2>&-', (0, '')),
     ('> /dev/full', (1, 'error: standard output cannot be written (No space left on device)\n'))])
-def test_output_that_cannot_be_written(redirection, end):
+def test_unwritable_output_is_handled(redirection, end):
     assert run(redirection) == end
 
 
-def test_a_lock_that_cannot_be_made(tmp_path):
+def test_a_lock_that_cannot_be_created_is_reported(tmp_path):
     with pytest.raises(CannotWrite, match='missing/lock: cannot be written'):
         lock_file(str(tmp_path / 'missing' / 'lock'))
 
@@ -167,7 +167,7 @@ def dataset(tmp_path_factory):
 
 
 class Stuck:
-    """A loader, as of worker processes, that gives some batches of an epoch, and then none, for an hour."""
+    """Imitate a loader with workers that yields some batches of an epoch and then blocks for an hour."""
     num_workers = 1
 
     def __init__(self, loader, batches):
@@ -186,7 +186,7 @@ class Stuck:
 
 
 def stop_when(event):
-    """Have SIGTERM sent once `event` is set."""
+    """Send SIGTERM once `event` is set."""
     def stop():
         event.wait(PATIENCE)
         time.sleep(1)  # until the main thread has begun to wait: nothing interrupts a system call that is yet to begin
@@ -196,7 +196,7 @@ def stop_when(event):
 
 
 @pytest.mark.parametrize('number', STATUS)
-def test_a_training_that_has_saved_ends_with_the_status_of_its_signal(dataset, tmp_path, number):
+def test_interrupted_training_ends_with_the_status_of_its_signal(dataset, tmp_path, number):
     model = new_model(dataset)
     train_step = model.train_step
 
@@ -213,7 +213,7 @@ def test_a_training_that_has_saved_ends_with_the_status_of_its_signal(dataset, t
 
 @pytest.mark.usefixtures('one_thread')
 @pytest.mark.parametrize('batches', [0, 1])
-def test_a_signal_ends_the_wait_for_workers_and_the_run_goes_on_to_the_same_results(dataset, tmp_path, batches):
+def test_a_signal_ends_waiting_for_workers_and_the_run_resumes(dataset, tmp_path, batches):
     straight = new_model(dataset)
     straight.train(EPOCHS, verbose=False)
     model = new_model(dataset)
@@ -230,7 +230,7 @@ def test_a_signal_ends_the_wait_for_workers_and_the_run_goes_on_to_the_same_resu
     assert_same(everything(again), everything(straight))
 
 
-def test_a_signal_ends_the_first_step_which_may_take_minutes(dataset, tmp_path):
+def test_a_signal_interrupts_the_first_step(dataset, tmp_path):
     model, begun = new_model(dataset), threading.Event()
 
     def train_step(batch):
@@ -244,8 +244,8 @@ def test_a_signal_ends_the_first_step_which_may_take_minutes(dataset, tmp_path):
     assert not (tmp_path / 'text2image.pt').exists()
 
 
-def test_one_of_several_ranks_waits_for_the_others(dataset, monkeypatch):
-    """Where it alone stopped, they would wait in vain for it."""
+def test_an_interrupted_rank_waits_for_the_others(dataset, monkeypatch):
+    """If it stopped alone, the others would wait for it forever."""
     monkeypatch.setattr(ranks, 'world_size', lambda: 2)
     with signals.recorded() as stop, training_run._interruptible(stop, True):
         signal.raise_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""`common/speed` can be left out: without its line in main.py everything works as before, but slower."""
+"""`common/speed` is optional: without its line in main.py, everything works as before, but slower."""
 import os
 import re
 
@@ -21,7 +21,7 @@ def losses_of(said):
     return [float(number) for number in re.findall(r'loss_[DG] +(-?[\d.]+)', said)]
 
 
-def test_a_training_without_the_line_is_the_same(call, monkeypatch, tmp_path):
+def test_training_without_speed_prepare_is_the_same(call, monkeypatch, tmp_path):
     with_it = call('--train', *DATA, '--out_dir', tmp_path / 'with', *TRAINING)
     monkeypatch.setattr(speed, 'prepare', lambda *_, **__: None)  # as if the line were not there
     without = call('--train', *DATA, '--out_dir', tmp_path / 'without', *TRAINING)
@@ -35,7 +35,7 @@ def test_a_training_without_the_line_is_the_same(call, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize('accumulate', [1, 2])
 @pytest.mark.parametrize('bits', ['fp32', 'bf16'])
-def test_a_resumed_training_is_the_same_to_the_last_bit(bits, accumulate, monkeypatch, tmp_path):
+def test_resumed_training_is_bitwise_identical(bits, accumulate, monkeypatch, tmp_path):
     monkeypatch.setattr(precision, 'has_bf16', lambda device: True)  # PyTorch imitates it where it is missing
 
     def new():

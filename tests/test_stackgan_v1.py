@@ -1,4 +1,4 @@
-"""StackGAN against the numbers that its authors' own code computed (tests/golden)."""
+"""Compare StackGAN with numbers recorded from the authors' code (tests/golden)."""
 import pytest
 import torch
 
@@ -37,25 +37,26 @@ def test_state_dicts_have_the_authors_keys_in_full_width(stage, widths):
 
 
 @pytest.mark.parametrize('stage', STAGES)
-def test_forward_passes(stage, monkeypatch):
+def test_forward_passes_equal_the_recorded_outputs(stage, monkeypatch):
     numbers, facts = golden(f'stackgan_v1_stage{stage}')
     netG, netD = filled_networks(facts)
     draw_from(monkeypatch, ['eps/ca0', 'eps/ca1'])
     with torch.no_grad():
-        sketch, image, mu, logvar = netG.eval()(tensor_for('text', (4, 1024)), tensor_for('noise', (4, facts['z'])))
+        text, noise = tensor_for('text', (4, 1024)), tensor_for('noise', (4, facts['z']))
+        stage1_image, image, mu, logvar = netG.eval()(text, noise)
         code = netD.eval()(image)
         ours = {'eval_image': image[..., ::SIZES[stage] // 64, ::SIZES[stage] // 64], 'mu': mu, 'logvar': logvar,
                 'cond_prob': netD.get_cond_logits(code, mu)}
         if stage == 2:
-            ours |= {'eval_stage1_image': sketch, 'uncond_prob': netD.get_uncond_logits(code)}
-    assert set(ours) == set(numbers) and (sketch is None) is (stage == 1)
+            ours |= {'eval_stage1_image': stage1_image, 'uncond_prob': netD.get_uncond_logits(code)}
+    assert set(ours) == set(numbers) and (stage1_image is None) is (stage == 1)
     for name, value in ours.items():
         torch.testing.assert_close(value, torch.from_numpy(numbers[name]), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('fast', [False, True])
 @pytest.mark.parametrize('stage, dtype', TOLERANCES)
-def test_training_meets_losses_and_weights(stage, dtype, fast, monkeypatch):
+def test_training_reproduces_recorded_losses_and_weights(stage, dtype, fast, monkeypatch):
     _, facts = golden(f'stackgan_v1_stage{stage}')
     netG, netD = (net.to(dtype) for net in filled_networks(facts))
     if fast:

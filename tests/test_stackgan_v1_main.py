@@ -1,4 +1,4 @@
-"""stackgan_v1/main.py as a person runs it: from another folder, on tiny files, with the README's commands."""
+"""Run stackgan_v1/main.py from another folder, on tiny files, with the README's commands."""
 import os
 import re
 import shutil
@@ -65,17 +65,17 @@ TEXT:
 
 @pytest.fixture(scope='module')
 def stage1(folder):
-    """The folder of a run of Stage-I as the README types it, in a process of its own."""
+    """Train Stage-I with the README's command, in a process of its own; return the run folder."""
     said = run_in(folder, SCRIPT, '--train', '--stage', '1', *DATA, *TRAINING, '--z_dim', '5', '--out_dir', 'out1',
-                  '--precision', 'fp32')  # what it draws is almost all gray, and bf16 would round the rest away
-    assert 'Training Stage-I on 4 pictures' in said
+                  '--precision', 'fp32')  # what it generates is almost all gray, and bf16 would round the rest away
+    assert 'Training Stage-I on 4 photographs' in said
     run, = (folder / 'out1').iterdir()
     return run
 
 
 @pytest.fixture(scope='module')
 def stage2(folder, stage1):
-    """The folder of a run of Stage-II on top of it."""
+    """Train Stage-II on top of `stage1`; return the run folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, 'argv', [SCRIPT, '--train', '--stage', '2', '--stage1', str(stage1), '--cuda', 'False',
@@ -87,7 +87,7 @@ def stage2(folder, stage1):
 
 @pytest.fixture(scope='module')
 def vivid(stage2, tmp_path_factory):
-    """A Stage-II whose weights are not near 0 as after two epochs, so that what it draws is not all gray."""
+    """Return a Stage-II with large weights, so that its images are not all gray as after two epochs."""
     weights = {key: value * 10 if value.dim() == 4 else value for key, value in weights_of(stage2).items()}
     run = tmp_path_factory.mktemp('vivid')
     torch.save(weights, run / 'netG_epoch_2.pth')
@@ -101,7 +101,7 @@ def weights_of(run):
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
-def test_both_stages_leave_a_run(stage1, stage2):
+def test_both_stages_write_a_run_folder(stage1, stage2):
     for run, name in ((stage1, 'stageI'), (stage2, 'stageII')):
         assert re.fullmatch(rf'tiny_{name}_\d{{8}}_\d{{6}}', run.name)
         assert {'options.json', 'log.txt', 'samples', 'stackgan_v1.pt', 'encoder.pt', 'Model'} <= set(os.listdir(run))
@@ -112,7 +112,7 @@ def test_both_stages_leave_a_run(stage1, stage2):
             assert torch.equal(inside[f'STAGE1_G.{key}'], value)
 
 
-def test_runs_go_on_with_their_options(stage1, stage2, call, tmp_path):
+def test_runs_resume_with_their_options(stage1, stage2, call, tmp_path):
     for run, options in ((stage1, ['--stage', '1', '--z_dim', '5', '--precision', 'fp32']),
                          (stage2, ['--stage', '2', '--stage1', stage1])):
         out = tmp_path / run.name
@@ -135,7 +135,7 @@ def test_a_run_starts_from_a_checkpoint(stage1, stage2, call, tmp_path, stage):
             torch.testing.assert_close(value, before[key], rtol=0, atol=1e-6)
 
 
-def test_the_authors_checkpoint_is_a_stage1(stage1, call, tmp_path):
+def test_stage2_trains_on_the_authors_stage1(stage1, call, tmp_path):
     weights = {f'module.{key}': value for key, value in weights_of(stage1).items() if 'num_batches' not in key}
     torch.save(weights, tmp_path / 'netG_epoch_120.pth', _use_new_zipfile_serialization=False)
     call('--train', '--stage', '2', '--stage1', tmp_path / 'netG_epoch_120.pth', *DATA, *TRAINING, '--epochs', '1',
@@ -144,8 +144,8 @@ def test_the_authors_checkpoint_is_a_stage1(stage1, call, tmp_path):
     assert (netG.z_dim, netG.STAGE1_G.width, netG.encoder[0].weight.shape[0]) == (5, 8 * 8, 4)
 
 
-def test_a_signal_to_all_processes_is_for_the_main_one(folder, tmp_path):
-    """As from `timeout`, a cluster's scheduler or a terminal: the processes that prepare pictures get it, too."""
+def test_workers_ignore_signals_to_all_processes(folder, tmp_path):
+    """`timeout`, schedulers and terminals also send signals to the processes that prepare images."""
     command = [sys.executable, SCRIPT, '--train', *DATA, *TRAINING, '--workers', '2', '--epochs', '10000',
                '--out_dir', tmp_path]
     training = subprocess.Popen(command, cwd=folder, start_new_session=True, text=True, stdout=subprocess.PIPE,
@@ -159,7 +159,7 @@ def test_a_signal_to_all_processes_is_for_the_main_one(folder, tmp_path):
     assert (newest(tmp_path, 'tiny') / 'stackgan_v1.pt').exists()
 
 
-def test_a_training_that_fails_ends_its_workers(folder, tmp_path):
+def test_failed_training_ends_its_workers(folder, tmp_path):
     script = ('import sys\n'
               'from common.errors import run_command\n'
               'from stackgan_v1 import build_gan, main\n'
@@ -171,7 +171,7 @@ def test_a_training_that_fails_ends_its_workers(folder, tmp_path):
     assert failed.returncode == 1 and failed.stderr.endswith('ZeroDivisionError: division by zero\n')
 
 
-def test_bf16_is_for_all_that_is_called(folder, call, tmp_path, monkeypatch):
+def test_bf16_covers_every_convolution(folder, call, tmp_path, monkeypatch):
     monkeypatch.setattr(precision, 'cpu_flags', lambda: {'avx512_bf16'})
     types, convolve = set(), torch.nn.functional.conv2d
     monkeypatch.setattr(torch.nn.functional, 'conv2d', lambda *args: types.add(
@@ -185,38 +185,38 @@ def test_bf16_is_for_all_that_is_called(folder, call, tmp_path, monkeypatch):
     assert '--precision bf16: this CPU has none' in call.error('--train', '--resume', run, '--precision', 'bf16')
 
 
-# --- drawing ----------------------------------------------------------------------------------------------------------
+# --- generating -------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('stage', [1, 2])
 def test_evaluation_writes_every_held_out_caption(folder, stage1, vivid, call, stage):
     run, size = ((stage1, 64), (vivid, 256))[stage - 1]
     where = ['--out_dir', 'out1'] if stage == 1 else ['--checkpoint', vivid]
     said = call('--train', 'False', *DATA, *where, '--batch_size', '4')  # of six captions
-    drawn = run / 'epoch2' / 'single_samples' / 'valid'
-    assert 'generates images for 6 captions of /test' in said and f'done: {drawn}' in said
-    assert files_below(drawn) == sorted(f'{name}_{size}_sentence{k}.png' for name, k in captions_of(folder))
+    generated = run / 'epoch2' / 'single_samples' / 'valid'
+    assert 'generates images for 6 captions of /test' in said and f'done: {generated}' in said
+    assert files_below(generated) == sorted(f'{name}_{size}_sentence{k}.png' for name, k in captions_of(folder))
     pictures = set()
-    for name in files_below(drawn):
-        with Image.open(drawn / name) as picture:
+    for name in files_below(generated):
+        with Image.open(generated / name) as picture:
             assert picture.size == (size, size) and picture.mode == 'RGB'
             pictures.add(picture.tobytes())
     assert len(pictures) == 6
 
 
-def test_sentences_are_drawn_by_the_newest_run(folder, stage2, call):
+def test_the_newest_run_generates_images_for_sentences(folder, stage2, call):
     (folder / 'sentences.txt').write_text('un oiseau coloré\n', encoding='utf-8')
     said = call('--train', 'False', '--out_dir', 'out2', '--text', 'a red bird', '--text', 'a crow',
                 '--text_file', 'sentences.txt')
-    drawn = newest(folder / 'out2', 'text_')
-    assert f'{stage2}/stackgan_v1.pt generates images of sentences read by {stage2}/encoder.pt' in said
+    generated = newest(folder / 'out2', 'text_')
+    assert f'{stage2}/stackgan_v1.pt generates images for sentences embedded by {stage2}/encoder.pt' in said
     assert '001.png  a red bird' in said and '003.png  un oiseau coloré' in said
-    assert {'001.png', '002.png', '003.png', 'captions.txt', 'sheet.png', 'stages.png'} <= set(os.listdir(drawn))
-    with Image.open(drawn / '003.png') as picture, Image.open(drawn / 'stages.png') as sheet:
+    assert {'001.png', '002.png', '003.png', 'captions.txt', 'sheet.png', 'stages.png'} <= set(os.listdir(generated))
+    with Image.open(generated / '003.png') as picture, Image.open(generated / 'stages.png') as sheet:
         assert picture.size == (256, 256) and sheet.size == (2 * 258 + 2, 3 * 258 + 2)
         assert sheet.crop((260, 2 * 258 + 2, 516, 3 * 258)).tobytes() == picture.tobytes()
 
 
-def test_the_newest_run_of_a_stage_draws(stage1, stage2, call, tmp_path):
+def test_the_newest_run_of_a_stage_generates(stage1, stage2, call, tmp_path):
     for age, run in enumerate((stage2, stage1)):
         shutil.copytree(run, tmp_path / run.name)
         os.utime(tmp_path / run.name / 'stackgan_v1.pt', (100 + age, 100 + age))
@@ -228,7 +228,7 @@ def test_the_newest_run_of_a_stage_draws(stage1, stage2, call, tmp_path):
                                                      '--out_dir', tmp_path)
 
 
-def test_many_sentences_are_drawn_in_batches(vivid, call, tmp_path, monkeypatch):
+def test_many_sentences_are_generated_in_batches(vivid, call, tmp_path, monkeypatch):
     sizes, generate = [], main.Model.generate
     monkeypatch.setattr(main.Model, 'generate',
                         lambda self, embed, seed: sizes.append(len(embed)) or generate(self, embed, seed))
@@ -238,20 +238,20 @@ def test_many_sentences_are_drawn_in_batches(vivid, call, tmp_path, monkeypatch)
     assert sizes == [2, 2, 1] and len(set(pictures)) == 5  # every batch has a noise of its own
 
 
-def test_the_authors_checkpoint_draws(folder, stage1, call, tmp_path):
+def test_the_authors_checkpoint_generates(folder, stage1, call, tmp_path):
     torch.save(weights_of(stage1), tmp_path / 'netG_epoch_90.pth', _use_new_zipfile_serialization=False)
     said = call('--train', 'False', '--checkpoint', tmp_path / 'netG_epoch_90.pth', '--encoder', stage1 / 'encoder.pt',
                 '--text', 'a crow', '--out_dir', tmp_path)
-    assert f'{tmp_path}/netG_epoch_90.pth generates images of sentences read by {stage1}/encoder.pt' in said
-    drawn = newest(tmp_path, 'text_')
-    assert sorted(os.listdir(drawn)) == ['001.png', 'captions.txt', 'options.json', 'sheet.png']
+    assert f'{tmp_path}/netG_epoch_90.pth generates images for sentences embedded by {stage1}/encoder.pt' in said
+    generated = newest(tmp_path, 'text_')
+    assert sorted(os.listdir(generated)) == ['001.png', 'captions.txt', 'options.json', 'sheet.png']
     call('--train', 'False', '--checkpoint', tmp_path / 'netG_epoch_90.pth', *DATA)
     assert len(files_below(tmp_path / 'epoch90')) == 6
 
 
 # --- configuration files ----------------------------------------------------------------------------------------------
 
-def test_the_authors_file_is_accepted_as_it_is(folder, call):
+def test_the_authors_configuration_is_accepted_unchanged(folder, call):
     (folder / 'authors.yml').write_text(AUTHORS)
     options = call.options('--cfg', 'authors.yml')
     expected = {'config_name': 'stageII', 'dataset': 'coco', 'gpu': 0, 'workers': 4, 'stage': 2, 'train': True,
@@ -283,7 +283,7 @@ SHIPPED = {'birds_s1': ('birds', 1, 600, 50, 64, 128, 64), 'birds_s2': ('birds',
            'coco_s1': ('coco', 1, 120, 20, 128, 192, 96), 'coco_s2': ('coco', 2, 120, 20, 40, 192, 96)}
 
 
-def test_the_shipped_files(call):
+def test_the_files_in_cfg_are_accepted(call):
     assert sorted(os.listdir(os.path.join(main.HERE, 'cfg'))) == sorted(f'{name}.yml' for name in SHIPPED)
     for name, expected in SHIPPED.items():
         options = call.options('--cfg', f'cfg/{name}.yml', *(['--stage1', 'a'] if name.endswith('2') else []))
@@ -293,7 +293,7 @@ def test_the_shipped_files(call):
         assert (options.lr, options.kl_coef, options.train, options.said) == (2e-4, 2.0, True, '')
 
 
-def test_defaults_are_those_of_birds(call):
+def test_defaults_are_the_authors_for_birds(call):
     for stage, decay in ((1, 50), (2, 100)):
         options = call.options('--train', '--stage', stage, *(['--stage1', 'a'] if stage == 2 else []))
         assert (options.epochs, options.batch_size, options.lr, options.lr_decay_epoch) == (600, 64, 2e-4, decay)
@@ -319,26 +319,26 @@ def test_errors_say_what_to_do(folder, stage1, stage2, call, tmp_path):
         assert '--residuals: is not used in Stage-I' in call.error(*flags, '--residuals', '3')
     shutil.copytree(stage1, tmp_path / 'run')
     (tmp_path / 'run' / 'options.json').write_text('{"stage": [1]}')
-    assert 'is no run of StackGAN' in call.error('--train', '--resume', tmp_path / 'run')
+    assert 'not a run of StackGAN' in call.error('--train', '--resume', tmp_path / 'run')
     assert '--batch_size 1: a batch of one' in call.error('--train', *DATA, *TRAINING, '--batch_size', '1', '--out_dir',
                                                           'none')
     assert '--batch_size 1: a batch of one' in call.error('--train', '--resume', stage1, '--batch_size', '1')
     assert 'nowhere: no such checkpoint here; give a run folder' in call.error(*second, '--stage1', 'nowhere')
     assert 'holds a Stage-II generator, but Stage-I is asked for' in call.error(*second, '--stage1', stage2)
     assert 'holds a Stage-I generator, but Stage-II is asked for' in call.error(*second, '--checkpoint', stage1)
-    assert 'is a run of Stage-I; leave out --stage 2' in call.error(*second, '--resume', stage1)
+    assert 'a run of Stage-I; leave out --stage 2' in call.error(*second, '--resume', stage1)
     said = call.error('--train', *DATA, *TRAINING, '--gf_dim', '16', '--out_dir', 'none', '--checkpoint', stage1)
     assert 'does not fit Stage1Generator: ' in said and 'for a training the widths that it was trained with' in said
-    assert 'has 5; leave it out' in call.error(*second, '--stage1', stage1, '--z_dim', '9')
+    assert 'was trained with 5; leave out --z_dim' in call.error(*second, '--stage1', stage1, '--z_dim', '9')
     assert 'too narrow; give 4 or more' in call.error(*second, '--stage1', stage1, '--gf_dim', '3')
     assert 'data/birds/prepare.py --cub' in call.error('--train', '--data_dir', 'nowhere', '--out_dir', 'none')
-    draw = ['--train', 'False', '--text', 'a crow', '--out_dir', 'none']
+    generate = ['--train', 'False', '--text', 'a crow', '--out_dir', 'none']
     tree, _ = make_tree(branches=2, gf_dim=4, df_dim=4)
     torch.save(tree.state_dict(), tmp_path / 'netG_1.pth')
     for wrong in (tmp_path / 'netG_1.pth', stage1 / 'encoder.pt', stage1 / 'Model' / 'netD_epoch_last.pth'):
-        assert f'{wrong}: holds no generator of StackGAN' in call.error(*draw, '--checkpoint', wrong)
-    assert 'holds a Stage-I generator' in call.error(*draw, '--stage', '2', '--checkpoint', stage1)
-    assert 'no run with a stackgan_v1.pt' in call.error(*draw)
+        assert f'{wrong}: holds no generator of StackGAN' in call.error(*generate, '--checkpoint', wrong)
+    assert 'holds a Stage-I generator' in call.error(*generate, '--stage', '2', '--checkpoint', stage1)
+    assert 'no run with a stackgan_v1.pt' in call.error(*generate)
     assert 'no run of --dataset tiny' in call.error('--train', 'False', *DATA, '--out_dir', 'none')
     for text, message in [('stge: 2', "unknown key 'stge'; did you mean 'stage'?"),
                           ('NETG: x', "did you mean 'NET_G'?"),

@@ -1,4 +1,4 @@
-"""StackGAN's Model around its training step: both stages, runs, interruptions, checkpoints of ours and the authors."""
+"""StackGAN's Model: both stages, runs, interruptions, and checkpoints of ours and of the authors."""
 import os
 
 import pytest
@@ -18,7 +18,7 @@ from tests.states import assert_same, everything, interrupt, same_state
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
-EPOCHS, STEPS = 3, 2  # steps of an epoch of four pictures
+EPOCHS, STEPS = 3, 2  # steps of an epoch of four photographs
 LR = 2e-4
 SHAPE = {'gf_dim': 8, 'df_dim': 2, 'z_dim': 5, 'condition_dim': 6, 'residuals': 1}
 
@@ -52,16 +52,16 @@ def rate_of(model):
 
 @pytest.fixture(scope='module', params=[1, 2])
 def straight(file, tmp_path_factory, request):
-    """(model, everything, folder, stage) of a run without interruption."""
+    """Return (model, its state, folder, stage) of an uninterrupted run."""
     folder, model = str(tmp_path_factory.mktemp('straight') / 'run'), new_model(request.param, file)
     model.options = {'stage': request.param}
     model.train(EPOCHS, 1, folder, verbose=False)
     return model, everything(model), folder, request.param
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------------------------
 
-def test_pictures_are_those_of_stackgan_v2_at_one_size(file):
+def test_images_are_prepared_as_for_stackgan_v2(file):
     torch.manual_seed(5)
     item = CroppedDataset(file, size=64)[2]
     torch.manual_seed(5)
@@ -80,7 +80,7 @@ def test_one_class_is_enough(tmp_path, recwarn):
 
 # --- weights and steps ------------------------------------------------------------------------------------------------
 
-def test_new_networks_start_normal_and_a_trained_stage1_keeps_its_weights():
+def test_new_layers_are_initialized_and_stage1_keeps_its_weights():
     torch.manual_seed(0)
     stage1, netD = make_networks(gf_dim=16, df_dim=8)
     trained = {key: value.clone() for key, value in stage1.state_dict().items()}
@@ -100,14 +100,14 @@ def test_stage2_trains_around_a_frozen_stage1():
     kept = [value.clone() for value in (*model.netG.encoder.parameters(), *model.netD.parameters())]
     losses = model.train_step(batch_of(2))
     assert all(map(torch.equal, weights, stage1.parameters())) and all(map(torch.isfinite, losses.values()))
-    assert not torch.equal(before, stage1.fc[1].running_mean)  # its batch norms go on counting
+    assert not torch.equal(before, stage1.fc[1].running_mean)  # its batch norms keep counting
     assert not any(map(torch.equal, kept, (*model.netG.encoder.parameters(), *model.netD.parameters())))
     assert not any(parameter.requires_grad for parameter in (*stage1.parameters(), *model.netD.parameters()))
-    sketch, image = model.generate(torch.randn(3, 1024))
-    assert sketch.shape == (3, 3, 64, 64) and image.shape == (3, 3, 256, 256)
+    stage1_image, image = model.generate(torch.randn(3, 1024))
+    assert stage1_image.shape == (3, 3, 64, 64) and image.shape == (3, 3, 256, 256)
 
 
-def test_a_wrong_pair_is_a_picture_with_the_next_condition():
+def test_a_wrong_pair_is_an_image_with_the_next_condition():
     model, condition = new_model(1), torch.randn(4, 6)
     image = torch.rand(4, 3, 64, 64)
     seen, judge = [], model.netD.get_cond_logits
@@ -134,7 +134,7 @@ def test_the_learning_rate_is_halved(file, straight):
 # --- interruptions ----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('stop', [2, 3], ids=["at an epoch's end", 'in the middle of an epoch'])
-def test_an_interrupted_run_goes_on_with_the_same_results(file, straight, tmp_path, stop):
+def test_an_interrupted_run_resumes_to_the_same_results(file, straight, tmp_path, stop):
     _, expected, done, stage = straight
     model, folder = new_model(stage, file), str(tmp_path)
     interrupt(model, stop, EPOCHS, 1, folder)
@@ -149,7 +149,7 @@ def test_an_interrupted_run_goes_on_with_the_same_results(file, straight, tmp_pa
     assert ours.tobytes() == theirs.tobytes()
 
 
-def test_samples_and_files_leave_the_results_alone(file, straight):
+def test_samples_and_files_do_not_change_results(file, straight):
     model = new_model(straight[3], file)
     model.train(EPOCHS, verbose=False)
     model.progress['rng'] = {'cpu': torch.get_rng_state()}
@@ -158,7 +158,7 @@ def test_samples_and_files_leave_the_results_alone(file, straight):
 
 # --- what a run leaves ------------------------------------------------------------------------------------------------
 
-def test_what_a_run_leaves(straight):
+def test_a_run_folder_has_the_documented_files(straight):
     model, _, folder, stage = straight
     assert {'log.txt', 'samples', 'stackgan_v1.pt', 'Model'} <= set(os.listdir(folder))
     assert sorted(os.listdir(os.path.join(folder, 'Model'))) == ['netD_epoch_last.pth', 'netG_epoch_2.pth',
@@ -169,7 +169,7 @@ def test_what_a_run_leaves(straight):
     assert contents['options'] == {'stage': stage} and contents['progress']['step'] == EPOCHS * STEPS
 
 
-def test_samples_show_the_sketch_beside_its_refinement_and_a_real_picture(straight):
+def test_samples_show_stage1_stage2_and_real_images(straight):
     model, _, _, stage = straight
     size = SIZES[stage]
     grid = model.sample_grid()
@@ -181,7 +181,7 @@ def test_samples_show_the_sketch_beside_its_refinement_and_a_real_picture(straig
         assert grid.crop((left, 2, left + size, 2 + size)).tobytes() == expected.tobytes()
 
 
-def test_drawing_is_the_same_for_the_same_seed(straight):
+def test_equal_seeds_generate_equal_images(straight):
     model, embed = straight[0], torch.randn(3, 1024)
     state, images = torch.get_rng_state(), model.generate(embed, seed=7)
     assert torch.equal(torch.get_rng_state(), state) and model.netG.training
@@ -195,7 +195,7 @@ def test_drawing_is_the_same_for_the_same_seed(straight):
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
-def test_the_snapshot_is_in_the_authors_form(straight):
+def test_snapshots_are_in_the_authors_format(straight):
     model, _, folder, _ = straight
     for name, net in (('netG_epoch_3.pth', model.netG), ('netD_epoch_last.pth', model.netD)):
         path = os.path.join(folder, 'Model', name)
@@ -223,21 +223,21 @@ def test_the_authors_checkpoints_load(stage, prefix, tmp_path):
         assert all(map(torch.equal, model.netG.parameters(), theirs.netG.parameters()))
         expected = theirs.netD.encode_img[0].weight if with_discriminator else kept
         assert torch.equal(model.netD.encode_img[0].weight, expected), path
-        drawing, found, epochs = load_generator(str(tmp_path / path), 'stackgan_v1', stage=stage)
+        generating, found, epochs = load_generator(str(tmp_path / path), 'stackgan_v1', stage=stage)
         assert epochs == 90 and os.path.basename(found) == 'netG_epoch_90.pth'
-        assert all(map(torch.equal, drawing.netG.parameters(), theirs.netG.parameters()))
+        assert all(map(torch.equal, generating.netG.parameters(), theirs.netG.parameters()))
 
 
-def test_a_generator_for_drawing_takes_its_widths_from_the_checkpoint(straight):
+def test_load_generator_takes_widths_from_the_checkpoint(straight):
     model, _, folder, stage = straight
     embed = torch.randn(2, 1024)
     for path, found in [(folder, 'stackgan_v1.pt'), (f'{folder}/Model', 'Model/netG_epoch_3.pth')]:
-        drawing, file, epochs = load_generator(path, 'stackgan_v1', stage=stage)
+        generating, file, epochs = load_generator(path, 'stackgan_v1', stage=stage)
         assert (file, epochs) == (os.path.join(folder, found), 3)
-        torch.testing.assert_close(drawing.generate(embed), model.generate(embed), rtol=0, atol=1e-6)
+        torch.testing.assert_close(generating.generate(embed), model.generate(embed), rtol=0, atol=1e-6)
 
 
-def test_every_width_is_read(tmp_path):
+def test_every_width_is_read_from_the_checkpoint(tmp_path):
     stage1 = Stage1Generator(gf_dim=3, z_dim=7, text_dim=11, condition_dim=5)
     netG = Stage2Generator(stage1, gf_dim=4, condition_dim=9, text_dim=11, residuals=3)
     torch.save(netG.state_dict(), tmp_path / 'netG_epoch_1.pth')
@@ -246,7 +246,7 @@ def test_every_width_is_read(tmp_path):
     assert found.STAGE1_G.width == 8 * 3 and len(found.residual) == 3
 
 
-def test_weights_alone_start_a_run(straight):
+def test_weights_load_without_optimizers(straight):
     model = new_model(straight[3], seed=8, lr=None)
     model.load_from(straight[2], verbose=False)
     model.create_optim(1e-3)

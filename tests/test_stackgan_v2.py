@@ -1,4 +1,4 @@
-"""StackGAN++ against the numbers that its authors' own code computed (tests/golden)."""
+"""Compare StackGAN++ with numbers recorded from the authors' code (tests/golden)."""
 import pytest
 import torch
 
@@ -43,7 +43,7 @@ def test_state_dicts_have_the_authors_keys_in_full_width(conditional):
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_forward_passes(case, monkeypatch):
+def test_forward_passes_equal_the_recorded_outputs(case, monkeypatch):
     numbers, facts = golden(case)
     netG, netsD = filled_networks(facts)
     text = tensor_for('text', (2, 1024)) if facts['cond'] else None
@@ -62,7 +62,7 @@ def test_forward_passes(case, monkeypatch):
 
 @pytest.mark.parametrize('fast', [False, True])
 @pytest.mark.parametrize('case', CASES)
-def test_training_meets_losses_and_weights(case, fast, monkeypatch):
+def test_training_reproduces_recorded_losses_and_weights(case, fast, monkeypatch):
     _, facts = golden(case)
     model = filled_model(facts)
     if fast:

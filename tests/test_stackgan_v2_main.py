@@ -1,4 +1,4 @@
-"""stackgan_v2/main.py as a person runs it: from another folder, on tiny files, with the chapter's commands."""
+"""Run stackgan_v2/main.py from another folder, on tiny files, with the chapter's commands."""
 import json
 import os
 import re
@@ -71,7 +71,7 @@ TEST:
 
 @pytest.fixture(scope='module')
 def trained(folder):
-    """A run as the chapter types it, in a process of its own."""
+    """Train with the chapter's command, in a process of its own."""
     said = run_in(folder, SCRIPT, '--cfg', 'cfg/birds_3stages.yml', '--gpu', '0', *DATA, *TRAINING, '--out_dir', 'out')
     run_dir, = (folder / 'out').iterdir()
     return SimpleNamespace(run=str(run_dir), stdout=said)
@@ -79,7 +79,7 @@ def trained(folder):
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
-def test_training_as_the_chapter_types_it(folder, trained):
+def test_the_chapters_command_trains(folder, trained):
     table = dict(re.findall(r'^  (\w+) +(.*)$', trained.stdout, re.MULTILINE))
     expected = {'config_name': '3stages', 'epochs': '2', 'batch_size': '2', 'gf_dim': '4', 'branches': '2',
                 'conditional': 'True', 'kl_coef': '2.0', 'uncond_coef': '1.0', 'snapshot_interval': '2000'}
@@ -91,7 +91,7 @@ def test_training_as_the_chapter_types_it(folder, trained):
     assert sorted(os.listdir(os.path.join(trained.run, 'Model'))) == ['netD0.pth', 'netD1.pth', 'netG_4.pth']
 
 
-def test_a_run_goes_on_with_its_options(folder, trained, call, tmp_path):
+def test_a_run_resumes_with_its_options(folder, trained, call, tmp_path):
     call(*DATA, *TRAINING, '--epochs', '1', '--out_dir', tmp_path)
     said = call('--train', '--resume', '--out_dir', tmp_path, '--epochs', '2')
     assert 'step 4' in said and 'step 2 ' not in said
@@ -113,7 +113,7 @@ def test_a_run_starts_from_a_checkpoint(trained, call, tmp_path):
 
 
 @pytest.mark.parametrize('place', ['', 'Model'])
-def test_a_tree_grows_from_a_run_with_fewer_branches(trained, call, tmp_path, place):
+def test_branches_can_be_added_to_a_trained_tree(trained, call, tmp_path, place):
     said = call(*DATA, *TRAINING, '--branches', '3', '--epochs', '1', '--lr', '1e-9', '--out_dir', tmp_path,
                 '--checkpoint', os.path.join(trained.run, place))
     assert f'loaded {trained.run}' in said and 'the tree grows from 2 to 3 branches' in said
@@ -126,65 +126,65 @@ def test_a_tree_grows_from_a_run_with_fewer_branches(trained, call, tmp_path, pl
         torch.testing.assert_close(netD['img_code_s16.0.weight'], old['img_code_s16.0.weight'], rtol=0, atol=1e-6)
     assert len(grown['netsD']) == 3
     error = call.error('--train', '--resume', trained.run, '--branches', '3', '--out_dir', tmp_path)
-    assert 'has 2 of 3 branches; a run cannot grow, but a new one can start from it, with --checkpoint' in error
+    assert 'has 2 of 3 branches, and a resumed run cannot add branches' in error and 'with --checkpoint' in error
 
 
-# --- drawing ----------------------------------------------------------------------------------------------------------
+# --- generating -------------------------------------------------------------------------------------------------------
 
 def test_evaluation_writes_every_held_out_caption(folder, trained, call):
     text = (folder / 'eval.yml')
     text.write_text('train: False\nbatch_size: 4\nTRAIN:\n    NET_G: '
                     f'"{os.path.relpath(trained.run, folder)}/Model/netG_4.pth"\n')
     said = call('--cfg', 'eval.yml', '--gpu', '0', *DATA)
-    drawn = os.path.join(trained.run, 'Model', 'iteration4', 'single_samples', 'valid')
+    generated = os.path.join(trained.run, 'Model', 'iteration4', 'single_samples', 'valid')
     assert 'generates images for 6 captions of /test' in said
     assert os.path.join('iteration4', 'single_samples', 'valid') in said
-    assert files_below(drawn) == sorted(f'{name}_128_sentence{k}.png' for name, k in captions_of(folder))
+    assert files_below(generated) == sorted(f'{name}_128_sentence{k}.png' for name, k in captions_of(folder))
     pictures = set()
-    for name in files_below(drawn):
-        with Image.open(os.path.join(drawn, name)) as picture:
+    for name in files_below(generated):
+        with Image.open(os.path.join(generated, name)) as picture:
             assert picture.size == (128, 128) and picture.mode == 'RGB'
             pictures.add(picture.tobytes())
     assert len(pictures) == 6
 
 
-def test_evaluation_of_the_newest_run_with_a_grid_for_each_photograph(folder, trained, call):
+def test_example_writes_a_grid_per_photograph(folder, trained, call):
     call('--cfg', 'cfg/eval_birds.yml', *DATA, '--out_dir', 'out', '--example', 'True', '--batch_size', '4')
-    drawn = os.path.join(trained.run, 'iteration4', 'super', 'valid')
-    assert files_below(drawn) == sorted({f'{name}_128.png' for name, _ in captions_of(folder)})
-    for name in files_below(drawn):
-        with Image.open(os.path.join(drawn, name)) as grid:
+    generated = os.path.join(trained.run, 'iteration4', 'super', 'valid')
+    assert files_below(generated) == sorted({f'{name}_128.png' for name, _ in captions_of(folder)})
+    for name in files_below(generated):
+        with Image.open(os.path.join(generated, name)) as grid:
             assert grid.size == (2 * 130 + 2, 130 + 2)  # two captions
 
 
-def test_names_in_a_data_file_lead_to_no_other_folder():
+def test_names_in_a_data_file_cannot_leave_the_folder():
     names = {'../../etc': '_.._etc', '..': '_', 'a/b\\c': 'a_b_c', '001.Auk': '001.Auk'}
     assert [_file_name(name) for name in names] == list(names.values())
 
 
-def test_sentences_are_drawn(folder, trained, call):
+def test_images_are_generated_for_sentences(folder, trained, call):
     (folder / 'sentences.txt').write_text('un oiseau coloré\n', encoding='utf-8')
     said = call('--train', 'False', '--out_dir', 'out', '--text', 'a red bird', '--text', 'a crow',
                 '--text_file', 'sentences.txt')
-    drawn = newest(folder / 'out', 'text_')
-    assert f'{trained.run}/stackgan_v2.pt generates images of sentences read by {trained.run}/encoder.pt' in said
+    generated = newest(folder / 'out', 'text_')
+    assert f'{trained.run}/stackgan_v2.pt generates images for sentences embedded by {trained.run}/encoder.pt' in said
     assert '001.png  a red bird' in said and '003.png  un oiseau coloré' in said
-    assert sorted(os.listdir(drawn)) == ['001.png', '002.png', '003.png', 'branches.png', 'captions.txt',
+    assert sorted(os.listdir(generated)) == ['001.png', '002.png', '003.png', 'branches.png', 'captions.txt',
                                          'options.json', 'sheet.png']
-    with Image.open(drawn / '001.png') as one, Image.open(drawn / '002.png') as other:
+    with Image.open(generated / '001.png') as one, Image.open(generated / '002.png') as other:
         assert one.size == (128, 128) and one.tobytes() != other.tobytes()
-    with Image.open(drawn / '002.png') as picture, Image.open(drawn / 'branches.png') as sheet:
+    with Image.open(generated / '002.png') as picture, Image.open(generated / 'branches.png') as sheet:
         assert sheet.size == (2 * 130 + 2, 3 * 130 + 2)
         assert sheet.crop((132, 132, 260, 260)).tobytes() == picture.tobytes()
 
 
-def test_the_encoder_of_a_run_is_found_from_its_snapshots(trained, call):
+def test_snapshots_find_the_encoder_of_their_run(trained, call):
     snapshot = os.path.join(trained.run, 'Model', 'netG_4.pth')
     said = call('--train', 'False', '--out_dir', 'out', '--text', 'a crow', '--checkpoint', snapshot)
-    assert f'read by {trained.run}/encoder.pt' in said
+    assert f'embedded by {trained.run}/encoder.pt' in said
 
 
-def test_a_strip_from_one_sentence_to_the_other(folder, trained, call):
+def test_interpolate_writes_a_strip(folder, trained, call):
     said = call('--train', 'False', '--out_dir', 'out', '--interpolate', 'a red bird', 'a crow')
     strip = newest(folder / 'out', 'interpolate_') / 'strip.png'
     assert f'from "a red bird" to "a crow": {strip}' in said
@@ -200,7 +200,7 @@ def test_a_strip_from_one_sentence_to_the_other(folder, trained, call):
 
 # --- without text -----------------------------------------------------------------------------------------------------
 
-def test_folders_without_text_train_and_draw(folder, call, tmp_path):
+def test_image_folders_train_and_generate_without_text(folder, call, tmp_path):
     for name in ('cats', 'dogs', 'other'):
         os.makedirs(tmp_path / 'pets' / name)
         for seed in range(2):
@@ -211,29 +211,29 @@ def test_folders_without_text_train_and_draw(folder, call, tmp_path):
     said = call('--image_folder', tmp_path / 'pets', '--classes', 'cats', 'dogs', *WITHOUT_TEXT, '--color_coef', '50',
                 '--uncond_coef', '0', '--out_dir', tmp_path / 'out')
     trained, = os.listdir(tmp_path / 'out')
-    assert 'Training on 4 pictures' in said and 'loss_KL' not in said and trained.startswith('pets_2stages_')
+    assert 'Training on 4 images' in said and 'loss_KL' not in said and trained.startswith('pets_2stages_')
     with open(tmp_path / 'out' / trained / 'options.json', encoding='utf-8') as file:
         options = json.load(file)
     assert (options['conditional'], options['dataset'], options['classes']) == (False, 'pets', ['cats', 'dogs'])
     said = call('--train', 'False', '--out_dir', tmp_path / 'out', '--count', '5', '--batch_size', '2')
-    drawn = newest(tmp_path / 'out', 'sample_')
+    generated = newest(tmp_path / 'out', 'sample_')
     assert '5 images in ' in said
-    assert sorted(os.listdir(drawn)) == [*(f'0000{k}.png' for k in range(1, 6)), 'options.json', 'sheet.png']
-    with Image.open(drawn / '00005.png') as last, Image.open(drawn / '00001.png') as first:
+    assert sorted(os.listdir(generated)) == [*(f'0000{k}.png' for k in range(1, 6)), 'options.json', 'sheet.png']
+    with Image.open(generated / '00005.png') as last, Image.open(generated / '00001.png') as first:
         assert last.size == (128, 128) and first.tobytes() != last.tobytes()
     checkpoint = ['--train', 'False', '--checkpoint', tmp_path / 'out' / trained]
     assert 'was trained without text' in call.error(*checkpoint, '--text', 'a cat')
 
 
-def test_captioned_pictures_without_their_text(call, tmp_path):
+def test_captioned_images_train_without_text(call, tmp_path):
     said = call(*DATA, *WITHOUT_TEXT, '--epochs', '1', '--conditional', 'False', '--out_dir', tmp_path)
-    assert 'Training on 4 pictures' in said and 'loss_KL' not in said
+    assert 'Training on 4 images' in said and 'loss_KL' not in said
     assert 'encoder.pt' not in os.listdir(newest(tmp_path, 'tiny'))
 
 
 # --- configuration files ----------------------------------------------------------------------------------------------
 
-def test_what_is_typed_wins_over_the_file_and_the_file_over_defaults(folder, call):
+def test_typed_flags_override_the_file_and_the_file_defaults(folder, call):
     (folder / 'mine.yml').write_text('lr: 1e-3\nepochs: 7\ncuda: no\nclasses: [a, b]\nlsun: data\nencoder:\n')
     options = call.options('--cfg', 'mine.yml', '--epochs', '9')
     assert (options.lr, options.epochs, options.cuda, options.batch_size) == (1e-3, 9, False, 24)
@@ -245,7 +245,7 @@ def test_what_is_typed_wins_over_the_file_and_the_file_over_defaults(folder, cal
     assert (options.epochs, options.lr, options.seed) == (9, 1e-3, 8)
 
 
-def test_values_of_a_file_are_read_as_if_they_were_typed(folder, call):
+def test_values_of_a_file_are_parsed_like_typed_flags(folder, call):
     (folder / 'mine.yml').write_text('epochs: 010\nbatch_size: 031\nconfig_name: on\ndataset: no\ncuda: off\n'
                                      'TRAIN: {GENERATOR_LR: 2.0e-4, DISCRIMINATOR_LR: 0.0002}\nGPU_ID:\n')
     options = call.options('--cfg', 'mine.yml')
@@ -253,7 +253,7 @@ def test_values_of_a_file_are_read_as_if_they_were_typed(folder, call):
             options.gpu) == (10, 31, 'on', 'no', False, 2e-4, 0)
 
 
-def test_classes_typed_twice_are_all_meant(folder, call):
+def test_classes_may_be_repeated(folder, call):
     assert call.options('--lsun', 'x', '--classes', 'a', 'b', '--classes', 'c').classes == ['a', 'b', 'c']
     run_dir = run.new_run(str(folder / 'lists'), 'x', {'lsun': 'x', 'classes': ['a', 'b']})
     torch.save({}, os.path.join(run_dir, 'stackgan_v2.pt'))
@@ -262,7 +262,7 @@ def test_classes_typed_twice_are_all_meant(folder, call):
     assert call.options('--resume', run_dir, '--cfg', 'mine.yml').classes == ['c']
 
 
-def test_errors_of_configuration_files_name_them(folder, call):
+def test_configuration_errors_name_the_file(folder, call):
     for text, message in [('batchsize: 3', "unknown key 'batchsize'; did you mean 'batch_size'?"),
                           ('NET_G: x.pth', "unknown key 'NET_G'; did you mean 'TRAIN.NET_G'?"),
                           ('TRAIN: {NETG: x}', "unknown key 'TRAIN.NETG'"), ('resume: newest', "unknown key 'resume'"),
@@ -290,7 +290,7 @@ def test_errors_of_configuration_files_name_them(folder, call):
     assert call.error('--cfg', other).endswith(' (a file of another section has others)')
 
 
-def test_the_authors_file_is_accepted_as_it_is(folder, call):
+def test_the_authors_configuration_is_accepted_unchanged(folder, call):
     (folder / 'authors.yml').write_text(AUTHORS)
     options = call.options('--cfg', 'authors.yml')
     expected = {'config_name': '3stages', 'dataset': 'birds', 'gpu': 0, 'workers': 4, 'branches': 3, 'train': True,
@@ -318,7 +318,7 @@ def test_the_authors_file_is_accepted_as_it_is(folder, call):
     ('../data/imagenet', {'image_folder': 'imagenet', 'lsun': None}),
     ('../data/lsun/church_outdoor_train_lmdb', {'lsun': 'lsun', 'classes': ['church_outdoor_train']}),
     ('../data/lsun', {'lsun': 'lsun', 'classes': ['church_outdoor_train']})])
-def test_the_authors_files_without_text(folder, call, folder_name, expected):
+def test_the_authors_configurations_without_text_are_accepted(folder, call, folder_name, expected):
     (folder / 'authors.yml').write_text(AUTHORS.replace("'../data/birds'", f"'{folder_name}'").replace(
         "'birds'", "'church'").replace('B_CONDITION: True', 'B_CONDITION: False'))
     options = call.options('--cfg', 'authors.yml')
@@ -328,7 +328,7 @@ def test_the_authors_files_without_text(folder, call, folder_name, expected):
         assert (os.path.basename(found) if isinstance(found, str) else found) == value
 
 
-def test_the_chapters_path_of_a_checkpoint_is_found_from_the_file(folder, call):
+def test_checkpoint_paths_in_a_configuration_are_found(folder, call):
     os.makedirs(folder / 'code' / 'cfg', exist_ok=True)
     os.makedirs(folder / 'code' / 'output' / 'Model', exist_ok=True)
     (folder / 'code' / 'output' / 'Model' / 'netG_220800.pth').touch()
@@ -350,7 +350,7 @@ SHIPPED = {'birds_3stages': ('birds', 600, True, 1, 0), 'eval_birds': ('birds', 
            'bedroom_3stages_color': ('bedroom', 5, False, 0, 50), 'church_3stages_color': ('church', 50, False, 0, 50)}
 
 
-def test_the_shipped_files(call):
+def test_the_files_in_cfg_are_accepted(call):
     assert sorted(os.listdir(os.path.join(main.HERE, 'cfg'))) == sorted(f'{name}.yml' for name in SHIPPED)
     for name, expected in SHIPPED.items():
         options = call.options('--cfg', f'cfg/{name}.yml')
@@ -366,9 +366,9 @@ def test_errors_say_what_to_do(folder, trained, call):
     assert 'add --train False' in call.error('--text', 'a red bird')
     assert 'add --train False' in call.error('--interpolate', 'a', 'b')
     assert 'too narrow for 5 branches' in call.error('--branches', '5', '--gf_dim', '8')
-    assert 'give one of them' in call.error('--image_folder', 'a', '--lsun', 'b')
+    assert 'give only one of them' in call.error('--image_folder', 'a', '--lsun', 'b')
     assert '--classes church_outdoor_train' in call.error('--lsun', 'b')
-    assert 'belongs to --image_folder' in call.error('--classes', 'b')
+    assert 'used only with --image_folder' in call.error('--classes', 'b')
     assert 'has no sentences' in call.error('--image_folder', 'a', '--conditional', 'True')
     for flags, name in [(['--branches', '1'], 'residuals'), (['--branches', '1'], 'color_coef'),
                         (['--conditional', 'False'], 'kl_coef'), (['--image_folder', 'a'], 'embedding_dim'),
@@ -389,7 +389,7 @@ def test_errors_say_what_to_do(folder, trained, call):
     assert not (folder / 'none').exists()
 
 
-def test_gpu_numbers(call, monkeypatch, capsys):
+def test_gpu_numbers_are_checked(call, monkeypatch, capsys):
     assert choose_device(True, -1).type == 'cpu' and capsys.readouterr().out == ''
     assert choose_device(True, 3).type == 'cpu' and 'no CUDA device' in capsys.readouterr().out
     chosen = []

@@ -1,4 +1,4 @@
-"""StackGAN++'s Model around its training step: runs, interruptions, checkpoints of ours and of the authors."""
+"""StackGAN++'s Model: runs, interruptions, and checkpoints of ours and of the authors."""
 import os
 import weakref
 
@@ -17,7 +17,7 @@ from tests.states import assert_same, everything, interrupt, same_state
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
-EPOCHS, STEPS = 3, 2  # steps of an epoch of four pictures
+EPOCHS, STEPS = 3, 2  # steps of an epoch of four photographs
 SHAPE = {'branches': 2, 'gf_dim': 4, 'df_dim': 4, 'z_dim': 5, 'embedding_dim': 6, 'residuals': 1}
 
 
@@ -54,7 +54,7 @@ def loader_of(dataset, workers=0):
 
 @pytest.fixture(scope='module')
 def straight(dataset, tmp_path_factory):
-    """(model, everything, folder) of a run without interruption."""
+    """Return (model, its state, folder) of an uninterrupted run."""
     folder, model = str(tmp_path_factory.mktemp('straight') / 'run'), new_model(loader_of(dataset))
     model.options = {'lr': 2e-4}
     model.train(EPOCHS, 1, folder, verbose=False)
@@ -63,7 +63,7 @@ def straight(dataset, tmp_path_factory):
 
 # --- weights and steps ------------------------------------------------------------------------------------------------
 
-def test_new_networks_start_orthogonal_and_a_model_takes_networks_as_they_are():
+def test_networks_start_orthogonal_and_a_model_keeps_their_weights():
     netG, netsD = make_networks(**SHAPE)
     for net in (netG, *netsD):
         for module in net.modules():
@@ -78,7 +78,7 @@ def test_new_networks_start_orthogonal_and_a_model_takes_networks_as_they_are():
 
 
 @pytest.mark.parametrize('branches, gf_dim, conditional', [(1, 2, True), (2, 4, True), (4, 8, True), (2, 4, False)])
-def test_a_step_at_every_number_of_branches(branches, gf_dim, conditional):
+def test_a_step_works_for_every_number_of_branches(branches, gf_dim, conditional):
     model = new_model(branches=branches, gf_dim=gf_dim, df_dim=2, conditional=conditional)
     before = [[value.clone() for value in net.parameters()] for net in (model.netG, *model.netsD)]
     losses = model.train_step(batch_of(branches, text=conditional))
@@ -90,7 +90,7 @@ def test_a_step_at_every_number_of_branches(branches, gf_dim, conditional):
     assert [tuple(image.shape) for image in images] == [(2, 3, 64 << i, 64 << i) for i in range(branches)]
 
 
-def test_nothing_of_the_batch_is_held_when_the_generator_learns(monkeypatch):
+def test_the_generators_step_keeps_no_batch_in_memory(monkeypatch):
     class OnAnotherDevice:
         def __init__(self, images):
             self.images = images
@@ -117,7 +117,7 @@ def test_nothing_of_the_batch_is_held_when_the_generator_learns(monkeypatch):
 # --- interruptions ----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('stop', [2, 3], ids=["at an epoch's end", 'in the middle of an epoch'])
-def test_an_interrupted_run_goes_on_with_the_same_results(dataset, straight, tmp_path, stop):
+def test_an_interrupted_run_resumes_to_the_same_results(dataset, straight, tmp_path, stop):
     model, folder = new_model(loader_of(dataset, workers=2)), str(tmp_path)  # which were ahead
     interrupt(model, stop, EPOCHS, 1, folder)
     assert not os.path.exists(os.path.join(folder, 'Model'))
@@ -138,7 +138,7 @@ def test_training_needs_optimizers():
         new_model([], optim=False).train(1)
 
 
-def test_another_learning_rate():
+def test_set_lr_sets_all_optimizers():
     model = new_model()
     model.set_lr(0.5)
     assert {group['lr'] for one in (model.optim_G, *model.optims_D) for group in one.param_groups} == {0.5}
@@ -146,19 +146,19 @@ def test_another_learning_rate():
 
 # --- what a run leaves ------------------------------------------------------------------------------------------------
 
-def test_what_a_run_leaves(straight):
+def test_a_run_folder_has_the_documented_files(straight):
     model, _, folder = straight
     assert {'log.txt', 'samples', 'stackgan_v2.pt', 'Model'} <= set(os.listdir(folder))
     assert sorted(os.listdir(os.path.join(folder, 'Model'))) == ['netD0.pth', 'netD1.pth', 'netG_4.pth', 'netG_6.pth']
     with Image.open(os.path.join(folder, 'samples', 'epoch_0001.png')) as grid:
-        assert grid.size == (3 * 130 + 2, 4 * 130 + 2)  # four items: two branches and a real picture
+        assert grid.size == (3 * 130 + 2, 4 * 130 + 2)  # four items: two branches and a real image
     assert 'loss_D_0' in open(os.path.join(folder, 'log.txt'), encoding='utf-8').read()
     contents = torch.load(os.path.join(folder, 'stackgan_v2.pt'), weights_only=True)
     assert set(contents) == {'netG', 'netsD', 'average_G', 'optim_G', 'optims_D', 'progress', 'options', 'data'}
     assert contents['options'] == {'lr': 2e-4} and contents['progress']['step'] == EPOCHS * STEPS
 
 
-def test_samples_show_branches_small_to_large_and_a_real_picture(dataset, straight):
+def test_samples_show_all_branches_and_a_real_image(dataset, straight):
     model = straight[0]
     grid = model.sample_grid()
     small, large = model.generate(model.sample_batch['right_embed'])
@@ -169,7 +169,7 @@ def test_samples_show_branches_small_to_large_and_a_real_picture(dataset, straig
         assert shown.tobytes() == expected.tobytes()
 
 
-def test_samples_leave_the_results_alone(dataset, straight):
+def test_samples_do_not_change_results(dataset, straight):
     model = new_model(loader_of(dataset))
     model.train(EPOCHS, verbose=False)  # without a folder, and so without samples and files
     model.progress['rng'] = {'cpu': torch.get_rng_state()}
@@ -178,7 +178,7 @@ def test_samples_leave_the_results_alone(dataset, straight):
 
 # --- the running average ----------------------------------------------------------------------------------------------
 
-def test_pictures_are_drawn_with_the_running_average(straight):
+def test_images_are_generated_with_the_running_average(straight):
     model, embed = straight[0], torch.randn(3, 1024)
     averaged = Generator(**{key: value for key, value in SHAPE.items() if key != 'df_dim'}).eval()
     averaged.load_state_dict(model.average_G)
@@ -197,7 +197,7 @@ def test_pictures_are_drawn_with_the_running_average(straight):
     assert torch.equal(images[-1], again[-1]) and not torch.equal(images[-1], other[-1])
 
 
-def test_eval_draws_for_the_loaders_captions(dataset):
+def test_eval_generates_for_the_loaders_captions(dataset):
     model = new_model(DataLoader(dataset, 3))
     for size, expected in ((None, 3), (2, 2), (100, 3)):
         images, captions = model.eval(size)
@@ -210,7 +210,7 @@ def test_eval_draws_for_the_loaders_captions(dataset):
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
-def test_the_snapshot_is_the_average_in_the_authors_form(straight):
+def test_snapshots_hold_the_average_in_the_authors_format(straight):
     model, _, folder = straight
     file = os.path.join(folder, 'Model', 'netG_6.pth')
     weights = torch.load(file, weights_only=True)
@@ -250,21 +250,21 @@ def test_the_authors_checkpoints_load(straight, tmp_path):
     assert model.progress['step'] == 0
 
 
-def test_a_generator_for_drawing_takes_its_shape_from_the_checkpoint(straight, tmp_path):
+def test_load_generator_takes_its_shape_from_the_checkpoint(straight, tmp_path):
     model, _, folder = straight
     embed = torch.randn(2, 1024)
     expected = model.generate(embed)[-1]
     for path, file in [(folder, 'stackgan_v2.pt'), (f'{folder}/Model', 'Model/netG_6.pth')]:
-        drawing, found, steps = load_generator(path, 'stackgan_v2')
-        assert (found, steps) == (os.path.join(folder, file), 6) and drawing.netsD == []
-        torch.testing.assert_close(drawing.generate(embed)[-1], expected, rtol=0, atol=1e-6)
+        generating, found, steps = load_generator(path, 'stackgan_v2')
+        assert (found, steps) == (os.path.join(folder, file), 6) and generating.netsD == []
+        torch.testing.assert_close(generating.generate(embed)[-1], expected, rtol=0, atol=1e-6)
     other = new_model(branches=3, gf_dim=8, z_dim=3, residuals=2, conditional=False)
-    drawing, _, steps = load_generator(other.save_to(str(tmp_path), verbose=False), 'stackgan_v2')
-    assert steps == 0 and not drawing.netG.conditional
-    assert torch.equal(drawing.generate(count=3)[2], other.generate(count=3)[2])
+    generating, _, steps = load_generator(other.save_to(str(tmp_path), verbose=False), 'stackgan_v2')
+    assert steps == 0 and not generating.netG.conditional
+    assert torch.equal(generating.generate(count=3)[2], other.generate(count=3)[2])
 
 
-def test_weights_alone_start_a_run(straight):
+def test_weights_load_without_optimizers(straight):
     model = new_model(seed=8, optim=False)
     model.load_from(straight[2], verbose=False)
     model.create_optim(1e-3)
@@ -273,7 +273,7 @@ def test_weights_alone_start_a_run(straight):
     assert same_state(model.netsD[1].state_dict(), straight[0].netsD[1].state_dict())
 
 
-def test_files_that_do_not_fit_are_one_line(straight, tmp_path):
+def test_files_that_do_not_fit_are_one_line_errors(straight, tmp_path):
     def refusal(load, *args):
         with pytest.raises(UserError) as caught:
             load(*args)

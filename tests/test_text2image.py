@@ -1,4 +1,4 @@
-"""text2image against the numbers that the chapter's own scripts computed (tests/golden)."""
+"""Compare text2image with numbers recorded from the chapter's scripts (tests/golden)."""
 import pytest
 import torch
 
@@ -29,7 +29,7 @@ def test_state_dict_has_the_chapters_keys_in_order(net, name):
     assert list(net.state_dict()) == list(FACTS['state_dict'][name])
 
 
-def test_forward_passes():
+def test_forward_passes_equal_the_recorded_outputs():
     netG, netD = fill(Generator(3)).eval(), fill(Discriminator(3)).eval()
     noise, text = tensor_for('noise', (4, 100, 1, 1)), tensor_for('text', (4, 1024))
     with torch.no_grad():
@@ -41,7 +41,7 @@ def test_forward_passes():
         torch.testing.assert_close(ours, torch.from_numpy(NUMBERS[name]), rtol=1e-5, atol=1e-5)
 
 
-def test_training_meets_losses_and_weights(monkeypatch):
+def test_training_reproduces_recorded_losses_and_weights(monkeypatch):
     model = filled_model()
     noise = iter(f'{FACTS["tag"]}/noise/{step}/{net}' for step in range(FACTS['steps']) for net in 'DG')
     monkeypatch.setattr(torch, 'randn', lambda shape, **_: tensor_for(next(noise), shape))
@@ -57,11 +57,11 @@ def test_training_meets_losses_and_weights(monkeypatch):
     model.netG.eval()
     with torch.no_grad():
         image = model.netG(tensor_for('noise', (4, 100, 1, 1)), tensor_for('text', (4, 1024)))
-    # Adam turns rounding in near-zero gradients into steps of full size, so pictures agree less closely than weights.
+    # Adam turns rounding in near-zero gradients into steps of full size, so images agree less closely than weights.
     assert (image - torch.from_numpy(NUMBERS['trained_image'])).abs().mean() < 1e-2
 
 
-def test_no_gradient_that_nobody_uses(monkeypatch):
+def test_no_unused_gradients_are_computed(monkeypatch):
     model, seen = filled_model(), {}
     for net, optimizer in (('netG', model.optim_D), ('netD', model.optim_G)):
         monkeypatch.setattr(optimizer, 'step', lambda net=net: seen.update(
@@ -75,13 +75,13 @@ def test_no_gradient_that_nobody_uses(monkeypatch):
 
 
 @pytest.mark.parametrize('size', [1, 2, 5])
-def test_probability_has_the_shape_of_the_batch(size):
+def test_probabilities_have_one_dimension_for_any_batch_size(size):
     probability, features = Discriminator(3).eval()(torch.zeros(size, 3, 64, 64), torch.zeros(size, 1024))
     assert probability.shape == (size,) and features.shape == (size, 512, 4, 4)
 
 
 @pytest.mark.parametrize('coef, loss', [('cls_coef', 'loss_D'), ('int_coef', 'loss_G')])
-def test_reeds_terms_change_their_loss(coef, loss):
+def test_cls_and_int_terms_change_their_loss(coef, loss):
     results = []
     for value in (0.0, 1.0):
         torch.manual_seed(0)

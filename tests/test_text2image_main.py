@@ -1,4 +1,4 @@
-"""text2image/main.py as a person runs it: from another folder, on a tiny file."""
+"""Run text2image/main.py from another folder, on a tiny file."""
 import os
 import re
 import shlex
@@ -41,7 +41,7 @@ def runs_in(folder, prefix):
 
 
 def wait_for_step(folder, process):
-    """Return once the first step stands in the log of the run in `folder`."""
+    """Wait until the log of the run in `folder` has its first step."""
     for _ in range(1200):
         assert process.poll() is None, process.communicate()
         if folder.is_dir() and any(log.read_text() for log in folder.glob('*/log.txt')):
@@ -52,21 +52,21 @@ def wait_for_step(folder, process):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """data/tiny.hdf5 with its encoder, in a folder that commands are run from."""
+    """Return a folder with data/tiny.hdf5 and its encoder, to run commands from."""
     return tiny.with_encoder(tmp_path_factory.mktemp('elsewhere'),
                              {'train': {'001.Auk': 1, '002.Jay': 2}, 'test': {'004.Wren': 1, '005.Lark': 1}})
 
 
 @pytest.fixture(scope='module')
 def straight(folder):
-    """A run without interruption."""
+    """Return an uninterrupted run."""
     done = finish(start(folder, *DATA, '--train', 'True', '--cuda', 'False', '--out_dir', 'straight', *TRAINING))
     assert (done.status, done.err) == (0, '')
     done.run, = runs_in(folder / 'straight', 'tiny_')
     return done
 
 
-def test_training_prints_its_options_and_fills_its_folder(folder, straight):
+def test_training_prints_its_options_and_writes_its_folder(folder, straight):
     table = dict(re.findall(r'^  (\w+) +(.*)$', straight.out, re.MULTILINE))
     assert list(table) == sorted(table)
     expected = {'model': 'text2image', 'cuda': 'False', 'train': 'True', 'data_dir': str(folder / 'data'),
@@ -74,7 +74,7 @@ def test_training_prints_its_options_and_fills_its_folder(folder, straight):
                 'l1_coef': '50', 'l2_coef': '100', 'cls_coef': '0', 'int_coef': '0', 'log_interval': '1', 'seed': '3'}
     for name, value in expected.items():
         assert table[name] == value
-    assert 'Training on 6 captions of 3 pictures' in straight.out and 'CUDA' not in straight.out
+    assert 'Training on 6 captions of 3 photographs' in straight.out and 'CUDA' not in straight.out
     assert f'step {EPOCHS * STEPS}  loss_D' in straight.out and os.path.basename(straight.run) in straight.out
     files = set(os.listdir(straight.run))
     assert {'options.json', 'log.txt', 'samples', 'text2image.pt', 'encoder.pt'} <= files
@@ -85,7 +85,7 @@ def test_training_prints_its_options_and_fills_its_folder(folder, straight):
     assert contents['options'] == kept and contents['progress']['step'] == EPOCHS * STEPS
 
 
-def test_a_killed_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(folder, straight):
+def test_a_killed_run_says_how_to_resume_and_ends_with_the_same_results(folder, straight):
     process = start(folder, *DATA, '--train', '--out_dir', 'killed', *TRAINING)
     wait_for_step(folder / 'killed', process)
     process.send_signal(signal.SIGTERM)
@@ -113,8 +113,8 @@ def test_a_killed_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(folder, s
     assert steps == list(range(1, (EPOCHS + 1) * STEPS + 1))
 
 
-def assert_drawn(done, folder, captions):
-    """Pictures, captions.txt and sheet.png in `folder`, and what was said about them."""
+def assert_generated(done, folder, captions):
+    """Assert that `folder` holds images, captions.txt and sheet.png, and that the output names them."""
     names = [f'{k:03d}.png' for k in range(1, len(captions) + 1)]
     assert sorted(os.listdir(folder)) == sorted([*names, 'captions.txt', 'options.json', 'sheet.png'])
     with open(os.path.join(folder, 'captions.txt'), encoding='utf-8') as file:
@@ -128,27 +128,27 @@ def assert_drawn(done, folder, captions):
     assert done.out.rstrip().endswith(os.path.join(os.path.basename(folder), 'sheet.png'))
 
 
-def test_evaluation_draws_held_out_captions(folder, straight):
+def test_evaluation_generates_images_for_held_out_captions(folder, straight):
     done = finish(start(folder, *DATA, '--train', 'False', '--out_dir', 'straight'))
     assert (done.status, done.err) == (0, '') and 'generates images for captions of /test' in done.out
-    drawn, = runs_in(folder / 'straight', 'eval_')
+    generated, = runs_in(folder / 'straight', 'eval_')
     captions = re.findall(r'^  \d{3}\.png  (.*)$', done.out, re.MULTILINE)
     assert sorted(captions) == sorted(f'{caption}, {name}_0' for name in ('Wren', 'Lark') for caption in tiny.CAPTIONS)
-    assert_drawn(done, drawn, captions)
+    assert_generated(done, generated, captions)
 
 
-def test_sentences_are_drawn(folder, straight):
+def test_images_are_generated_for_sentences(folder, straight):
     (folder / 'sentences.txt').write_text(f'{SENTENCE}\n\n', encoding='utf-8')
     done = finish(start(folder, '--train', 'False', '--out_dir', 'straight', '--text', 'a red bird', '--text', 'a crow',
                         '--text_file', 'sentences.txt'))  # with the encoder that the run kept, so without the data
     assert (done.status, done.err) == (0, '')
-    drawn, = runs_in(folder / 'straight', 'text_')
-    assert_drawn(done, drawn, ['a red bird', 'a crow', SENTENCE])
-    with open(os.path.join(drawn, '001.png'), 'rb') as one, open(os.path.join(drawn, '002.png'), 'rb') as other:
+    generated, = runs_in(folder / 'straight', 'text_')
+    assert_generated(done, generated, ['a red bird', 'a crow', SENTENCE])
+    with open(os.path.join(generated, '001.png'), 'rb') as one, open(os.path.join(generated, '002.png'), 'rb') as other:
         assert one.read() != other.read()
 
 
-def test_errors_of_the_command(folder):
+def test_command_errors_are_one_line(folder):
     for args, status, message in [(['--data_dir', 'nowhere'], 1, 'data/birds/prepare.py --cub'),
                                   (['--train', 'perhaps'], 2, "'perhaps' is neither True nor False")]:
         done = finish(start(folder, *args, '--out_dir', 'none'))
@@ -161,7 +161,7 @@ def test_errors_of_the_command(folder):
 
 @pytest.fixture
 def error(folder, monkeypatch, capsys):
-    """A function that runs main.py with arguments that are wrong and returns its one line on stderr."""
+    """Return a function that runs main.py with invalid arguments and returns its one line on stderr."""
     def call(*args):
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, 'argv', [SCRIPT, *map(str, args)])
@@ -194,13 +194,13 @@ def test_errors_say_what_to_do(folder, error, tmp_path):
     assert not (folder / 'empty').exists()
 
 
-def test_a_missing_or_wrong_encoder(folder, error, tmp_path):
+def test_a_missing_or_wrong_encoder_is_an_error(folder, error, tmp_path):
     model = main.Model('text2image', 'cpu', None, 3, 50, 100)
-    draw = ['--train', 'False', '--text', 'a red bird', '--checkpoint', model.save_to(str(tmp_path), verbose=False)]
-    message = error(*draw, '--data_dir', tmp_path, '--dataset', 'tiny')
+    generate = ['--train', 'False', '--text', 'a red bird', '--checkpoint', model.save_to(str(tmp_path), verbose=False)]
+    message = error(*generate, '--data_dir', tmp_path, '--dataset', 'tiny')
     assert f'{tmp_path}/tiny.encoder.pt: no sentence encoder' in message
     assert 'python char_cnn_rnn/main.py --train' in message and '--encoder FILE.t7' in message
     for wrong in ('no.t7', '.', os.devnull):
-        message = error(*draw, *DATA, '--encoder', wrong)
+        message = error(*generate, *DATA, '--encoder', wrong)
         assert message.startswith(f'error: --encoder {wrong}: no sentence encoder there; give the encoder.pt of a run')
-    assert 'holds no sentence encoder' in error(*draw, *DATA, '--encoder', draw[-1])
+    assert 'holds no sentence encoder' in error(*generate, *DATA, '--encoder', generate[-1])

@@ -21,7 +21,7 @@ SCRIPT = os.path.abspath(prepare.__file__)
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory):
-    """A file made by one worker."""
+    """Return the path of a file written by one worker."""
     path = str(tmp_path_factory.mktemp('toy') / 'toy_birds.hdf5')
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, 'ProcessPoolExecutor', functools.partial(ProcessPoolExecutor, 1))
@@ -37,7 +37,7 @@ def indices(path):
 
 @pytest.fixture(scope='module')
 def birds():
-    """Two of every class: (what it is, its picture, its box)."""
+    """Return two birds of every class: (parameters, image, box)."""
     made = []
     for i in range(2 * len(prepare.CLASSES)):
         rng = random.Random(f'a seed of no other test/{i}')
@@ -52,7 +52,7 @@ def to_tensor(pictures, blur=0):
 
 
 def accuracy(birds, blur=0, turn=0):
-    """`color_accuracy` where each picture is said to show the bird `turn` further on."""
+    """Return `color_accuracy` of each image against the bird `turn` positions later."""
     asked = [bird for bird, _, _ in birds[turn:] + birds[:turn]]
     pictures = to_tensor([picture for _, picture, _ in birds], blur)
     return color_accuracy(pictures, [bird.body for bird in asked], [bird.wings for bird in asked])
@@ -97,7 +97,7 @@ def test_captions_of_a_bird_differ(indices):
     assert len(set(zip(index.photo_of, index.captions))) == len(index.captions)
 
 
-def test_captions_say_what_is_seen():
+def test_captions_describe_the_image():
     rng = random.Random(0)
     bird = drawing.random_bird(rng, 'red', 'blue', crown='green', belly='red', beak='grey', beak_length='long',
                            scene='sand')
@@ -107,7 +107,7 @@ def test_captions_say_what_is_seen():
     assert not {'short', 'yellow', 'belly', 'branch', 'sky'} & words
 
 
-def test_boxes_are_inside_the_pictures(indices):
+def test_boxes_are_inside_the_images(indices):
     for index in indices.values():
         for x, y, width, height in index.boxes:
             assert 0 < x < x + width < drawing.SIZE and 0 < y < y + height < drawing.SIZE
@@ -115,7 +115,7 @@ def test_boxes_are_inside_the_pictures(indices):
 
 
 def test_boxes_are_tight(monkeypatch):
-    """On a scene of one color, everything else is the bird, but for the faint rim of its smooth edge."""
+    """On a background of one color, all other pixels belong to the bird, except for its faint antialiased edge."""
     monkeypatch.setattr(drawing, 'draw_scene', lambda *_: Image.new('RGB', (drawing.SIZE, drawing.SIZE), (255, 0, 255)))
     for i in range(12):
         rng = random.Random(i)
@@ -126,7 +126,7 @@ def test_boxes_are_tight(monkeypatch):
         assert np.abs(box - [xs.min(), ys.min(), xs.max(), ys.max()]).max() <= 2
 
 
-def test_pictures_are_jpegs_of_256(path, indices):
+def test_images_are_256_pixel_jpegs(path, indices):
     with layout.open_file(path) as file:
         for key in indices['test'].img_keys[:3]:
             picture = Image.open(io.BytesIO(layout.read_jpeg(file, 'test', key)))
@@ -145,8 +145,8 @@ def test_color_accuracy_recognizes_drawings(birds, blur, least):
     assert body >= least and wings >= least
 
 
-def test_color_accuracy_is_near_chance_where_pictures_ignore_the_colors():
-    """A generator that draws the same birds whatever it is asked for."""
+def test_color_accuracy_is_near_chance_for_unrelated_images():
+    """The images stand for a generator that ignores the sentence."""
     rng = random.Random(0)
     picture, _ = drawing.draw(drawing.random_bird(rng, 'red', 'blue'), rng)
     asked = [prepare.colors_of(name) for name in prepare.CLASSES]
@@ -166,14 +166,14 @@ def test_color_accuracy_tells_body_from_wings(birds):
 @pytest.mark.parametrize('arguments, word', [(['--count', str(COUNT - 1), '--out', 'birds.hdf5'], '--count'),
                                              (['--out', '.'], '--out'), (['--count', 'x'], '--help lists the flags'),
                                              (['--out', f'{__file__}/a/b.hdf5'], 'is a file, not a folder')])
-def test_bad_arguments_give_one_line(arguments, word, tmp_path):
+def test_bad_arguments_are_one_line_errors(arguments, word, tmp_path):
     done = subprocess.run([sys.executable, SCRIPT, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0 and done.stdout == ''
     assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1 and word in done.stderr
     assert os.listdir(tmp_path) == []
 
 
-def test_command_makes_the_same_file_from_any_folder_with_all_workers(path, tmp_path):
+def test_the_file_depends_neither_on_the_folder_nor_on_workers(path, tmp_path):
     done = subprocess.run([sys.executable, SCRIPT, '--out', 'birds.hdf5', '--count', str(COUNT), '--seed', '3'],
                           cwd=tmp_path, capture_output=True, text=True, check=True)
     assert str(tmp_path / 'birds.hdf5') in done.stdout.splitlines()[-1] and 'train' in done.stdout

@@ -1,4 +1,4 @@
-"""benchmarks/train_speed.py: that it measures what it says, not how much."""
+"""benchmarks: that they run and measure what they claim, not how fast anything is."""
 import argparse
 import functools
 import itertools
@@ -34,7 +34,7 @@ def test_the_table_has_a_row_for_every_way(birds):
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """StackGANs that take a moment."""
+    """Make the StackGANs narrow, to save time."""
     for chapter in (stackgan_v1.build_gan, stackgan_v2.build_gan):
         monkeypatch.setattr(chapter, 'make_networks', functools.partial(chapter.make_networks, gf_dim=4, df_dim=4))
 
@@ -68,7 +68,7 @@ def test_the_chapters_items_are_like_ours(chapter, birds, narrow):
 
 @pytest.fixture
 def chapters_model(monkeypatch):
-    """A list to which the models are added that compute the chapter's way."""
+    """Return a list to which models are added that train the chapter's way."""
     models, slow_down = [], chapter_way.slow_down
     monkeypatch.setattr(chapter_way, 'slow_down', lambda model, nets: models.append(model) or slow_down(model, nets))
     return models
@@ -78,7 +78,7 @@ def nets_of(model):
     return model.netG, *(model.netsD if hasattr(model, 'netsD') else [model.netD])
 
 
-def optimisers_of(model):
+def optimizers_of(model):
     return model.optim_G, *(model.optims_D if hasattr(model, 'optims_D') else [model.optim_D])
 
 
@@ -88,7 +88,7 @@ def test_the_chapters_way_computes_the_same(chapter, birds, narrow, chapters_mod
     (batches, our_step), (_, chapters_step) = map(train_speed.prepare, options)
     ours, chapters, batch = our_step.__self__, *chapters_model, next(iter(batches))
     for model, step in ((ours, our_step), (chapters, chapters_step)):
-        for optimizer in optimisers_of(model):
+        for optimizer in optimizers_of(model):
             optimizer.param_groups[0]['eps'] = 1e-3  # so that gradients of next to nothing make no whole steps
         torch.manual_seed(1)
         step(batch)
@@ -103,12 +103,12 @@ def test_the_chapters_way_has_none_of_our_gains(chapter, birds, narrow, chapters
     step(next(iter(batches)))
     layers = {type(layer) for net in nets_of(*chapters_model) for layer in net.modules()}
     assert not layers & {DoubledConv, ProductConv}
-    assert not any(group['fused'] for optimizer in optimisers_of(*chapters_model) for group in optimizer.param_groups)
+    assert not any(group['fused'] for optimizer in optimizers_of(*chapters_model) for group in optimizer.param_groups)
     _, *netsD = nets_of(*chapters_model)  # the generator's step has left gradients that nobody uses
     assert all(parameter.grad.any() for netD in netsD for parameter in netD.parameters() if parameter.dim() > 1)
 
 
-def test_the_chapters_pictures_are_ours(birds):
+def test_the_chapters_images_equal_ours(birds):
     chapters, ours = chapter_way.CaptionItems(birds), train_speed.Text2ImageDataset(birds)
     assert len(chapters) == len(ours) > 0
     by_caption = {(item['txt'], tuple(item['right_embed'][:5].tolist())): item['right_images'] for item in ours}
@@ -118,16 +118,16 @@ def test_the_chapters_pictures_are_ours(birds):
 
 
 @pytest.mark.parametrize('way', ['chapter', 'fp32'])
-def test_a_file_that_holds_no_batch_is_named(way, birds, narrow):
+def test_too_few_items_for_a_batch_are_an_error(way, birds, narrow):
     options = options_of(birds, chapter='stackgan_v2', way=way, batch_size=8)
-    assert f'{birds}: has 7 items in /train, which is not a batch' in one_line(train_speed.prepare, options)
+    assert f'{birds}: has 7 items in /train, less than a batch' in one_line(train_speed.prepare, options)
 
 
-def test_a_feed_is_full_when_its_workers_have_made_all_that_they_make_ahead():
+def test_endless_batches_are_full_when_workers_have_prefetched_all():
     class Loader(list):  # of epochs of seven batches
         num_workers, prefetch_factor, collate_fn = 8, 2, None
 
-    feed = train_speed.Feed(Loader(range(7)))
+    feed = train_speed.EndlessBatches(Loader(range(7)))
     assert list(itertools.islice(feed, 8)) == [0, 1, 2, 3, 4, 5, 6, 0] and feed.ahead == 16
     feed.counted.calls.value = 13
     assert not feed.is_full()
@@ -138,32 +138,32 @@ def test_a_feed_is_full_when_its_workers_have_made_all_that_they_make_ahead():
 # --- the other benchmarks ---------------------------------------------------------------------------------------------
 
 def typed(benchmark, monkeypatch, capsys, *args):
-    """What a benchmark prints."""
+    """Run a benchmark with arguments and return what it prints."""
     monkeypatch.setattr('sys.argv', [benchmark.__file__, *map(str, args)])
     benchmark.main()
     return capsys.readouterr().out
 
 
-def test_without_a_data_file_it_says_what_to_run(tmp_path, monkeypatch, capsys):
+def test_a_missing_data_file_says_what_to_run(tmp_path, monkeypatch, capsys):
     missing = str(tmp_path / 'none.hdf5')
     assert 'prepare.py' in one_line(typed, train_speed, monkeypatch, capsys, '--file', missing)
 
 
 @pytest.mark.parametrize('gan', ['stage-I', 'stage-II', 'stackgan_v2'])
-def test_what_each_kernel_gains(gan, narrow, monkeypatch, capsys):
+def test_kernels_prints_a_row_per_optimization(gan, narrow, monkeypatch, capsys):
     parts = ['DoubledConv', 'ProductConv', 'channels_last']
     said = typed(kernels, monkeypatch, capsys, '--gan', gan, '--batch_size', '2', '--steps', '1',
                  *(word for part in parts for word in ('--only', part)))
     assert re.findall(r'^\| (\w+) \| [\d.]+ \| [\d.]+ \| [\d.]+ \|$', said, re.MULTILINE) == parts
 
 
-def test_the_data_alone(birds, monkeypatch, capsys):
+def test_dataset_speed_prints_its_measurements(birds, monkeypatch, capsys):
     said = typed(dataset_speed, monkeypatch, capsys, '--file', birds)
     assert re.fullmatch(r'opening 14 cached items: [\d.]+ s, [\d.]+ GB\n'
-                        r'what main.py trains on: [\d,]+ items/s .*\nwith wrong pictures: [\d,]+ items/s .*\n', said)
+                        r'what main.py trains on: [\d,]+ items/s .*\nwith wrong images: [\d,]+ items/s .*\n', said)
 
 
-def test_the_evaluation(narrow, monkeypatch, capsys):
+def test_eval_speed_prints_its_measurement(narrow, monkeypatch, capsys):
     monkeypatch.setattr(eval_speed, 'make_networks', stackgan_v2.build_gan.make_networks)
     said = typed(eval_speed, monkeypatch, capsys, '--device', 'cpu', '--count', 3, '--batch_size', 2)
-    assert re.search(r'^3 pictures .*[\d.]+ s', said, re.MULTILINE)
+    assert re.search(r'^3 images .*[\d.]+ s', said, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The training loop, interruptions and run folders, through text2image's Model on a tiny file."""
+"""The training loop, interruptions and run folders, tested with text2image's Model on a tiny file."""
 import glob
 import math
 import os
@@ -26,7 +26,7 @@ def dataset(tmp_path_factory):
 
 
 def watch(model, at_step=lambda step: None):
-    """Call `at_step` after every step. Returns the list to which the steps' losses are added."""
+    """Call `at_step` after every step, and return the list to which losses are added."""
     losses, train_step = [], model.train_step
 
     def watched(batch):
@@ -40,7 +40,7 @@ def watch(model, at_step=lambda step: None):
 
 @pytest.fixture(scope='module')
 def straight(dataset, tmp_path_factory):
-    """(losses, everything, folder) of a run without interruption."""
+    """Return (losses, final state, folder) of an uninterrupted run."""
     folder, model = str(tmp_path_factory.mktemp('straight') / 'run'), new_model(dataset)
     losses = watch(model)
     model.train(EPOCHS, 1, folder, verbose=False)
@@ -51,7 +51,7 @@ def straight(dataset, tmp_path_factory):
 
 @pytest.mark.parametrize('stops, number', [([3], signal.SIGINT), ([2, 5], signal.SIGTERM)],
                          ids=['in the middle of an epoch', "at an epoch's end, and again"])
-def test_an_interrupted_run_goes_on_with_the_same_results(dataset, straight, tmp_path, capsys, stops, number):
+def test_an_interrupted_run_resumes_to_the_same_results(dataset, straight, tmp_path, capsys, stops, number):
     handlers, losses, folder = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], [], str(tmp_path)
     for seed, stop in enumerate([*stops, None]):
         model = new_model(dataset, seed=1 if seed == 0 else 70 + seed)
@@ -77,7 +77,7 @@ def test_an_interrupted_run_goes_on_with_the_same_results(dataset, straight, tmp
         assert Image.open(ours).tobytes() == Image.open(theirs).tobytes()
 
 
-def test_more_epochs_after_the_last_one(dataset, straight, tmp_path):
+def test_training_can_continue_after_the_last_epoch(dataset, straight, tmp_path):
     model = new_model(dataset)
     losses = watch(model)
     model.train(1, 100, str(tmp_path), verbose=False)
@@ -93,7 +93,7 @@ def test_more_epochs_after_the_last_one(dataset, straight, tmp_path):
     assert_same(everything(again), straight[1])
 
 
-def test_a_run_that_is_killed_goes_on_from_the_last_checkpoint(dataset, straight, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_from_the_last_checkpoint(dataset, straight, tmp_path, monkeypatch):
     monkeypatch.setattr(training_run, 'SECONDS_BETWEEN_CHECKPOINTS', -1)  # after every step
     model = new_model(dataset)
 
@@ -113,7 +113,7 @@ def test_a_run_that_is_killed_goes_on_from_the_last_checkpoint(dataset, straight
     assert_same(everything(again), straight[1])
 
 
-def test_samples_and_files_leave_the_results_alone(dataset, straight):
+def test_samples_and_files_do_not_change_results(dataset, straight):
     model = new_model(dataset)
     assert watch(model) == [] and model.train(EPOCHS, verbose=False) is None
     assert_same(everything(model), straight[1])
@@ -138,7 +138,7 @@ def test_training_can_be_called_again_after_a_failed_step(dataset):
 # --- data that can no longer be read ----------------------------------------------------------------------------------
 
 class Replaced:
-    """A loader whose data is replaced before the batch of this number, counted from the first epoch on."""
+    """Imitate a loader whose data is replaced before the batch of this number, counted over all epochs."""
 
     def __init__(self, loader, batch):
         self.loader, self.left, self.batch_size = loader, batch, loader.batch_size
@@ -155,7 +155,7 @@ class Replaced:
 
 
 @pytest.mark.parametrize('batch', [2, 3], ids=["an epoch's first batch", "an epoch's last batch"])
-def test_what_was_trained_before_the_data_was_replaced_is_saved(dataset, straight, tmp_path, batch):
+def test_steps_before_the_data_was_replaced_are_saved(dataset, straight, tmp_path, batch):
     model = new_model(dataset)
     model.data_loader = Replaced(model.data_loader, batch)
     said = one_line(model.train, EPOCHS, 1, str(tmp_path), False)
@@ -169,7 +169,7 @@ def test_what_was_trained_before_the_data_was_replaced_is_saved(dataset, straigh
     assert_same(everything(again), straight[1])
 
 
-def test_data_that_cannot_be_read_from_the_start_leaves_no_checkpoint(dataset, tmp_path):
+def test_unreadable_data_leaves_no_checkpoint(dataset, tmp_path):
     model = new_model(dataset)
     model.data_loader = Replaced(model.data_loader, 0)
     assert one_line(model.train, 1, 1, str(tmp_path), False) == 'birds.hdf5: has changed; put it back'
@@ -178,7 +178,7 @@ def test_data_that_cannot_be_read_from_the_start_leaves_no_checkpoint(dataset, t
 
 # --- the run folder ---------------------------------------------------------------------------------------------------
 
-def test_what_a_run_leaves(straight):
+def test_a_run_folder_has_the_documented_files(straight):
     losses, _, folder = straight
     assert sorted(os.listdir(os.path.join(folder, 'samples'))) == [f'epoch_000{k}.png' for k in range(1, EPOCHS + 1)]
     with Image.open(os.path.join(folder, 'samples', 'epoch_0001.png')) as grid:
@@ -200,7 +200,7 @@ def test_the_grid_shows_real_over_generated(dataset):
     assert grid.tobytes() == model.sample_grid().tobytes()
 
 
-def test_pictures_that_fill_no_row_are_left_out():
+def test_images_that_fill_no_row_are_left_out():
     real, fake = torch.full((10, 3, 4, 4), 1.0), torch.full((10, 3, 4, 4), -1.0)
     grid = real_over_generated(real, fake)
     assert grid.size == (8 * 6 + 2, 2 * 6 + 2)
@@ -221,7 +221,7 @@ def loader_of(sizes):
     return [{'right_images': torch.rand(n, 3, 64, 64) * 2 - 1, 'right_embed': torch.randn(n, 1024)} for n in sizes]
 
 
-def test_a_batch_of_one_picture_is_left_out_and_said_once(capsys):
+def test_a_batch_of_one_image_is_skipped_and_reported_once(capsys):
     model = Model('text2image', 'cpu', loader_of([2, 1]), 3, 50, 100)
     model.create_optim(2e-4)
     losses = watch(model)
@@ -255,7 +255,7 @@ def test_diverged_training_stops_and_leaves_the_last_checkpoint(tmp_path, value,
     assert (os.stat(file).st_ino, os.stat(file).st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_weights_that_are_not_numbers_are_a_diverged_training():
+def test_non_finite_weights_count_as_divergence():
     model = Model('text2image', 'cpu', loader_of([2, 2]), 3, 50, 100)
     model.create_optim(2e-4)
     with torch.no_grad():
@@ -264,7 +264,7 @@ def test_weights_that_are_not_numbers_are_a_diverged_training():
         model.train(1, verbose=False)
 
 
-def test_too_little_memory_is_said_in_a_line():
+def test_out_of_memory_is_a_one_line_error():
     def train_step(batch):
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate ...')
 
@@ -275,8 +275,8 @@ def test_too_little_memory_is_said_in_a_line():
         model.train(1, verbose=False)
 
 
-def test_losses_are_read_only_where_they_are_logged(tmp_path):
-    """On a GPU, reading one waits for the whole step."""
+def test_losses_are_read_only_when_logged(tmp_path):
+    """On a GPU, reading a loss waits for the whole step."""
     class Loss:
         reads = 0
 
@@ -307,7 +307,7 @@ def test_losses_in_a_list_are_logged_one_by_one(tmp_path):
     assert model.saved == str(tmp_path)
 
 
-def test_a_signal_while_the_first_step_is_logged_saves_it(dataset, tmp_path, monkeypatch):
+def test_a_signal_while_logging_saves_the_first_step(dataset, tmp_path, monkeypatch):
     losses = training_run.Log.losses
     monkeypatch.setattr(training_run.Log, 'losses', lambda *args: signal.raise_signal(signal.SIGTERM) or losses(*args))
     with pytest.raises(KeyboardInterrupt):

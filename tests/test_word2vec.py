@@ -1,4 +1,4 @@
-"""word2vec's networks and losses against the equations of Rong, arXiv 1411.2738, written out in NumPy."""
+"""Compare word2vec's networks and losses with the equations of Rong, arXiv 1411.2738, in NumPy."""
 import numpy as np
 import pytest
 import torch
@@ -20,7 +20,7 @@ CONTEXT = torch.tensor([[1, 3, 7, 1], [2, NO_WORD, 8, NO_WORD], [NO_WORD, 4, NO_
 
 
 def small_model(name, loss, seed=0):
-    """A model in float64 of V words and N numbers, none of them zero."""
+    """Return a float64 model of V words and N numbers, with no zero weights."""
     torch.manual_seed(seed)
     model = Model(name, 'cpu', None, Vocabulary([f'word{i}' for i in range(V)], list(range(2, V + 2))), N, loss,
                   negative=3)
@@ -36,7 +36,7 @@ def sigmoid(x):
 
 
 def softmax_gradients(W, W_prime, windows):
-    """Sum over `windows` (input words, output words) of E, dE/dW and dE/dW' by equations 1 to 36."""
+    """Return E, dE/dW and dE/dW', summed over `windows` (input words, output words), by equations 1 to 36."""
     E, dW, dW_prime = 0, np.zeros_like(W), np.zeros_like(W_prime)
     for inputs, outputs in windows:
         h = sum(W[k] for k in inputs) / len(inputs)                             # (18), (24)
@@ -52,7 +52,7 @@ def softmax_gradients(W, W_prime, windows):
 
 
 def negative_gradients(W, W_prime, windows, drawn):
-    """The same by equations 55 to 61; `drawn` are the negative samples of each output word, in their order."""
+    """Return the same by equations 55 to 61; `drawn` holds the negative samples of each output word, in order."""
     E, dW, dW_prime, drawn = 0, np.zeros_like(W), np.zeros_like(W_prime), iter(drawn)
     for inputs, outputs in windows:
         h = sum(W[k] for k in inputs) / len(inputs)
@@ -67,7 +67,7 @@ def negative_gradients(W, W_prime, windows, drawn):
 
 
 def windows_of(name):
-    """(input words, output words) of every window of the batch."""
+    """Return (input words, output words) of every window of the batch."""
     contexts = [[word for word in row if word != NO_WORD] for row in CONTEXT.tolist()]
     pairs = list(zip(contexts, [[word] for word in TARGET.tolist()]))
     return pairs if name == 'cbow' else [(target, context) for context, target in pairs]
@@ -75,7 +75,7 @@ def windows_of(name):
 
 @pytest.mark.parametrize('loss', LOSSES)
 @pytest.mark.parametrize('name', NETWORKS)
-def test_gradients_are_those_of_the_paper(name, loss, monkeypatch):
+def test_gradients_equal_the_papers_equations(name, loss, monkeypatch):
     model, windows = small_model(name, loss), windows_of(name)
     W, W_prime = (parameter.detach().numpy().copy() for parameter in (model.net.W, model.net.W_prime))
     if loss == 'softmax':
@@ -108,11 +108,11 @@ def test_negative_samples_follow_the_counts():
 
 # --- captions ---------------------------------------------------------------------------------------------------------
 
-def test_words_of_a_sentence():
+def test_sentences_are_split_into_words():
     assert words_of("It's RED, très-rouge (2 wings)\t红色!") == ["it's", 'red', 'très', 'rouge', 'wings', '红色']
 
 
-def test_the_vocabulary_counts_from_the_most_frequent_word():
+def test_word_numbers_follow_frequency():
     vocabulary = Vocabulary.of(['a b b', 'b a, c', 'c b d'], min_count=2)
     assert (vocabulary.words, vocabulary.counts) == (['b', 'a', 'c'], [4, 2, 2])
     assert vocabulary.number(' B ') == 0
@@ -120,12 +120,12 @@ def test_the_vocabulary_counts_from_the_most_frequent_word():
 
 
 def windows_by_hand(captions, reach):
-    """{(target, its context)} of every place, as numbers in one caption after the other."""
+    """Return {(target, context)} of every position, as numbers, one caption after the other."""
     return sorted((caption[i], *caption[max(0, i - reach):i], *caption[i + 1:i + 1 + reach])
                   for caption in captions for i in range(len(caption)))
 
 
-def test_an_epoch_has_the_window_around_every_word(monkeypatch):
+def test_an_epoch_has_one_window_per_word(monkeypatch):
     captions = ['a b c d e', 'e d', 'c', 'b a c']
     vocabulary = Vocabulary.of(captions, 1)
     numbered = [[vocabulary.number(word) for word in words_of(caption)] for caption in captions]
@@ -138,7 +138,7 @@ def test_an_epoch_has_the_window_around_every_word(monkeypatch):
     assert sorted(found) == windows_by_hand([caption for caption in numbered if len(caption) > 1], 2)
 
 
-def test_windows_are_random_in_order_and_reach():
+def test_windows_have_random_order_and_size():
     windows = Windows(CAPTIONS, Vocabulary.of(CAPTIONS, 1), 1000, window=3)
     torch.manual_seed(0)
     first, second = (next(iter(windows)) for _ in range(2))
@@ -147,7 +147,7 @@ def test_windows_are_random_in_order_and_reach():
     assert 1 in sizes and 6 in sizes
 
 
-def test_frequent_words_are_left_out():
+def test_sample_drops_frequent_words():
     captions = ['the the the the bird'] * 200
     windows = Windows(captions, Vocabulary.of(captions, 1), 10 ** 6, sample=0.05)
     torch.manual_seed(0)
@@ -174,7 +174,7 @@ def state_of(model):
 
 
 @pytest.mark.parametrize('stop', [2, 4])
-def test_an_interrupted_run_goes_on_with_the_same_results(tmp_path, stop, capsys):
+def test_an_interrupted_run_resumes_to_the_same_results(tmp_path, stop, capsys):
     straight, folder = new_model(), str(tmp_path)
     straight.train(3, 1, verbose=False)
     interrupt(new_model(), stop, 3, 1, folder)
@@ -189,7 +189,7 @@ def test_an_interrupted_run_goes_on_with_the_same_results(tmp_path, stop, capsys
 
 @pytest.mark.parametrize('name', NETWORKS)
 @pytest.mark.parametrize('loss', LOSSES)
-def test_words_in_the_same_places_become_alike(name, loss):
+def test_words_in_equal_contexts_become_similar(name, loss):
     captions = [f'the {color} {part} of it' for color in ('red', 'blue', 'green') for part in ('wing', 'tail', 'eye')]
     torch.manual_seed(0)
     vocabulary = Vocabulary.of(captions, 1)
@@ -200,7 +200,7 @@ def test_words_in_the_same_places_become_alike(name, loss):
     assert {word: set(found) for word, found in near.items()} == {'red': {'blue', 'green'}, 'tail': {'wing', 'eye'}}
 
 
-def test_nearest_and_analogies_are_cosines():
+def test_nearest_and_analogies_rank_by_cosine():
     model = small_model('cbow', 'softmax')
     vectors = model.net.W.detach().numpy()
     vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -216,7 +216,7 @@ def test_nearest_and_analogies_are_cosines():
     assert len(model.nearest(model.vectors(['word2'])[0], 50, without=['word2'])) == V - 1
 
 
-def test_a_checkpoint_has_all_that_is_asked(tmp_path):
+def test_a_checkpoint_answers_all_queries(tmp_path):
     model = new_model(name='skipgram')
     file = model.save_to(str(tmp_path), verbose=False)
     read = load_model(file)
@@ -224,23 +224,23 @@ def test_a_checkpoint_has_all_that_is_asked(tmp_path):
                                                                           model.vocabulary.counts)
     assert torch.equal(read.net.W, model.net.W)
     other = Model('cbow', 'cpu', None, model.vocabulary, 8)
-    assert 'is of skipgram with' in one_line(other.load_from, file)
+    assert 'holds skipgram with' in one_line(other.load_from, file)
     wrong = Model('skipgram', 'cpu', None, Vocabulary.of(CAPTIONS[:2], 1), 8)
-    assert 'go on with the same captions' in one_line(wrong.load_from, file)
+    assert 'continue with the same model and captions' in one_line(wrong.load_from, file)
 
 
 @pytest.mark.parametrize('damage', [{'words': None}, {'words': ['a']}, {'model': ['cbow']}, {'counts': [0] * 16},
                                     {'words': [*'abcdefghijklmno', '\x1b[2J']}, {'net': 3},
                                     {'net': {'W': torch.zeros(3)}}])
-def test_what_is_no_checkpoint_of_words_is_refused(tmp_path, damage):
+def test_other_checkpoints_are_refused(tmp_path, damage):
     file = new_model().save_to(str(tmp_path), verbose=False)
     torch.save(torch.load(file, weights_only=True) | damage, file)
-    assert one_line(load_model, file).startswith(f'{file}: is no checkpoint of word vectors')
+    assert one_line(load_model, file).startswith(f'{file}: not a checkpoint of word vectors')
 
 
 # --- the map ----------------------------------------------------------------------------------------------------------
 
-def test_the_map_keeps_the_two_directions_in_which_words_differ_most():
+def test_the_map_projects_onto_two_principal_directions():
     torch.manual_seed(0)
     spread = torch.randn(20, 3) * torch.tensor([5., 2., 0.01])
     rotated = spread @ torch.linalg.qr(torch.randn(3, 3)).Q
@@ -248,7 +248,7 @@ def test_the_map_keeps_the_two_directions_in_which_words_differ_most():
 
 
 @pytest.mark.parametrize('words, numbers', [(2, 1), (2, 8), (5, 1)])
-def test_a_map_of_few_words_or_numbers(words, numbers):
+def test_a_map_works_with_few_words_or_dimensions(words, numbers):
     vocabulary = Vocabulary([f'word{i}' for i in range(words)], [1] * words)
     assert shown_words(vocabulary) == vocabulary.words
     draw_words(vocabulary.words, range(words), torch.randn(words, numbers))

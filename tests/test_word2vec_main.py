@@ -1,4 +1,4 @@
-"""word2vec/main.py as people run it: from another folder, on captions that name colors and parts."""
+"""Run word2vec/main.py from another folder, on captions that name colors and parts."""
 import json
 import sys
 
@@ -23,7 +23,7 @@ WORDS = 15  # this, small, large, bird, has, the colors, the parts, and Auk, whi
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """data/tiny.hdf5 in a folder that commands are run from."""
+    """Return a folder with data/tiny.hdf5, to run commands from."""
     place = tmp_path_factory.mktemp('elsewhere')
     tiny.make(place / 'data' / 'tiny.hdf5', {'train': {'001.Auk': 2}, 'test': {'004.Wren': 1}}, CAPTIONS, False)
     return place
@@ -36,7 +36,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def trained(call, data, tmp_path):
-    """The folder of a run."""
+    """Train once and return the run folder."""
     call('--train', *data, *SMALL)
     return newest(tmp_path, 'tiny_')
 
@@ -45,7 +45,7 @@ def asked(tmp_path, *what):
     return [*what, '--dataset', 'tiny', '--out_dir', str(tmp_path)]
 
 
-def test_train_resume_and_ask_as_a_person_types_it(folder, data, tmp_path):
+def test_train_resume_and_query_from_the_command_line(folder, data, tmp_path):
     script = main.__file__
     printed = run_in(folder, script, '--train', *data, *SMALL)
     run_dir = newest(tmp_path, 'tiny_')
@@ -55,7 +55,7 @@ def test_train_resume_and_ask_as_a_person_types_it(folder, data, tmp_path):
     assert 'nearest to red:' in run_in(folder, script, *asked(tmp_path, '--query', 'red'))
 
 
-def test_a_resumed_run_is_one_without_interruption(call, data, trained, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(call, data, trained, tmp_path):
     call('--train', *data, *SMALL[2:], '--epochs', '4')
     straight = newest(tmp_path, 'tiny_')
     call('--train', '--resume', trained, '--epochs', '4')
@@ -69,7 +69,7 @@ def test_a_resumed_run_is_one_without_interruption(call, data, trained, tmp_path
 @pytest.mark.parametrize('model', ['cbow', 'skipgram'])
 @pytest.mark.parametrize('way', [['--loss', 'softmax'], ['--loss', 'negative', '--negative', '2'],
                                  ['--optimizer', 'sgd', '--lr', '0.01', '--sample', '0.1']])
-def test_every_way_to_train(call, data, tmp_path, model, way):
+def test_every_model_loss_and_optimizer_trains(call, data, tmp_path, model, way):
     assert f'and {model}.pt' in call('--train', '--model', model, *way, *data, *SMALL)
     run_dir = newest(tmp_path, 'tiny_')
     assert 'done: ' in call('--train', '--resume', run_dir, '--epochs', '3')
@@ -78,7 +78,7 @@ def test_every_way_to_train(call, data, tmp_path, model, way):
     assert len(out.splitlines()) == 1 + 1 + 2 * (1 + main.NEAREST)
 
 
-def test_analogy_evaluation_and_map(call, trained, tmp_path):
+def test_analogy_evaluation_and_plot_work(call, trained, tmp_path):
     out = call(*asked(tmp_path, '--analogy', 'wing', 'wings', 'bill'))
     assert 'wing is to wings as bill is to:' in out and 'wings' not in out.split('is to:')[1]
     out = call(*asked(tmp_path, '--train', 'False'))
@@ -92,19 +92,19 @@ def test_analogy_evaluation_and_map(call, trained, tmp_path):
 
 def test_errors_are_one_line(call, data, trained, tmp_path, folder):
     assert call.error(*asked(tmp_path, '--query', 'wigns')).startswith(
-        f"error: 'wigns': not among the {WORDS} words that were trained on; similar ones are wings")
+        f"error: 'wigns': not in the vocabulary of {WORDS} words; similar ones are wings")
     assert 'give another word' in call.error(*asked(tmp_path, '--query', 'xyzzy'))
     assert "'blakc'" in call.error(*asked(tmp_path, '--analogy', 'red', 'blakc', 'wing'))
     assert 'with a skipgram.pt in it yet' in call.error(*asked(tmp_path, '--query', 'red', '--model', 'skipgram'))
     assert 'add --loss negative' in call.error('--train', *data, *SMALL, '--negative', '3')
-    assert '--negative 2147483647: 5 to 20 are usual' in call.error(
+    assert '--negative 2147483647: too many, 5 to 20 are usual' in call.error(
         '--train', *data, *SMALL, '--loss', 'negative', '--negative', '2147483647')
     assert 'too few' in call.error('--train', *data, *SMALL, '--min_count', '1000')
     before = files_below(tmp_path)
     assert 'leave out --sample' in call.error('--train', *data, *SMALL, '--sample', '1e-9')
     assert files_below(tmp_path) == before
     assert 'no such' in call.error('--checkpoint', 'absent.pt', '--query', 'red')
-    assert f'--model skipgram: {trained}/cbow.pt is of cbow; leave out --model' in call.error(
+    assert f'--model skipgram: {trained}/cbow.pt holds cbow; leave out --model' in call.error(
         '--checkpoint', trained / 'cbow.pt', '--query', 'red', '--model', 'skipgram')
     assert 'prepare.py' in call.error('--train', '--dataset', 'absent')
     assert call.error('--train', '--query', 'red').endswith('--query: has no effect with --train; add --train False')
@@ -112,13 +112,13 @@ def test_errors_are_one_line(call, data, trained, tmp_path, folder):
     assert 'diverged' in call.error(*data, '--lr', '1e9', '--optimizer', 'sgd', *SMALL)
 
 
-def test_no_path_is_not_the_newest_run(call, capsys):
+def test_an_empty_path_is_not_the_newest_run(call, capsys):
     with pytest.raises(SystemExit, match='2'):
         call('--query', 'red', '--checkpoint', '')
     assert 'argument --checkpoint: is empty' in capsys.readouterr().err
 
 
-def test_a_run_goes_on_with_its_own_captions_alone(call, data, tmp_path, folder):
+def test_a_run_does_not_resume_with_other_captions(call, data, tmp_path, folder):
     other = tmp_path / 'other'
     tiny.make(other / 'tiny.hdf5', {'train': {'001.Auk': 2}}, CAPTIONS, False)
     call('--train', '--data_dir', other, '--dataset', 'tiny', '--out_dir', tmp_path / 'runs', *SMALL)
@@ -127,10 +127,10 @@ def test_a_run_goes_on_with_its_own_captions_alone(call, data, tmp_path, folder)
             layout.write_photograph(file, 'train', photograph)
     assert load_split(str(other / 'tiny.hdf5'), 'train').index.captions[0] != CAPTIONS[0]
     message = call.error('--resume', newest(tmp_path / 'runs', 'tiny_'), '--epochs', '3')
-    assert 'was trained on other captions' in message or 'go on with the same captions' in message
+    assert 'was trained on other captions' in message or 'continue with the same model and captions' in message
 
 
-def test_the_checkpoint_holds_tensors_and_words_alone(trained):
+def test_the_checkpoint_holds_only_tensors_and_words(trained):
     contents = torch.load(trained / 'cbow.pt', weights_only=True)
     assert contents['net']['W'].shape == (WORDS, 8) and len(contents['words']) == WORDS
 

@@ -1,4 +1,4 @@
-"""Worker processes that read crops: what they say, and how they end."""
+"""Worker processes that read crops: their errors, and how they end."""
 import os
 import signal
 import subprocess
@@ -24,7 +24,7 @@ PATIENCE = 60  # seconds, for a machine that is busy with other things
 
 
 class Dataset:
-    """Crops of `size` bytes; reading a batch first calls `act`."""
+    """A data set of crops of `size` bytes; reading a batch first calls `act`."""
 
     def __init__(self, act=lambda: None, size=10):
         self.act, self.size = act, size
@@ -57,25 +57,25 @@ def run_out_of_tensors():
 @pytest.mark.parametrize('act, said', [(refuse, 'auk.jpg: cannot be decoded; remove it'),
                                        (run_out_of_memory, 'too little memory to read images; use fewer --workers'),
                                        (run_out_of_tensors, 'too little memory to read images; use fewer --workers')])
-def test_an_error_is_the_same_line_from_a_worker(workers, act, said):
+def test_errors_in_workers_are_the_same_line(workers, act, said):
     assert one_line(lambda: list(shuffled_batches(Dataset(act), 4, workers, CPU))).startswith(said)
 
 
-def test_batches_take_no_room_in_shared_memory():
+def test_batches_do_not_fill_shared_memory():
     batch, = {id(batch): batch for batch in shuffled_batches(Dataset(size=10 ** 6), 8, 1, CPU)}.values()
     assert not batch['right_images'].is_shared() and batch['right_images'].shape == (8, 10 ** 6)
     assert set(batch['pid']) != {os.getpid()} and (batch['right_images'] == batch['pid'][0] % 256).all()
     batch['right_images'][0] = 1  # it may be written to, and warns of nothing
 
 
-def test_without_workers_nothing_is_sent():
+def test_without_workers_batches_are_not_sent():
     images = torch.zeros(2, 3)
     assert collate_crops(SimpleNamespace(batch={'right_images': images}))['right_images'] is images
     function, arguments = PipedTensor(images).__reduce__()
     assert torch.equal(function(*arguments), images)
 
 
-def test_no_room_for_semaphores_is_one_line(monkeypatch):
+def test_missing_semaphores_are_a_one_line_error(monkeypatch):
     def no_room():
         raise OSError(28, 'No space left on device')
 
@@ -84,7 +84,7 @@ def test_no_room_for_semaphores_is_one_line(monkeypatch):
     assert '/dev/shm' in said and said.endswith('use --workers 0')
 
 
-def test_a_killed_worker_is_one_line():
+def test_a_killed_worker_is_a_one_line_error():
     loader = shuffled_batches(Dataset(), 2, 1, CPU)
 
     def train_step(batch):
@@ -109,7 +109,7 @@ for batch in shuffled_batches(Dataset(size=10 ** 7), 2, 1, CPU):
 '''
 
 
-def test_workers_of_a_killed_process_end_even_while_they_send():
+def test_workers_of_a_killed_process_end_while_sending():
     with subprocess.Popen([sys.executable, '-c', KILLED], env=os.environ | {'PYTHONPATH': str(ROOT)}, text=True,
                           stdout=subprocess.PIPE) as process:
         worker = int(process.stdout.readline())

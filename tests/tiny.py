@@ -1,4 +1,4 @@
-"""Tiny HDF5 files of captioned pictures: colored noise with a square on it, made in a blink."""
+"""Write tiny HDF5 files of captioned images: colored noise with a square on it."""
 import io
 
 import numpy as np
@@ -15,7 +15,7 @@ CAPTIONS = ('a small red bird', 'un oiseau coloré – très petit “ébène”
 
 
 def jpeg(seed=0, size=(50, 40), mode='RGB'):
-    """The bytes of a JPEG of noise around a color, with a square of another color on it."""
+    """Return the bytes of a JPEG of noise around a color, with a square of another color on it."""
     random = np.random.default_rng(seed)
     pixels = random.integers(0, 180, 3) + random.integers(0, 60, (size[1], size[0], 3))
     pixels[8:24, 10:30] = random.integers(0, 255, 3)
@@ -25,7 +25,7 @@ def jpeg(seed=0, size=(50, 40), mode='RGB'):
 
 
 def photographs(split, classes, captions=CAPTIONS, embeddings=True):
-    """`layout.Photograph`s, `classes[name]` of each class, all different; the second of a class is gray."""
+    """Yield `classes[name]` different `layout.Photograph`s of each class; the second of a class is gray."""
     for class_name, count in classes.items():
         for k in range(count):
             name = f'{class_name[4:]}_{k}'
@@ -37,7 +37,7 @@ def photographs(split, classes, captions=CAPTIONS, embeddings=True):
 
 
 def make(path, splits=SPLITS, captions=CAPTIONS, embeddings=True):
-    """Write a file in this project's layout: `splits[split][class]` photographs of each class. Returns the path."""
+    """Write a file in this project's layout with `splits[split][class]` photographs of each class; return its path."""
     with layout.replace_file(str(path)) as file:
         for split, classes in splits.items():
             for photograph in photographs(split, classes, captions, embeddings):
@@ -46,7 +46,7 @@ def make(path, splits=SPLITS, captions=CAPTIONS, embeddings=True):
 
 
 def with_encoder(folder, splits):
-    """`make` folder/data/tiny.hdf5, its embeddings written by the encoder that lies beside it. Returns the folder."""
+    """Write folder/data/tiny.hdf5 and, beside it, the encoder that wrote its embeddings. Returns the folder."""
     path = make(folder / 'data' / 'tiny.hdf5', splits)
     torch.manual_seed(0)
     encoder = CharCnnRnn('birds_cvpr')

@@ -1,4 +1,4 @@
-"""Torch7's binary format (torch.save in Lua), written: what the tests of our readers need of it."""
+"""Write Torch7's binary format (torch.save in Lua), as far as the tests of our readers need it."""
 import struct
 import sys
 
@@ -13,16 +13,16 @@ class Table(dict):
 
 
 class Torch:
-    """An object of a Torch class, such as nn.Linear: its fields are a table."""
+    """An object of a Torch class, such as nn.Linear, whose fields are a table."""
 
     def __init__(self, kind, **fields):
         self.kind, self.fields = kind, Table(fields)
 
 
 class Tensor:
-    """A tensor over a numpy array as its storage, by default all of it; tensors can share one.
+    """A tensor whose storage is a NumPy array, by default all of it; tensors can share a storage.
 
-    `size`, `stride` and `offset` (from 1) need not be true of the storage.
+    `size`, `stride` and `offset` (from 1) need not fit the storage.
     """
 
     def __init__(self, storage, size=None, stride=None, offset=1):
@@ -33,9 +33,9 @@ class Tensor:
 
 
 def dumps(value):
-    """The bytes of a file that holds `value`: None, bools, numbers, str, bytes, dicts, lists and the classes above.
+    """Return the bytes of a file with `value`: None, bools, numbers, str, bytes, dicts, lists and the classes above.
 
-    As in Lua, whatever is met twice is written once and then pointed to.
+    As in Lua, an object that occurs twice is written once and then referenced.
     """
     numbers, parts, kept = {}, [], []
 

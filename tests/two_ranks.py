@@ -1,6 +1,6 @@
-"""Two processes that train together: with torchrun's environment, and by torchrun itself, which then starts this file.
+"""Train in two processes, with torchrun's environment or by torchrun itself, which then starts this file.
 
-What each has seen goes to a file in its folder.
+Each process writes its record to a file in its folder.
 """
 import contextlib
 import importlib
@@ -26,7 +26,7 @@ PATIENCE = 240  # seconds, for a machine that is busy with other things
 
 
 def train(folder, chapter, *args, at_step=None):
-    """Run the chapter's main.py in `folder` as two ranks. Returns for each (exit status, what `_watch` has seen).
+    """Run a section's main.py in `folder` as two ranks. Returns (exit status, record of `_watch`) for each.
 
     `at_step(rank, step, losses)`, if given, is called before the first step and after every step, and may change its
     losses.
@@ -48,9 +48,9 @@ def train(folder, chapter, *args, at_step=None):
 
 @contextlib.contextmanager
 def torchrun(folder, *args):
-    """torchrun of StackGAN++'s main.py in two processes, each of which writes its number to `folder`/pid_RANK.
+    """Start StackGAN++'s main.py with torchrun in two processes, each of which writes its id to `folder`/pid_RANK.
 
-    In the end none of them is left.
+    Afterwards, both are killed if they are still running.
     """
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', __file__]
     environment = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
@@ -137,7 +137,7 @@ def _watch(Model, rank, at_step):
 
 
 def stop_second(rank, step, losses):
-    """Somebody ends the second process alone, while its third step is under way."""
+    """Send a signal to the second process alone during its third step."""
     if rank == 1 and step == 3:
         os.kill(os.getpid(), signal.SIGTERM)
     if rank == 0 and step == 3:
@@ -146,19 +146,19 @@ def stop_second(rank, step, losses):
 
 
 def diverge_second(rank, step, losses):
-    """The second process's third step goes wrong."""
+    """Make the loss of the second process's third step NaN."""
     if rank == 1 and step == 3:
         losses['loss_G'] = torch.tensor(torch.nan)
 
 
 def end_second(rank, step, losses, at=3):
-    """The second process ends without a word in its third step, or `at` another."""
+    """End the second process without a message in its third step, or at step `at`."""
     if rank == 1 and step == at:
         os._exit(9)
 
 
 def end_second_at_once(rank, step, losses):
-    """The second process ends without a word before it shares the first's weights."""
+    """End the second process without a message before it receives the first one's weights."""
     end_second(rank, step, losses, at=0)
 
 

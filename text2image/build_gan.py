@@ -1,4 +1,4 @@
-"""Training and evaluation of the text-to-image GAN (section "GAN architecture and training")."""
+"""Train and evaluate the text-to-image GAN (section "GAN architecture and training")."""
 import torch
 from torch import nn
 
@@ -15,9 +15,9 @@ SAMPLES = 32  # pairs of images in a sample grid
 
 
 def _weights_init(m):
-    """Draw the weights of convolutions from N(0, 0.02) and the scales of batch norms from N(1, 0.02).
+    """Initialize convolutions from N(0, 0.02^2) and the scales of batch norms from N(1, 0.02^2).
 
-    Linear layers keep the initialization of PyTorch.
+    Linear layers keep PyTorch's default initialization.
     """
     if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(m.weight, 0.0, 0.02)
@@ -26,11 +26,11 @@ def _weights_init(m):
 
 
 class Model:
-    """The generator and the discriminator, their losses and their optimizers.
+    """Train the generator and the discriminator, and generate images.
 
-    `data_loader` yields batches as in `data/txt2image_dataset.py`. `l1_coef` weighs feature matching, `l2_coef` the
-    pixel loss. Two terms of Reed et al. (ICML 2016) that the chapter leaves out are off by default: `cls_coef`
-    (GAN-CLS, section 4.2) and `int_coef` (GAN-INT, section 4.3).
+    `data_loader` yields batches as in `data/txt2image_dataset.py`. `l1_coef` is the weight of feature matching,
+    `l2_coef` that of the pixel loss. Two losses of Reed et al. (ICML 2016) that the chapter leaves out have the weights
+    `cls_coef` (GAN-CLS, section 4.2) and `int_coef` (GAN-INT, section 4.3), both 0 by default.
     """
 
     def __init__(self, name, device, data_loader, channels, l1_coef, l2_coef, cls_coef=0.0, int_coef=0.0):
@@ -51,14 +51,14 @@ class Model:
         self.optim_D = torch.optim.Adam(self.netD.parameters(), lr=lr, betas=(alpha, beta), fused=True)
 
     def set_lr(self, lr):
-        """Continue with another learning rate than that of a loaded checkpoint."""
+        """Set the learning rate of all optimizers, in place of that of a loaded checkpoint."""
         for group in (*self.optim_G.param_groups, *self.optim_D.param_groups):
             group['lr'] = lr
 
     def train(self, epochs, log_interval=100, out_dir='', verbose=True):
         """Train until `epochs` epochs are done, including those of a loaded checkpoint.
 
-        Logs, samples, checkpoints and interruptions are the business of `common.training_run.TrainingRun`.
+        `common.training_run.TrainingRun` writes logs, samples and checkpoints, and handles interruptions.
         """
         if self.optim_G is None:
             raise UserError('call create_optim(lr) before train()')
@@ -73,13 +73,14 @@ class Model:
     def train_step(self, batch):
         """Train D for one step, then G: the body of the chapter's loop.
 
-        x is an image, t its sentence's embedding, z noise. Returns the losses: `loss_D` and `loss_G`, scalar tensors.
+        In the comments, x is an image, t the embedding of its sentence and z noise; every loss is the mean over the
+        batch. Returns a dict of scalar tensors: `loss_D` and `loss_G`.
         """
         image, embed = batch['right_images'].to(self.device), batch['right_embed'].to(self.device)
         real_label = torch.ones(len(image), device=self.device)
         fake_label = torch.zeros(len(image), device=self.device)
 
-        # Train D: max log D(x, t) + log(1 - D(G(z, t), t))
+        # Train D: d_loss = -log D(x, t) - log(1 - D(G(z, t), t))
         self.netD.requires_grad_(True)
         self.optim_D.zero_grad()
         out_real, _ = self.netD(image, embed)
@@ -92,14 +93,14 @@ class Model:
         loss_d_fake = self.loss_adv(out_fake, fake_label)
 
         d_loss = loss_d_real + loss_d_fake
-        if self.cls_coef:  # GAN-CLS: + log(1 - D(x', t)), where x' is an image of another class than t
+        if self.cls_coef:  # GAN-CLS: d_loss -= cls_coef * log(1 - D(x', t)), where x' is an image of another class
             out_wrong, _ = self.netD(batch['wrong_images'].to(self.device), embed)
             d_loss = d_loss + self.cls_coef * self.loss_adv(out_wrong, fake_label)
         d_loss.backward()
         self.optim_D.step()
 
-        # Train G: max log D(G(z, t), t), with
-        #   l1_loss = |E f(G(z, t)) - E f(x)|, where f are the features of D and E is the mean over the batch,
+        # Train G: g_loss = -log D(G(z, t), t) + l1_coef * l1_loss + l2_coef * l2_loss
+        #   l1_loss = |E f(G(z, t)) - E f(x)|, where f are the features of D, and E is the mean over the batch
         #   l2_loss = (G(z, t) - x)^2, the mean over all pixels
         self.netD.requires_grad_(False)  # D does not learn here
         self.optim_G.zero_grad()
@@ -111,7 +112,7 @@ class Model:
         l1_loss = self.loss_l1(act_fake.mean(0), act_real.mean(0))
         l2_loss = self.loss_l2(image_fake, image)
         g_loss = self.loss_adv(out_fake, real_label) + self.l1_coef * l1_loss + self.l2_coef * l2_loss
-        if self.int_coef:  # GAN-INT: + log D(G(z, t'), t'), where t' lies halfway between two sentences
+        if self.int_coef:  # GAN-INT: g_loss -= int_coef * log D(G(z, t'), t'), where t' = (t + another sentence's) / 2
             between = 0.5 * (embed + batch['inter_embed'].to(self.device))
             noise = torch.randn((len(image), self.netG.latent_dim, 1, 1), device=self.device)
             out_between, _ = self.netD(self.netG(noise, between), between)
@@ -121,7 +122,7 @@ class Model:
         return {'loss_D': d_loss.detach(), 'loss_G': g_loss.detach()}
 
     def sample_grid(self):
-        """Return a PIL image of real images over generated ones: always for the same sentences and the same noise."""
+        """Return a PIL image with generated images below the real ones, for the same sentences and noise every time."""
         if not hasattr(self, 'sample_batch'):
             self.sample_batch = fixed_batch(self.data_loader.dataset, SAMPLES)
         fake = self.generate(self.sample_batch['right_embed'])
@@ -129,7 +130,7 @@ class Model:
 
     @torch.no_grad()
     def generate(self, embed, seed=0):
-        """Generate images [B, channels, 64, 64] in [-1, 1] for sentence embeddings [B, 1024], noise from `seed`."""
+        """Generate images [B, channels, 64, 64] in [-1, 1] for sentence embeddings [B, 1024]; `seed` sets the noise."""
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn((len(embed), self.netG.latent_dim, 1, 1), generator=generator)
         was_training = self.netG.training
@@ -139,23 +140,24 @@ class Model:
         return image
 
     def eval(self, batch_size=None):
-        """Generate images for the first `batch_size` captions of the data loader (default: its first batch).
+        """Generate images for the first `batch_size` captions of the data loader's first batch (default: all of it).
 
-        Returns (images [B, channels, 64, 64] in [-1, 1], the captions).
+        Returns (images [B, channels, 64, 64] in [-1, 1], list of captions).
         """
         batch = next(iter(self.data_loader))
         size = min(batch_size or len(batch['txt']), len(batch['txt']))
         return self.generate(batch['right_embed'][:size]), batch['txt'][:size]
 
     def save_to(self, path='', name=None, verbose=True):
-        """Write networks, optimizers and progress to `path/NAME.pt`, whole or not at all. Returns the file."""
+        """Save networks, optimizers and progress to `path/NAME.pt` in one atomic write, and return the file."""
         return checkpoint.save_model(self, self._parts(), path, name, verbose)
 
     def load_from(self, path='', name=None, verbose=True):
-        """Read what `save_to` wrote, or another of the forms in `checkpoints.read`; `path` is the file or its folder.
+        """Load a checkpoint: what `save_to` wrote, or another format that `checkpoints.read` knows.
 
-        After `create_optim`, the states of the optimizers and the progress are read, too. Raises UserError where the
-        file is missing, damaged, refused or of another network; the model is then as it was.
+        `path` is the file or its folder. If `create_optim` has been called, the states of the optimizers and the
+        progress are loaded, too. Raises UserError if the file is missing, damaged, unsafe to load, or belongs to
+        another network; the model then stays as it was.
         """
         file, contents = checkpoints.read(path, name or self.name)
         checkpoint.load_model(self, self._parts(), contents, file)

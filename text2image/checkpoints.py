@@ -1,20 +1,20 @@
-"""The forms in which the two networks of text2image are stored: ours, and those of the chapter's own scripts."""
+"""Read checkpoints of text2image: our own format, and those of the chapter's scripts."""
 import os
 
 from common import checkpoint
 
 
 def find(path, name):
-    """Return the checkpoint file that `path` names: itself, NAME.pt in the folder, or the chapter's NAME_G.pt."""
+    """Return the checkpoint file for `path`: a file itself, or NAME.pt or the chapter's NAME_G.pt in a folder."""
     return checkpoint.find(path, name, [f'{name}_G.pt'])
 
 
 def read(path, name):
-    """Return (the file that was read, its contents): a dict with the state dicts `netG` and `netD`, or one of them.
+    """Return (file that was read, contents): a dict with the state dicts `netG` and `netD`, or one of them.
 
-    `path` is the file, or a folder as in `find`. A checkpoint of ours also holds optimizers, progress and notes; beside
-    the chapter's NAME_G.pt, its NAME_D.pt is read, too; another plain state dict is of one of the two networks. Raises
-    UserError where a file is missing, damaged or refused.
+    `path` is a file or a folder, as in `find`. Our checkpoints also hold optimizers, progress and notes. With the
+    chapter's NAME_G.pt, the NAME_D.pt beside it is read, too; any other plain state dict is that of one network. Raises
+    UserError if a file is missing, damaged or unsafe to load.
     """
     file = find(path, name)
     contents = checkpoint.load(file)

@@ -1,7 +1,7 @@
 """The networks of the chapter's text-to-image GAN, 64 x 64 (section "GAN architecture and training").
 
-The model is that of Reed et al., "Generative Adversarial Text to Image Synthesis" (ICML 2016), section 4.1. Here x is
-an image, t the embedding of a sentence and z noise: the generator computes G(z, t), the discriminator D(x, t).
+The model follows Reed et al., "Generative Adversarial Text to Image Synthesis" (ICML 2016), section 4.1. With an image
+x, the embedding t of a sentence, and noise z, the generator computes G(z, t) and the discriminator D(x, t).
 """
 import torch
 from torch import nn
@@ -47,7 +47,7 @@ class Generator(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Append a shortened sentence embedding to image features, the same at every location.
+    """Project a sentence embedding to `size_out` numbers and append it to image features at every location.
 
     x [B, C, H, W] and text [B, size_in] -> [B, C + size_out, H, W].
     """
@@ -66,10 +66,10 @@ class Embedding(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Judge whether images are real and show what a sentence says: D(x, t), and the features that it judges by.
+    """Compute D(x, t), the probability that an image is real and matches the sentence, and features of the image.
 
-    x [B, channels, 64, 64] in [-1, 1] and text [B, embed_dim] -> probabilities [B], and features [B, 512, 4, 4] of the
-    image alone: the second output, which the generator's L1 loss compares between real and generated images.
+    x [B, channels, 64, 64] in [-1, 1] and text [B, embed_dim] -> probabilities [B] and features [B, 512, 4, 4]. The
+    features depend on the image alone; the generator's L1 loss compares those of real and generated images.
     """
 
     def __init__(self, channels, embed_dim=1024, embed_out_dim=128):

@@ -1,8 +1,8 @@
-"""Text-to-image GAN: train, evaluate, or generate images of your own sentences.
+"""Train the text-to-image GAN, evaluate it, or generate images for your own sentences.
 
     python main.py --train                                                  train on data/birds/birds.hdf5
     python main.py --train --resume                                         continue the newest run
-    python main.py --train False                                            64 images for held-out captions
+    python main.py --train False                                            generate 64 images for held-out captions
     python main.py --train False --text "a small red bird with black wings"
 """
 import os
@@ -14,7 +14,7 @@ sys.path.insert(0, os.path.dirname(HERE))
 from common import signals
 
 if __name__ == '__main__':
-    signals.end_at_once()  # while the imports take seconds
+    signals.end_at_once()  # the imports below take seconds
 
 import argparse
 
@@ -32,14 +32,14 @@ EVAL_SIZE = 64
 
 
 def parse_flags():
-    """Return (options, the folder of the run to continue or None)."""
+    """Return (options, folder of the run to resume or None)."""
     parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_run_flags(parser, model='text2image', epochs=200, batch_size=256, lr=0.0002, section_dir=HERE,
                         batch_modes=(*flags.TRAINING, flags.TEXT))
     parser.add_argument('--channels', type=int, choices=[3], default=3, modes=flags.ALL,
                         help='channels of the images (default: 3)')
     flags.add_weights(parser, [('l1_coef', 50, 'feature matching'), ('l2_coef', 100, 'the pixel loss'),
-                               ('cls_coef', 0, 'real images with wrong sentences (GAN-CLS)'),
+                               ('cls_coef', 0, 'real images with mismatched sentences (GAN-CLS)'),
                                ('int_coef', 0, 'interpolated sentences (GAN-INT)')])
     flags.add_precision_flag(parser)
     flags.add_compile_flag(parser)
@@ -48,7 +48,7 @@ def parse_flags():
 
 
 def main():
-    """Parse the flags and do what they ask for: train, generate images of sentences, or evaluate."""
+    """Parse the flags, then train, evaluate, or generate images for sentences."""
     options, resumed = parse_flags()
     device = flags.set_up(options)
     task = train if options.train else generate if options.text or options.text_file else evaluate
@@ -57,7 +57,7 @@ def main():
 
 
 def train(options, device, resumed):
-    """Train in a new run folder, or continue the run in the folder `resumed`."""
+    """Train in a new run folder, or resume the run in the folder `resumed`."""
     print('Loading data...', flush=True)
     dataset = Text2ImageDataset(flags.dataset_file(options), split=0,
                                 drawn=options.cls_coef > 0 or options.int_coef > 0)
@@ -76,14 +76,14 @@ def train(options, device, resumed):
     model.keep = options.keep
     if run_dir:
         reading.keep_encoder(dataset, run_dir)
-    print(f'Training on {len(dataset)} captions of {len(dataset.pictures)} pictures; everything goes to {run_dir}',
+    print(f'Training on {len(dataset)} captions of {len(dataset.pictures)} photographs; everything goes to {run_dir}',
           flush=True)
     model.train(options.epochs, options.log_interval, run_dir)
     print(f'done: {run_dir} holds samples/, log.txt, TensorBoard curves and {options.model}.pt')
 
 
 def evaluate(options, device, resumed):
-    """Generate images for captions of classes that were not trained on."""
+    """Generate images for captions of classes that are not in the training data."""
     dataset = reading.require_embeddings(Text2ImageDataset.held_out(flags.dataset_file(options)))
     loader = DataLoader(dataset, EVAL_SIZE, shuffle=True, collate_fn=dataset.collate)
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
@@ -96,7 +96,7 @@ def evaluate(options, device, resumed):
 
 
 def generate(options, device, resumed):
-    """Generate an image of each sentence that the user typed."""
+    """Generate an image for each sentence of `--text` and `--text_file`."""
     sentences = flags.read_sentences(options.text, options.text_file)
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
                                dataset=run.if_given('dataset', options.dataset))
@@ -107,13 +107,13 @@ def generate(options, device, resumed):
 
 
 def make_model(options, device, data_loader=None):
-    """Create the Model that the options describe."""
+    """Create a Model from the options."""
     return Model(options.model, device, data_loader, options.channels, options.l1_coef, options.l2_coef,
                  options.cls_coef, options.int_coef)
 
 
 def load_model(file, options, device, data_loader=None):
-    """Create the Model of a checkpoint."""
+    """Create a Model and load a checkpoint into it."""
     model = make_model(options, device, data_loader)
     model.load_from(file, verbose=False)
     return model

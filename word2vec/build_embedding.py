@@ -1,4 +1,4 @@
-"""Training of word vectors, and what can be asked of them (chapter: word embedding; Rong, arXiv 1411.2738)."""
+"""Train word vectors and query them (section "Word embedding"; Rong, arXiv 1411.2738)."""
 import os
 
 import torch
@@ -14,14 +14,14 @@ from word2vec.embedding import CBOW, NO_WORD, SkipGram
 NETWORKS = {'cbow': CBOW, 'skipgram': SkipGram}
 LOSSES = ('softmax', 'negative')
 OPTIMIZERS = {'adam': torch.optim.Adam, 'sgd': torch.optim.SGD}
-NOISE_POWER = 0.75  # negative samples come in proportion to their counts to this power (Mikolov et al., 2013)
+NOISE_POWER = 0.75  # negative samples are drawn in proportion to count^0.75 (Mikolov et al., 2013)
 
 
 class Model:
-    """One of the `NETWORKS`, its loss and its optimizer.
+    """Train one of the `NETWORKS`, and query its word vectors.
 
-    `name` says which network; `data_loader` yields batches as in `word2vec.corpus.Windows`. `loss` is 'softmax', over
-    the whole vocabulary, or 'negative', which tells each word to be predicted from `negative` randomly drawn ones.
+    `name` selects the network; `data_loader` yields batches as in `word2vec.corpus.Windows`. `loss` is 'softmax' over
+    the whole vocabulary, or 'negative': negative sampling with `negative` random words for each predicted word.
     """
 
     def __init__(self, name, device, data_loader, vocabulary, vector_size=100, loss='softmax', negative=5):
@@ -34,12 +34,18 @@ class Model:
         self.options, self.data, self.keep = {}, {}, checkpoint.KEEP
 
     def create_optim(self, lr, optimizer='adam'):
-        """Adam, or the paper's plain gradient descent ('sgd'). The learning rate falls to zero, epoch by epoch."""
+        """Create the optimizer: 'adam', or the paper's plain gradient descent, 'sgd'.
+
+        `decay_lr` lowers its learning rate to zero over the epochs.
+        """
         self.lr = lr
         self.optim = OPTIMIZERS[optimizer](self.net.parameters(), lr=lr)
 
     def train_step(self, batch):
-        """One step on a batch of windows. Returns `loss`, the mean of their losses E (a scalar tensor)."""
+        """Train for one step on a batch of windows. Returns {`loss`: mean of E over the windows, a scalar tensor}.
+
+        Numbers in parentheses are the paper's equations.
+        """
         target, context = batch['target'].to(self.device), batch['context'].to(self.device)        # [B], [B, C]
 
         if self.name == 'cbow':
@@ -51,25 +57,29 @@ class Model:
 
         if self.loss == 'softmax':
             u = self.net.scores(h)                             # u_j = v'_j . h                         (2)
-            log_y = u - u.logsumexp(1, keepdim=True)           # y_j = exp(u_j) / sum_j' exp(u_j')      (3)
-            E = -(log_y.gather(1, predicted) * is_word)        # E = -log p(w_O,1 ... w_O,C | w_I)      (19, 27)
+            log_y = u - u.logsumexp(1, keepdim=True)           # log y_j, y_j = exp(u_j) / sum exp(u)    (3)
+            E = -(log_y.gather(1, predicted) * is_word)        # E = -log p(w_O | context), or         (19)
+                                                               # E = -log p(w_O,1 ... w_O,C | w_I)      (27)
         else:
             drawn, is_negative = self._draw_negatives(predicted)
             u = self.net.scores_of(h, predicted)
             u_drawn = self.net.scores_of(h, drawn.flatten(1)).view_as(drawn)
-            # E = -log s(v'_wO . h) - sum of log s(-v'_wj . h) over the drawn words, s being the sigmoid (55)
+            # E = -log s(v'_wO . h) - sum_j log s(-v'_wj . h), where w_j are the drawn words, s is the sigmoid  (55)
             E = -(logsigmoid(u) + (logsigmoid(-u_drawn) * is_negative).sum(2)) * is_word
 
-        # What backward() computes are the paper's equations; tests/test_word2vec.py has them written out.
+        # backward() computes the paper's gradients, which tests/test_word2vec.py checks:
         #   CBOW: dE/dv'_j = e_j h, dE/dv_wI,c = EH / C (22, 23)    skip-gram: dE/dv'_j = EI_j h, dE/dv_wI = EH (34, 35)
-        #   negative sampling, of the words predicted and drawn: dE/dv'_j = (s(v'_j . h) - t_j) h (59), EH (61)
+        #   negative sampling, for predicted and drawn words: dE/dv'_j = (s(v'_j . h) - t_j) h (59), EH (61)
         self.optim.zero_grad()
         E.sum().backward()
         self.optim.step()                                      # SGD: w(new) = w(old) - lr dE/dw
         return {'loss': E.detach().sum(1).mean()}
 
     def _draw_negatives(self, predicted):
-        """`negative` words for each word to be predicted, and whether each is another one: both [B, P, negative]."""
+        """Draw random words for every predicted word [B, P].
+
+        Returns (words, whether each differs from the predicted word), both [B, P, negative].
+        """
         drawn = torch.multinomial(self.noise, predicted.numel() * self.negative, replacement=True)
         drawn = drawn.view(*predicted.shape, self.negative)
         return drawn, drawn != predicted[:, :, None]
@@ -77,7 +87,7 @@ class Model:
     def train(self, epochs, log_interval=100, out_dir='', verbose=True):
         """Train until `epochs` epochs are done, including those of a loaded checkpoint.
 
-        Logs, checkpoints and interruptions are the business of `common.training_run.TrainingRun`.
+        `common.training_run.TrainingRun` writes logs and checkpoints, and handles interruptions.
         """
         if self.optim is None:
             raise UserError('call create_optim(lr) before train()')
@@ -89,14 +99,14 @@ class Model:
                     run.log(losses)
 
     def decay_lr(self, epoch, epochs):
-        """Set the learning rate of an epoch, as far from zero as the training is from its end."""
+        """Set the learning rate of an epoch: lr * (1 - epoch / epochs)."""
         self.optim.param_groups[0]['lr'] = self.lr * max(0, 1 - epoch / epochs)
 
     @torch.no_grad()
     def nearest(self, vector, count=5, without=()):
-        """The words whose vectors have the largest cosine with `vector` [N]: [(word, cosine)], the nearest first.
+        """Return [(word, cosine)] for the words whose vectors have the largest cosine with `vector` [N], nearest first.
 
-        The words `without` are left out, as those that a question is made of.
+        The words in `without`, such as those of the question itself, are left out.
         """
         cosines = normalize(self.net.W, dim=1) @ normalize(vector, dim=0)                          # [V]
         cosines[[self.vocabulary.number(word) for word in without]] = -2
@@ -106,44 +116,44 @@ class Model:
 
     @torch.no_grad()
     def vectors(self, words):
-        """Their input vectors at length 1: [words, N]. Raises UserError where one is not in the vocabulary."""
+        """Return the input vectors of words, at length 1: [words, N]. Raises UserError if a word is unknown."""
         return normalize(self.net.W[[self.vocabulary.number(word) for word in words]], dim=1)
 
     def analogy(self, a, b, c, count=5):
-        """What is to `c` as `b` is to `a`: the words nearest to v_b - v_a + v_c, as `nearest` gives them."""
+        """Return what is to `c` as `b` is to `a`: the words nearest to v_b - v_a + v_c, as `nearest` does."""
         v_a, v_b, v_c = self.vectors([a, b, c])
         return self.nearest(v_b - v_a + v_c, count, without=[a, b, c])
 
     def eval(self, words, count=5):
-        """For each of the `words` that is in the vocabulary, the `count` nearest: {word: [word, ...]}."""
+        """Return the `count` nearest words for each of the `words` in the vocabulary: {word: [word, ...]}."""
         known = [word for word in self.vocabulary.words if word in words]
         return {word: [near for near, _ in self.nearest(self.vectors([word])[0], count, without=[word])]
                 for word in known}
 
     def save_to(self, path='', name=None, verbose=True):
-        """Write vectors, vocabulary, optimizer, progress to `path/NAME.pt`, whole or not at all. Returns the file."""
+        """Save vectors, vocabulary, optimizer and progress to `path/NAME.pt` in one atomic write; returns the file."""
         return checkpoint.save_model(self, {'net': self.net, 'optim': self.optim}, path, name, verbose,
                                      model=self.name, words=self.vocabulary.words, counts=self.vocabulary.counts)
 
     def load_from(self, path='', name=None, verbose=True):
-        """Read what `save_to` wrote; `path` is the file or its folder.
+        """Load a checkpoint that `save_to` wrote; `path` is the file or its folder.
 
-        With an optimizer already made (`create_optim`), its state and the progress are read too. In place of a damaged
-        NAME.pt in a folder, what was kept from before it is read. Raises UserError where the file is missing, damaged,
-        refused, or of another network or vocabulary.
+        If `create_optim` has been called, the state of the optimizer and the progress are loaded, too. If NAME.pt in a
+        folder is damaged, the checkpoint before it is loaded. Raises UserError if the file is missing, damaged, unsafe
+        to load, or of another network or vocabulary.
         """
         file = path if os.path.isfile(path) else checkpoint.newest(os.path.join(path, f'{name or self.name}.pt'))
         contents = load(file)
         if (contents['model'], contents['words']) != (self.name, self.vocabulary.words):
-            raise UserError(f'{file}: is of {contents["model"]} with {len(contents["words"])} words, not of '
-                            f'{self.name} with these {len(self.vocabulary)}; go on with the same captions')
+            raise UserError(f'{file}: holds {contents["model"]} with {len(contents["words"])} words, not {self.name} '
+                            f'with these {len(self.vocabulary)}; continue with the same model and captions')
         checkpoint.load_model(self, {'net': self.net, 'optim': self.optim}, contents, file)
         if verbose:
             print(f'loaded {file}')
 
 
 def load_model(file, device='cpu'):
-    """The `Model` of a checkpoint, with its vocabulary, to ask or to plot. Raises UserError as `load_from` does."""
+    """Return the `Model` of a checkpoint with its vocabulary, for queries. Raises UserError as `load_from` does."""
     contents = load(file)
     vocabulary = Vocabulary(contents['words'], contents['counts'])
     model = Model(contents['model'], device, None, vocabulary, contents['net']['W'].shape[1])
@@ -152,7 +162,7 @@ def load_model(file, device='cpu'):
 
 
 def load(file):
-    """The dict that `save_to` wrote. Raises UserError where the file is missing, damaged or holds something else."""
+    """Return the dict that `save_to` wrote. Raises UserError if the file is missing, damaged or of another kind."""
     contents = checkpoint.load(file)
     words, counts, net = (contents.get(name) for name in ('words', 'counts', 'net'))
     W = net.get('W') if isinstance(net, dict) else None
@@ -161,5 +171,5 @@ def load(file):
                and isinstance(counts, list) and all(type(count) is int and count > 0 for count in counts)
                and 2 <= len(words) == len(set(words)) == len(counts) == len(W))
     if not is_ours:
-        raise UserError(f'{file}: is no checkpoint of word vectors; give one that word2vec/main.py --train wrote')
+        raise UserError(f'{file}: not a checkpoint of word vectors; give one that word2vec/main.py --train wrote')
     return contents

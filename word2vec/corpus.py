@@ -1,4 +1,4 @@
-"""Captions as word2vec reads them: words, their numbers, and the windows around each."""
+"""Prepare captions for word2vec: split them into words, number the words, and sample windows."""
 import difflib
 import re
 from collections import Counter
@@ -8,18 +8,18 @@ import torch
 from common.errors import UserError
 from word2vec.embedding import NO_WORD
 
-WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")  # letters of any script, and what follows an apostrophe: it's
+WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")  # letters of any script, also after an apostrophe as in it's
 
 
 def words_of(sentence):
-    """'A bird, all red.' -> ['a', 'bird', 'all', 'red']."""
+    """Return the lowercased words of a sentence: 'A bird, all red.' -> ['a', 'bird', 'all', 'red']."""
     return WORD.findall(sentence.lower())
 
 
 class Vocabulary:
-    """The words that are trained on, the most frequent first: a word's number is its place in `words`.
+    """Map words to numbers, the most frequent word first: a word's number is its index in `words`.
 
-    `counts` says how often each of them occurs.
+    `counts` holds how often each word occurs.
     """
 
     def __init__(self, words, counts):
@@ -28,12 +28,14 @@ class Vocabulary:
 
     @classmethod
     def of(cls, captions, min_count):
-        """The words that occur `min_count` times or more in the captions. Raises UserError where these are under two.
+        """Build the vocabulary of words that occur at least `min_count` times in the captions.
+
+        Raises UserError if there are fewer than two.
         """
         counts = Counter(word for caption in captions for word in words_of(caption))
         found = [(word, count) for word, count in counts.most_common() if count >= min_count]
         if len(found) < 2:
-            raise UserError(f'{len(captions)} captions have {len(found)} words that occur {min_count} times or more, '
+            raise UserError(f'{len(captions)} captions have {len(found)} words that occur at least {min_count} times, '
                             'too few to predict one from another; try a smaller --min_count')
         return cls(*map(list, zip(*found)))
 
@@ -41,21 +43,21 @@ class Vocabulary:
         return len(self.words)
 
     def number(self, word):
-        """The word's number. Raises UserError that names words of similar spelling where it has none."""
+        """Return the number of a word. Raises UserError, which suggests words of similar spelling, if it has none."""
         word = word.strip().lower()
         if word not in self.numbers:
             near = difflib.get_close_matches(word, self.words, n=5, cutoff=0.5)
-            raise UserError(f'{ascii(word)[:60]}: not among the {len(self)} words that were trained on; '
+            raise UserError(f'{ascii(word)[:60]}: not in the vocabulary of {len(self)} words; '
                             + (f'similar ones are {", ".join(near)}' if near else 'give another word'))
         return self.numbers[word]
 
 
 class Windows:
-    """A data loader: iterating draws an epoch of windows, in random order, from PyTorch's generator.
+    """Yield batches of windows in random order, one epoch per iteration, with PyTorch's random generator.
 
-    A batch is a dict of two tensors of word numbers: `target` [B], and around each of them `context` [B, 2 * window],
-    `NO_WORD` where there is none. As in Mikolov's program, every window reaches a random 1 to `window` words to both
-    sides; with `sample` > 0, frequent words are left out at random before windows are made (Mikolov et al., 2013).
+    A batch is a dict of word numbers: `target` [B] and `context` [B, 2 * window], padded with `NO_WORD`. As in
+    Mikolov's program, the size of each window is random: 1 to `window` words on both sides. With `sample` > 0, frequent
+    words are dropped at random before windows are built (Mikolov et al., 2013).
     """
 
     def __init__(self, captions, vocabulary, batch_size, window=5, sample=0.0):
@@ -65,7 +67,7 @@ class Windows:
         self.captions = torch.tensor([i for i, caption in enumerate(numbers) for _ in caption])        # [T]
         self.batch_size, self.window = batch_size, window
         frequency = torch.tensor(vocabulary.counts) / sum(vocabulary.counts)                           # [V]
-        # The share of its occurrences that a word keeps: 1 (or more) if it is rarer than the threshold.
+        # Probability to keep an occurrence of a word: 1 or more if the word is rarer than the threshold `sample`.
         self.kept = (sample / frequency).sqrt() + sample / frequency if sample else torch.ones(len(vocabulary))
 
     def __len__(self):
@@ -78,13 +80,13 @@ class Windows:
         has_context = torch.bincount(captions, minlength=1)[captions] > 1
         places = has_context.nonzero().squeeze(1)
         if not len(places):
-            raise UserError('no caption has two words that are trained on; try a smaller --min_count, or leave out '
+            raise UserError('no caption has two words of the vocabulary; try a smaller --min_count, or leave out '
                             '--sample')
         for part in places[torch.randperm(len(places))].split(self.batch_size):
             yield {'target': words[part], 'context': self._context(words, captions, reach, part)}
 
     def _context(self, words, captions, reach, places):
-        """The words around the `places` [B], as far as each place's `reach` and within its caption: [B, 2 * window]."""
+        """Return the words [B, 2 * window] around the positions `places` [B], up to `reach` and within the caption."""
         offsets = torch.tensor([offset for offset in range(-self.window, self.window + 1) if offset])
         around = places[:, None] + offsets
         inside = around.clamp(0, len(words) - 1)

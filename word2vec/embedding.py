@@ -1,19 +1,19 @@
-"""The two networks of word2vec (chapter: word embedding), as Xin Rong derives them in arXiv 1411.2738.
+"""The two networks of word2vec (section "Word embedding"), as derived by Rong in arXiv 1411.2738.
 
-The vocabulary has V words, and a word's vector has N numbers. A batch has B windows of up to C words around the one in
-the middle.
+V is the number of words in the vocabulary, N the length of a word vector, B the batch size, and C the number of context
+words around the word in the middle of a window.
 """
 import torch
 from torch import nn
 
-NO_WORD = -1  # in place of a word's number, where a window reaches beyond the caption
+NO_WORD = -1  # stands for a missing context word, where a window extends beyond the caption
 
 
 class Embedding(nn.Module):
-    """The weights of both networks, two vectors for each word w.
+    """Hold the weights of both networks: two vectors for each word w.
 
-    The rows of W are the input vectors v_w, which are what training is for; the columns of W' are the output vectors
-    v'_w. As in Mikolov's program, W starts with small random numbers and W' with zeros.
+    The rows of W are the input vectors v_w, the result of training; the columns of W' are the output vectors v'_w. W is
+    initialized with small random numbers and W' with zeros, as in Mikolov's program.
     """
 
     def __init__(self, vocabulary_size, vector_size=100):
@@ -22,28 +22,28 @@ class Embedding(nn.Module):
         self.W_prime = nn.Parameter(torch.zeros(vector_size, vocabulary_size))                    # W' [N, V]
 
     def scores(self, h):
-        """u_j = v'_j . h of every word j (equation 2): [B, N] -> [B, V]."""
+        """Return u_j = v'_j . h for every word j (equation 2): [B, N] -> [B, V]."""
         return h @ self.W_prime
 
     def scores_of(self, h, words):
-        """u_j of some words only, K for each of the B windows: [B, N], [B, K] -> [B, K]."""
+        """Return u_j = v'_j . h only for K words per window: h [B, N] and words [B, K] -> [B, K]."""
         output_vectors = self.W_prime.T[words]                                                    # [B, K, N]
         return (output_vectors @ h[:, :, None]).squeeze(2)
 
 
 class CBOW(Embedding):
-    """Continuous bag of words: the context predicts the word in the middle (section 1.2)."""
+    """Compute the hidden layer of the continuous bag-of-words model: the context predicts the word in the middle."""
 
     def forward(self, context):
-        """The mean of the context's input vectors, h (equation 18): numbers of words [B, C] -> [B, N]."""
+        """Return h, the mean of the context's input vectors (equation 18): word numbers [B, C] -> [B, N]."""
         is_word = (context != NO_WORD)[:, :, None]                                                # [B, C, 1]
         vectors = self.W[context.clamp(min=0)] * is_word                                          # [B, C, N]
         return vectors.sum(1) / is_word.sum(1)
 
 
 class SkipGram(Embedding):
-    """The word in the middle predicts each word of the context (section 2)."""
+    """Compute the hidden layer of the skip-gram model: the word in the middle predicts each word of the context."""
 
     def forward(self, target):
-        """The word's input vector, h (equation 24): numbers of words [B] -> [B, N]."""
+        """Return h, the word's input vector (equation 24): word numbers [B] -> [B, N]."""
         return self.W[target]

@@ -1,12 +1,12 @@
-"""Word vectors: train them on the captions of a data set, then ask for similar words, analogies and a map.
+"""Train word vectors on the captions of a data set, then query similar words and analogies, or plot a map.
 
     python main.py --train                                      CBOW on the captions of data/birds/birds.hdf5
-    python main.py --train --model skipgram --loss negative     the other network, the other loss
-    python main.py --train --resume                             go on with the newest run
-    python main.py --train False                                how many neighbors of colors are colors
-    python main.py --query red                                  the nearest words
-    python main.py --analogy light lighter dark                 light is to lighter as dark is to ...
-    python main.py --plot                                       a map of colors and parts of birds
+    python main.py --train --model skipgram --loss negative     skip-gram with negative sampling
+    python main.py --train --resume                             continue the newest run
+    python main.py --train False                                count the colors among the neighbors of colors
+    python main.py --query red                                  print the nearest words
+    python main.py --analogy light lighter dark                 complete: light is to lighter as dark is to ...
+    python main.py --plot                                       plot a map of colors and parts of birds
 """
 import os
 import sys
@@ -17,7 +17,7 @@ sys.path.insert(0, os.path.dirname(HERE))
 from common import signals
 
 if __name__ == '__main__':
-    signals.end_at_once()  # while the imports take seconds
+    signals.end_at_once()  # the imports below take seconds
 
 import argparse
 
@@ -30,49 +30,52 @@ from word2vec.build_embedding import LOSSES, NETWORKS, OPTIMIZERS, Model, load_m
 from word2vec.corpus import Vocabulary, Windows
 from word2vec.plot import COLORS, draw_words, shown_words
 
-QUERY, ANALOGY, PLOT = ASKING = 'query', 'analogy', 'plot'  # modes of its own
+QUERY, ANALOGY, PLOT = ASKING = 'query', 'analogy', 'plot'  # modes that only this section has
 MODES = (*flags.TRAINING, flags.EVALUATE, *ASKING)
 NEGATIVE = 5
-NEAREST = 5  # words that a query finds, or an analogy
+NEAREST = 5  # words printed for a query or an analogy
 
-WIDEST = 1000  # --window
-MOST = 10_000  # --negative
+WIDEST = 1000  # limit of --window
+MOST = 10_000  # limit of --negative
 
 
 def parse_flags():
-    """(options, the folder of the run to go on with or None)."""
+    """Return (options, folder of the run to resume or None)."""
     parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_run_flags(parser, model='cbow', epochs=20, batch_size=512, lr=0.003, section_dir=HERE,
                         all_modes=MODES, seed_modes=(flags.TRAIN,), resume_modes=(flags.RESUME,),
                         data_modes=flags.TRAINING, models=list(NETWORKS))
-    parser.set_defaults(train=None)  # which `mode_of` sets: words can be asked for without typing --train False
+    parser.set_defaults(train=None)  # `mode_of` sets it, so that a query needs no --train False
     parser.add_argument('--loss', choices=LOSSES, default='softmax', modes=(flags.TRAIN,),
-                        help='softmax over the whole vocabulary, or negative sampling (default: softmax)')
+                        help='loss: softmax over the whole vocabulary, or negative sampling (default: softmax)')
     parser.add_argument('--negative', type=flags.positive(int), metavar='N', modes=(flags.TRAIN,),
-                        help=f'random words for each word to be predicted, with --loss negative (default: {NEGATIVE})')
+                        help=f'negative samples per predicted word, with --loss negative (default: {NEGATIVE})')
     parser.add_argument('--vector_size', type=flags.positive(int), default=100, metavar='N', modes=(flags.TRAIN,),
-                        help='numbers in the vector of a word (default: 100)')
+                        help='length of the word vectors (default: 100)')
     parser.add_argument('--window', type=flags.positive(int), default=5, metavar='N', modes=(flags.TRAIN,),
-                        help='words of context to each side, at most (default: 5)')
+                        help='maximum number of context words on each side (default: 5)')
     parser.add_argument('--min_count', type=flags.positive(int), default=5, metavar='N', modes=(flags.TRAIN,),
-                        help='leave out words that occur less often (default: 5)')
+                        help='minimum number of occurrences of a word; rarer words are ignored (default: 5)')
     parser.add_argument('--sample', type=flags.non_negative(float), default=0, metavar='T', modes=(flags.TRAIN,),
-                        help='leave out words more frequent than this share of all, at random; 0: none; for large '
-                             'corpora 0.001 (default: 0)')
+                        help='randomly drop words that make up more than this share of the text; 0.001 is usual for '
+                             'large corpora, 0 drops none (default: 0)')
     parser.add_argument('--optimizer', choices=OPTIMIZERS, default='adam', modes=(flags.TRAIN,),
-                        help='adam, or sgd, plain gradient descent as in the paper (default: adam)')
+                        help='optimizer: adam, or sgd, the plain gradient descent of the paper (default: adam)')
     parser.add_argument('--query', action='append', metavar='WORD', modes=(QUERY,),
-                        help=f'print the {NEAREST} words nearest to this one; can be repeated')
+                        help=f'print the {NEAREST} words nearest to this word; can be repeated')
     parser.add_argument('--analogy', nargs=3, metavar=('A', 'B', 'C'), modes=(ANALOGY,),
-                        help='print what is to C as B is to A')
+                        help='print the words that are to C as B is to A')
     flags.add_boolean(parser, '--plot', False, 'plot colors and parts of birds by number and by vector', modes=(PLOT,))
     parser.add_argument('--checkpoint', type=flags.path, metavar='FILE', modes=(flags.EVALUATE, *ASKING),
-                        help='ask this run, or its .pt file (default: the newest run of the model on DATASET)')
+                        help='checkpoint to query: a run folder or its .pt file (default: the newest run of the '
+                             'model on DATASET)')
     return run.parse_options(parser, mode_of)
 
 
 def mode_of(options):
-    """What the options ask for, one of `MODES`. Sets `train` where it was not typed: True, unless words are asked for.
+    """Return the mode that the options select, one of `MODES`.
+
+    Sets `options.train`, if it was not typed, to False for a query and True otherwise.
     """
     if options.train is None:
         options.train = not any(getattr(options, mode) for mode in ASKING)
@@ -80,7 +83,7 @@ def mode_of(options):
 
 
 def main():
-    """Flags, then what they ask for: train, evaluate, or ask for words."""
+    """Parse the flags, then train, evaluate, or query word vectors."""
     options, resumed = parse_flags()
     if ranks.world_size() > 1:
         raise UserError('word vectors train in one process; start it with python, not with torchrun')
@@ -92,13 +95,13 @@ def main():
 
 
 def train(options, device, resumed):
-    """Train in a new run folder, or continue the run in the folder `resumed`."""
+    """Train in a new run folder, or resume the run in the folder `resumed`."""
     if options.negative and options.loss != 'negative':
         raise UserError('--negative: has no effect with --loss softmax; add --loss negative')
     if options.window > WIDEST:
-        raise UserError(f'--window {options.window}: captions have some tens of words; give {WIDEST} or less')
+        raise UserError(f'--window {options.window}: too large, captions have a few dozen words; give {WIDEST} or less')
     if options.negative and options.negative > MOST:
-        raise UserError(f'--negative {options.negative}: 5 to 20 are usual; give {MOST} or less')
+        raise UserError(f'--negative {options.negative}: too many, 5 to 20 are usual; give {MOST} or less')
     flags.print_options(options)
     flags.seed_everything(options.seed)
     path = flags.dataset_file(options)
@@ -109,9 +112,9 @@ def train(options, device, resumed):
                   options.negative or NEGATIVE)
     model.create_optim(options.lr, options.optimizer)
     if not resumed:
-        with torch.random.fork_rng(devices=[]):  # raises UserError where there is nothing to train on
+        with torch.random.fork_rng(devices=[]):  # raises UserError if there is nothing to train on
             next(iter(windows))
-    data = {'file': os.path.basename(path), 'captions': split.fingerprint['captions']}  # all that it reads
+    data = {'file': os.path.basename(path), 'captions': split.fingerprint['captions']}  # no embeddings or images
     run_dir = run.begin(model, [], resumed, options.out_dir, options.dataset, vars(options), data)
     model.keep = options.keep
     print(f'Training on {len(split.index.captions)} captions: {len(windows.words)} words, {len(vocabulary)} of them '
@@ -121,11 +124,11 @@ def train(options, device, resumed):
 
 
 def ask(options, device):
-    """Print the words that are asked for, or write the map of words."""
+    """Print the answer to `--query` or `--analogy`, plot the map of words, or evaluate."""
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, None, dataset=options.dataset)
     model = load_model(file, device)
     if 'model' in run.GIVEN_FLAGS and options.model != model.name:
-        raise UserError(f'--model {options.model}: {file} is of {model.name}; leave out --model, or give another file')
+        raise UserError(f'--model {options.model}: {file} holds {model.name}; leave out --model, or give another file')
     print(f'{file} ({len(model.vocabulary)} words):')
     if options.query:
         for word in options.query:
@@ -137,17 +140,18 @@ def ask(options, device):
         words = shown_words(model.vocabulary)
         sheet = os.path.join(run.new_run(options.out_dir, PLOT, vars(options)), 'words.png')
         draw_words(words, map(model.vocabulary.number, words), model.vectors(words).cpu()).save(sheet)
-        print(f'colors and parts of birds by number and by vector: {sheet}')
+        print(f'map of colors and parts of birds, by number and by vector: {sheet}')
     else:
         print_colors(model.eval(COLORS))
 
 
 def print_nearest(question, found):
+    """Print a question and the words found for it, with their cosines."""
     print('\n'.join([f'{question}:', *(f'  {cosine:5.2f}  {word}' for word, cosine in found)]))
 
 
 def print_colors(neighbors):
-    """Print a table of colors and the words nearest to them, and count the colors among those."""
+    """Print a table of colors and their nearest words, and the number of colors among these words."""
     right = {color: sum(word in COLORS for word in words) for color, words in neighbors.items()}
     for color, words in neighbors.items():
         print(f'  {color:<10} {right[color]} of {len(words)}  {", ".join(words)}')

@@ -1,4 +1,4 @@
-"""The chapter's argument as one image: words by their numbers, which say nothing of likeness, and by their vectors."""
+"""Plot the chapter's argument: word numbers, which say nothing about similarity, beside a map of word vectors."""
 import torch
 from PIL import Image, ImageDraw
 from torch.nn.functional import pad
@@ -19,22 +19,22 @@ PARTS = {'abdomen', 'back', 'beak', 'belly', 'bill', 'body', 'breast', 'cap', 'c
          'crown', 'eye', 'eyebrow', 'eyering', 'eyes', 'face', 'feathers', 'feet', 'flank', 'head', 'legs', 'nape',
          'neck', 'plumage', 'primaries', 'rump', 'secondaries', 'tail', 'tarsus', 'throat', 'underside', 'wing',
          'wingbars', 'wings'}
-SHOWN = 18                        # of the colors and of the parts, the most frequent
-SIZE, COLUMN, LINE = (1440, 940), 300, 24  # of the image, its column of numbers, and a line of text, in pixels
+SHOWN = 18                        # number of colors, and of parts, in the image: the most frequent
+SIZE, COLUMN, LINE = (1440, 940), 300, 24  # pixels: image, width of its column of numbers, height of a line
 INK, PAPER = '#202020', '#ffffff'
 
 
 def pca(vectors):
-    """The coordinates of N vectors along the two directions in which they vary most: [N, D] -> [N, 2]."""
+    """Project vectors onto the two directions in which they vary most: [N, D] -> [N, 2]."""
     centered = vectors - vectors.mean(0)
     directions = torch.linalg.svd(centered, full_matrices=False).Vh[:2]
-    return pad(centered @ directions.T, (0, 2 - len(directions)))  # of vectors of one number there is one direction
+    return pad(centered @ directions.T, (0, 2 - len(directions)))  # vectors of length 1 have only one direction
 
 
 def shown_words(vocabulary):
-    """The words that an image shows, in the order of their numbers: colors and parts of a bird.
+    """Return the words to plot, ordered by number: colors and parts of a bird.
 
-    Where captions are about something else, the most frequent words.
+    If the captions are about something else, these are the most frequent words.
     """
     colors = [word for word in vocabulary.words if word in COLORS][:SHOWN]
     parts = [word for word in vocabulary.words if word in PARTS][:SHOWN]
@@ -42,9 +42,9 @@ def shown_words(vocabulary):
 
 
 def draw_words(words, numbers, vectors):
-    """One PIL image: a column of the words, ordered by their `numbers`, beside a map of their `vectors` [words, N].
+    """Return one PIL image: a column of words with their `numbers`, beside a map of their `vectors` [words, N].
 
-    Colors have a dot of that color, parts of a bird a square.
+    A color is marked by a dot of that color, a part of a bird by a square.
     """
     image = Image.new('RGB', SIZE, PAPER)
     draw, (width, height) = ImageDraw.Draw(image), SIZE
@@ -65,7 +65,7 @@ def draw_words(words, numbers, vectors):
 
 
 def free_line(x, y, word, taken):
-    """The height nearest to `y` at which a word at `x` overlaps none of those `taken`, to which it is added."""
+    """Return the height nearest to `y` where a word at `x` overlaps none of those in `taken`, and add it to them."""
     right = x + 40 + 12 * len(word)
     for step in range(2 * len(taken) + 1):
         line = y + (step + 1) // 2 * LINE * (-1) ** step
@@ -76,7 +76,7 @@ def free_line(x, y, word, taken):
 
 
 def mark(draw, x, y, word):
-    """A word with the mark of what it names, a color or a part, before it."""
+    """Draw a word, after a mark that shows what it names: a color or a part of a bird."""
     box = (x, y - 8, x + 16, y + 8)
     if word in COLORS:
         draw.ellipse(box, fill=COLORS[word], outline=INK)
@@ -86,5 +86,6 @@ def mark(draw, x, y, word):
 
 
 def write(draw, x, y, text):
+    """Draw a text whose left end is at `x`, vertically centered at `y`."""
     font, text = font_and_text(text)
     draw.text((x, y), text, fill=INK, font=font.font_variant(size=20), anchor='lm')
