@@ -46,8 +46,8 @@ def require_embeddings(dataset):
     if len(dataset) == 0:
         raise UserError(f'{dataset.file}: /{dataset.split} holds no captions')
     if dataset.embeddings is None:
-        raise UserError(f'{dataset.file}: {dataset.bad_embeddings or "holds no sentence embeddings yet"}; '
-                        f'write them with: {how_to_embed(dataset.file)}')
+        wrong = dataset.bad_embeddings or f'/{dataset.split} holds no sentence embeddings yet'
+        raise UserError(f'{dataset.file}: {wrong}; write them with: {how_to_embed(dataset.file)}')
     return dataset
 
 
