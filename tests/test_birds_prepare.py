@@ -200,7 +200,7 @@ def test_png_and_webp_become_jpegs(tmp_path, monkeypatch, capsys, out):
     run(monkeypatch, *make_cub(tmp_path, photographs, ending='.png'), '--out', out)
     said = capsys.readouterr().out
     assert 'stored as JPEG: 6 photographs (they are PNG or WebP' in said
-    assert f'skipped {ANI}/deep: its photograph is unreadable (more than 8 bits a pixel' in said
+    assert f'skipped {ANI}/deep: its photograph is unreadable (it has more than 8 bits per channel' in said
     colors = {'png': (254, 0, 0), 'webp': (254, 0, 0), 'clear': (255, 255, 255), 'half': (127, 127, 127),
               'palette': (255, 255, 255), 'gray': (100, 100, 100)}
     with layout.open_file(str(out)) as file:

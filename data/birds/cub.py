@@ -10,12 +10,12 @@ import re
 from collections import Counter, namedtuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, ImageOps, UnidentifiedImageError
 
 from common.errors import UserError
 from common.files import check_is_file
 from data import layout
-from data.pictures import PIXELS, opened
+from data.pictures import PIXELS, on_white, opened
 from data.plain_hdf5 import TEXT_BYTES
 
 DEFAULT_SPLIT = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'split_150_50.json')
@@ -147,14 +147,8 @@ def read_jpeg(path):
 
 def _as_jpeg(image):
     """A picture as the bytes of a JPEG, upright and on white."""
-    if image.mode.startswith(('I', 'F')):
-        raise ValueError('more than 8 bits a pixel; save it with 8')
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert('RGBA')
-        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
     jpeg = io.BytesIO()
-    image.convert('RGB').save(jpeg, 'JPEG', quality=95)
+    on_white(ImageOps.exif_transpose(image)).save(jpeg, 'JPEG', quality=95)
     return jpeg.getvalue()
 
 
