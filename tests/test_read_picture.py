@@ -81,8 +81,9 @@ def test_more_than_8_bits_are_refused(mode, file_format, tmp_path):
             read(str(tmp_path / 'deep'))
 
 
-@pytest.mark.parametrize('mode, color, options', [('RGBA', (200, 0, 0, 0), {}), ('LA', (0, 0), {}),
-                                                  ('P', 0, {'transparency': 0}), ('RGB', 0, {'transparency': (0, 0, 0)})])
+@pytest.mark.parametrize('mode, color, options', [
+    ('RGBA', (200, 0, 0, 0), {}), ('LA', (0, 0), {}), ('P', 0, {'transparency': 0}),
+    ('RGB', 0, {'transparency': (0, 0, 0)})])
 def test_what_is_transparent_becomes_white(mode, color, options):
     picture = stored(Image.new(mode, (9, 9), color), **options)
     for part in (None, lambda size: (2, 2, 6, 6)):

@@ -96,12 +96,16 @@ def list_photographs(cub, text, split_of):
         if count > 1:
             raise UserError(f'{path}: {count} lines have the number {number}, so boxes cannot be told apart; {advice}')
     boxes = dict(boxes)
+    if stray := boxes.keys() - dict(pairs).keys():
+        raise UserError(f'{boxes_path}: {len(stray)} of its numbers, such as {min(stray)[:60]!r}, are not in '
+                        'images.txt, so boxes may be of other photographs; number both alike')
     if not os.path.isdir(os.path.join(cub, 'images')):
         raise UserError(f'{os.path.join(cub, "images")}: no such folder; {advice}')
     entries, strange = [], []
     for number, path in pairs:
+        path = path.replace('\\', '/')  # of Windows
         key = os.path.splitext(path)[0]
-        parts = re.split(r'[/\\]', key)
+        parts = key.split('/')
         if len(parts) != 2 or set(parts) & {'', '.', '..'} or CONTROL.search(path):
             strange.append(CONTROL.sub('?', path))
             continue

@@ -32,6 +32,7 @@ from data.birds import cub, published_embeddings
 
 CHUNK = 32  # photographs that are read ahead
 SHOWN = 20  # letters that the encoder does not read
+ABSENT = 5  # classes that are named
 
 
 def parse_args():
@@ -163,9 +164,10 @@ def say_unlisted(entries, split_of):
     left_out = [entry.class_name for entry in entries if entry.split is None]
     if left_out:
         print(f'left out: {len(left_out)} photographs of {len(set(left_out))} classes that are in no class list')
-    absent = set(split_of) - {entry.class_name for entry in entries}
+    absent = sorted(set(split_of) - {entry.class_name for entry in entries})
     if absent:
-        print(f'not in the data: {len(absent)} of the {len(split_of)} classes in the class lists')
+        print(f'not in the data: {len(absent)} of the {len(split_of)} classes in the class lists '
+              f'({cub.CONTROL.sub("?", ", ".join(absent[:ABSENT]))}{", ..." if absent[ABSENT:] else ""})')
 
 
 def main():
