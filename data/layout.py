@@ -284,9 +284,12 @@ def _own_group(parent, key):
     return parent[key]
 
 
-def check_room(path, count):
-    """Raise CannotWrite where the disk has no room for a copy of the HDF5 file `path` with `count` new embeddings."""
-    check_space(path, os.path.getsize(path) + count * EMBEDDING_BYTES)
+def check_room(path, count, encoder_bytes=0):
+    """Raise CannotWrite where the disk has no room for a copy of the HDF5 file `path` with `count` new embeddings, or
+    that of the encoder beside it none for `encoder_bytes`. The two can differ, as either file may be a link.
+    """
+    check_space(path, os.path.getsize(path) + count * EMBEDDING_BYTES + encoder_bytes)
+    check_space(encoder_beside(path), encoder_bytes)
 
 
 def _write_embedding(group, embedding):
