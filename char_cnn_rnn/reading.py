@@ -28,12 +28,10 @@ def describe(dataset):
 
     `file`, the fingerprints of its `captions`, `pictures` and `embeddings`, that of the `encoder`, or '' where it is
     not known, and `shown`: some captions, with their embeddings float32 [SHOWN, 1024] in `shown_embeddings`. Of
-    pictures without captions nothing is said: {}.
+    pictures without captions there are `file` and `pictures` alone.
     """
-    if not hasattr(dataset, 'fingerprint'):
-        return {}
-    described = {'file': os.path.basename(dataset.file), **{name: value or '' for name, value
-                                                           in dataset.fingerprint.items()}}
+    described = {'file': os.path.basename(os.path.abspath(dataset.file)),
+                 **{name: value or '' for name, value in dataset.fingerprint.items()}}
     if dataset.embeddings is None:
         return described
     places = torch.linspace(0, len(dataset.captions) - 1, SHOWN).long()

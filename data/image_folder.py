@@ -1,5 +1,7 @@
 """Pictures without sentences, at several sizes, for training without text: plain folders, and LSUN."""
 import contextlib
+import hashlib
+import json
 import os
 import sys
 from collections import Counter
@@ -23,12 +25,14 @@ class PlainPictures(Dataset):
 
     An item is a dict with one entry, `right_images`: a list of float32 [3, S, S] in [-1, 1], small to large,
     S = base_size * 2 ** i for i < branches, prepared as `data.multiscale_dataset` does without a bounding box.
+    `fingerprint` has 16 hexadecimal digits for the 'pictures': of the names and sizes of their files, in `file`.
     What is drawn comes from torch's global generator. A picture that cannot be decoded is named, once, and the next one
     takes its place: a training does not end over it. Raises UserError where TRIES in a row cannot be.
     """
 
     def __init__(self, source, branches=3, base_size=64):
         self.source, self.sizes, self.named = source, sizes_of(branches, base_size), set()
+        self.file, self.fingerprint, self.embeddings = source.root, {'pictures': _digest(source.contents())}, None
 
     def __len__(self):
         return len(self.source)
@@ -85,6 +89,10 @@ def image_folder(folder, classes=None, branches=3, base_size=64):
     return PlainPictures(source, branches, base_size)
 
 
+def _digest(contents):
+    return hashlib.sha256(json.dumps(sorted(contents)).encode()).hexdigest()[:16]
+
+
 class KeptClasses(ImageFolder):
     """`ImageFolder` with only the class folders named in `keep`."""
 
@@ -116,6 +124,12 @@ class KeptClasses(ImageFolder):
 
     def files(self, indices):
         return [(self.samples[i][0], self.samples[i][0]) for i in indices]
+
+    def contents(self):
+        """Yield (path within the folder, bytes) of every picture."""
+        for path, _ in self.samples:
+            with contextlib.suppress(OSError):  # it is gone meanwhile, which is said once it is to be read
+                yield os.path.relpath(path, self.root).replace(os.sep, '/'), os.path.getsize(path)
 
     def leave_out_what_is_no_picture(self):
         """Name the files whose first bytes are not those of a picture, and forget them."""
@@ -178,7 +192,7 @@ def lsun(folder, classes, branches=3, base_size=64):
         if not os.path.isdir(os.path.join(folder, f'{name}_lmdb')):
             raise UserError(f'{os.path.join(folder, name)}_lmdb: no such folder; unpack {name}_lmdb.zip there, '
                             'or correct the class (they are named as church_outdoor_train and bedroom_val)')
-    source = Lsun([os.path.join(folder, f'{name}_lmdb') for name in classes])
+    source = Lsun(folder, [os.path.join(folder, f'{name}_lmdb') for name in classes])
     if len(source) == 0:
         raise UserError(f'{folder}: LSUN {_some(classes)} holds no pictures; download it again')
     return PlainPictures(source, branches, base_size)
@@ -191,12 +205,17 @@ class Lsun:
     are read from the database, which is opened for each batch, as an open one survives no fork.
     """
 
-    def __init__(self, paths):
-        self.paths, self.keys = paths, [self._read_keys(path) for path in paths]
+    def __init__(self, root, paths):
+        self.root, self.paths, self.keys = root, paths, [self._read_keys(path) for path in paths]
         self.ends = np.cumsum([len(keys) for keys in self.keys])
 
     def __len__(self):
         return int(self.ends[-1])
+
+    def contents(self):
+        """Yield (name, number of pictures) of every database."""
+        for path, keys in zip(self.paths, self.keys):
+            yield os.path.basename(path), len(keys)
 
     @staticmethod
     def _read_keys(path):

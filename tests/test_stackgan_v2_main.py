@@ -244,6 +244,10 @@ def test_folders_without_text_train_and_draw(folder, call, tmp_path):
         assert last.size == (128, 128) and first.tobytes() != last.tobytes()
     checkpoint = ['--train', 'False', '--checkpoint', tmp_path / 'out' / trained]
     assert 'was trained without text' in call.error(*checkpoint, '--text', 'a cat')
+    resume = ['--resume', tmp_path / 'out' / trained, '--epochs', '3']
+    assert 'Training on 4 pictures' in call(*resume)
+    (tmp_path / 'pets' / 'cats' / '1.jpg').write_bytes(tiny.jpeg(1, (60, 40)))
+    assert 'was trained on other pictures than pets holds now; put back' in call.error(*resume[:-1], '4')
 
 
 def test_captioned_pictures_without_their_text(call, tmp_path):
