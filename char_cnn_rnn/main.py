@@ -26,6 +26,7 @@ from char_cnn_rnn.build_encoder import ClassBatches, Model, embed_captions, fing
 from char_cnn_rnn.encoder import VARIANTS
 from common import checkpoint, flags, ranks, run
 from common.errors import UserError, run_command
+from common.files import check_can_write
 from common.pictures import caption_sheet
 from data import layout
 from data.cache import load_split
@@ -196,7 +197,8 @@ def embed(options, device):
     print(f'{source} embeds the captions of {path}', flush=True)
     stamp = stamp_of(path) if os.path.exists(path) else None  # a missing file is reported below
     captions = {split: load_split(path, split).index.captions for split in layout.SPLITS}
-    layout.check_room(path, sum(map(len, captions.values())))
+    check_can_write(layout.encoder_beside(path))  # before the embeddings are replaced by those of this encoder
+    layout.check_room(path, sum(map(len, captions.values())), os.path.getsize(source))
     embeddings = {split: embed_captions(encoder, captions[split]) for split in layout.SPLITS}
     layout.write_embeddings(path, embeddings, f'{encoder.variant}, {os.path.basename(source)}',
                             fingerprint(encoder), stamp)

@@ -27,12 +27,11 @@ def describe(dataset):
     """Return a dict that describes the training data of a GAN, for its checkpoints; {} for images without captions.
 
     Its keys are `file`; the fingerprints of its `captions`, `pictures`, `embeddings` and `encoder` ('' if unknown);
-    and `shown`, some captions, with their embeddings float32 [SHOWN, 1024] in `shown_embeddings`.
+    and `shown`, some captions, with their embeddings float32 [SHOWN, 1024] in `shown_embeddings`. For images without
+    captions they are only `file` and `pictures`.
     """
-    if not hasattr(dataset, 'fingerprint'):
-        return {}
-    described = {'file': os.path.basename(dataset.file), **{name: value or '' for name, value
-                                                           in dataset.fingerprint.items()}}
+    described = {'file': os.path.basename(os.path.abspath(dataset.file)),
+                 **{name: value or '' for name, value in dataset.fingerprint.items()}}
     if dataset.embeddings is None:
         return described
     places = torch.linspace(0, len(dataset.captions) - 1, SHOWN).long()
@@ -45,8 +44,8 @@ def require_embeddings(dataset):
     if len(dataset) == 0:
         raise UserError(f'{dataset.file}: /{dataset.split} holds no captions')
     if dataset.embeddings is None:
-        raise UserError(f'{dataset.file}: {dataset.bad_embeddings or "holds no sentence embeddings yet"}; '
-                        f'write them with: {how_to_embed(dataset.file)}')
+        wrong = dataset.bad_embeddings or f'/{dataset.split} holds no sentence embeddings yet'
+        raise UserError(f'{dataset.file}: {wrong}; write them with: {how_to_embed(dataset.file)}')
     return dataset
 
 

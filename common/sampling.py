@@ -10,6 +10,7 @@ from itertools import groupby
 import torch
 from tqdm import tqdm
 
+from common.errors import UserError
 from common.files import atomic_write, convert_os_errors
 from common.pictures import caption_sheet, grid, side_by_side, to_pil, to_pixels
 
@@ -127,17 +128,28 @@ def write_evaluation(folder, dataset, generate, batch_size, seed, example=False)
 
     Each is written to FOLDER/single_samples/valid/CLASS/NAME_S_sentenceK.png, where S is its size in pixels. With
     `example`, the images of a photograph's captions form one grid, FOLDER/super/valid/CLASS/NAME_S.png.
-    `generate(embeddings, seed)` returns images [B, 3, S, S] in [-1, 1]. Raises CannotWrite.
+    `generate(embeddings, seed)` returns images [B, 3, S, S] in [-1, 1]. Raises CannotWrite, and UserError
+    if two photographs would share their files.
     """
+    _check_names_differ(dataset)
     folder = os.path.join(folder, 'super' if example else 'single_samples', 'valid')
     if os.path.isdir(folder):
-        print(f'{folder}: already exists; its images are replaced')
+        print(f'{folder}: already exists; images of the same name are replaced, others stay')
     images = _of_captions(dataset, generate, batch_size, seed)
     if example:
         save_images(_grids(dataset, images, folder), len(dataset.index.names))
     else:
         save_images(_singles(dataset, images, folder), len(dataset.captions))
     print(f'done: {folder}')
+
+
+def _check_names_differ(dataset):
+    photo_of_name = {}
+    for caption, photo in enumerate(dataset.photo_of.tolist()):
+        class_name, name, _ = map(_file_name, dataset.index.sentence(caption))
+        if photo_of_name.setdefault((class_name, name), photo) != photo:
+            raise UserError(f'{dataset.file}: two photographs of /{dataset.split} have the class {class_name} and the '
+                            f'name {name}, and so would the files of their images; give each a name of its own')
 
 
 def _of_captions(dataset, generate, batch_size, seed):

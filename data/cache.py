@@ -29,7 +29,7 @@ from common.locks import lock_file
 from data import checked_files, layout
 from data.pictures import BadPicture
 
-FORMAT = 2  # a cache of another format is made again
+FORMAT = 3  # a cache of another format is made again
 CHUNK = 128  # photographs that are decoded before they are written, which limits the memory
 READER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'read_split.py')
 

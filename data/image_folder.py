@@ -1,5 +1,7 @@
 """Load images without captions, at several sizes, for training without text: from plain folders and from LSUN."""
 import contextlib
+import hashlib
+import json
 import os
 import sys
 from collections import Counter
@@ -22,13 +24,15 @@ class PlainPictures(Dataset):
     """One item per image of `source`, whose `files(indices)` returns (name, path or bytes of the file) for each.
 
     An item is a dict with one entry, `right_images`: a list of float32 [3, S, S] in [-1, 1], small to large, S =
-    base_size * 2 ** i for i < branches, prepared as in `data.multiscale_dataset` without a bounding box. Random draws
-    come from torch's global generator. An image that cannot be decoded is reported, once, and replaced by the next one,
-    so that it does not end a training. Raises UserError if TRIES in a row cannot be decoded.
+    base_size * 2 ** i for i < branches, prepared as in `data.multiscale_dataset` without a bounding box.
+    `fingerprint` has 16 hexadecimal digits for the 'pictures': of the names and sizes of their files in `file`. Random
+    draws come from torch's global generator. An image that cannot be decoded is reported, once, and replaced by the next
+    one, so that it does not end a training. Raises UserError if TRIES in a row cannot be decoded.
     """
 
     def __init__(self, source, branches=3, base_size=64):
         self.source, self.sizes, self.named = source, sizes_of(branches, base_size), set()
+        self.file, self.fingerprint, self.embeddings = source.root, {'pictures': _digest(source.contents())}, None
 
     def __len__(self):
         return len(self.source)
@@ -85,6 +89,10 @@ def image_folder(folder, classes=None, branches=3, base_size=64):
     return PlainPictures(source, branches, base_size)
 
 
+def _digest(contents):
+    return hashlib.sha256(json.dumps(sorted(contents)).encode()).hexdigest()[:16]
+
+
 class SelectedClasses(ImageFolder):
     """Like `ImageFolder`, but with only the class folders named in `keep`."""
 
@@ -116,6 +124,12 @@ class SelectedClasses(ImageFolder):
 
     def files(self, indices):
         return [(self.samples[i][0], self.samples[i][0]) for i in indices]
+
+    def contents(self):
+        """Yield (path within the folder, bytes) of every image."""
+        for path, _ in self.samples:
+            with contextlib.suppress(OSError):  # it is gone meanwhile, which is said once it is to be read
+                yield os.path.relpath(path, self.root).replace(os.sep, '/'), os.path.getsize(path)
 
     def drop_unreadable(self):
         """Report the files that do not begin like an image, and remove them from the data set."""
@@ -179,7 +193,7 @@ def lsun(folder, classes, branches=3, base_size=64):
         if not os.path.isdir(os.path.join(folder, f'{name}_lmdb')):
             raise UserError(f'{os.path.join(folder, name)}_lmdb: no such folder; unpack {name}_lmdb.zip there, '
                             'or correct the class (such as church_outdoor_train or bedroom_val)')
-    source = Lsun([os.path.join(folder, f'{name}_lmdb') for name in classes])
+    source = Lsun(folder, [os.path.join(folder, f'{name}_lmdb') for name in classes])
     if len(source) == 0:
         raise UserError(f'{folder}: LSUN {_first_few(classes)} holds no images; download it again')
     return PlainPictures(source, branches, base_size)
@@ -192,12 +206,17 @@ class Lsun:
     This class reads them from the database, and opens it for each batch, because an open one does not survive a fork.
     """
 
-    def __init__(self, paths):
-        self.paths, self.keys = paths, [self._read_keys(path) for path in paths]
+    def __init__(self, root, paths):
+        self.root, self.paths, self.keys = root, paths, [self._read_keys(path) for path in paths]
         self.ends = np.cumsum([len(keys) for keys in self.keys])
 
     def __len__(self):
         return int(self.ends[-1])
+
+    def contents(self):
+        """Yield (name, number of pictures) of every database."""
+        for path, keys in zip(self.paths, self.keys):
+            yield os.path.basename(path), len(keys)
 
     @staticmethod
     def _read_keys(path):

@@ -283,9 +283,13 @@ def _own_group(parent, key):
     return parent[key]
 
 
-def check_room(path, count):
-    """Raise CannotWrite if the disk has no space for a copy of the HDF5 file `path` with `count` new embeddings."""
-    check_space(path, os.path.getsize(path) + count * EMBEDDING_BYTES)
+def check_room(path, count, encoder_bytes=0):
+    """Raise CannotWrite if the disk has no space for a copy of the HDF5 file `path` with `count` new embeddings.
+
+    Nor for `encoder_bytes` of the encoder beside it, which may be on another disk, as either file may be a link.
+    """
+    check_space(path, os.path.getsize(path) + count * EMBEDDING_BYTES + encoder_bytes)
+    check_space(encoder_beside(path), encoder_bytes)
 
 
 def _write_embedding(group, embedding):
@@ -300,7 +304,7 @@ def _write_embedding(group, embedding):
 
 def read_index(file, split):
     """Read the `Index` of a split of an open file, with a progress bar. Raises UserError if the file is damaged."""
-    index, photo_by_name, group = Index(), {}, _group(file, split)
+    index, photo_by_name, links, group = Index(), {}, [], _group(file, split)
     with _convert_errors(file, split):
         keys = plain_hdf5.names(group)
     room = os.path.getsize(file.filename)  # limits what is read: many groups can link to the same data
@@ -318,7 +322,10 @@ def read_index(file, split):
                 index.boxes.append(_read_box(file, caption) if plain_hdf5.has(caption, 'bbox') else None)
                 index.img_keys.append(key)
                 index.places.append(plain_hdf5.place_of_bytes(file, caption, 'img'))
+                links.append(plain_hdf5.link(caption, 'img'))
                 room -= len(index.names[-1]) + len(index.classes[-1]) + index.places[-1][1]
+            elif plain_hdf5.link(caption, 'img') != links[photo_by_name[name]]:
+                _check_same_photograph(file, caption, index, photo_by_name[name])
             if room < 0:
                 raise ValueError('its captions and images add up to more bytes than the file has')
         index.keys.append(key)
@@ -326,10 +333,25 @@ def read_index(file, split):
     return index
 
 
+def _check_same_photograph(file, caption, index, photo):
+    """Raise ValueError unless the group `caption` holds the photograph of this number in the index.
+
+    Each caption of the chapter's file has a copy of the photograph, which is not read: its name, class and number of
+    bytes identify it.
+    """
+    size = plain_hdf5.place_of_bytes(file, caption, 'img')[1]
+    if (size, plain_hdf5.read_text(file, caption, 'name'), plain_hdf5.read_text(file, caption, 'class')) != (
+            index.places[photo][1], index.names[photo], index.classes[photo]):
+        raise ValueError(f'it is of another photograph than {index.img_keys[photo]}; name groups PHOTOGRAPH_K, with K '
+                         'the number of the caption')
+
+
 def _read_box(file, caption):
     box = [float(number) for number in plain_hdf5.read_numbers(file, caption, 'bbox')]
     if len(box) != 4 or not np.isfinite(box).all():
         raise ValueError(f'bbox is {box[:5]}, not four numbers')
+    if 0 < max(box) <= 1:
+        raise ValueError('bbox is in fractions of the image; give pixels')
     return box
 
 
@@ -360,12 +382,15 @@ def cannot_be_decoded(path, split, name, error):
 
 
 def has_embeddings(file, split):
-    """Return whether the captions of a split have embeddings: they are written for all or for none."""
+    """Return whether any caption of a split has an embedding, so that all of them should have one."""
     group = _group(file, split)
     with _convert_errors(file, split):
-        first = plain_hdf5.names(group)[:1]
-    with _convert_errors(file, split, *first):
-        return any(plain_hdf5.has(plain_hdf5.open_group(group, key), 'embeddings') for key in first)
+        keys = plain_hdf5.names(group)
+    for key in plain_hdf5.watched(keys):
+        with _convert_errors(file, split, key):
+            if plain_hdf5.has(plain_hdf5.open_group(group, key), 'embeddings'):
+                return True
+    return False
 
 
 def read_embeddings(file, split, keys):

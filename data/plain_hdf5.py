@@ -69,6 +69,14 @@ def has(group, name):
     return group.links.exists(name.encode())
 
 
+def link(group, name):
+    """What tells whether two groups hold the same thing as `name`: kind and target of the link, or None without one."""
+    if not has(group, name):
+        return None
+    info = group.links.get_info(name.encode())
+    return info.type, info.u
+
+
 def read_text(file, group, name):
     """Return the string `name`, stored as a scalar or a one-element array, of fixed or variable length."""
     dataset, stored, count, offset = _open_plain(file, group, name)

@@ -140,6 +140,7 @@ def test_several_folders_and_class_lists(tmp_path, monkeypatch, capsys, out):
         assert 'bbox' in file['train/one_0'] and 'bbox' not in file['test/three_0']
     said = capsys.readouterr().out
     assert 'left out: 1 photographs of 1 classes' in said and 'not in the data: 1 of the 4 classes' in said
+    assert 'classes in the class lists (unheard of)\n' in said
     assert said.count('no bounding box: 1 photographs') == 1
 
 
@@ -200,7 +201,7 @@ def test_png_and_webp_are_converted_to_jpeg(tmp_path, monkeypatch, capsys, out):
     run(monkeypatch, *make_cub(tmp_path, photographs, ending='.png'), '--out', out)
     said = capsys.readouterr().out
     assert 'stored as JPEG: 6 photographs (they are PNG or WebP' in said
-    assert f'skipped {ANI}/deep: its photograph is unreadable (more than 8 bits per channel' in said
+    assert f'skipped {ANI}/deep: its photograph is unreadable (it has more than 8 bits per channel' in said
     colors = {'png': (254, 0, 0), 'webp': (254, 0, 0), 'clear': (255, 255, 255), 'half': (127, 127, 127),
               'palette': (255, 255, 255), 'gray': (100, 100, 100)}
     with layout.open_file(str(out)) as file:
@@ -357,6 +358,23 @@ def test_boxes_with_leading_zeros_are_read(tmp_path, monkeypatch, capsys, out):
     assert 'no bounding box' not in capsys.readouterr().out
     with layout.open_file(str(out)) as file:
         assert layout.read_index(file, 'test').boxes == [[1, 2, 30.5, 20], [2, 2, 30.5, 20]]
+
+
+@pytest.mark.parametrize('first', [0, 2])
+def test_boxes_that_are_numbered_otherwise_are_refused(tmp_path, monkeypatch, out, first):
+    args = make_cub(tmp_path, {f'{ANI}/{k}': (jpeg(seed=k), captions(k)) for k in range(2)})
+    write(tmp_path / 'CUB_200_2011/bounding_boxes.txt', f'{first} 1 2 30.5 20\n{first + 1} 2 2 30.5 20\n')
+    said = error(monkeypatch, *args, '--out', out)
+    assert f"bounding_boxes.txt: 1 of its numbers, such as '{first and 3}', are not in images.txt" in said
+    assert said.endswith('number both alike') and not out.exists()
+
+
+def test_paths_of_windows(tmp_path, monkeypatch, capsys, out):
+    args = make_cub(tmp_path, {f'{ANI}/one': (jpeg(), captions(1))})
+    write(tmp_path / 'CUB_200_2011/images.txt', f'1 {ANI}\\one.jpg\r\n2 ..\\..\\secret.jpg\r\n')
+    run(monkeypatch, *args, '--out', out)
+    said = capsys.readouterr().out
+    assert 'test: 1 photographs, 10 captions' in said and 'skipped ../../secret.jpg: images.txt must name' in said
 
 
 def test_a_missing_flag_is_a_one_line_error(monkeypatch, capsys):

@@ -108,6 +108,14 @@ def test_errors_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(main, 'load_encoder', lambda *_: None)  # nor is it asked to read before there is room
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=2000))
     assert 'squares.hdf5: disk full' in error(monkeypatch, tmp_path, '--embed', '--encoder', words)
+    needed = os.path.getsize(tmp_path / 'squares.hdf5') + 20 * layout.EMBEDDING_BYTES  # and the encoder does not fit
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=needed + 100))
+    assert 'squares.hdf5: disk full' in error(monkeypatch, tmp_path, '--embed', '--encoder', words)
+    os.mkdir(tmp_path / 'squares.encoder.pt')
+    before = (tmp_path / 'squares.hdf5').read_bytes()
+    assert 'squares.encoder.pt: cannot be written, as it is a folder' in error(
+        monkeypatch, tmp_path, '--embed', '--encoder', words)
+    assert (tmp_path / 'squares.hdf5').read_bytes() == before
     os.remove(tmp_path / 'squares.hdf5')
     for flags in ([], ['--embed', '--encoder', words]):
         assert 'squares.hdf5: no such file' in error(monkeypatch, tmp_path, *flags)

@@ -79,6 +79,40 @@ def test_equivalent_storage_layouts_are_read(stored, tmp_path, in_this_process):
         assert found.index.boxes == [[1, 2, 30, 20]]
 
 
+@pytest.mark.parametrize('field', ['name', 'class', 'img'])
+def test_groups_of_other_photographs_are_no_captions_of_the_first(field, tmp_path, in_this_process):
+    """As where groups are numbered on: image_00001, image_00002."""
+    path = tiny.make(tmp_path / 'birds.hdf5', {'train': {'001.Auk': 1, '002.Jay': 1}})
+    with h5py.File(path, 'a') as file:
+        auk, jay = file['train/Auk_0_1'], file['train/Jay_0_0']
+        values = {name: (jay if name == field else auk)[name][()] for name in ('name', 'class', 'img')}
+        for name, value in values.items():
+            del auk[name]
+            auk[name] = np.void(tiny.jpeg(0, (30, 30))) if name == field == 'img' else value
+    assert ('/train/Auk_0_1 is incomplete or damaged (it is of another photograph than Auk_0_0; name groups '
+            'PHOTOGRAPH_K, with K the number of the caption); make') in one_line(load_split, path, 'train')
+
+
+def test_boxes_in_fractions_are_refused(tmp_path, in_this_process):
+    path = tiny.make(tmp_path / 'birds.hdf5', {'train': {'001.Auk': 1}})
+    with h5py.File(path, 'a') as file:
+        file['train/Auk_0_0/bbox'][:] = 0.1, 0.2, 0.5, 1
+    assert 'Auk_0_0 is incomplete or damaged (bbox is in fractions of the image; give pixels)' in one_line(
+        load_split, path, 'train')
+
+
+def test_a_first_caption_without_an_embedding_is_named(tmp_path, in_this_process):
+    path = tiny.make(tmp_path / 'birds.hdf5')
+    with h5py.File(path, 'a') as file:
+        del file['train/Auk_0_0/embeddings']
+        for group in file['test'].values():
+            del group['embeddings']
+    assert ': /train/Auk_0_0 has no embedding of 1024 numbers; write' in one_line(
+        require_embeddings, Text2ImageDataset(path))
+    assert ': /test holds no sentence embeddings yet; write' in one_line(require_embeddings, Text2ImageDataset(
+        path, split=2))
+
+
 def test_a_file_with_a_user_block_is_read(tmp_path, in_this_process):
     path = write_public(str(tmp_path / 'birds.hdf5'), userblock_size=512)
     found = load_split(path, 'train')

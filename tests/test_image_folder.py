@@ -1,6 +1,7 @@
 """Images without captions: class folders, and LSUN's databases."""
 import os
 import pickle
+import shutil
 import sys
 from collections import Counter
 
@@ -95,6 +96,19 @@ def test_skipped_files_are_counted(folder, capsys):
                                        '1 images beside the class folders\n')
 
 
+def test_a_fingerprint_says_whether_the_pictures_are_others(folder, tmp_path):
+    before = image_folder(folder, **TINY).fingerprint
+    assert set(before) == {'pictures'} and int(before['pictures'], 16)
+    assert image_folder(folder, ['001.Auk'], **TINY).fingerprint != before
+    moved = str(tmp_path / 'moved')
+    shutil.copytree(folder, moved)
+    assert image_folder(moved, **TINY).fingerprint == before
+    os.rename(os.path.join(moved, '001.Auk', 'a.png'), os.path.join(moved, '001.Auk', 'c.png'))
+    assert image_folder(moved, **TINY).fingerprint != before
+    Image.new('RGB', (90, 20), 'red').save(os.path.join(folder, '001.Auk', 'a.png'))
+    assert image_folder(folder, **TINY).fingerprint != before
+
+
 def test_a_requested_class_without_images_is_an_error(folder):
     os.mkdir(os.path.join(folder, 'broken'))
     with open(os.path.join(folder, 'broken', 'a.png'), 'wb') as file:
@@ -132,7 +146,7 @@ def test_lsun_databases_are_read(tmp_path, monkeypatch):
     assert len(dataset) == 3 and set(batch) == {'right_images'}
     assert [image.shape for image in batch['right_images']] == [(3, 3, 16, 16), (3, 3, 32, 32), (3, 3, 64, 64)]
     both = lsun('.', ['tower_val', 'church_outdoor_train'], **TINY)
-    assert len(both) == 6
+    assert len(both) == 6 and both.fingerprint != dataset.fingerprint
     for index in range(6):
         torch.manual_seed(0)
         item = both[index]

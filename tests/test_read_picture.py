@@ -67,11 +67,27 @@ def test_a_damaged_orientation_is_ignored():
         assert read_picture(stored(slope(), None, 'JPEG', exif=exif)).size == (60, 40)
 
 
-@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGBA', 'CMYK', 'I;16', 'I', 'F'])
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGBA', 'CMYK'])
 def test_every_mode_is_converted_to_rgb(mode):
-    file_format = 'TIFF' if mode in ('CMYK', 'F', 'LA', 'I') else 'PNG'
-    picture = slope().convert('L').convert('I').convert(mode) if mode == 'I;16' else slope().convert(mode)
-    assert read_picture(stored(picture, None, file_format)).mode == 'RGB'
+    file_format = 'TIFF' if mode in ('CMYK', 'LA') else 'PNG'
+    assert read_picture(stored(slope().convert(mode), None, file_format)).mode == 'RGB'
+
+
+@pytest.mark.parametrize('mode, file_format', [('I;16', 'PNG'), ('I;16', 'TIFF'), ('I', 'TIFF'), ('F', 'TIFF')])
+def test_more_than_8_bits_are_refused(mode, file_format, tmp_path):
+    (tmp_path / 'deep').write_bytes(stored(Image.new(mode, (9, 9)), None, file_format))
+    for read in (read_picture, pictures.check_header):
+        with pytest.raises(BadPicture, match='it has more than 8 bits per channel; save it with 8'):
+            read(str(tmp_path / 'deep'))
+
+
+@pytest.mark.parametrize('mode, color, options', [
+    ('RGBA', (200, 0, 0, 0), {}), ('LA', (0, 0), {}), ('P', 0, {'transparency': 0}),
+    ('RGB', 0, {'transparency': (0, 0, 0)})])
+def test_what_is_transparent_becomes_white(mode, color, options):
+    picture = stored(Image.new(mode, (9, 9), color), **options)
+    for part in (None, lambda size: (2, 2, 6, 6)):
+        assert read_picture(picture, part).getcolors()[0][1] == (255, 255, 255)
 
 
 @pytest.mark.parametrize('name', BOMBS)

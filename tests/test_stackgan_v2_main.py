@@ -11,10 +11,12 @@ from PIL import Image
 from common import run
 from common.errors import UserError
 from common.flags import ROOT, choose_device
-from common.sampling import _file_name
+from common.sampling import _file_name, write_evaluation
+from data import layout
 from stackgan_v2 import main
 from tests import tiny
 from tests.commands import DATA, captions_of, files_below, newest, run_in
+from tests.errors import one_line
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -157,6 +159,25 @@ def test_example_writes_a_grid_per_photograph(folder, trained, call):
             assert grid.size == (2 * 130 + 2, 130 + 2)  # two captions
 
 
+@pytest.mark.parametrize('name', ['A_k', 'A?k'])
+def test_photographs_of_one_name_are_refused_before_anything_is_written(tmp_path, name):
+    index = layout.Index(['a_0', 'b_0'], ['a bird'] * 2, [0, 1], ['A_k', name], ['bird'] * 2)
+    dataset = SimpleNamespace(file='birds.hdf5', split='test', index=index, photo_of=torch.tensor(index.photo_of))
+    assert one_line(write_evaluation, str(tmp_path / 'new'), dataset, None, 1, 0).startswith(
+        'birds.hdf5: two photographs of /test have the class bird and the name A_k, and so would')
+    assert not os.listdir(tmp_path)
+
+
+def test_images_of_other_data_stay(tmp_path, capsys):
+    os.makedirs(tmp_path / 'single_samples' / 'valid' / 'other')
+    index = layout.Index(['a_0'], ['a bird'], [0], ['a'], ['bird'])
+    dataset = SimpleNamespace(captions=index.captions, index=index, photo_of=torch.tensor([0]),
+                              embeddings=torch.zeros(1, 1024))
+    write_evaluation(str(tmp_path), dataset, lambda embeddings, seed: torch.zeros(1, 3, 8, 8), 1, 0)
+    assert 'valid: already exists; images of the same name are replaced, others stay' in capsys.readouterr().out
+    assert sorted(os.listdir(tmp_path / 'single_samples' / 'valid')) == ['bird', 'other']
+
+
 def test_names_in_a_data_file_cannot_leave_the_folder():
     names = {'../../etc': '_.._etc', '..': '_', 'a/b\\c': 'a_b_c', '001.Auk': '001.Auk'}
     assert [_file_name(name) for name in names] == list(names.values())
@@ -223,6 +244,10 @@ def test_image_folders_train_and_generate_without_text(folder, call, tmp_path):
         assert last.size == (128, 128) and first.tobytes() != last.tobytes()
     checkpoint = ['--train', 'False', '--checkpoint', tmp_path / 'out' / trained]
     assert 'was trained without text' in call.error(*checkpoint, '--text', 'a cat')
+    resume = ['--resume', tmp_path / 'out' / trained, '--epochs', '3']
+    assert 'Training on 4 pictures' in call(*resume)
+    (tmp_path / 'pets' / 'cats' / '1.jpg').write_bytes(tiny.jpeg(1, (60, 40)))
+    assert 'was trained on other pictures than pets holds now; put back' in call.error(*resume[:-1], '4')
 
 
 def test_captioned_images_train_without_text(call, tmp_path):

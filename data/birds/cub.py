@@ -10,12 +10,12 @@ import re
 from collections import Counter, namedtuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, ImageOps, UnidentifiedImageError
 
 from common.errors import UserError
 from common.files import check_is_file
 from data import layout
-from data.pictures import PIXELS, opened
+from data.pictures import PIXELS, on_white, opened
 from data.plain_hdf5 import TEXT_BYTES
 
 DEFAULT_SPLIT = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'split_150_50.json')
@@ -100,12 +100,16 @@ def list_photographs(cub, text, split_of):
         if count > 1:
             raise UserError(f'{path}: {count} lines have the number {number}, so boxes are ambiguous; {advice}')
     boxes = dict(boxes)
+    if stray := boxes.keys() - dict(pairs).keys():
+        raise UserError(f'{boxes_path}: {len(stray)} of its numbers, such as {min(stray)[:60]!r}, are not in '
+                        'images.txt, so boxes may be of other photographs; number both alike')
     if not os.path.isdir(os.path.join(cub, 'images')):
         raise UserError(f'{os.path.join(cub, "images")}: no such folder; {advice}')
     entries, strange = [], []
     for number, path in pairs:
+        path = path.replace('\\', '/')  # of Windows
         key = os.path.splitext(path)[0]
-        parts = re.split(r'[/\\]', key)
+        parts = key.split('/')
         if len(parts) != 2 or set(parts) & {'', '.', '..'} or CONTROL.search(path):
             strange.append(CONTROL.sub('?', path))
             continue
@@ -150,14 +154,8 @@ def read_jpeg(path):
 
 def _as_jpeg(image):
     """Convert an image to the bytes of a JPEG, upright, with a white background."""
-    if image.mode.startswith(('I', 'F')):
-        raise ValueError('more than 8 bits per channel; save it with 8')
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert('RGBA')
-        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
     jpeg = io.BytesIO()
-    image.convert('RGB').save(jpeg, 'JPEG', quality=95)
+    on_white(ImageOps.exif_transpose(image)).save(jpeg, 'JPEG', quality=95)
     return jpeg.getvalue()
 
 

@@ -32,6 +32,7 @@ from data.birds import cub, published_embeddings
 
 CHUNK = 32  # photographs that are read ahead
 SHOWN = 20  # unknown letters that are printed
+ABSENT = 5  # missing classes that are printed
 
 
 def parse_args():
@@ -165,9 +166,10 @@ def report_unlisted(entries, split_of):
     left_out = [entry.class_name for entry in entries if entry.split is None]
     if left_out:
         print(f'left out: {len(left_out)} photographs of {len(set(left_out))} classes that no class list contains')
-    absent = set(split_of) - {entry.class_name for entry in entries}
+    absent = sorted(set(split_of) - {entry.class_name for entry in entries})
     if absent:
-        print(f'not in the data: {len(absent)} of the {len(split_of)} classes in the class lists')
+        print(f'not in the data: {len(absent)} of the {len(split_of)} classes in the class lists '
+              f'({cub.CONTROL.sub("?", ", ".join(absent[:ABSENT]))}{", ..." if absent[ABSENT:] else ""})')
 
 
 def main():
