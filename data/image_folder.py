@@ -26,8 +26,8 @@ class PlainPictures(Dataset):
     An item is a dict with one entry, `right_images`: a list of float32 [3, S, S] in [-1, 1], small to large, S =
     base_size * 2 ** i for i < branches, prepared as in `data.multiscale_dataset` without a bounding box.
     `fingerprint` has 16 hexadecimal digits for the 'pictures': of the names and sizes of their files in `file`. Random
-    draws come from torch's global generator. An image that cannot be decoded is reported, once, and replaced by the next
-    one, so that it does not end a training. Raises UserError if TRIES in a row cannot be decoded.
+    draws come from torch's global generator. An image that cannot be decoded is reported, once, and replaced by the
+    next one, so that it does not end a training. Raises UserError if TRIES in a row cannot be decoded.
     """
 
     def __init__(self, source, branches=3, base_size=64):

@@ -386,7 +386,7 @@ def has_embeddings(file, split):
     group = _group(file, split)
     with _convert_errors(file, split):
         keys = plain_hdf5.names(group)
-    for key in plain_hdf5.watched(keys):
+    for key in plain_hdf5.with_time_limit(keys):
         with _convert_errors(file, split, key):
             if plain_hdf5.has(plain_hdf5.open_group(group, key), 'embeddings'):
                 return True

@@ -360,12 +360,11 @@ def test_boxes_with_leading_zeros_are_read(tmp_path, monkeypatch, capsys, out):
         assert layout.read_index(file, 'test').boxes == [[1, 2, 30.5, 20], [2, 2, 30.5, 20]]
 
 
-@pytest.mark.parametrize('first', [0, 2])
-def test_boxes_that_are_numbered_otherwise_are_refused(tmp_path, monkeypatch, out, first):
+def test_boxes_that_count_from_0_are_refused(tmp_path, monkeypatch, out):
     args = make_cub(tmp_path, {f'{ANI}/{k}': (jpeg(seed=k), captions(k)) for k in range(2)})
-    write(tmp_path / 'CUB_200_2011/bounding_boxes.txt', f'{first} 1 2 30.5 20\n{first + 1} 2 2 30.5 20\n')
+    write(tmp_path / 'CUB_200_2011/bounding_boxes.txt', '0 1 2 30.5 20\n1 2 2 30.5 20\n')
     said = error(monkeypatch, *args, '--out', out)
-    assert f"bounding_boxes.txt: 1 of its numbers, such as '{first and 3}', are not in images.txt" in said
+    assert 'bounding_boxes.txt: one of it and images.txt counts from 0' in said
     assert said.endswith('number both alike') and not out.exists()
 
 

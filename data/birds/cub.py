@@ -100,9 +100,9 @@ def list_photographs(cub, text, split_of):
         if count > 1:
             raise UserError(f'{path}: {count} lines have the number {number}, so boxes are ambiguous; {advice}')
     boxes = dict(boxes)
-    if stray := boxes.keys() - dict(pairs).keys():
-        raise UserError(f'{boxes_path}: {len(stray)} of its numbers, such as {min(stray)[:60]!r}, are not in '
-                        'images.txt, so boxes may be of other photographs; number both alike')
+    if boxes and ('0' in boxes) != ('0' in dict(pairs)):  # photographs may lack boxes, and boxes photographs
+        raise UserError(f'{boxes_path}: one of it and images.txt counts from 0, the other does not, so boxes would be '
+                        'of other photographs; number both alike')
     if not os.path.isdir(os.path.join(cub, 'images')):
         raise UserError(f'{os.path.join(cub, "images")}: no such folder; {advice}')
     entries, strange = [], []
