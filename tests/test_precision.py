@@ -31,7 +31,7 @@ def test_auto_takes_what_the_hardware_has(has_bf16):
 
 
 def test_what_the_hardware_has_not_is_refused(has_bf16):
-    assert '--precision tf32: this CPU has none' in one_line(precision.choose_precision, 'tf32', CPU)
+    assert '--precision tf32: this CPU does not support it' in one_line(precision.choose_precision, 'tf32', CPU)
     if has_bf16:
         assert precision.choose_precision('bf16', CPU) == 'bf16'
     else:
