@@ -30,7 +30,7 @@ def test_auto_selects_what_the_hardware_supports(has_bf16):
     assert precision.choose_precision('fp32', CPU) == 'fp32'
 
 
-def test_what_the_hardware_has_not_is_refused(has_bf16):
+def test_unsupported_precisions_are_refused(has_bf16):
     assert '--precision tf32: this CPU does not support it' in one_line(precision.choose_precision, 'tf32', CPU)
     if has_bf16:
         assert precision.choose_precision('bf16', CPU) == 'bf16'
