@@ -134,7 +134,7 @@ def evaluate(options, device):
           f'  mAP@50         {found["ap50"]:.1%}   (chance {found["chance_ap50"]:.1%})')
     if options.query:
         queries = flags.read_sentences(options.query, None, '--query')
-        reading.say_unread(queries)
+        reading.print_unread(queries)
         folder = run.new_run(options.out_dir, 'query', vars(options))
         sheet = os.path.join(folder, 'sheet.png')
         best_pictures(model, path, split, index, photographs, queries).save(sheet)

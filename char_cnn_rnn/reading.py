@@ -69,7 +69,7 @@ def read(sentences, checkpoint, data, encoder_file, hdf5_file, device):
     if not is_known:
         print(f'{checkpoint}: does not say which encoder it was trained with; if it was not {file}, '
               'the images will not match the sentences')
-    say_unread(sentences)
+    print_unread(sentences)
     embeddings = torch.from_numpy(embed_captions(encoder, sentences, verbose=False))
     print(f'{checkpoint} generates images for sentences embedded by {file}:')
     return embeddings
@@ -171,7 +171,7 @@ def _named(data):
     return f' ({data["encoder"]})' if data.get('encoder') else ''
 
 
-def say_unread(sentences):
+def print_unread(sentences):
     """Print which characters of the sentences the encoder cannot read, and which are beyond its length."""
     for sentence in sentences:
         letters, surplus = unread(sentence)
@@ -186,7 +186,7 @@ def keep_encoder(dataset, run_dir):
     """Copy the sentence encoder beside the data into the run folder, so that the run can generate without the data.
 
     Print a message instead if that encoder did not write the embeddings (because they have been replaced by published
-    ones, for example). If the run has the right encoder already, it stays.
+    ones, for example). An encoder that the run already has stays, unless it is known to be another one.
     """
     beside, kept = layout.encoder_beside(dataset.file), os.path.join(run_dir, run.ENCODER)
     data = describe(dataset)
