@@ -112,9 +112,12 @@ class TrainingRun:
             self.writer.losses(self.progress, self.last_epoch, _to_floats(losses, self.progress['step'], self.out_dir),
                                self.bar)
 
-    def write(self, what, write, *arguments):
-        """Call `write(*arguments)` if there is an `out_dir`; if it cannot write `what`, report that and continue."""
-        if self.out_dir:
+    def write(self, what, write, *arguments, every=1):
+        """Call `write(*arguments)` after `every` so many steps; if it cannot write `what`, report that and continue.
+
+        Without an `out_dir`, nothing is written.
+        """
+        if self.out_dir and self.progress['step'] % every == 0:
             with self.writer.attempt(what):
                 write(*arguments)
 

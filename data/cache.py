@@ -211,12 +211,7 @@ def _read_in_subprocess(path, split):
     # In its own session, it does not receive Ctrl-C: this process does, and ends it.
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True) as reader:
         try:
-            answer, embeddings = reader.stdout.readline(), None
-            stored = json.loads(answer) if answer.endswith(b'\n') else {}
-            if stored.get('has_embeddings'):
-                embeddings = np.empty((len(stored['index']['keys']), layout.EMBED_DIM), np.float32)
-                if reader.stdout.readinto(memoryview(embeddings).cast('B')) < embeddings.nbytes:
-                    stored = {}
+            stored, embeddings = _read_answer(reader.stdout)
         except BaseException:
             reader.kill()
             raise
@@ -225,6 +220,17 @@ def _read_in_subprocess(path, split):
     if not stored:
         raise layout.cannot_be_read(path, split, _exit_reason(reader.returncode))
     return layout.Index(**stored['index']), stored['encoder'], stored['bad_embeddings'], embeddings
+
+
+def _read_answer(stream):
+    """Return (the dict that READER wrote, {} if it is incomplete; the embeddings after it or None)."""
+    answer = stream.readline()
+    stored = json.loads(answer) if answer.endswith(b'\n') else {}
+    if not stored.get('has_embeddings'):
+        return stored, None
+    embeddings = np.empty((len(stored['index']['keys']), layout.EMBED_DIM), np.float32)
+    is_whole = stream.readinto(memoryview(embeddings).cast('B')) == embeddings.nbytes
+    return (stored if is_whole else {}), embeddings
 
 
 def _exit_reason(status):

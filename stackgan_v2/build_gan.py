@@ -200,8 +200,7 @@ class Model:
                 for batch in run.batches():
                     losses = self.train_step(batch)
                     run.log(losses)
-                    if self.progress['step'] % self.snapshot_interval == 0:
-                        run.write('the snapshot', self.save_snapshot, out_dir)
+                    run.write('the snapshot', self.save_snapshot, out_dir, every=self.snapshot_interval)
             if out_dir and not os.path.isfile(self._snapshot_file(out_dir)):
                 self.save_snapshot(out_dir)
 

@@ -18,12 +18,11 @@ WEIGHTS_PER_PLACE = 2 ** 14  # with more per position of the result, a matrix pr
 
 def place_doubled_convs(net):
     """Replace each convolution of `net` that follows a doubling of its map by a `DoubledConv`."""
-    for layers in net.modules():
-        if isinstance(layers, nn.Sequential):
-            for (above, upsample), (name, conv) in itertools.pairwise(list(layers.named_children())):
-                if _doubles(upsample) and _is_plain(conv) and _keeps_size(conv):
-                    setattr(layers, above, nn.Identity())
-                    setattr(layers, name, DoubledConv(conv))
+    for layers in filter(lambda module: isinstance(module, nn.Sequential), net.modules()):
+        for (above, upsample), (name, conv) in itertools.pairwise(list(layers.named_children())):
+            if _doubles(upsample) and _is_plain(conv) and _keeps_size(conv):
+                setattr(layers, above, nn.Identity())
+                setattr(layers, name, DoubledConv(conv))
 
 
 def place_product_convs(net):

@@ -79,19 +79,21 @@ def read_all(entries, look_up, skipped):
         except MemoryError:
             return entry, ValueError('its files need more memory than there is')
 
-    pool = ThreadPoolExecutor()
+    for entry, result in tqdm(read_ahead(attempt, entries), total=len(entries), unit=' photographs', disable=None):
+        signals.deliver_held()
+        if isinstance(result, ValueError):
+            skip(skipped, entry.key, result)
+        else:
+            yield entry.split, *result
+
+
+def read_ahead(function, items):
+    """Yield the results of a function of each item, in order; threads compute a chunk while the last one is used."""
+    pool, waiting = ThreadPoolExecutor(), ()
     try:
-        with tqdm(total=len(entries), unit=' photographs', disable=None) as bar:
-            waiting = ()
-            for start in range(0, len(entries) + CHUNK, CHUNK):     # the pool reads a chunk while the last is written
-                done, waiting = waiting, pool.map(attempt, entries[start:start + CHUNK])
-                for entry, result in done:
-                    signals.deliver_held()
-                    bar.update()
-                    if isinstance(result, ValueError):
-                        skip(skipped, entry.key, result)
-                    else:
-                        yield entry.split, *result
+        for start in range(0, len(items) + CHUNK, CHUNK):
+            done, waiting = waiting, pool.map(function, items[start:start + CHUNK])
+            yield from done
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -146,9 +146,13 @@ def _check_opcodes(file):
                 raise pickle.UnpicklingError(f'it has the opcode {opcode or data[end]}, which embeddings do not need')
             end = _end(data, known, start)
             if opcode in ('FRAME', 'PUT', 'LONG_BINPUT'):
-                number = int(data[start:end]) if opcode == 'PUT' else int.from_bytes(data[start:end], 'little')
-                if number > len(data):
-                    raise pickle.UnpicklingError(f'{opcode} {number} is beyond its end')
+                _check_number(opcode, data[start:end], len(data))
+
+
+def _check_number(opcode, argument, largest):
+    number = int(argument) if opcode == 'PUT' else int.from_bytes(argument, 'little')
+    if number > largest:
+        raise pickle.UnpicklingError(f'{opcode} {number} is beyond its end')
 
 
 def _end(data, opcode, start):

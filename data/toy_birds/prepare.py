@@ -21,7 +21,6 @@ if __name__ == '__main__':
 
 import functools
 import io
-import itertools
 import multiprocessing
 import random
 import signal
@@ -90,20 +89,23 @@ def prepare(out, count, seed):
     layout.check_name(out)
     check_space(out, count * BYTES)
     counts = Counter()
-    with signals.hold():
-        pool = ProcessPoolExecutor(initializer=init_worker)
-        try:
-            birds = itertools.chain.from_iterable(
-                pool.map(functools.partial(make, seed=seed), numbers, chunksize=2) for numbers in batches(count))
-            with layout.replace_file(out) as file:
-                for split, photograph in tqdm(birds, total=count, desc='birds', unit='', disable=None):
-                    layout.write_photograph(file, split, photograph)
-                    counts[split] += 1
-        except BrokenProcessPool as error:
-            raise UserError('a process that drew birds was killed, perhaps for lack of memory; start again') from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with signals.hold(), layout.replace_file(out) as file:
+        for split, photograph in tqdm(draw_all(count, seed), total=count, desc='birds', unit='', disable=None):
+            layout.write_photograph(file, split, photograph)
+            counts[split] += 1
     return counts
+
+
+def draw_all(count, seed):
+    """Yield what `make` returns for each number below `count`, in order, made in one process per core."""
+    pool = ProcessPoolExecutor(initializer=init_worker)
+    try:
+        for numbers in batches(count):
+            yield from pool.map(functools.partial(make, seed=seed), numbers, chunksize=2)
+    except BrokenProcessPool as error:
+        raise UserError('a process that drew birds was killed, perhaps for lack of memory; start again') from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def main():
