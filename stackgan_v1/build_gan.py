@@ -97,7 +97,8 @@ class Model:
         self.optim_D.step()
         self.optim_D.zero_grad()  # frees their memory for the generator's step
 
-        # Train G (4, 6): min -log D(G(z, c), mu) + kl_coef * D_KL(N(mu, sigma^2) || N(0, 1))
+        # Train G (4, 6): min -log D(G(z, c), mu) + kl_coef * D_KL(N(mu, sigma^2) || N(0, 1)); the paper's first term is
+        # log(1 - D), whose gradient vanishes where D is sure
         self.netD.requires_grad_(False)  # D does not learn here
         self.optim_G.zero_grad()
         loss_G, loss_KL = self._generator_loss(image_fake, condition), kl_to_standard_normal(mu, logvar)

@@ -41,7 +41,7 @@ class ConditioningAugmentation(nn.Module):
         self.fc = nn.Linear(text_dim, 2 * condition_dim)
 
     def forward(self, text):
-        mu, logvar = torch.relu(self.fc(text)).chunk(2, dim=1)
+        mu, logvar = torch.relu(self.fc(text)).chunk(2, dim=1)  # the ReLU is the authors': mu >= 0 and sigma >= 1
         epsilon = torch.randn(mu.shape, device=mu.device)
         # c = mu + sigma * epsilon, with epsilon ~ N(0, 1)
         return mu + epsilon * torch.exp(logvar / 2), mu, logvar

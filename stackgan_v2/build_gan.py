@@ -89,16 +89,16 @@ class Model:
     def train_step(self, batch):
         """Train every discriminator for one step, then the tree of generators, with the same generated images in both.
 
-        In the comments, branch i generates the image s_i and has the discriminator D_i, x_i is a real image of its size
-        and c the condition (paper, section 4). Returns a dict of scalar tensors: `loss_D` (a list, one per branch),
-        `loss_G` and, with text, `loss_KL`, its weighted KL divergence.
+        In the comments, branch i generates the image s_i and has the discriminator D_i; x_i is a real image of its size,
+        x'_i one of another class, and mu the mean of the condition (paper, section 4). Returns a dict of scalar tensors:
+        `loss_D` (a list, one per branch), `loss_G` and, with text, `loss_KL`, its weighted KL divergence.
         """
         embed = batch['right_embed'].to(self.device) if self.netG.conditional else None
         noise = torch.randn((len(batch['right_images'][0]), self.netG.z_dim), device=self.device)
         images_fake, mu, logvar = self.netG(noise, embed)
 
-        # L_D_i = -log D_i(x_i, c) - log(1 - D_i(s_i, c))     conditional
-        #         - log D_i(x_i) - log(1 - D_i(s_i))         unconditional
+        # L_D_i = -log D_i(x_i, mu) - log(1 - D_i(s_i, mu)) - log(1 - D_i(x'_i, mu))         conditional
+        #         + uncond_coef * [-log D_i(x_i) - log(1 - D_i(s_i)) - log D_i(x'_i)]        unconditional
         losses_D = []
         for branch, netD in enumerate(self.netsD):
             netD.requires_grad_(True)
@@ -109,7 +109,7 @@ class Model:
             losses_D.append(loss_D.detach())
 
         # L_G = sum_i L_G_i + color_coef * L_C + kl_coef * D_KL(N(mu, sigma^2) || N(0, 1)),
-        # where L_G_i = -log D_i(s_i, c) - log D_i(s_i)
+        # where L_G_i = -log D_i(s_i, mu) - uncond_coef * log D_i(s_i)
         loss_G = sum(self._generator_loss(branch, image, mu) for branch, image in enumerate(images_fake))
         if self.color_coef:
             loss_G = loss_G + self.color_coef * self._color_loss(images_fake)

@@ -73,8 +73,8 @@ class Model:
     def train_step(self, batch):
         """Train D for one step, then G: the body of the chapter's loop.
 
-        In the comments, x is an image, t the embedding of its sentence and z noise; every loss is the mean over the
-        batch. Returns a dict of scalar tensors: `loss_D` and `loss_G`.
+        In the comments, x is an image, t the embedding of its sentence and z noise; losses are means over the batch.
+        Returns a dict of scalar tensors: `loss_D` and `loss_G`.
         """
         image, embed = batch['right_images'].to(self.device), batch['right_embed'].to(self.device)
         real_label = torch.ones(len(image), device=self.device)
@@ -100,9 +100,9 @@ class Model:
         self.optim_D.step()
 
         # Train G: g_loss = -log D(G(z, t), t) + l1_coef * l1_loss + l2_coef * l2_loss
-        #   l1_loss = |E f(G(z, t)) - E f(x)|, where f are the features of D, and E is the mean over the batch
+        #   l1_loss = |E f(G(z, t)) - E f(x)|, the mean over the features f of D, where E is the mean over the batch
         #   l2_loss = (G(z, t) - x)^2, the mean over all pixels
-        self.netD.requires_grad_(False)  # D does not learn here
+        self.netD.requires_grad_(False)  # D does not learn here, so act_real needs no detach()
         self.optim_G.zero_grad()
         noise = torch.randn((len(image), self.netG.latent_dim, 1, 1), device=self.device)
         image_fake = self.netG(noise, embed)
