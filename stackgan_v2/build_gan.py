@@ -89,9 +89,9 @@ class Model:
     def train_step(self, batch):
         """Train every discriminator for one step, then the tree of generators, with the same generated images in both.
 
-        In the comments, branch i generates the image s_i and has the discriminator D_i; x_i is a real image of its size,
-        x'_i one of another class, and mu the mean of the condition (paper, section 4). Returns a dict of scalar tensors:
-        `loss_D` (a list, one per branch), `loss_G` and, with text, `loss_KL`, its weighted KL divergence.
+        In the comments, branch i generates the image s_i and has the discriminator D_i; x_i is a real image of its
+        size, x'_i one of another class, and mu the mean of the condition (paper, section 4). Returns a dict of scalar
+        tensors: `loss_D` (a list, one per branch), `loss_G` and, with text, `loss_KL`, its weighted KL divergence.
         """
         embed = batch['right_embed'].to(self.device) if self.netG.conditional else None
         noise = torch.randn((len(batch['right_images'][0]), self.netG.z_dim), device=self.device)
