@@ -32,10 +32,10 @@ BATCH = 32
 
 
 class ScratchCNN(nn.Module):
-    """Compute features of length 10 with a small network trained along: uint8 [B, 3, 64, 64] -> [B, 1024].
+    """Compute features of norm 10 with a small, jointly trained network: uint8 [B, 3, 64, 64] -> [B, 1024].
 
-    The length decides what the sentence encoder learns on toy_birds: with longer features, the loss gets small while
-    the embeddings still depend mostly on the initial weights; with shorter ones, they use only a few directions.
+    The norm determines what the sentence encoder learns on toy_birds: with a larger one, the loss becomes small while
+    the embeddings still depend mostly on the initial weights; with a smaller one, they use only a few directions.
     """
 
     LENGTH = 10

@@ -48,8 +48,8 @@ def parse_flags():
                         help='network variant (default: birds_icml, which the chapter and StackGAN use)')
     parser.add_argument('--image_encoder', choices=image_encoder.CHOICES, default='efficientnet_lite0',
                         modes=(*flags.TRAINING, flags.EVALUATE, QUERY),
-                        help='pretrained network for the features of photographs, or scratch: a small network that '
-                             'is trained along (default: efficientnet_lite0)')
+                        help='pretrained network for the features of photographs, or scratch: a small network '
+                             'trained jointly with the encoder (default: efficientnet_lite0)')
     parser.add_argument('--image_weights', type=flags.path, metavar='FILE',
                         modes=(*flags.TRAINING, flags.EVALUATE, QUERY),
                         help='file of ImageNet weights for googlenet (default: download them)')
@@ -73,7 +73,7 @@ def main():
     """Parse the flags, then train, evaluate, or write embeddings."""
     options, resumed = parse_flags()
     if ranks.world_size() > 1:
-        raise UserError('the encoder trains and reads in one process; start it with python, not with torchrun')
+        raise UserError('the encoder runs in a single process; start it with python, not with torchrun')
     flags.print_options(options)
     device = flags.choose_device(options.cuda)
     flags.seed_everything(options.seed)

@@ -2,8 +2,8 @@
 
 The 1,024 numbers of another encoder mean something else, so a GAN would generate wrong images from them. Therefore a
 checkpoint describes the embeddings that it was trained on (`describe`): it holds the fingerprint of their encoder, if
-known, and some captions with their embeddings, with which any encoder can be tested. An encoder that matches is used,
-one that differs is refused, and if neither can be shown, a message says so.
+known, and some captions with their embeddings, with which any encoder can be tested. A matching encoder is
+used, a different one is refused, and if it is unknown whether an encoder matches, a message is printed.
 """
 import os
 import shlex

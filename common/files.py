@@ -39,7 +39,7 @@ def partial_file(path):
     """
     target = _target(path)
     with convert_os_errors(path):
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+        new_folders = _make_folders(os.path.dirname(target))
         remove_leftovers(target)
         file = _new_partial(target)
     try:
@@ -53,6 +53,19 @@ def partial_file(path):
         file.close()
         with contextlib.suppress(OSError):
             os.remove(file.name)
+        with contextlib.suppress(OSError):  # those that hold a file now stay
+            for folder in new_folders:
+                os.rmdir(folder)
+
+
+def _make_folders(folder):
+    """Create a folder and those above it. Returns the ones that are new, the deepest first."""
+    above, new = _folder_above(folder), []
+    os.makedirs(folder, exist_ok=True)
+    while folder != above:
+        new.append(folder)
+        folder = os.path.dirname(folder)
+    return new
 
 
 def check_can_write(path):

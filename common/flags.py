@@ -1,5 +1,4 @@
-"""Define the command-line flags that all sections share, with the chapter's names, and what follows from their values.
-"""
+"""Define the command-line flags that all sections share, with the chapter's names, and act on their values."""
 import argparse
 import os
 import random
@@ -187,8 +186,8 @@ def add_run_flags(parser, model, epochs, batch_size, lr, section_dir, all_modes=
                         help='number of checkpoints that a run keeps: the newest, and older ones in case it is damaged '
                              f'(default: {KEEP})')
     parser.add_argument('--resume', type=path, nargs='?', const='newest', metavar='RUN', modes=resume_modes,
-                        help='continue the run in this folder, or without a value the newest run; '
-                             'with --train False: generate with it')
+                        help='resume the run in this folder, or the newest run if no folder is given; '
+                             'with --train False, generate images with it')
 
 
 def add_sentence_flags(parser, generating_modes=GENERATING, encoder_modes=(TEXT,), forms='a run folder or its .pt'):
@@ -230,9 +229,9 @@ def add_large_image_flags(parser, all_modes):
                         help='number of processes that prepare images, at most one per core, 0 for none; the images '
                              'do not depend on it (default: 4)')
     parser.add_argument('--accumulate', type=positive(int), default=1, metavar='N', modes=TRAINING,
-                        help='number of parts in which discriminators, and their batch norms, see a batch; with more '
-                             'than 1, activations are recomputed to save memory, which takes more time (default: 1, as '
-                             'in the authors\' code)')
+                        help='number of micro-batches into which a batch is split for the discriminators and their '
+                             'batch norms; more than 1 saves memory but takes longer, because activations are '
+                             'recomputed (default: 1, as in the authors\' code)')
     add_boolean(parser, '--cache', True, 'decode and resize photographs once, into a file beside the data',
                 modes=TRAINING)
 

@@ -193,6 +193,8 @@ def existing(path, model, find=checkpoint.find):
     """Return the checkpoint file that `path`, the value of a flag, refers to. Raises UserError if it does not exist."""
     file = find(path, model)
     if not os.path.exists(file):
+        if has_options(path):
+            raise UserError(f'{path}: is a run, but not of this section or --model: it has no {model}.pt')
         raise UserError(f'{file}: no such checkpoint here; give a run folder, its {model}.pt or a snapshot in its '
                         'Model/')
     return file

@@ -26,8 +26,8 @@ EXAMPLE_COLUMNS = 5   # images in a row of the grid of a photograph's captions
 def fixed_batch(dataset, count):
     """Return a batch of up to `count` items spread over a data set, the same in every call.
 
-    The random crops of the items do not change the state of PyTorch's generator: a run with samples must compute what
-    one without them does.
+    The random crops of the items do not change the state of PyTorch's generator, so that a run computes the same
+    results with and without samples.
     """
     places = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long()
     with torch.random.fork_rng(devices=[]):
@@ -37,7 +37,7 @@ def fixed_batch(dataset, count):
 
 @contextlib.contextmanager
 def reproducible(net, device, seed):
-    """Put `net` in evaluation mode without gradients, and seed PyTorch's generators, for the time of the block."""
+    """Put `net` in evaluation mode without gradients, and seed PyTorch's generators, for the duration of the block."""
     was_training = net.training
     net.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
@@ -149,7 +149,7 @@ def _check_names_differ(dataset):
         class_name, name, _ = map(_file_name, dataset.index.sentence(caption))
         if photo_of_name.setdefault((class_name, name), photo) != photo:
             raise UserError(f'{dataset.file}: two photographs of /{dataset.split} have the class {class_name} and the '
-                            f'name {name}, and so would the files of their images; give each a name of its own')
+                            f'name {name}, so their images would overwrite each other; rename one of them')
 
 
 def _of_captions(dataset, generate, batch_size, seed):

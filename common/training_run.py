@@ -1,6 +1,8 @@
 """Run a training loop with its progress bar, log, curves, samples, checkpoints and handling of interruptions."""
 import contextlib
 import math
+import os
+import re
 import shlex
 import sys
 import time
@@ -16,6 +18,7 @@ from common.progress import rng_state, set_rng_state
 SECONDS_BETWEEN_CHECKPOINTS = 300  # a run that is killed outright loses no more than this
 SECONDS_BETWEEN_ATTEMPTS = 60      # to write a checkpoint again after the disk was full
 SECONDS_AT_THE_END = 600           # how long writing the last checkpoint is retried
+CHECKPOINT = re.compile(r'\.pt(\.\d+)?$')  # in the name of a file
 PAUSE_AT_THE_END = 10              # seconds between two of these retries
 
 
@@ -150,7 +153,7 @@ def _adapt_progress(progress, data_loader):
 def _batches_left(data_loader, progress, stop, on_error):
     """Yield the batches of the current epoch that remain to be trained on, with the random state for them.
 
-    A signal that arrives while worker processes are waited for ends the epoch early, as they may be stuck. If a batch
+    A signal that arrives while waiting for worker processes ends the epoch early, as they may be stuck. If a batch
     cannot be read, this restores the random state from before it and calls `on_error(error)`.
     """
     if ranks.world_size() > 1:
@@ -243,11 +246,12 @@ def _explanation(error, step, out_dir):
                 '--accumulate if the section has those flags')
     if torch_errors.is_dead_worker(error):
         return (f'step {step}: a process that reads images has ended ({_one_line(error)}), usually because this '
-                'machine has too little memory; continue with --resume and fewer --workers, or 0')
+                'machine has too little memory; start or resume with fewer --workers, or 0')
     if torch_errors.is_not_finite(error):
         return f'a probability is not a number at step {step}: {_diverged(out_dir)}'
     if torch_errors.is_of_gpu(error):
-        return f'step {step}: the GPU has failed ({_one_line(error)}); continue from the last checkpoint with --resume'
+        return (f'step {step}: the GPU has failed ({_one_line(error)}); continue with --resume from the last '
+                'checkpoint, if there is one')
 
 
 def _one_line(error):
@@ -255,12 +259,13 @@ def _one_line(error):
 
 
 def _diverged(out_dir):
-    return (f'training has diverged; the last checkpoint in {out_dir or "out_dir"} was saved before that; '
-            'try a smaller --lr')
+    is_saved = out_dir and any(CHECKPOINT.search(name) and name != run.ENCODER for name in os.listdir(out_dir))
+    saved = f'the last checkpoint in {out_dir} was saved before that' if is_saved else 'there is no checkpoint yet'
+    return f'training has diverged; {saved}; try a smaller --lr'
 
 
 class _CheckpointWriter:
-    """Writes a run's checkpoints: at intervals, when the training is stopped, and at its end."""
+    """Write a run's checkpoints: at intervals, when training is stopped, and when it ends."""
 
     def __init__(self, model, out_dir, log):
         self.model, self.out_dir, self.log = model, out_dir, log

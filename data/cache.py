@@ -1,4 +1,4 @@
-"""Cache what an epoch reads beside the HDF5 file, as arrays.
+"""Cache the data that an epoch reads, as arrays in a folder beside the HDF5 file.
 
 `birds.hdf5` gets a folder `birds.cache` with, for each split, index.json (names, classes, captions), embeddings.npy and
 pictures_64.npy: every photograph decoded and resized once. For the StackGANs' crops, frames_304.bin holds the frames
@@ -128,7 +128,7 @@ class Frames:
 
     def __getitem__(self, i):
         if self.pixels._mmap.size() < len(self.pixels):  # reading beyond the end of the file would crash
-            raise UserError(f'{self.file}: was truncated; start again to make it anew')
+            raise UserError(f'{self.file}: was truncated; start again to rebuild it')
         height, width = self.sizes[i]
         return self.pixels[self.ends[i] - 3 * height * width:self.ends[i]].reshape(height, width, 3)
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sys
+import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,8 +26,8 @@ class PlainPictures(Dataset):
 
     An item is a dict with one entry, `right_images`: a list of float32 [3, S, S] in [-1, 1], small to large, S =
     base_size * 2 ** i for i < branches, prepared as in `data.multiscale_dataset` without a bounding box.
-    `fingerprint` has 16 hexadecimal digits for the 'pictures': of the names and sizes of their files in `file`. Random
-    draws come from torch's global generator. An image that cannot be decoded is reported, once, and replaced by the
+    `fingerprint['pictures']` is 16 hexadecimal digits of a hash of the files' names and sizes in `file`. Random draws
+    come from torch's global generator. An image that cannot be decoded is reported, once, and replaced by the
     next one, so that it does not end a training. Raises UserError if TRIES in a row cannot be decoded.
     """
 
@@ -67,10 +68,12 @@ class PlainPictures(Dataset):
 def image_folder(folder, classes=None, branches=3, base_size=64):
     """Return `PlainPictures` of folder/CLASS/**, with all classes or those in the list `classes`.
 
-    Files that are no images despite their names are reported and skipped; other files are counted. Raises UserError if
-    the folder, a listed class, or every image of one is missing.
+    Files that are not images despite their extensions are reported and skipped; other files are counted. Raises
+    UserError if the folder or a listed class is missing, or has no images.
     """
     found = _class_folders(folder)
+    composed = {unicodedata.normalize('NFC', name): name for name in found}  # macOS stores file names decomposed
+    classes = classes and [composed.get(unicodedata.normalize('NFC', name), name) for name in classes]
     missing = [name for name in classes or () if name not in found]
     if missing:
         raise UserError(f'{folder}: has no class folder {missing[0]!r} (it has {_first_few(found)}); '
@@ -102,7 +105,7 @@ class SelectedClasses(ImageFolder):
 
     @staticmethod
     def make_dataset(directory, class_to_idx, extensions=None, *_, **__):
-        """Like torchvision's, which would follow links to an enclosing folder forever."""
+        """List (path, class number) per image; torchvision's method follows links to an enclosing folder forever."""
         return [(os.path.join(place, name), number) for class_name, number in sorted(class_to_idx.items())
                 for place, names in sorted(_walk(os.path.join(directory, class_name)))
                 for name in sorted(names) if name.lower().endswith(extensions)]
@@ -128,7 +131,7 @@ class SelectedClasses(ImageFolder):
     def contents(self):
         """Yield (path within the folder, bytes) of every image."""
         for path, _ in self.samples:
-            with contextlib.suppress(OSError):  # it is gone meanwhile, which is said once it is to be read
+            with contextlib.suppress(OSError):  # if it has been removed since, reading it will report that
                 yield os.path.relpath(path, self.root).replace(os.sep, '/'), os.path.getsize(path)
 
     def drop_unreadable(self):

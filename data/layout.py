@@ -286,7 +286,7 @@ def _own_group(parent, key):
 def check_room(path, count, encoder_bytes=0):
     """Raise CannotWrite if the disk has no space for a copy of the HDF5 file `path` with `count` new embeddings.
 
-    Nor for `encoder_bytes` of the encoder beside it, which may be on another disk, as either file may be a link.
+    The same holds for `encoder_bytes` of the encoder beside it. Either file may be a link to another disk.
     """
     check_space(path, os.path.getsize(path) + count * EMBEDDING_BYTES + encoder_bytes)
     check_space(encoder_beside(path), encoder_bytes)
@@ -313,7 +313,8 @@ def read_index(file, split):
             caption, (name, _, number) = plain_hdf5.open_group(group, key), key.rpartition('_')
             if not name or not number:
                 raise ValueError('it is not named PHOTOGRAPH_K')
-            index.captions.append(plain_hdf5.read_text(file, caption, 'txt').strip())
+            # A letter of another encoding is one that the sentence encoder does not read, whatever replaces it.
+            index.captions.append(plain_hdf5.read_text(file, caption, 'txt', 'replace').strip())
             room -= len(index.captions[-1])
             if name not in photo_by_name:
                 photo_by_name[name] = len(index.names)

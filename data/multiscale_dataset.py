@@ -1,7 +1,7 @@
 """Load captioned images at several sizes, cropped around the bird, as StackGAN++ prepares them.
 
-Images are cropped and flipped on the CPU: crops are half the bytes to copy to a GPU, and all frames of CUB-200-2011,
-3.5 GB, would take memory that small GPUs need. The rest is done on the device, for a whole batch at once.
+Images are cropped and flipped on the CPU: this halves the bytes to copy to a GPU, and all frames of CUB-200-2011, 3.5
+GB, would take up memory that a small GPU needs. The rest is done on the device, for a whole batch at once.
 """
 import functools
 import multiprocessing
@@ -41,7 +41,7 @@ class MultiscaleDataset(CaptionedPhotographs):
         class, name   str, of the photograph
     If the file has no embeddings, items have no `right_embed`. Every access draws new random crops, flips, captions and
     wrong images from torch's global generator, in the main thread, so that the same state gives the same items.
-    Captions without images are `embeddings[i]`, `captions[i]` and `index.sentence(i)`.
+    To read captions without images, use `embeddings[i]`, `captions[i]` and `index.sentence(i)`.
 
     Raises UserError if the file is missing or not in this layout, or if a photograph cannot be decoded.
     """

@@ -39,7 +39,7 @@ def read_picture(source, part=None):
 
 
 def on_white(picture):
-    """A PIL image in RGB, with white where it is transparent."""
+    """Convert a PIL image to RGB, with transparent areas in white."""
     if not picture.has_transparency_data:
         return picture.convert('RGB') if picture.mode != 'RGB' else picture
     picture = picture.convert('RGBA')
@@ -86,7 +86,7 @@ def opened(source, formats=FORMATS):
         width, height = picture.size
         most = PIXELS // 2 if picture.format == 'WEBP' or picture.mode == 'CMYK' else PIXELS  # these take more memory
         if not 0 < width * height <= most:
-            raise BadPicture(f'it has {width} x {height} pixels, and {most / 1e6:.0f} million are the most')
+            raise BadPicture(f'it has {width} x {height} pixels; the limit is {most / 1e6:.0f} million')
         if picture.format in ('JPEG', 'MPO') and _count_scans(file) * width * height > SCANNED:
             raise BadPicture('it is a JPEG with too many scans')
         if picture.mode.startswith(('I', 'F')):  # which Pillow makes black or white

@@ -70,15 +70,18 @@ def has(group, name):
 
 
 def link(group, name):
-    """What tells whether two groups hold the same thing as `name`: kind and target of the link, or None without one."""
+    """Return the kind and target of the link `name`, the same for links to one object, or None if there is no link."""
     if not has(group, name):
         return None
     info = group.links.get_info(name.encode())
     return info.type, info.u
 
 
-def read_text(file, group, name):
-    """Return the string `name`, stored as a scalar or a one-element array, of fixed or variable length."""
+def read_text(file, group, name, errors='strict'):
+    """Return the string `name`, stored as a scalar or a one-element array, of fixed or variable length.
+
+    `errors` is that of `bytes.decode`, for text that is not valid UTF-8.
+    """
     dataset, stored, count, offset = _open_plain(file, group, name)
     if stored.get_class() != h5t.STRING or count != 1:
         raise ValueError(f'{name} is not one string')
@@ -91,7 +94,10 @@ def read_text(file, group, name):
         raise ValueError(f'{name} would be a string of {length:,} bytes')
     value = np.empty(1, stored.dtype)
     dataset.read(h5s.ALL, h5s.ALL, value)
-    return _decoded(value[0])
+    try:
+        return (value[0] or b'').decode('utf-8', errors)
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{name} is not valid UTF-8') from error
 
 
 def place_of_bytes(file, group, name):

@@ -7,7 +7,7 @@ from common.torch_errors import is_out_of_memory
 
 
 class SeededSampler:
-    """Yields (number, seed) for each number from `sampler`.
+    """Yield (number, seed) for each number from `sampler`.
 
     PyTorch's generator is read once, at the start of an epoch, so that its state does not depend on prefetching.
     """

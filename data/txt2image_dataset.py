@@ -101,7 +101,7 @@ class Text2ImageDataset(CaptionedPhotographs):
 
     def _images(self, photos):
         # index_select copies whole images; pictures[photos] copies single bytes and takes 25 times as long.
-        photos = photos.to(self.pictures.device, non_blocking=True)  # to wait for a GPU leaves it idle
+        photos = photos.to(self.pictures.device, non_blocking=True)  # waiting for a GPU would leave it idle
         images = torch.empty((len(photos), *self.pictures.shape[1:]), device=self.pictures.device)
         chunk = len(photos) if images.is_cuda else CHUNK
         for some, places in zip(images.split(chunk), photos.split(chunk)):
@@ -110,7 +110,7 @@ class Text2ImageDataset(CaptionedPhotographs):
 
 
 class GatheredItems(Sequence):
-    """The items of a batch, as views of it for any `collate_fn`; `batch` is the whole for one that makes no copy."""
+    """The items of a batch, as views for any `collate_fn`; one that avoids the copy can take the whole `batch`."""
 
     def __init__(self, batch):
         self.batch = batch

@@ -2,7 +2,7 @@
 
     python evaluation/compare.py RUN RUN... --text SENTENCE [--text_file FILE] [--out compare.png]
 
-Above each column stand the options in which its run differs from the others, and how many images it was trained on.
+Above each column are the options in which its run differs from the others, and its number of training steps.
 """
 import os
 import sys
@@ -33,7 +33,7 @@ SIDE, GAP = 96, 8          # pixels of an image on the sheet, and between two of
 LETTER, LINE = 6, 14       # pixels of a letter and of a line of text
 CAPTION = 30               # letters in a line of a caption
 # Options that say where a run is and how it computes, not what it learns.
-NOT_SHOWN = {'checkpoint', 'compile', 'cuda', 'data_dir', 'encoder', 'keep', 'log_interval', 'model', 'out_dir',
+NOT_SHOWN = {'compile', 'cuda', 'data_dir', 'encoder', 'keep', 'log_interval', 'model', 'out_dir',
              'precision', 'resume', 'text', 'text_file', 'train'}
 
 
@@ -47,18 +47,20 @@ def main():
     parser.add_argument('--out', type=flags.path, default='compare.png', metavar='FILE',
                         help='PNG file to write (default: compare.png)')
     options = parser.parse_args()
+    if not options.out.lower().endswith('.png'):
+        raise UserError(f'--out {options.out}: is written as a PNG; give a name that ends in .png')
     sentences = flags.read_sentences(options.text, options.text_file)
     device = flags.choose_device(torch.cuda.is_available())
     columns = [generate(path, sentences, options.seed, device) for path in options.runs]
     titles = differences([run_options for run_options, _, _ in columns])
-    titles = [f'{title}, {images:,} images' for title, (_, images, _) in zip(titles, columns)]
+    titles = [f'{title}, {steps:,} steps' for title, (_, steps, _) in zip(titles, columns)]
     with atomic_write(options.out) as file:
         sheet([images for _, _, images in columns], titles, sentences).save(file, 'PNG')
     print(f'{len(columns)} runs, {len(sentences)} sentences: {options.out}')
 
 
 def generate(path, sentences, seed, device):
-    """Return (the options of a run, how many images it was trained on, images [B, 3, 64, 64] for the sentences)."""
+    """Return (the options of a run, its number of training steps, images [B, 3, 64, 64] for the sentences)."""
     file = run.existing(path, 'text2image', checkpoints.find)
     model = Model('text2image', device, None, 3, 0, 0)
     model.load_from(file, verbose=False)
@@ -67,14 +69,18 @@ def generate(path, sentences, seed, device):
     hdf5_file = flags.dataset_file(argparse.Namespace(**model.options))
     embeddings = reading.read(sentences, file, model.data, None, hdf5_file, device)
     steps = checkpoint.count_in(checkpoint.load(file, mapped=True), file, 'step')
-    return model.options, steps * model.options['batch_size'], model.generate(embeddings, seed).cpu()
+    return model.options, steps, model.generate(embeddings, seed).cpu()
 
 
 def differences(all_options):
     """Return for each run a line with the options in which it differs from another one."""
+    def shown(options, name):  # a default of 50 and a typed 50.0 are the same
+        value = options.get(name)
+        return f'{value:g}' if type(value) in (int, float) else str(value)
+
     names = sorted(set.union(*map(set, all_options)) - NOT_SHOWN)
-    differing = [name for name in names if len({str(one.get(name)) for one in all_options}) > 1]
-    return [' '.join(f'--{name} {one.get(name)}' for name in differing) or 'the same options' for one in all_options]
+    differing = [name for name in names if len({shown(one, name) for one in all_options}) > 1]
+    return [' '.join(f'--{name} {shown(one, name)}' for name in differing) or 'the same options' for one in all_options]
 
 
 def sheet(columns, titles, sentences):
@@ -85,7 +91,8 @@ def sheet(columns, titles, sentences):
     image = Image.new('RGB', (left + len(columns) * (SIDE + GAP), top + len(sentences) * (SIDE + GAP)), 'white')
     pen = ImageDraw.Draw(image)
     for row, sentence in enumerate(sentences):
-        pen.multiline_text((GAP, top + row * (SIDE + GAP)), textwrap.fill(sentence, CAPTION), 'black', font)
+        text = textwrap.fill(sentence, CAPTION, max_lines=SIDE // LINE, placeholder=' ...')
+        pen.multiline_text((GAP, top + row * (SIDE + GAP)), text, 'black', font)
     for column, (images, lines) in enumerate(zip(columns, wrapped)):
         x = left + column * (SIDE + GAP)
         pen.multiline_text((x, GAP), '\n'.join(lines), 'black', font)

@@ -95,7 +95,7 @@ class Model:
         losses = self._discriminator_losses(image, image_fake.detach(), condition)
         losses['loss_D'].backward()
         self.optim_D.step()
-        self.optim_D.zero_grad()  # frees their memory for the generator's step
+        self.optim_D.zero_grad()  # free the gradients' memory for the generator's step
 
         # Train G (4, 6): min -log D(G(z, c), mu) + kl_coef * D_KL(N(mu, sigma^2) || N(0, 1)); the paper's first term is
         # log(1 - D), whose gradient vanishes where D is sure

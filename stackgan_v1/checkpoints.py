@@ -18,7 +18,7 @@ def find(path, name):
 def read(path, name, mapped=False):
     """Return (file that was read, contents in the layout of `Model.save_to`, {'netD': [file of the discriminator]}).
 
-    `path` is a file, or a folder that holds NAME.pt, netG_epoch_N.pth or Model/netG_epoch_N.pth (the highest N counts).
+    `path` is a file, or a folder that holds NAME.pt, netG_epoch_N.pth or Model/netG_epoch_N.pth (the highest N wins).
     The last dict is empty unless the discriminator comes from a file of its own: netD_epoch_last.pth beside the
     authors' generator. With `mapped`, for generating only, it is not read. Raises UserError if a file is missing,
     damaged or unsafe to load.

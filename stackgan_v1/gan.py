@@ -173,8 +173,8 @@ class ProbabilityHead(nn.Module):
 class Stage1Discriminator(nn.Module):
     """Encode images [B, 3, 64, 64] in [-1, 1] as codes [B, 8 df_dim, 4, 4].
 
-    `get_cond_logits(code, condition)` computes D_0: the probabilities [B], in spite of the authors' name, that the
-    images are real and match their conditions.
+    `get_cond_logits(code, condition)` computes D_0, the probabilities [B] (not logits, despite the authors' name)
+    that the images are real and match their conditions.
     """
 
     def __init__(self, df_dim=64, condition_dim=128):

@@ -33,7 +33,7 @@ from stackgan_v1.gan import SIZES
 Z_DIM = 100
 NAMES = {1: 'stageI', 2: 'stageII'}      # part of the names of run folders
 LR_DECAY_EPOCHS = {1: 50, 2: 100}        # of 600
-NARROWEST = {1: 2, 2: 4}                 # --gf_dim, of which the last layer has a half or a quarter
+NARROWEST = {1: 2, 2: 4}                 # smallest --gf_dim: the last layer has half or a quarter of its channels
 
 
 def parse_flags():
@@ -48,7 +48,7 @@ def parse_flags():
                         help='trained Stage-I whose images --stage 2 refines: a run folder, its .pt file, or a '
                              'netG_epoch_N.pth')
     parser.add_argument('--lr_decay_epoch', type=flags.positive(int), metavar='EPOCHS', modes=flags.TRAINING,
-                        help='number of epochs after which the learning rate is halved each time '
+                        help='halve the learning rate every EPOCHS epochs '
                              '(default: 50; in Stage-II, 100)')
     parser.add_argument('--z_dim', type=flags.positive(int), metavar='N', modes=flags.TRAINING,
                         help=f'length of the noise vector (default: {Z_DIM}; in Stage-II, that of its Stage-I)')

@@ -81,7 +81,7 @@ class Model:
                                         for net in (self.netG, *self.netsD)]
 
     def set_lr(self, lr):
-        """Set the learning rate of all optimizers, in place of that of a loaded checkpoint."""
+        """Set the learning rate of all optimizers, overriding that of a loaded checkpoint."""
         for optimizer in (self.optim_G, *self.optims_D):
             for group in optimizer.param_groups:
                 group['lr'] = lr
@@ -105,7 +105,7 @@ class Model:
             loss_D = self._discriminator_loss(branch, batch, images_fake[branch].detach(), mu)
             loss_D.backward()
             self.optims_D[branch].step()
-            self.optims_D[branch].zero_grad()  # frees their memory for the generator's step
+            self.optims_D[branch].zero_grad()  # free the gradients' memory for the generator's step
             losses_D.append(loss_D.detach())
 
         # L_G = sum_i L_G_i + color_coef * L_C + kl_coef * D_KL(N(mu, sigma^2) || N(0, 1)),

@@ -19,7 +19,7 @@ def find(path, name):
 def read(path, name, mapped=False):
     """Return (file that was read, contents in the layout of `Model.save_to`, {'netsD': [files of discriminators]}).
 
-    `path` is a file, or a folder that holds NAME.pt, netG_COUNT.pth or Model/netG_COUNT.pth (the highest COUNT counts).
+    `path` is a file, or a folder that holds NAME.pt, netG_COUNT.pth or Model/netG_COUNT.pth (the highest COUNT wins).
     The authors' netG is an average already, so it becomes `average_G`, too; their `netsD` are read if netD0.pth, ...
     are beside it, and the last dict then names these files. With `mapped`, for generating only, they are not read.
     Raises UserError if a file is missing, damaged or unsafe to load.

@@ -4,7 +4,7 @@
     python main.py --train --resume                                         continue the newest run
     python main.py --cfg cfg/eval_birds.yml --gpu 0                         generate an image for every held-out caption
     python main.py --train False --text "a small red bird with black wings"
-    python main.py --train False --interpolate "a red bird" "a blue bird"   generate images from one to the other
+    python main.py --train False --interpolate "a red bird" "a blue bird"   interpolate between two sentences
     python main.py --train --image_folder FOLDER                            train without text on FOLDER/CLASS/*.jpg
     python main.py --train False --count 64                                 generate without text
 """

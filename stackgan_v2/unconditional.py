@@ -14,7 +14,8 @@ def add_flags(parser):
                         help='train without text on the LSUN images in DIR/CLASS_lmdb')
     parser.add_argument('--classes', nargs='+', action='extend', metavar='CLASS', modes=flags.TRAINING,
                         help='classes of --image_folder (default: all) or of --lsun, for example church_outdoor_train')
-    flags.add_boolean(parser, '--conditional', None, 'train with sentences', modes=flags.TRAINING)
+    flags.add_boolean(parser, '--conditional', None, 'train with sentences; None means True, or False with '
+                                                     '--image_folder or --lsun', modes=flags.TRAINING)
     parser.add_argument('--count', type=flags.positive(int), modes=(flags.EVALUATE,),
                         help=f'number of images to generate without text (default: {COUNT})')
 

@@ -200,7 +200,7 @@ def test_png_and_webp_are_converted_to_jpeg(tmp_path, monkeypatch, capsys, out):
     photographs[f'{ANI}/jpeg'] = (jpeg(), captions('jpeg'))
     run(monkeypatch, *make_cub(tmp_path, photographs, ending='.png'), '--out', out)
     said = capsys.readouterr().out
-    assert 'stored as JPEG: 6 photographs (they are PNG or WebP' in said
+    assert 'stored as JPEG: 6 photographs (they were PNG or WebP' in said
     assert f'skipped {ANI}/deep: its photograph is unreadable (it has more than 8 bits per channel' in said
     colors = {'png': (254, 0, 0), 'webp': (254, 0, 0), 'clear': (255, 255, 255), 'half': (127, 127, 127),
               'palette': (255, 255, 255), 'gray': (100, 100, 100)}
@@ -364,8 +364,8 @@ def test_boxes_that_count_from_0_are_refused(tmp_path, monkeypatch, out):
     args = make_cub(tmp_path, {f'{ANI}/{k}': (jpeg(seed=k), captions(k)) for k in range(2)})
     write(tmp_path / 'CUB_200_2011/bounding_boxes.txt', '0 1 2 30.5 20\n1 2 2 30.5 20\n')
     said = error(monkeypatch, *args, '--out', out)
-    assert 'bounding_boxes.txt: one of it and images.txt counts from 0' in said
-    assert said.endswith('number both alike') and not out.exists()
+    assert 'bounding_boxes.txt: only one of this file and images.txt counts from 0' in said
+    assert said.endswith('number both the same way') and not out.exists()
 
 
 def test_paths_of_windows(tmp_path, monkeypatch, capsys, out):
@@ -416,7 +416,7 @@ def test_photographs_with_too_many_pixels_are_skipped(tmp_path, monkeypatch, cap
     monkeypatch.setattr(pictures, 'PIXELS', 80000)
     run(monkeypatch, *make_cub(tmp_path, photographs), '--out', out)
     done = capsys.readouterr()
-    assert done.out.count('million are the most') == 2 and 'skipped 2 photographs' in done.out and done.err == ''
+    assert done.out.count('pixels; the limit is') == 2 and 'skipped 2 photographs' in done.out and done.err == ''
     assert f'skipped {ANI}/long' not in done.out  # its middle is what is trained on
 
 
@@ -486,7 +486,7 @@ def test_a_full_disk_is_detected_before_writing(tmp_path, monkeypatch, out):
     assert 'disk full' in error(monkeypatch, *make_cub(tmp_path, birds()), '--out', out, '--dry_run')
     assert not out.parent.exists()
     assert 'disk full' in error(monkeypatch, *make_cub(tmp_path, birds()), '--out', out)
-    assert os.listdir(out.parent) == []
+    assert not out.parent.exists()
 
 
 PAUSE = '''
@@ -524,7 +524,7 @@ def test_a_killed_preparation_leaves_the_old_file(tmp_path, out, how, before):
     process.stdout.close()
     assert (out.read_text() if out.exists() else None) == before
     if how == signal.SIGTERM:
-        assert os.listdir(out.parent) == ([out.name] if before else [])
+        assert os.listdir(out.parent) == [out.name] if before else not out.parent.exists()
 
 
 # --- embeddings -------------------------------------------------------------------------------------------------------
@@ -647,3 +647,22 @@ def test_real_photographs_are_prepared(tmp_path, monkeypatch, capsys):
     run(monkeypatch, '--cub', os.path.join(cub, 'CUB_200_2011'), '--text', os.path.join(cub, 'text_c10'),
         '--out', tmp_path / 'real.hdf5')
     assert capsys.readouterr().out.splitlines()[-1].endswith('skipped 0 photographs')
+
+
+def test_class_names_of_macos(tmp_path, monkeypatch, capsys, out):
+    """A decomposed é in the names of folders, and a composed one in what is typed, or the other way round."""
+    for number, (stored, typed) in enumerate([('Me\u0301sange', 'Mésange'), ('Mésange', 'Me\u0301sange')]):
+        folder = tmp_path / str(number)
+        args = make_cub(folder, {f'{stored}/one': (jpeg(), captions(1))})
+        write(folder / 'train.txt', f'{typed}\n')
+        run(monkeypatch, *args, '--train_classes', folder / 'train.txt', '--out', out)
+        assert 'train: 1 photographs' in capsys.readouterr().out
+
+
+def test_a_list_without_a_class_of_the_data_is_refused_beside_a_good_one(tmp_path, monkeypatch, out):
+    args = make_cub(tmp_path, {f'{name}/one': (jpeg(), captions(1)) for name in ('rose', 'tulip')})
+    write(tmp_path / 'train.txt', 'rose/\n')
+    write(tmp_path / 'test.txt', 'tulip\n')
+    said = error(monkeypatch, *args, '--train_classes', tmp_path / 'train.txt', '--test_classes', tmp_path / 'test.txt',
+                 '--out', out)
+    assert f'{tmp_path / "train.txt"}: lists no class of the data, such as rose' in said and not out.exists()

@@ -46,10 +46,11 @@ def test_a_sheet_of_two_runs(runs, tmp_path, monkeypatch, capsys):
 def test_titles_say_what_differs(runs):
     found = compare.differences([{'l1_coef': 0, 'lr': 1, 'out_dir': 'a'}, {'l1_coef': 50, 'lr': 1, 'out_dir': 'b'}])
     assert found == ['--l1_coef 0', '--l1_coef 50']
-    assert compare.differences([{'lr': 1}] * 2) == ['the same options'] * 2
+    assert compare.differences([{'l1_coef': 50}, {'l1_coef': 50.0}]) == ['the same options'] * 2
 
 
 def test_errors_are_one_line(runs, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match='no sentence in it'):
+    with pytest.raises(UserError, match='contains no sentence'):
         run(monkeypatch, compare, *runs)
     assert 'no such checkpoint' in one_line(run, monkeypatch, compare, tmp_path / 'none', '--text', 'a bird')
+    assert 'ends in .png' in one_line(run, monkeypatch, compare, *runs, '--text', 'a bird', '--out', 'a.jpg')

@@ -207,3 +207,14 @@ def test_a_reader_without_a_parent_ends_silently(tmp_path):
     reader.stdout.close()
     assert reader.stderr.read() == b'' and reader.wait() == -signal.SIGPIPE
     reader.stderr.close()
+
+
+@pytest.mark.parametrize('field', ['name', 'class'])
+def test_names_that_are_not_utf8_are_refused(field, tmp_path, in_this_process):
+    """Replaced letters would make one class of two."""
+    path = tiny.make(tmp_path / 'birds.hdf5', {'train': {'001.Auk': 1}})
+    with h5py.File(path, 'a') as file:
+        del file['train/Auk_0_0'][field]
+        file['train/Auk_0_0'][field] = np.bytes_('роза'.encode('cp1251'))
+    said = one_line(load_split, path, 'train')
+    assert f'/train/Auk_0_0 is incomplete or damaged ({field} is not valid UTF-8)' in said

@@ -299,8 +299,8 @@ def test_each_rank_uses_the_gpu_of_its_number(monkeypatch):
 def test_single_process_commands_refuse_torchrun(call, monkeypatch):
     as_rank(monkeypatch, 0, 2)
     assert call.error('--train', 'False') == (
-        'error: --train False: generates in one process; start it with python, not with torchrun')
+        'error: --train False: runs in one process; start it with python, not with torchrun')
     call.main = encoder_main
-    assert call.error(*DATA).startswith('error: the encoder trains and reads in one process')
+    assert call.error(*DATA).startswith('error: the encoder runs in a single process')
     monkeypatch.delenv('LOCAL_RANK')  # a machine that numbers its jobs, but has not started several processes
     assert (ranks.world_size(), ranks.rank()) == (1, 0)

@@ -164,7 +164,7 @@ def test_photographs_of_one_name_are_refused_before_anything_is_written(tmp_path
     index = layout.Index(['a_0', 'b_0'], ['a bird'] * 2, [0, 1], ['A_k', name], ['bird'] * 2)
     dataset = SimpleNamespace(file='birds.hdf5', split='test', index=index, photo_of=torch.tensor(index.photo_of))
     assert one_line(write_evaluation, str(tmp_path / 'new'), dataset, None, 1, 0).startswith(
-        'birds.hdf5: two photographs of /test have the class bird and the name A_k, and so would')
+        'birds.hdf5: two photographs of /test have the class bird and the name A_k, so their images would')
     assert not os.listdir(tmp_path)
 
 
@@ -247,7 +247,7 @@ def test_image_folders_train_and_generate_without_text(folder, call, tmp_path):
     resume = ['--resume', tmp_path / 'out' / trained, '--epochs', '3']
     assert 'Training on 4 images' in call(*resume)
     (tmp_path / 'pets' / 'cats' / '1.jpg').write_bytes(tiny.jpeg(1, (60, 40)))
-    assert 'was trained on other pictures than pets holds now; put back' in call.error(*resume[:-1], '4')
+    assert 'was trained on other pictures than pets holds now; restore' in call.error(*resume[:-1], '4')
 
 
 def test_captioned_images_train_without_text(call, tmp_path):

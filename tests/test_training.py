@@ -253,6 +253,10 @@ def test_diverged_training_stops_and_leaves_the_last_checkpoint(tmp_path, value,
     with pytest.raises(UserError, match=f'loss_G is {value} at step 2: training has diverged'):
         model.train(1, log_interval, str(tmp_path), verbose=False)
     assert (os.stat(file).st_ino, os.stat(file).st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    os.remove(file)
+    model.progress = new_progress()
+    with pytest.raises(UserError, match='training has diverged; there is no checkpoint yet'):
+        model.train(1, log_interval, str(tmp_path), verbose=False)
 
 
 def test_non_finite_weights_count_as_divergence():

@@ -95,7 +95,7 @@ def test_a_killed_worker_is_a_one_line_error():
     model = SimpleNamespace(train_step=train_step, data_loader=loader, progress=new_progress())
     said = one_line(train, model, 100, 1, '', False)
     assert said.startswith('step ') and 'a process that reads images has ended (DataLoader worker (pid' in said
-    assert said.endswith('continue with --resume and fewer --workers, or 0')
+    assert said.endswith('start or resume with fewer --workers, or 0')
 
 
 KILLED = '''

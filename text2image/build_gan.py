@@ -51,7 +51,7 @@ class Model:
         self.optim_D = torch.optim.Adam(self.netD.parameters(), lr=lr, betas=(alpha, beta), fused=True)
 
     def set_lr(self, lr):
-        """Set the learning rate of all optimizers, in place of that of a loaded checkpoint."""
+        """Set the learning rate of all optimizers, overriding that of a loaded checkpoint."""
         for group in (*self.optim_G.param_groups, *self.optim_D.param_groups):
             group['lr'] = lr
 

@@ -116,7 +116,7 @@ class Model:
 
     @torch.no_grad()
     def vectors(self, words):
-        """Return the input vectors of words, at length 1: [words, N]. Raises UserError if a word is unknown."""
+        """Return the input vectors of words, with unit norm: [words, N]. Raises UserError if a word is unknown."""
         return normalize(self.net.W[[self.vocabulary.number(word) for word in words]], dim=1)
 
     def analogy(self, a, b, c, count=5):

@@ -67,7 +67,7 @@ class Windows:
         self.captions = torch.tensor([i for i, caption in enumerate(numbers) for _ in caption])        # [T]
         self.batch_size, self.window = batch_size, window
         frequency = torch.tensor(vocabulary.counts) / sum(vocabulary.counts)                           # [V]
-        # Probability to keep an occurrence of a word: 1 or more if the word is rarer than the threshold `sample`.
+        # Probability of keeping an occurrence of a word: 1 or more if the word is rarer than the threshold `sample`.
         self.kept = (sample / frequency).sqrt() + sample / frequency if sample else torch.ones(len(vocabulary))
 
     def __len__(self):

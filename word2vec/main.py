@@ -65,7 +65,8 @@ def parse_flags():
                         help=f'print the {NEAREST} words nearest to this word; can be repeated')
     parser.add_argument('--analogy', nargs=3, metavar=('A', 'B', 'C'), modes=(ANALOGY,),
                         help='print the words that are to C as B is to A')
-    flags.add_boolean(parser, '--plot', False, 'plot colors and parts of birds by number and by vector', modes=(PLOT,))
+    flags.add_boolean(parser, '--plot', False, 'plot the numbers and vectors of words for colors and bird parts',
+                      modes=(PLOT,))
     parser.add_argument('--checkpoint', type=flags.path, metavar='FILE', modes=(flags.EVALUATE, *ASKING),
                         help='checkpoint to query: a run folder or its .pt file (default: the newest run of the '
                              'model on DATASET)')

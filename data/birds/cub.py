@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import unicodedata
 from collections import Counter, namedtuple
 
 import numpy as np
@@ -33,7 +34,7 @@ CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]')  # control characters, which a ter
 REMARKS = {  # about photographs that are used nevertheless
     NO_BOX: 'bounding_boxes.txt is absent or does not name them',
     BOX_OUTSIDE: 'bounding_boxes.txt gives x, y, width and height in pixels, with x and y of the upper left corner',
-    MADE_JPEG: 'they are PNG or WebP; what is transparent in them is now white',
+    MADE_JPEG: 'they were PNG or WebP; transparent areas are now white',
 }
 
 
@@ -42,7 +43,7 @@ def read_lines(path, advice):
     try:
         check_is_file(path)
         if os.path.getsize(path) > MAX_BYTES['list']:
-            raise OSError(f'it has {os.path.getsize(path):,} bytes, and {MAX_BYTES["list"]:,} are the most')
+            raise OSError(f'it has {os.path.getsize(path):,} bytes; the limit is {MAX_BYTES["list"]:,}')
         with open(path, encoding='utf-8-sig') as file:
             return [line.strip() for line in file if line.strip()]
     except OSError as error:
@@ -65,11 +66,16 @@ def read_split(list_paths):
             lists = json.load(file)
     split_of = {}
     for split, class_names in lists.items():
-        for class_name in class_names:
+        for class_name in map(normalized, class_names):
             if split_of.setdefault(class_name, split) != split:
                 raise UserError(f'{class_name}: is in the class lists of both {split_of[class_name]} and {split}; '
                                 'in a zero-shot split, leave every class in one list only')
     return split_of
+
+
+def normalized(name):
+    """Return a name with composed letters (é, not e and an accent): macOS stores file names decomposed."""
+    return unicodedata.normalize('NFC', name)
 
 
 def read_numbered(path, advice):
@@ -101,8 +107,8 @@ def list_photographs(cub, text, split_of):
             raise UserError(f'{path}: {count} lines have the number {number}, so boxes are ambiguous; {advice}')
     boxes = dict(boxes)
     if boxes and ('0' in boxes) != ('0' in dict(pairs)):  # photographs may lack boxes, and boxes photographs
-        raise UserError(f'{boxes_path}: one of it and images.txt counts from 0, the other does not, so boxes would be '
-                        'of other photographs; number both alike')
+        raise UserError(f'{boxes_path}: only one of this file and images.txt counts from 0, so boxes would be of '
+                        'the wrong photographs; number both the same way')
     if not os.path.isdir(os.path.join(cub, 'images')):
         raise UserError(f'{os.path.join(cub, "images")}: no such folder; {advice}')
     entries, strange = [], []
@@ -113,10 +119,10 @@ def list_photographs(cub, text, split_of):
         if len(parts) != 2 or set(parts) & {'', '.', '..'} or CONTROL.search(path):
             strange.append(CONTROL.sub('?', path))
             continue
-        class_name, name = parts
+        class_name, name = normalized(parts[0]), parts[1]
         entries.append(Entry(split_of.get(class_name), class_name, name, key, os.path.join(cub, 'images', path),
                              os.path.join(text, f'{key}.txt'), boxes.get(number)))
-    classes = {entry.class_name for entry in entries}
+    classes = {entry.key.partition('/')[0] for entry in entries}  # as the folders are named
     if classes and not any(os.path.isdir(os.path.join(text, class_name)) for class_name in classes):
         raise UserError(f'{text}: holds none of the class folders of {cub}; '
                         'give --text the folder text_c10, which holds CLASS/NAME.txt')

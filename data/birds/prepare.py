@@ -198,6 +198,10 @@ def main():
         raise UserError(f'{args.cub[0]}: its classes (such as {entries[0].class_name}) are none of the 200 of '
                         'CUB-200-2011; give your own lists, one class name on each line, with --train_classes FILE and '
                         '--test_classes FILE')
+    for split, paths in lists.items():
+        if paths and chosen and not any(entry.split == split for entry in chosen):
+            raise UserError(f'{", ".join(paths)}: lists no class of the data, such as {entries[0].class_name}; write '
+                            f'one class name on each line, as the folders in {args.cub[0]}/images are named')
     cub.check_names(chosen)
     source, count, letters = convert(chosen, skipped, args)
     report(count, letters, source, args.out)

@@ -208,7 +208,7 @@ def load_pickle(path):
         raise UserError(f'{path}: cannot be read ({error.strerror}); --pickles takes the folder that holds train/ and '
                         'test/, each with char-CNN-RNN-embeddings.pickle and filenames.pickle') from error
     except MemoryError as error:
-        raise UserError(f'{path}: needs more memory than there is; end other programs') from error
+        raise UserError(f'{path}: needs more memory than is available; close other programs') from error
     except Exception as error:      # a damaged pickle may raise errors of any kind
         if _has_windows_line_ends(path):
             raise _line_ends_error(path) from error
