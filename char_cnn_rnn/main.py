@@ -138,7 +138,7 @@ def evaluate(options, device):
         folder = run.new_run(options.out_dir, 'query', vars(options))
         sheet = os.path.join(folder, 'sheet.png')
         best_pictures(model, path, split, index, photographs, queries).save(sheet)
-        print(f'the {FOUND} photographs that match each sentence best: {sheet}')
+        print(f'the {min(FOUND, len(index.names))} photographs that match each sentence best: {sheet}')
 
 
 def encoder_file(options):

@@ -666,3 +666,15 @@ def test_a_list_without_a_class_of_the_data_is_refused_beside_a_good_one(tmp_pat
     said = error(monkeypatch, *args, '--train_classes', tmp_path / 'train.txt', '--test_classes', tmp_path / 'test.txt',
                  '--out', out)
     assert f'{tmp_path / "train.txt"}: lists no class of the data, such as rose' in said and not out.exists()
+
+
+def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    run(monkeypatch, *make_cub(tmp_path, {f'{ANI}/one': (jpeg(), captions(1))}), '--out=~/data/birds.hdf5')
+    assert (tmp_path / 'data' / 'birds.hdf5').is_file()
+
+
+def test_a_folder_given_twice_is_named(tmp_path, monkeypatch, out):
+    args = make_cub(tmp_path, {f'{ANI}/one': (jpeg(), captions(1))})
+    said = error(monkeypatch, *args, *args, '--out', out)
+    assert 'one.jpg: is listed 2 times; list it, or its folder, once' in said

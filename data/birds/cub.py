@@ -134,6 +134,8 @@ def check_names(entries):
     for key, count in Counter((entry.class_name, entry.name) for entry in entries).items():
         if count > 1:
             paths = [entry.image_path for entry in entries if (entry.class_name, entry.name) == key]
+            if paths[0] == paths[1]:
+                raise UserError(f'{paths[0]}: is listed {count} times; list it, or its folder, once')
             raise UserError(f'{"/".join(key)}: {count} photographs have this class and name ({paths[0]} and '
                             f'{paths[1]}); remove one')
 

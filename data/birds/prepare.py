@@ -60,7 +60,7 @@ def path(text):
     """Check text as an argparse type: any path except '', which is often an unset variable of the shell."""
     if not text:
         raise argparse.ArgumentTypeError('is empty; leave out the flag, or give a path')
-    return text
+    return os.path.expanduser(text)  # which the shell does not do in --flag=~/x
 
 
 def skip(skipped, key, reason):

@@ -110,7 +110,7 @@ def draw_all(count, seed):
 
 def main():
     parser = OneLineParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', default=os.path.join(HERE, 'toy_birds.hdf5'),
+    parser.add_argument('--out', type=os.path.expanduser, default=os.path.join(HERE, 'toy_birds.hdf5'),
                         help='HDF5 file to write, .hdf5 or .h5 (default: toy_birds.hdf5 beside this script)')
     parser.add_argument('--count', type=int, default=2000, help=f'birds to draw, at least {MIN_COUNT} (default: 2000)')
     parser.add_argument('--seed', type=int, default=1, help='seed of the random birds (default: %(default)s)')
