@@ -224,6 +224,8 @@ def parse_options(parser, mode_of, from_file=None):
     parser.refuse_unused(arguments, mode_of(options))
     if options.resume:
         run_dir, name = _run_to_resume(parser, options)
+        if options.train and options.resume != 'newest':
+            refuse_given(['out_dir'], 'with --resume RUN, which continues in its own folder')
         parser.set_defaults(out_dir=os.path.dirname(run_dir))
         options = parse(_kept_options(parser, run_dir, options.train) | from_file)
         options.model = name or options.model

@@ -161,6 +161,8 @@ def evaluate(options, device, resumed):
                                dataset=options.dataset, stage=options.stage)
     model, file, epochs = load_generator(file, options.model, device, options.stage)
     dataset = reading.require_embeddings(CroppedDataset.held_out(flags.dataset_file(options)))
+    if options.checkpoint or resumed:
+        run.refuse_given(['out_dir'], 'in an evaluation of a given run, which writes beside its checkpoint')
     reading.check_embeddings(model.data, dataset, file)
     speed.prepare_evaluation(model.netG, device)
     print(f'{file} generates images for {len(dataset.captions)} captions of /{dataset.split}', flush=True)

@@ -168,6 +168,8 @@ def evaluate(options, device, resumed):
         raise UserError(f'--count {options.count}: {file} reads sentences; leave out --count to generate an image '
                         'for each held-out caption')
     dataset = reading.require_embeddings(MultiscaleDataset.held_out(flags.dataset_file(options)))
+    if options.checkpoint or resumed:
+        run.refuse_given(['out_dir'], 'in an evaluation of a given run, which writes beside its checkpoint')
     reading.check_embeddings(model.data, dataset, file)
     print(f'{file} generates images for {len(dataset.captions)} captions of /{dataset.split}', flush=True)
     write_evaluation(os.path.join(os.path.dirname(file), f'iteration{steps}'), dataset,

@@ -327,7 +327,10 @@ def test_errors_say_what_to_do(folder, stage1, stage2, call, tmp_path):
     assert 'nowhere: no such checkpoint here; give a run folder' in call.error(*second, '--stage1', 'nowhere')
     assert 'holds a Stage-II generator, but Stage-I is asked for' in call.error(*second, '--stage1', stage2)
     assert 'holds a Stage-I generator, but Stage-II is asked for' in call.error(*second, '--checkpoint', stage1)
-    assert 'a run of Stage-I; leave out --stage 2' in call.error(*second, '--resume', stage1)
+    assert 'a run of Stage-I; leave out --stage 2' in call.error(*second[:-2], '--resume', stage1)
+    assert '--out_dir: is not used with --resume RUN' in call.error(*second, '--resume', stage1)
+    assert '--out_dir: is not used in an evaluation of a given run' in call.error(
+        '--train', 'False', *DATA, '--checkpoint', stage1, '--out_dir', 'none')
     said = call.error('--train', *DATA, *TRAINING, '--gf_dim', '16', '--out_dir', 'none', '--checkpoint', stage1)
     assert 'does not fit Stage1Generator: ' in said and 'for a training the widths that it was trained with' in said
     assert 'was trained with 5; leave out --z_dim' in call.error(*second, '--stage1', stage1, '--z_dim', '9')

@@ -127,7 +127,7 @@ def test_branches_can_be_added_to_a_trained_tree(trained, call, tmp_path, place)
     for netD, old in zip(grown['netsD'], before['netsD']):
         torch.testing.assert_close(netD['img_code_s16.0.weight'], old['img_code_s16.0.weight'], rtol=0, atol=1e-6)
     assert len(grown['netsD']) == 3
-    error = call.error('--train', '--resume', trained.run, '--branches', '3', '--out_dir', tmp_path)
+    error = call.error('--train', '--resume', trained.run, '--branches', '3')
     assert 'has 2 of 3 branches, and a resumed run cannot add branches' in error and 'with --checkpoint' in error
 
 

@@ -86,8 +86,10 @@ def test_analogy_evaluation_and_plot_work(call, trained, tmp_path):
     out = call(*asked(tmp_path, '--plot'))
     file = newest(tmp_path, 'plot_') / 'words.png'
     assert str(file) in out and Image.open(file).size == (1440, 940)
-    assert call('--checkpoint', trained, *asked(tmp_path, '--query', 'red')) == call(
-        '--checkpoint', trained / 'cbow.pt', *asked(tmp_path, '--query', 'red', '--train', 'False'))
+    assert call('--checkpoint', trained, '--query', 'red') == call(
+        '--checkpoint', trained / 'cbow.pt', '--query', 'red', '--train', 'False')
+    assert '--dataset: is not used with --checkpoint' in call.error(
+        '--checkpoint', trained, *asked(tmp_path, '--query', 'red'))
 
 
 def test_errors_are_one_line(call, data, trained, tmp_path, folder):

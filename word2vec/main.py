@@ -126,6 +126,8 @@ def train(options, device, resumed):
 
 def ask(options, device):
     """Print the answer to `--query` or `--analogy`, plot the map of words, or evaluate."""
+    if options.checkpoint:
+        run.refuse_given(['dataset'] + ([] if options.plot else ['out_dir']), 'with --checkpoint, which names the run')
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, None, dataset=options.dataset)
     model = load_model(file, device)
     if 'model' in run.GIVEN_FLAGS and options.model != model.name:
