@@ -186,8 +186,8 @@ def add_run_flags(parser, model, epochs, batch_size, lr, section_dir, all_modes=
                         help='number of checkpoints that a run keeps: the newest, and older ones in case it is damaged '
                              f'(default: {KEEP})')
     parser.add_argument('--resume', type=path, nargs='?', const='newest', metavar='RUN', modes=resume_modes,
-                        help='resume the run in this folder, or the newest run if no folder is given; '
-                             'with --train False, generate images with it')
+                        help='resume the run in this folder, or the newest run if no folder is given' +
+                             '; with --train False, generate images with it' * (len(resume_modes) > 1))
 
 
 def add_sentence_flags(parser, generating_modes=GENERATING, encoder_modes=(TEXT,), forms='a run folder or its .pt'):
