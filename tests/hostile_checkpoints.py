@@ -101,7 +101,7 @@ def junk(rng, value, strange=True):
     """Return something that does not belong in the place of `value`."""
     if torch.is_tensor(value) and rng.random() < 0.7:
         return rng.choice((*PLAIN, *STRANGE) if strange else PLAIN)(value)
-    return rng.choice(OTHERS)
+    return copied(rng.choice(OTHERS))  # a later edit may put something into it, even itself
 
 
 def copied(value):
