@@ -456,7 +456,8 @@ def test_errors_name_the_file_and_keep_old_data(tmp_path, monkeypatch, out):
     assert 'no such folder' not in error(monkeypatch, *good[:2], '--text', tmp_path, *end)
     assert 'text_c10' in error(monkeypatch, *good[:2], '--text', tmp_path / 'absent', *end)
     assert '--text has 1' in error(monkeypatch, '--cub', good[1], good[1], *good[2:], *end)
-    assert 'Laysan_0: 2 photographs' in error(monkeypatch, '--cub', good[1], good[1], '--text', good[3], good[3], *end)
+    said = error(monkeypatch, '--cub', good[1], good[1], '--text', good[3], good[3], *end)
+    assert 'Laysan_0.jpg: is listed 2 times' in said
     write(tmp_path / 'list.txt', f'{ANI}\n')
     both = ['--train_classes', tmp_path / 'list.txt', '--test_classes', tmp_path / 'list.txt']
     assert f'{ANI}: is in the class lists of both train and test' in error(monkeypatch, *good, *both, *end)
