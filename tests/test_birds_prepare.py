@@ -360,9 +360,10 @@ def test_boxes_with_leading_zeros_are_read(tmp_path, monkeypatch, capsys, out):
         assert layout.read_index(file, 'test').boxes == [[1, 2, 30.5, 20], [2, 2, 30.5, 20]]
 
 
-def test_boxes_that_count_from_0_are_refused(tmp_path, monkeypatch, out):
+@pytest.mark.parametrize('zero', ['0', '000'])
+def test_boxes_that_count_from_0_are_refused(tmp_path, monkeypatch, out, zero):
     args = make_cub(tmp_path, {f'{ANI}/{k}': (jpeg(seed=k), captions(k)) for k in range(2)})
-    write(tmp_path / 'CUB_200_2011/bounding_boxes.txt', '0 1 2 30.5 20\n1 2 2 30.5 20\n')
+    write(tmp_path / 'CUB_200_2011/bounding_boxes.txt', f'{zero} 1 2 30.5 20\n1 2 2 30.5 20\n')
     said = error(monkeypatch, *args, '--out', out)
     assert 'bounding_boxes.txt: only one of this file and images.txt counts from 0' in said
     assert said.endswith('number both the same way') and not out.exists()

@@ -86,7 +86,7 @@ def read_numbered(path, advice):
     for pair in pairs:
         if len(pair) != 2:
             raise UserError(f'{path}: the line {pair[0][:60]!r} does not have a number and a value; {advice}')
-    return [(number.lstrip('0') or number, value) for number, value in pairs]  # 001 is 1
+    return [(number.lstrip('0') or number[-1:], value) for number, value in pairs]  # 001 is 1
 
 
 def list_photographs(cub, text, split_of):
