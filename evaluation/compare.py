@@ -25,7 +25,7 @@ from char_cnn_rnn import reading
 from common import checkpoint, flags, run
 from common.errors import UserError, run_command
 from common.files import atomic_write
-from common.pictures import to_pil
+from common.pictures import font_and_text, letter_width, to_pil
 from text2image import checkpoints
 from text2image.build_gan import Model
 
@@ -91,8 +91,9 @@ def sheet(columns, titles, sentences):
     image = Image.new('RGB', (left + len(columns) * (SIDE + GAP), top + len(sentences) * (SIDE + GAP)), 'white')
     pen = ImageDraw.Draw(image)
     for row, sentence in enumerate(sentences):
-        text = textwrap.fill(sentence, CAPTION, max_lines=SIDE // LINE, placeholder=' ...')
-        pen.multiline_text((GAP, top + row * (SIDE + GAP)), text, 'black', font)
+        letters, text = font_and_text(sentence)
+        text = textwrap.fill(text, CAPTION * LETTER // letter_width(text), max_lines=SIDE // LINE, placeholder=' ...')
+        pen.multiline_text((GAP, top + row * (SIDE + GAP)), text, 'black', letters)
     for column, (images, lines) in enumerate(zip(columns, wrapped)):
         x = left + column * (SIDE + GAP)
         pen.multiline_text((x, GAP), '\n'.join(lines), 'black', font)

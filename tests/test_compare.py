@@ -2,6 +2,7 @@
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
 from common.errors import UserError
@@ -54,3 +55,8 @@ def test_errors_are_one_line(runs, tmp_path, monkeypatch):
         run(monkeypatch, compare, *runs)
     assert 'no such checkpoint' in one_line(run, monkeypatch, compare, tmp_path / 'none', '--text', 'a bird')
     assert 'ends in .png' in one_line(run, monkeypatch, compare, *runs, '--text', 'a bird', '--out', 'a.jpg')
+
+
+def test_a_sheet_shows_sentences_in_any_script():
+    red, blue = (compare.sheet([[torch.zeros(3, 64, 64)]], ['a run'], [sentence]).tobytes() for sentence in '红蓝')
+    assert red != blue  # not the box that stands for a letter the font lacks
