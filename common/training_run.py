@@ -18,8 +18,8 @@ from common.progress import rng_state, set_rng_state
 SECONDS_BETWEEN_CHECKPOINTS = 300  # a run that is killed outright loses no more than this
 SECONDS_BETWEEN_ATTEMPTS = 60      # to write a checkpoint again after the disk was full
 SECONDS_AT_THE_END = 600           # how long writing the last checkpoint is retried
-CHECKPOINT = re.compile(r'\.pt(\.\d+)?$')  # in the name of a file
 PAUSE_AT_THE_END = 10              # seconds between two of these retries
+CHECKPOINT = re.compile(r'\.pt(\.\d+)?$')  # in the name of a file
 
 
 class TrainingRun:
