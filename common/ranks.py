@@ -22,6 +22,7 @@ from common.errors import UserError
 
 TIMEOUT = timedelta(minutes=10)  # to wait for the slowest rank, whose machine may first have to make its data cache
 SECONDS_TO_STOP = 30             # that a process has to save and end, as under torchrun
+SECONDS_FOR_THE_FIRST = 3        # that the first process of a machine has to notice that torchrun is gone
 
 
 def world_size():
@@ -64,9 +65,14 @@ def join():
 
 
 def _terminate():
-    """End this process when torchrun is gone, as torchrun would: the training stops and saves."""
-    if local_rank() == 0:
-        print('torchrun has ended: stopping its processes on this machine', file=sys.stderr, flush=True)
+    """End this process when torchrun is gone, as torchrun would: the training stops and saves.
+
+    The first process of a machine usually stops them all. The others only act if it does not, so that its message
+    appears once.
+    """
+    if local_rank() > 0:
+        time.sleep(SECONDS_FOR_THE_FIRST)
+    print('torchrun has ended: stopping its processes on this machine', file=sys.stderr, flush=True)
     signals.to_main_thread(signal.SIGTERM)
     time.sleep(SECONDS_TO_STOP)
     os._exit(128 + signal.SIGTERM)  # it is still waiting for a rank that has ended, where signals have no effect
