@@ -72,9 +72,9 @@ class _ChecksumWriter:
 
 def _keep_older(path, keep):
     """Rename PATH.1 to PATH.2 and so on, and link PATH to PATH.1, so that with a new PATH there are `keep` files."""
-    for number in reversed(range(1, keep - 1)):
-        if os.path.isfile(f'{path}.{number}'):
-            os.replace(f'{path}.{number}', f'{path}.{number + 1}')
+    kept = itertools.takewhile(os.path.isfile, (f'{path}.{number}' for number in range(1, keep - 1)))
+    for number, file in reversed(list(enumerate(kept, 1))):
+        os.replace(file, f'{path}.{number + 1}')
     if keep > 1 and os.path.isfile(path):
         _copy(path, f'{path}.1')
     for file in files_of(path)[keep:]:

@@ -285,13 +285,14 @@ def test_keep_sets_the_number_of_checkpoints(tmp_path, monkeypatch, with_links):
     held = lambda: {name: checkpoint.load(str(tmp_path / name))['a'] for name in sorted(os.listdir(tmp_path))}  # noqa: E731
     for number, keep, expected in [(1, 1, {'': 1}), (2, 1, {'': 2}), (3, 3, {'': 3, '.1': 2}),
                                    (4, 3, {'': 4, '.1': 3, '.2': 2}), (5, 3, {'': 5, '.1': 4, '.2': 3}),
-                                   (6, 2, {'': 6, '.1': 5}), (7, 1, {'': 7})]:
+                                   (6, 2, {'': 6, '.1': 5}), (7, 1, {'': 7}),
+                                   (8, 2 ** 62, {'': 8, '.1': 7}), (9, 2 ** 62, {'': 9, '.1': 8, '.2': 7})]:
         checkpoint.save(path, {'a': number}, keep=keep)
         assert held() == {f'a.pt{suffix}': value for suffix, value in expected.items()}
-    checkpoint.save(path, {'a': 8}, keep=2)
+    checkpoint.save(path, {'a': 10}, keep=2)
     (tmp_path / 'a.pt.partial-older').write_bytes(b'left by a process that was killed')
-    checkpoint.save(path, {'a': 9}, keep=2)
-    assert held() == {'a.pt': 9, 'a.pt.1': 8}
+    checkpoint.save(path, {'a': 11}, keep=2)
+    assert held() == {'a.pt': 11, 'a.pt.1': 10}
 
 
 class Filling:
