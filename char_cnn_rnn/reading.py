@@ -13,6 +13,7 @@ import torch
 
 from char_cnn_rnn.build_encoder import embed_captions, fingerprint, load_encoder
 from common import run
+from common.checkpoint import description, newest
 from common.errors import UserError
 from common.files import atomic_write
 from common.letters import LENGTH, unread
@@ -97,7 +98,7 @@ def find_encoder(checkpoint, data, encoder_file, hdf5_file, device='cpu'):
     unknown = None
     for place in found:
         encoder = load_encoder(place, device)
-        matches = is_encoder_of(data or _kept_description(kept, place), encoder)
+        matches = is_encoder_of(data or _kept_description(kept), encoder)
         if matches:
             return place, encoder, True
         if matches is None and unknown is None:
@@ -161,10 +162,18 @@ def _same_where_shown(data, split):
     return are_same(split.embeddings[places], data['shown_embeddings'][rows])
 
 
-def _kept_description(kept, place):
-    """Return the description for a snapshot, which has none of its own: that of the encoder in its run folder."""
+def _kept_description(kept):
+    """Return the description for a snapshot, which has none of its own, from the run folder that it is in.
+
+    It is that of the run's checkpoint, or if there is none, of its encoder.
+    """
     in_run = next(filter(os.path.isfile, kept), None)
-    return {'encoder': fingerprint(load_encoder(in_run))} if in_run else {}
+    if in_run is None:
+        return {}
+    folder = os.path.dirname(in_run)
+    file = newest(os.path.join(folder, f'{run.read_options(folder).get("model")}.pt'))
+    described = description(file) if os.path.isfile(file) else {}
+    return described or {'encoder': fingerprint(load_encoder(in_run))}
 
 
 def _named(data):

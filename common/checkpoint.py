@@ -30,9 +30,9 @@ def save(path, contents, old_format=False, keep=1):
     """Write `contents`, a dict of tensors, numbers, strings and containers of them, to `path`, whole or not at all.
 
     `old_format` is the format that PyTorch before 1.6 reads. The previous contents are kept as PATH.1 and so on, `keep`
-    files in all. Raises CannotWrite, with the previous file unchanged.
+    files in all. If `path` is a link, its target stays as it is. Raises CannotWrite, with the previous file unchanged.
     """
-    with partial_file(path) as partial, convert_os_errors(path):
+    with partial_file(path, follow_links=False) as partial, convert_os_errors(path):
         with open(partial, 'r+b') as file:
             _write(path, file, contents, old_format)
         _keep_older(path, keep)
@@ -83,7 +83,7 @@ def _keep_older(path, keep):
 
 def _copy(path, target):
     """Give a file a second name by a hard link, or copy it on a file system without hard links."""
-    temporary = f'{path}.partial-older'  # the pattern that `remove_leftovers` removes
+    temporary = f'{path}.partial-previous'  # the pattern that `remove_leftovers` removes
     with contextlib.suppress(FileNotFoundError):
         os.remove(temporary)
     try:
@@ -252,6 +252,11 @@ def count_of(file):
     """Return the number COUNT in a file name NAME_COUNT.pth, or 0."""
     counted = COUNT.search(file)
     return int(counted[1]) if counted else 0
+
+
+def description(file):
+    """Return the description of the training data in a checkpoint; {} if it has none."""
+    return checked_metadata(load(file, mapped=True), file)[1]
 
 
 def count_in(contents, file, what):

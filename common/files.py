@@ -3,12 +3,14 @@ import contextlib
 import errno
 import glob
 import os
+import re
 import shutil
 import tempfile
 
 from common.errors import CannotWrite
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+LEFT = re.compile(r'\.partial-[a-z0-9_]{8}$')  # what `_new_partial` appends to a name
 OPENED = ('/dev/stdin', '/dev/fd/')  # opened by the shell, as in <(command): reading these ends with the command
 
 
@@ -31,13 +33,16 @@ def atomic_write(path):
 
 
 @contextlib.contextmanager
-def partial_file(path):
+def partial_file(path, follow_links=True):
     """Yield the name of an empty file beside `path`, which takes the name `path` once the block ends without an error.
 
-    This is for writers that open files themselves, such as HDF5. If `path` is a link, its target is replaced. Files
-    that killed processes left are removed first. Raises CannotWrite as `atomic_write` does.
+    This is for writers that open files themselves, such as HDF5. If `path` is a link, its target is replaced, or
+    without `follow_links` the link itself. Files that killed processes left are removed first. Raises CannotWrite as
+    `atomic_write` does.
     """
     target = _target(path)
+    if not follow_links:
+        target = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(path))), os.path.basename(path))
     with convert_os_errors(path):
         new_folders = _make_folders(os.path.dirname(target))
         remove_leftovers(target)
@@ -93,9 +98,10 @@ def _folder_above(path):
 
 
 def remove_leftovers(path):
-    """Remove the files PATH.partial-* that no process has locked, which killed processes left."""
-    for partial in filter(os.path.isfile, glob.glob(f'{glob.escape(path)}.partial-*')):
+    """Remove the files PATH.partial-XXXXXXXX that no process has locked, which killed processes left."""
+    for partial in filter(LEFT.search, glob.glob(f'{glob.escape(path)}.partial-*')):
         with contextlib.suppress(OSError):  # it is gone, another user's, or (on Windows) open in another process
+            check_is_file(partial)
             with open(partial, 'rb') as file:
                 is_left = os.name == 'nt' or _lock(file)
             if is_left:

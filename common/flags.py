@@ -97,6 +97,11 @@ def non_negative(number):
     return _checked(number, 'non-negative', lambda value: value >= 0, 'is below zero')
 
 
+def up_to(most):
+    """Return an argparse type for whole numbers from 1 to `most`."""
+    return _checked(int, 'small', lambda value: 0 < value <= most, f'is not between 1 and {most}')
+
+
 def _checked(number, kind, is_fine, complaint):
     """Return an argparse type that refuses NaN, numbers that are too large, and those for which `is_fine` is false."""
     def parse(text):
@@ -208,10 +213,10 @@ def add_sentence_flags(parser, generating_modes=GENERATING, encoder_modes=(TEXT,
 
 
 def add_widths(parser, widths):
-    """Add flags for the sizes of networks from (name, default, description) triples."""
-    for name, default, what in widths:
-        parser.add_argument(f'--{name}', type=positive(int), default=default, metavar='N', modes=TRAINING,
-                            help=f'{what} (default: {default})')
+    """Add flags for the sizes of networks from (name, default, description) triples, the largest number after some."""
+    for name, default, what, *most in widths:
+        parser.add_argument(f'--{name}', type=up_to(*most) if most else positive(int), default=default, metavar='N',
+                            modes=TRAINING, help=f'{what} (default: {default})')
 
 
 def add_weights(parser, weights):

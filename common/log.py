@@ -13,6 +13,8 @@ from tqdm import tqdm
 from common.errors import CannotWrite, UserError
 from common.files import atomic_write, convert_os_errors
 
+LOG = 'log.txt'  # file name of the log in a run folder
+
 
 class Log:
     """Writes lines to log.txt and to the console, unless a progress bar shows them, and losses to TensorBoard.
@@ -28,7 +30,7 @@ class Log:
         if out_dir:
             with convert_os_errors(out_dir):
                 os.makedirs(out_dir, exist_ok=True)
-            self.text = AppendedFile(os.path.join(out_dir, 'log.txt'))
+            self.text = AppendedFile(os.path.join(out_dir, LOG))
             self.curves = self._open_curves(step)
 
     def __enter__(self):

@@ -1,15 +1,18 @@
 """Manage run folders: one for each run, never cleared, never overwritten, each with the options it was made with."""
+import argparse
 import json
 import os
 import re
+import shutil
 import sys
 import time
 
 from common import checkpoint, flags, ranks
 from common.checkpoint import files_of
 from common.errors import UserError
-from common.files import atomic_write, convert_os_errors, remove_leftovers
+from common.files import atomic_write, check_is_file, convert_os_errors, partial_file, remove_leftovers
 from common.locks import lock_file
+from common.log import LOG
 
 GIVEN_FLAGS = []  # names of the flags that the command line contains
 PATH_FLAGS = []  # names of the flags that take the path of an input
@@ -17,6 +20,7 @@ LOCKS = []  # open files: a lock lasts as long as its file is open
 STAMP = r'_\d{8}_\d{6}(_\d+)?'  # what `new_run` appends to the name
 ENCODER = 'encoder.pt'  # file name of the sentence encoder in a run folder
 OPTIONS = 'options.json'
+MAX_OPTIONS = 1 << 20  # bytes of an options file that are read
 
 
 def new_run(out_dir, name, options):
@@ -34,6 +38,18 @@ def new_run(out_dir, name, options):
                             'give a writable folder with --out_dir') from error
     write_options(run_dir, options)
     return run_dir
+
+
+def keep_links_apart(run_dir):
+    """Replace links to the options and the log of another run, as in a copy made of links, by copies.
+
+    So a resumed run does not write into the files of the other one.
+    """
+    for path in (os.path.join(run_dir, name) for name in (OPTIONS, LOG)):
+        if os.path.islink(path) and os.path.isfile(path):
+            with open(path, 'rb') as linked, partial_file(path, follow_links=False) as partial:
+                with convert_os_errors(path), open(partial, 'wb') as copy:
+                    shutil.copyfileobj(linked, copy)
 
 
 def write_options(run_dir, options):
@@ -92,8 +108,12 @@ def read_options(run_dir):
     """
     path = os.path.join(run_dir, OPTIONS)
     try:
+        check_is_file(path)
         with open(path, encoding='utf-8') as file:
-            options = json.load(file)
+            text = file.read(MAX_OPTIONS + 1)
+        if len(text) > MAX_OPTIONS:
+            raise ValueError(f'it has more than {MAX_OPTIONS:,} characters')
+        options = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         remove_leftovers(path)
         raise UserError(f'{path}: cannot be read ({error}), so the run cannot be resumed; start it again without '
@@ -139,6 +159,7 @@ def begin(model, networks, resumed, out_dir, name, options, data, prepare=None):
     if ranks.rank() == 0:
         run_dir = resumed or new_run(out_dir, name, options)
     if run_dir and resumed:
+        keep_links_apart(resumed)
         write_options(resumed, options)
     elif run_dir:
         lock(run_dir)
@@ -227,10 +248,31 @@ def parse_options(parser, mode_of, from_file=None):
         if options.train and options.resume != 'newest':
             refuse_given(['out_dir'], 'with --resume RUN, which continues in its own folder')
         parser.set_defaults(out_dir=os.path.dirname(run_dir))
-        options = parse(_kept_options(parser, run_dir, options.train) | from_file)
+        kept = _kept_options(parser, run_dir, options.train)
+        options = parse(kept | _with_effect(parser, mode_of(options), kept, from_file))
         options.model = name or options.model
         _check_has_checkpoint(run_dir, options.model)
     return options, run_dir
+
+
+def _with_effect(parser, mode, kept, from_file):
+    """Return the values of a configuration file without those that a resumed run cannot take, which are named."""
+    if mode != flags.RESUME:
+        return from_file
+    unused = {action.dest for action in parser._actions if action.dest in from_file and mode not in action.modes}
+    ignored = sorted(name for name in unused if str(from_file[name]) != str(kept.get(name)))
+    if ignored:
+        print(f'--cfg: {", ".join(ignored)}: no effect with --resume; the run keeps its own values')
+    return {name: value for name, value in from_file.items() if name not in unused}
+
+
+def dataset_of(options, file):
+    """Return the HDF5 file that the options stored in the file or folder `file` name. Raises UserError without one."""
+    dataset, data_dir = options.get('dataset'), options.get('data_dir')
+    if not isinstance(dataset, str) or not isinstance(data_dir, (str, type(None))):
+        raise UserError(f'{file}: its options do not say which data it was trained on; give a run folder that --train '
+                        'made')
+    return flags.dataset_file(argparse.Namespace(dataset=dataset, data_dir=data_dir))
 
 
 def refuse_given(names, why):

@@ -61,6 +61,7 @@ def write_images(folder, batches, captions, sizes=None):
     With several sizes and a file name `sizes`, a sheet shows the first captions' images in all sizes, a row for each
     caption. Returns the folder. Raises CannotWrite.
     """
+    captions = [' '.join(caption.split()) for caption in captions]  # those of a data file may have line breaks
     with atomic_write(os.path.join(folder, 'captions.txt')) as file:
         file.write(''.join(f'{number:03d}.png\t{caption}\n' for number, caption in enumerate(captions, 1)).encode())
     on_sheet, rows = [], []

@@ -29,6 +29,8 @@ from common.locks import lock_file
 from data import checked_files, layout
 from data.pictures import BadPicture
 
+FILES = ('index.json', 'embeddings.npy', checked_files.RECORD)  # and in a split's folder
+IMAGES = ('pictures_', 'frames_')  # those that begin so
 FORMAT = 3  # a cache of another format is made again
 CHUNK = 128  # photographs that are decoded before they are written, which limits the memory
 READER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'read_split.py')
@@ -158,10 +160,8 @@ def _locked_cache(path, split):
 
 def _remove_leftovers(folder):
     """Remove what a killed process left in the cache `folder`, which is locked, so that no other process uses it."""
-    for left in glob.glob(os.path.join(glob.escape(folder), '**', '*.partial-*'), recursive=True):
-        if os.path.isdir(left):
-            shutil.rmtree(left, ignore_errors=True)
-        else:
+    for place in (folder, *(os.path.join(folder, split) for split in layout.SPLITS)):
+        for left in glob.glob(os.path.join(glob.escape(place), '*.partial-*')):
             files.remove_leftovers(left.rpartition('.partial-')[0])
 
 
@@ -171,11 +171,21 @@ def _stamp(path):
     return {'format': FORMAT, 'bytes': status.st_size, 'modified_ns': status.st_mtime_ns}
 
 
+def _changed(path):
+    """Return when a file last changed in any way, in nanoseconds: a date that no program can set."""
+    return os.stat(path).st_ctime_ns
+
+
+def _read_index(folder):
+    """Return the dict in index.json. Raises OSError or ValueError if it is missing or damaged."""
+    return json.loads(checked_files.read(folder, 'index.json'))
+
+
 def _read_split(folder, path):
     """Return the cached `Split`, or None if it is missing or damaged or the HDF5 file has changed."""
     try:
-        stored = json.loads(checked_files.read(folder, 'index.json'))
-        if stored['stamp'] != _stamp(path):
+        stored = _read_index(folder)
+        if stored['stamp'] != _stamp(path) or stored['changed_ns'] != _changed(path):
             return None
         index = layout.Index(**stored['index'])
         found = Split(index, Jpegs(path, stored['stamp'], index.places), stored['fingerprint'], stored['encoder'],
@@ -189,20 +199,40 @@ def _read_split(folder, path):
 
 
 def _write_split(folder, path, split):
-    """Replace the cache of a split by a new one with index and embeddings, and return its `Split`."""
-    stamp = _stamp(path)
+    """Write index and embeddings of a split to its cache, and return its `Split`.
+
+    Images stay in the cache if only other things have changed, such as the embeddings.
+    """
+    stamp, changed = _stamp(path), _changed(path)
     index, encoder, bad, embeddings = _read_in_subprocess(path, split)
     jpegs = Jpegs(path, stamp, index.places)
     fingerprint = _fingerprint(index, jpegs, embeddings)
-    shutil.rmtree(folder, ignore_errors=True)  # it may hold files of another version
+    _remove_old(folder, fingerprint)
     if embeddings is not None:
         files.check_space(folder, embeddings.nbytes)
         with checked_files.write(folder, 'embeddings.npy') as file:
             np.lib.format.write_array(file, embeddings, allow_pickle=False)
     with checked_files.write(folder, 'index.json') as file:  # written last: it shows that the others are complete
-        file.write(json.dumps({'stamp': stamp, 'fingerprint': fingerprint, 'encoder': encoder,
+        file.write(json.dumps({'stamp': stamp, 'changed_ns': changed, 'fingerprint': fingerprint, 'encoder': encoder,
                                'bad_embeddings': bad, 'index': vars(index)}).encode())
     return _read_split(folder, path) or Split(index, jpegs, fingerprint, encoder, bad)
+
+
+def _remove_old(folder, fingerprint):
+    """Remove what an earlier version of a split left, unless its captions and photographs were those of `fingerprint`.
+
+    The folder may hold other people's files, if it is a link to one of theirs: these stay.
+    """
+    try:
+        before = _read_index(folder)
+        is_same = before['stamp']['format'] == FORMAT and all(
+            before['fingerprint'][part] == fingerprint[part] for part in ('captions', 'pictures'))
+    except (OSError, ValueError, KeyError, TypeError):
+        is_same = False
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        path = os.path.join(folder, name)
+        if (name in FILES or name.startswith(IMAGES)) and not (is_same and os.path.isfile(path)):
+            shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.remove(path)
 
 
 def _read_in_subprocess(path, split):
@@ -214,6 +244,7 @@ def _read_in_subprocess(path, split):
             stored, embeddings = _read_answer(reader.stdout)
         except BaseException:
             reader.kill()
+            reader.wait()
             raise
     if 'error' in stored:
         raise UserError(stored['error'])

@@ -107,7 +107,7 @@ class SelectedClasses(ImageFolder):
     def make_dataset(directory, class_to_idx, extensions=None, *_, **__):
         """List (path, class number) per image; torchvision's method follows links to an enclosing folder forever."""
         return [(os.path.join(place, name), number) for class_name, number in sorted(class_to_idx.items())
-                for place, names in sorted(_walk(os.path.join(directory, class_name)))
+                for place, names in sorted(_walk(os.path.join(directory, class_name), _report_folder))
                 for name in sorted(names) if name.lower().endswith(extensions)]
 
     def report_ignored(self):
@@ -153,10 +153,17 @@ class SelectedClasses(ImageFolder):
             return str(error)
 
 
-def _walk(folder):
-    """Yield (path, names of files) for a folder and all below it, each once, even if links lead to it."""
+def _report_folder(error):
+    print(f'skipped {error.filename}: the folder cannot be listed ({error.strerror})')
+
+
+def _walk(folder, on_error=None):
+    """Yield (path, names of files) for a folder and all below it, each once, even if links lead to it.
+
+    `on_error` is called with the OSError of a folder that cannot be listed, which is left out.
+    """
     seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=on_error, followlinks=True):
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
@@ -171,7 +178,10 @@ def _class_folders(folder):
     """Return the names of the folders in `folder`. Raises UserError if there is none."""
     if not os.path.isdir(folder):
         raise UserError(f'{folder}: no such folder; give one that holds a folder of images for each class')
-    found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != '.')
+    try:
+        found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != '.')
+    except OSError as error:
+        raise UserError(f'{folder}: cannot be listed ({error.strerror}); make it readable') from error
     if not found:
         raise UserError(f'{folder}: holds no class folders; put the images in one, such as '
                         f'{os.path.join(folder, "all")}')

@@ -414,7 +414,9 @@ def _read_embedding(file, caption, row):
         return f'no embedding of {EMBED_DIM} numbers, but one of {len(numbers)}'
     with np.errstate(over='ignore'):  # numbers beyond the range of float32 become infinite
         row[:] = numbers
-    return None if np.isfinite(row).all() else 'an embedding with numbers that are infinite or NaN'
+    if not np.isfinite(row).all():
+        return 'an embedding with numbers that are infinite or NaN'
+    return None if row.any() else 'an embedding of zeros'
 
 
 def read_encoder(file):

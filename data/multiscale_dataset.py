@@ -91,6 +91,10 @@ class MultiscaleDataset(CaptionedPhotographs):
             batch['wrong_images'] = self._crops(self.draw_other_class(photos))
         return batch
 
+    def middle_crop(self, photo):
+        """Return the middle crop of a photograph, not flipped, uint8 [S, S, 3] of the largest size."""
+        return crop(np.asarray(self._framed(photo, *self.jpegs.read([photo]))), self.sizes[-1], 0.5, 0.5, 0)
+
     def _draw_caption(self, photos):
         """Return the number of a random caption for each photograph."""
         place = (torch.rand(photos.shape, dtype=torch.float64) * self.caption_count[photos]).long()

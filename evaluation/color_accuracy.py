@@ -25,7 +25,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from char_cnn_rnn import reading
-from common import flags, run
+from common import checkpoint, flags, run
 from common.errors import UserError, run_command
 from common.sampling import write_images
 from data.toy_birds.drawing import PALETTE, SCENES, random_bird, shapes
@@ -76,7 +76,8 @@ def main():
 def newest_checkpoint(out_dir):
     """Return the checkpoint of the newest run on toy_birds in `out_dir`. Raises UserError where there is none."""
     try:
-        return os.path.join(run.find_run(out_dir, 'text2image.pt', dataset='toy_birds'), 'text2image.pt')
+        return checkpoint.newest(os.path.join(run.find_run(out_dir, 'text2image.pt', dataset='toy_birds'),
+                                              'text2image.pt'))
     except UserError as error:
         raise UserError(f'{out_dir}: no run of text2image on toy_birds; train one with: python text2image/main.py '
                         '--train --dataset toy_birds, or name one with --checkpoint FILE') from error

@@ -26,12 +26,14 @@ from common import checkpoint, flags, run
 from common.errors import UserError, run_command
 from common.files import atomic_write
 from common.pictures import font_and_text, letter_width, to_pil
+from common.sampling import in_batches
 from text2image import checkpoints
 from text2image.build_gan import Model
 
 SIDE, GAP = 96, 8          # pixels of an image on the sheet, and between two of them
 LETTER, LINE = 6, 14       # pixels of a letter and of a line of text
 CAPTION = 30               # letters in a line of a caption
+BATCH, ROWS = 64, 256      # images generated at once, and sentences on a sheet
 # Options that say where a run is and how it computes, not what it learns.
 NOT_SHOWN = {'compile', 'cuda', 'data_dir', 'encoder', 'keep', 'log_interval', 'model', 'out_dir',
              'precision', 'resume', 'text', 'text_file', 'train'}
@@ -50,6 +52,8 @@ def main():
     if not options.out.lower().endswith('.png'):
         raise UserError(f'--out {options.out}: is written as a PNG; give a name that ends in .png')
     sentences = flags.read_sentences(options.text, options.text_file)
+    if len(sentences) > ROWS:
+        raise UserError(f'{len(sentences)} sentences: too many for one sheet; give {ROWS} or fewer')
     device = flags.choose_device(torch.cuda.is_available())
     columns = [generate(path, sentences, options.seed, device) for path in options.runs]
     titles = differences([run_options for run_options, _, _ in columns])
@@ -66,10 +70,11 @@ def generate(path, sentences, seed, device):
     model.load_from(file, verbose=False)
     if not model.options:
         raise UserError(f'{file}: is no checkpoint of a run, which says what it was trained with; give a run folder')
-    hdf5_file = flags.dataset_file(argparse.Namespace(**model.options))
+    hdf5_file = run.dataset_of(model.options, file)
     embeddings = reading.read(sentences, file, model.data, None, hdf5_file, device)
     steps = checkpoint.count_in(checkpoint.load(file, mapped=True), file, 'step')
-    return model.options, steps, model.generate(embeddings, seed).cpu()
+    images = in_batches(model.generate, embeddings, BATCH, seed)
+    return model.options, steps, torch.cat([part.cpu() for part in images])
 
 
 def differences(all_options):

@@ -33,6 +33,7 @@ from stackgan_v1.gan import SIZES
 Z_DIM = 100
 NAMES = {1: 'stageI', 2: 'stageII'}      # part of the names of run folders
 LR_DECAY_EPOCHS = {1: 50, 2: 100}        # of 600
+MOST_RESIDUALS = 100
 NARROWEST = {1: 2, 2: 4}                 # smallest --gf_dim: the last layer has half or a quarter of its channels
 
 
@@ -54,7 +55,7 @@ def parse_flags():
                         help=f'length of the noise vector (default: {Z_DIM}; in Stage-II, that of its Stage-I)')
     flags.add_widths(parser, [('gf_dim', 128, 'generator width'), ('df_dim', 64, 'discriminator width'),
                               ('condition_dim', 128, 'length of the condition vector'),
-                              ('residuals', 4, 'number of residual blocks in Stage-II')])
+                              ('residuals', 4, 'number of residual blocks in Stage-II', MOST_RESIDUALS)])
     flags.add_weights(parser, [('kl_coef', 2.0, 'the KL divergence of conditioning augmentation')])
     flags.add_large_image_flags(parser, flags.ALL)
     flags.add_precision_flag(parser)

@@ -35,6 +35,7 @@ from stackgan_v2.build_gan import SNAPSHOT_INTERVAL, Model, load_generator, make
 INTERPOLATE = 'interpolate'  # a mode that only this section has
 GENERATING = (*flags.GENERATING, INTERPOLATE)
 MODES = (*flags.TRAINING, *GENERATING)
+MOST_RESIDUALS = 100
 STRIP = 9  # images in a strip of --interpolate
 
 
@@ -49,7 +50,7 @@ def parse_flags():
     flags.add_widths(parser, [('gf_dim', 64, 'generator width'), ('df_dim', 64, 'discriminator width'),
                               ('z_dim', 100, 'length of the noise vector'),
                               ('embedding_dim', 128, 'length of the condition vector'),
-                              ('residuals', 2, 'number of residual blocks per stage')])
+                              ('residuals', 2, 'number of residual blocks per stage', MOST_RESIDUALS)])
     flags.add_weights(parser, [('kl_coef', 2.0, 'the KL divergence of conditioning augmentation'),
                                ('uncond_coef', 1.0, 'the unconditional losses'),
                                ('color_coef', 0.0, 'the color consistency of neighboring branches')])

@@ -278,6 +278,7 @@ def test_defects_are_reported_and_skipped(tmp_path, monkeypatch, capsys, out):
         f'{ANI}/silent': (whole, None, 'captions are missing'),
         f'{ANI}/blank': (whole, ['', '  '], 'no captions'),
         f'{ANI}/nul': (whole, ['a bird\0'], 'NUL'),
+        f'{ANI}/log': (whole, ['a bird'] * 1001, 'it has 1,001 captions; at most 1,000 are read'),
         f'{ANI}/../../../secret': (whole, captions(1), 'CLASS/NAME.jpg'),
         '../../secret2': (whole, captions(1), 'CLASS/NAME.jpg'),
     }

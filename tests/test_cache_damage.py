@@ -149,13 +149,24 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
               'cache.load_split(sys.argv[1], "train", 64, preprocess)')
     assert subprocess.run([sys.executable, '-c', script, path], cwd=ROOT).returncode == -9
     folder = tmp_path / 'birds.cache'
-    (folder / 'train.partial-abc').mkdir()  # as versions before left them
-    (folder / 'train.partial-abc' / 'embeddings.npy').write_bytes(b'1')
-    (folder / 'googlenet_train.npz.partial-123').write_bytes(b'1')
+    (folder / 'googlenet_train.npz.partial-12345678').write_bytes(b'1')
     assert list(folder.glob('train/pictures_64.npy.partial-*'))
     cache.load_split(path, 'train')
     assert not list(folder.glob('**/*partial*'))
     assert Text2ImageDataset(path).pictures.float().std() > 5
+
+
+def test_files_of_others_in_a_linked_cache_folder_stay(tmp_path):
+    theirs = ['train/thesis.txt', 'train/data/pictures_64.npy', 'notes.partial-1', 'other/x.partial-y/f', 'frames_1']
+    for name in theirs:
+        (tmp_path / 'mine' / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'mine' / name).write_text('precious')
+    (tmp_path / 'birds.cache').symlink_to('mine')
+    path = tiny.make(tmp_path / 'birds.hdf5')
+    Text2ImageDataset(path)
+    tiny.make(path, {'train': {'001.Auk': 1, '002.Jay': 1}})
+    assert len(Text2ImageDataset(path)) == 4
+    assert all((tmp_path / 'mine' / name).read_text() == 'precious' for name in theirs)
 
 
 @pytest.mark.parametrize('name', FILES)

@@ -44,6 +44,20 @@ def test_a_sheet_of_two_runs(runs, tmp_path, monkeypatch, capsys):
     assert column(twice, 0) == column(twice, 1) and column(both, 0) != column(both, 1)
 
 
+def test_a_copy_made_of_links_is_resumed_without_changing_the_run(runs, tmp_path, monkeypatch):
+    original, copy = runs[0], tmp_path / 'copy'
+    for path in original.rglob('*'):
+        if path.is_file():
+            (copy / path.relative_to(original)).parent.mkdir(parents=True, exist_ok=True)
+            (copy / path.relative_to(original)).symlink_to(path)
+    before = {path: path.read_bytes() for path in original.rglob('*') if path.is_file()}
+    run(monkeypatch, main, '--train', '--resume', copy, '--epochs', 2)
+    assert {path: path.read_bytes() for path in original.rglob('*') if path.is_file()} == before
+    assert torch.load(copy / 'text2image.pt', weights_only=True)['progress']['epoch'] == 2
+    assert (copy / 'log.txt').read_text().startswith((original / 'log.txt').read_text())
+    assert '"epochs": 2' in (copy / 'options.json').read_text()
+
+
 def test_titles_say_what_differs(runs):
     found = compare.differences([{'l1_coef': 0, 'lr': 1, 'out_dir': 'a'}, {'l1_coef': 50, 'lr': 1, 'out_dir': 'b'}])
     assert found == ['--l1_coef 0', '--l1_coef 50']
@@ -54,6 +68,13 @@ def test_errors_are_one_line(runs, tmp_path, monkeypatch):
     with pytest.raises(UserError, match='contains no sentence'):
         run(monkeypatch, compare, *runs)
     assert 'no such checkpoint' in one_line(run, monkeypatch, compare, tmp_path / 'none', '--text', 'a bird')
+    for wrong in ({'dataset': 5}, {'dataset': 'tiny', 'data_dir': 7}, {'l1_coef': 1}):
+        contents = torch.load(runs[0] / 'text2image.pt', weights_only=True)
+        torch.save(contents | {'options': wrong}, tmp_path / 'odd.pt')
+        assert 'odd.pt: its options do not say which data' in one_line(run, monkeypatch, compare, tmp_path / 'odd.pt',
+                                                                      '--text', 'a bird')
+    (tmp_path / 'many.txt').write_text('a bird\n' * 257)
+    assert 'too many for one sheet' in one_line(run, monkeypatch, compare, *runs, '--text_file', tmp_path / 'many.txt')
     assert 'ends in .png' in one_line(run, monkeypatch, compare, *runs, '--text', 'a bird', '--out', 'a.jpg')
 
 

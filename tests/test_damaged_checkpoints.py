@@ -290,9 +290,17 @@ def test_keep_sets_the_number_of_checkpoints(tmp_path, monkeypatch, with_links):
         checkpoint.save(path, {'a': number}, keep=keep)
         assert held() == {f'a.pt{suffix}': value for suffix, value in expected.items()}
     checkpoint.save(path, {'a': 10}, keep=2)
-    (tmp_path / 'a.pt.partial-older').write_bytes(b'left by a process that was killed')
+    (tmp_path / 'a.pt.partial-previous').write_bytes(b'left by a process that was killed')
     checkpoint.save(path, {'a': 11}, keep=2)
     assert held() == {'a.pt': 11, 'a.pt.1': 10}
+
+
+def test_saving_leaves_the_target_of_a_link_as_it_is(tmp_path):
+    checkpoint.save(str(tmp_path / 'run.pt'), {'a': 1})
+    (tmp_path / 'link.pt').symlink_to('run.pt')
+    checkpoint.save(str(tmp_path / 'link.pt'), {'a': 2}, keep=2)
+    held = {name: checkpoint.load(str(tmp_path / name))['a'] for name in ('run.pt', 'link.pt', 'link.pt.1')}
+    assert held == {'run.pt': 1, 'link.pt': 2, 'link.pt.1': 1}
 
 
 class Filling:

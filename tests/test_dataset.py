@@ -92,7 +92,7 @@ def public_file(tmp_path):
                     example = file[split].create_group(f'{name}_0001_{k}')
                     example.create_dataset('name', data=f'{name}_0001')
                     example.create_dataset('img', data=np.void(tiny.jpeg(seed)))
-                    example.create_dataset('embeddings', data=np.full(1024, 5.0 * seed + k))
+                    example.create_dataset('embeddings', data=np.full(1024, 5.0 * seed + k + 1))
                     example.create_dataset('class', data=f'00{seed}.{name}')
                     example.create_dataset('txt', data=np.array(f'a {name} with café wings {k}\n').astype(object),
                                            dtype=text)
@@ -105,7 +105,7 @@ def test_the_public_converters_file_is_read(public_file):
     for i in range(10):
         item, jay = dataset[i], i >= 5
         assert item['txt'] == f'a {"Jay" if jay else "Auk"} with café wings {i % 5}'
-        assert torch.equal(item['right_embed'], torch.full((1024,), float(i)))
+        assert torch.equal(item['right_embed'], torch.full((1024,), float(i + 1)))
         assert torch.equal(item['right_images'], chapters_picture(tiny.jpeg(int(jay))))
         assert torch.equal(item['wrong_images'], chapters_picture(tiny.jpeg(int(not jay))))
     with layout.open_file(public_file) as file:
@@ -326,11 +326,28 @@ def test_the_cache_is_rebuilt_only_when_the_file_changes(tmp_path, decoded):
     status = os.stat(path)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # the same size, another date
     Text2ImageDataset(path)
-    assert len(decoded) == 14
+    assert len(decoded) == 7  # the photographs are the same
     tiny.make(path, {'train': {'001.Auk': 2, '009.Kiwi': 1}})
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # the same date, another size
-    assert len(Text2ImageDataset(path)) == 6 and len(decoded) == 17
+    assert len(Text2ImageDataset(path)) == 6 and len(decoded) == 10
     assert not glob.glob(str(tmp_path / '**' / '*partial*'), recursive=True)
+
+
+def test_data_replaced_with_the_same_size_and_date_is_read_again(tmp_path, decoded):
+    path = tiny.make(tmp_path / 'birds.hdf5')
+
+    def embed(number):
+        layout.write_embeddings(path, {split: np.full((count, 1024), number, np.float32)
+                                       for split, count in (('train', 14), ('valid', 0), ('test', 8))}, 'others')
+
+    embed(5)
+    before, status = Text2ImageDataset(path), os.stat(path)
+    embed(7)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert os.stat(path).st_size == status.st_size
+    after = Text2ImageDataset(path)
+    assert (after.embeddings == 7).all() and (before.embeddings == 5).all()
+    assert len(decoded) == 7 and torch.equal(after.pictures, before.pictures)
 
 
 def test_changed_pixels_are_not_written_to_the_cache(tmp_path):

@@ -43,10 +43,10 @@ def test_a_file_is_replaced_only_by_a_complete_one(tmp_path):
 
 def test_only_leftovers_of_dead_processes_are_removed(tmp_path):
     path = tmp_path / 'a'
-    (tmp_path / 'a.partial-123').write_bytes(b'of an earlier version')
+    (tmp_path / 'a.partial-12345678').write_bytes(b'of an earlier version')
     writer = subprocess.Popen([sys.executable, '-c', WRITER, path], stdout=subprocess.PIPE, text=True)
     assert writer.stdout.readline() == 'writing\n'
-    living = [name for name in os.listdir(tmp_path) if name != 'a.partial-123']
+    living = [name for name in os.listdir(tmp_path) if name != 'a.partial-12345678']
     remove_leftovers(str(path))
     assert os.listdir(tmp_path) == living and len(living) == 1
     writer.send_signal(signal.SIGKILL)
@@ -61,6 +61,14 @@ def test_a_failed_write_is_a_one_line_error(tmp_path, monkeypatch):
     assert 'cannot be written' in one_line(write, tmp_path / 'file' / 'a', b'')
     assert 'disk full' in one_line(check_space, str(tmp_path / 'new' / 'a'), 2 ** 60)
     check_space(str(tmp_path / 'new' / 'a'), 1)
+
+
+def test_other_peoples_files_are_no_leftovers(tmp_path):
+    for name in ('a.partial-copy', 'a.partial-Of2025_1', 'a.partial-12345678.txt'):
+        (tmp_path / name).write_bytes(b'mine')
+    os.mkfifo(tmp_path / 'a.partial-abcdefgh')
+    write(tmp_path / 'a', b'new')
+    assert len(os.listdir(tmp_path)) == 5
 
 
 def test_writing_follows_symbolic_links(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 """Command-line flags and run folders."""
+import argparse
 import errno
 import os
 import subprocess
@@ -144,7 +145,7 @@ def test_a_run_is_found_by_its_folder_or_checkpoint(tmp_path, monkeypatch):
 
 def test_resuming_a_run_without_a_checkpoint_is_an_error(tmp_path, monkeypatch):
     folder = run.new_run(str(tmp_path), 'birds', {'model': 'mine'})
-    half = os.path.join(folder, 'mine.pt.partial-123')
+    half = os.path.join(folder, 'mine.pt.partial-12345678')
     open(half, 'w').close()
     message = one_line(parse, tmp_path, monkeypatch, '--resume', folder)
     assert message.startswith(f'{folder}: has no mine.pt') and message.endswith('start it again without --resume')
@@ -223,6 +224,19 @@ def test_the_newest_run_is_the_one_trained_last(tmp_path):
         run.find_run(str(tmp_path), 'a.pt', dataset='fish')
 
 
+def test_a_run_with_odd_options_hides_no_other(tmp_path):
+    for name, age in (('good', 1000), ('pipe', 2000), ('large', 3000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'mine.pt').write_bytes(b'')
+        os.utime(tmp_path / name / 'mine.pt', (age, age))
+    (tmp_path / 'good' / 'options.json').write_text('{"dataset": "birds"}')
+    (tmp_path / 'large' / 'options.json').write_text(f'{{"dataset": "birds", "a": [{"[]," * 10 ** 6}1]}}')
+    os.mkfifo(tmp_path / 'pipe' / 'options.json')
+    assert run.find_run(str(tmp_path), 'mine.pt', dataset='birds') == str(tmp_path / 'good')
+    assert 'it is a pipe or a device' in one_line(run.read_options, str(tmp_path / 'pipe'))
+    assert 'it has more than' in one_line(run.read_options, str(tmp_path / 'large'))
+
+
 def test_a_run_is_locked_by_one_process(tmp_path, monkeypatch):
     fcntl = pytest.importorskip('fcntl')
     script = 'import sys; from common import run; run.lock(sys.argv[1]); print("mine", flush=True); sys.stdin.read()'
@@ -253,3 +267,10 @@ def test_the_file_in_place_of_its_name_or_folder(tmp_path, data_dir, dataset, me
 def test_the_home_folder_in_a_path(monkeypatch):
     monkeypatch.setenv('HOME', '/home/me')
     assert (flags.path('~/runs'), flags.absolute_path('~/runs')) == ('/home/me/runs', '/home/me/runs')
+
+
+def test_numbers_can_have_a_limit():
+    assert flags.up_to(100)('100') == 100
+    for text in ('0', '101', '2147483647'):
+        with pytest.raises(argparse.ArgumentTypeError, match='is not between 1 and 100'):
+            flags.up_to(100)(text)

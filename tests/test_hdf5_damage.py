@@ -218,3 +218,10 @@ def test_names_that_are_not_utf8_are_refused(field, tmp_path, in_this_process):
         file['train/Auk_0_0'][field] = np.bytes_('роза'.encode('cp1251'))
     said = one_line(load_split, path, 'train')
     assert f'/train/Auk_0_0 is incomplete or damaged ({field} is not valid UTF-8)' in said
+
+
+def test_embeddings_of_zeros_are_refused(tmp_path):
+    path = tiny.make(tmp_path / 'a.hdf5')
+    with h5py.File(path, 'r+') as file:
+        file['train/Auk_1_1/embeddings'][...] = 0
+    assert '/train/Auk_1_1 has an embedding of zeros' in one_line(require_embeddings, Text2ImageDataset(path))

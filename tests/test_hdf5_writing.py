@@ -128,7 +128,7 @@ def test_a_file_size_limit_is_a_one_line_error(tmp_path):
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    (tmp_path / 'a.hdf5.partial-123').write_bytes(bytes(1000))
+    (tmp_path / 'a.hdf5.partial-12345678').write_bytes(bytes(1000))
     write(tmp_path / 'a.hdf5', 1)
     assert os.listdir(tmp_path) == ['a.hdf5']
 

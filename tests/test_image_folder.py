@@ -1,4 +1,5 @@
 """Images without captions: class folders, and LSUN's databases."""
+import errno
 import os
 import pickle
 import shutil
@@ -80,6 +81,24 @@ def test_unusable_folders_are_an_error(folder, tmp_path):
     with open(os.path.join(folder, 'empty', 'broken.png'), 'wb') as file:
         file.write(b'not a picture')
     assert 'no images in its class folders (empty)' in one_line(image_folder, folder, ['empty'])
+
+
+def test_folders_that_cannot_be_listed_are_reported(folder, monkeypatch, capsys):
+    locked, scandir = set(), os.scandir
+
+    def listed(path):
+        if str(path) in locked:
+            raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', listed)  # permissions do not bind the administrator
+    inner = os.path.join(folder, '001.Auk', 'deeper')
+    os.makedirs(inner, exist_ok=True)
+    locked.add(inner)
+    image_folder(folder, **TINY)
+    assert f'skipped {inner}: the folder cannot be listed (Permission denied)' in capsys.readouterr().out
+    locked.add(folder)
+    assert f'{folder}: cannot be listed (Permission denied)' in one_line(image_folder, folder)
 
 
 def test_skipped_files_are_counted(folder, capsys):

@@ -8,6 +8,7 @@ import torch
 from torchvision.utils import make_grid
 
 from common.pictures import LINES, caption_sheet, font_and_text, fonts, grid, has_letter, to_pil, to_pixels
+from common.sampling import write_images
 
 
 @pytest.mark.parametrize('count, columns', [(1, 1), (2, 1), (3, 3), (5, 3), (9, 8)])
@@ -46,3 +47,9 @@ def test_long_captions_are_cut_on_sheets():
     image = to_pil(torch.zeros(3, 8, 8))
     sheet = caption_sheet([image, image], ['word ' * 100_000, 'a crow'])
     assert sheet.height < 128 + 14 * (LINES + 2) + 32
+
+
+def test_a_caption_takes_one_line(tmp_path, capsys):
+    write_images(str(tmp_path), [[torch.zeros(1, 3, 8, 8)]], ['a red\nbird\twith\r\nwings'])
+    assert (tmp_path / 'captions.txt').read_text() == '001.png\ta red bird with wings\n'
+    assert '001.png  a red bird with wings\n' in capsys.readouterr().out

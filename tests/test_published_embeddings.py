@@ -1,4 +1,5 @@
 """Published embeddings load; forged files do no harm."""
+import errno
 import os
 import pickle
 import struct
@@ -384,3 +385,19 @@ def test_a_wrong_icml_folder_is_an_error(tmp_path):
     for folder in (tmp_path, tmp_path / 'absent'):
         with pytest.raises(UserError, match='--icml takes the folder'):
             open_icml(str(folder))
+
+
+def test_an_icml_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+
+    monkeypatch.setattr(os, 'scandir', denied)
+    assert 'cannot be listed (Permission denied)' in one_line(open_icml, str(tmp_path))
+
+
+def test_embeddings_of_zeros_are_refused(tmp_path):
+    rows = ROWS.copy()
+    rows[-1] = 0
+    save(tmp_path / '001.A/one.t7', dumps({'txt': Tensor(rows)}))
+    with pytest.raises(ValueError, match='consists of zeros'):
+        open_icml(str(tmp_path))('001.A/one')

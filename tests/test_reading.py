@@ -140,6 +140,11 @@ def test_an_unknown_encoder_is_reported(folder, embed, call, monkeypatch, capsys
          '0', '--out_dir', 'tree')
     snapshot, = (newest(folder / 'tree', 'tiny') / 'Model').glob('netG_*.pth')
     assert UNKNOWN not in tree(*DRAW, '--checkpoint', snapshot)  # the run keeps the encoder
+    swapped = shutil.copytree(snapshot.parent.parent, folder / 'swapped')
+    write_encoder(str(swapped / 'other.hdf5'), seed=2)
+    os.replace(swapped / 'other.encoder.pt', swapped / 'encoder.pt')
+    for place in (swapped, swapped / 'Model' / snapshot.name):
+        assert 'swapped/encoder.pt: is not the sentence encoder' in tree.error(*DRAW, '--checkpoint', place)
     shutil.copy(snapshot, folder)
     assert f'{snapshot.name}: {UNKNOWN}' in tree(*DRAW, *DATA, '--checkpoint', snapshot.name)
     write_encoder(path_of(folder), seed=1)

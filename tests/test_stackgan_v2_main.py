@@ -270,6 +270,15 @@ def test_typed_flags_override_the_file_and_the_file_defaults(folder, call):
     assert (options.epochs, options.lr, options.seed) == (9, 1e-3, 8)
 
 
+def test_a_resumed_run_keeps_what_a_file_cannot_change(folder, call):
+    run_dir = run.new_run(str(folder / 'kept'), 'x', {'seed': 8, 'config_name': 'tree'})
+    torch.save({}, os.path.join(run_dir, 'stackgan_v2.pt'))
+    (folder / 'again.yml').write_text('seed: 99\ncheckpoint: absent.pt\nconfig_name: tree\nepochs: 2\n')
+    options = call.options('--resume', run_dir, '--cfg', 'again.yml')
+    assert (options.seed, options.checkpoint, options.config_name, options.epochs) == (8, None, 'tree', 2)
+    assert '--cfg: checkpoint, seed: no effect with --resume; the run keeps its own values' in options.said
+
+
 def test_values_of_a_file_are_parsed_like_typed_flags(folder, call):
     (folder / 'mine.yml').write_text('epochs: 010\nbatch_size: 031\nconfig_name: on\ndataset: no\ncuda: off\n'
                                      'TRAIN: {GENERATOR_LR: 2.0e-4, DISCRIMINATOR_LR: 0.0002}\nGPU_ID:\n')

@@ -22,6 +22,7 @@ from data.plain_hdf5 import TEXT_BYTES
 DEFAULT_SPLIT = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'split_150_50.json')
 
 MAX_BYTES = {'list': 64 << 20, 'captions': 16 << 20, 'photograph': 4 * PIXELS}  # of a file that is read
+MAX_CAPTIONS = 1000  # of a photograph
 MAX_COORDINATE = 1e9  # pixels; boxes are stored as float32, which is exact only for small numbers
 
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
@@ -189,6 +190,8 @@ def read_captions(path):
     captions = [line.strip() for line in io.StringIO(text, newline=None) if line.strip()]
     if not captions:
         raise ValueError('it has no captions')
+    if len(captions) > MAX_CAPTIONS:
+        raise ValueError(f'it has {len(captions):,} captions; at most {MAX_CAPTIONS:,} are read')
     if '\0' in text:
         raise ValueError('its captions contain a NUL character')
     if max(len(caption.encode()) for caption in captions) > TEXT_BYTES:

@@ -31,6 +31,7 @@ from data import layout
 from data.birds import cub, published_embeddings
 
 CHUNK = 32  # photographs that are read ahead
+READERS = 4  # threads at most: decoding one of the largest photographs takes half a GB
 SHOWN = 20  # unknown letters that are printed
 ABSENT = 5  # missing classes that are printed
 
@@ -89,7 +90,7 @@ def read_all(entries, look_up, skipped):
 
 def read_ahead(function, items):
     """Yield the results of a function of each item, in order; threads compute a chunk while the last one is used."""
-    pool, waiting = ThreadPoolExecutor(), ()
+    pool, waiting = ThreadPoolExecutor(min(os.cpu_count(), READERS)), ()
     try:
         for start in range(0, len(items) + CHUNK, CHUNK):
             done, waiting = waiting, pool.map(function, items[start:start + CHUNK])

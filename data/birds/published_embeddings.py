@@ -55,7 +55,11 @@ def open_pickles(folder):
 
 def open_icml(folder):
     """Return a `look_up` that reads Reed's `folder`/CLASS/NAME.t7 on demand. Raises UserError without class folders."""
-    if not os.path.isdir(folder) or not any(entry.is_dir() for entry in os.scandir(folder)):
+    try:
+        has_classes = os.path.isdir(folder) and any(entry.is_dir() for entry in os.scandir(folder))
+    except OSError as error:
+        raise UserError(f'{folder}: cannot be listed ({error.strerror}); make it readable') from error
+    if not has_classes:
         raise UserError(f'{folder}: holds no class folders; --icml takes the folder that holds CLASS/NAME.t7')
 
     def look_up(key):
@@ -87,6 +91,8 @@ def _checked_rows(rows):
         raise ValueError(f'its embedding has shape {rows.shape}, not (captions, {EMBED_DIM})')
     if not np.isfinite(rows).all():
         raise ValueError('its embedding has numbers that are not finite')
+    if not rows.any(axis=1).all():
+        raise ValueError('its embedding consists of zeros')
     return rows
 
 
