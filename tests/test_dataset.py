@@ -334,19 +334,17 @@ def test_the_cache_is_rebuilt_only_when_the_file_changes(tmp_path, decoded):
 
 
 def test_data_replaced_with_the_same_size_and_date_is_read_again(tmp_path, decoded):
-    path = tiny.make(tmp_path / 'birds.hdf5')
-
-    def embed(number):
-        layout.write_embeddings(path, {split: np.full((count, 1024), number, np.float32)
-                                       for split, count in (('train', 14), ('valid', 0), ('test', 8))}, 'others')
-
-    embed(5)
+    path, other = (tiny.make(tmp_path / name) for name in ('birds.hdf5', 'other.hdf5'))
+    layout.write_embeddings(other, {split: np.full((count, 1024), 7, np.float32)
+                                    for split, count in (('train', 14), ('valid', 0), ('test', 8))}, 'others')
+    with open(path, 'ab') as file:
+        file.truncate(os.path.getsize(other))
     before, status = Text2ImageDataset(path), os.stat(path)
-    embed(7)
+    os.replace(other, path)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert os.stat(path).st_size == status.st_size
     after = Text2ImageDataset(path)
-    assert (after.embeddings == 7).all() and (before.embeddings == 5).all()
+    assert os.path.getsize(path) == status.st_size
+    assert (after.embeddings == 7).all() and not (before.embeddings == 7).any()
     assert len(decoded) == 7 and torch.equal(after.pictures, before.pictures)
 
 
