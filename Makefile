@@ -23,7 +23,7 @@ demo: .venv/ready  ## make a data set of toy birds, train on it, generate images
 	$(PY) evaluation/color_accuracy.py
 
 test: .venv/ready  ## run the tests, with short forms of chaos and fuzz
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 lint: .venv/ready  ## check the style with ruff
 	$(PY) -m ruff check .

@@ -23,22 +23,21 @@ import contextlib
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from char_cnn_rnn.image_encoder import SIZE, pretrained
 from char_cnn_rnn.reading import require_embeddings
 from common import flags, speed
 from common.errors import UserError, run_command
 from common.speed import precision
 from data.txt2image_dataset import Text2ImageDataset
+from evaluation.features import BATCH, FeatureExtractor
+from evaluation.measures import frechet_distance
 from text2image.build_gan import Model
 
 PRECISIONS = ('fp32', 'bf16')
-BATCH = 8  # images generated and measured at once: few enough for a CPU's cache
 PRODUCTS = {torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default,
             torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
 
@@ -64,7 +63,7 @@ def main():
     first_captions = np.unique(held_out.photo_of, return_index=True)[1]
     embeddings = held_out.embeddings[first_captions]
     features_of = FeatureExtractor(device)
-    photographs = features_of(held_out.pictures.split(BATCH))
+    photographs, _ = features_of(held_out.pictures.split(BATCH))
     print(f'{len(photographs)} photographs of /{held_out.split}; {options.steps} steps of {options.batch_size}, '
           f'{device.type}{"" if precision.has_bf16(device) else ", bf16 emulated"}', flush=True)
 
@@ -73,7 +72,7 @@ def main():
         for name in PRECISIONS:
             model = train(name, seed, dataset, options, device)
             images = (model.generate(part, noise) for noise, part in enumerate(embeddings.split(BATCH)))
-            found[name].append(frechet_distance(features_of((image + 1) * 127.5 for image in images), photographs))
+            found[name].append(frechet_distance(features_of((image + 1) * 127.5 for image in images)[0], photographs))
             print(f'seed {seed}  {name}  {found[name][-1]:.2f}', flush=True)
     print('\n| precision | mean | lowest | highest |\n|---|---|---|---|')
     for name, distances in found.items():
@@ -111,38 +110,6 @@ class RoundedProducts(TorchDispatchMode):
             return operator(*args, **(kwargs or {}))
         result = operator(*tree_map_only(torch.Tensor, torch.Tensor.float, args), **(kwargs or {}))
         return tree_map_only(torch.Tensor, torch.Tensor.bfloat16, result)
-
-
-class FeatureExtractor:
-    """Compute efficientnet_lite0's features [N, 1280] of batches of images [B, 3, H, W] in [0, 255]."""
-
-    def __init__(self, device):
-        network, mean, std, _ = pretrained('efficientnet_lite0')
-        self.network = network.eval().to(device, memory_format=torch.channels_last)
-        self.device = device
-        self.mean, self.std = (torch.tensor(value, device=device).view(-1, 1, 1) for value in (mean, std))
-
-    @torch.no_grad()
-    def __call__(self, batches):
-        features = []
-        for pixels in batches:
-            pixels = F.interpolate(pixels.to(self.device).float(), size=SIZE, mode='bicubic', antialias=True)
-            pixels = (pixels.clamp(0, 255) - self.mean) / self.std
-            features.append(self.network(pixels.contiguous(memory_format=torch.channels_last)))
-        return torch.cat(features)
-
-
-def frechet_distance(features, others):
-    """Return |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), with means m and covariances S of features [N, D] and [M, D].
-
-    S = A^T A, where A are the centered features divided by sqrt(N - 1). So tr (S1 S2)^(1/2) is the sum of the singular
-    values of A1 A2^T. No root of a D x D matrix is needed: it is ill-conditioned with fewer images than features.
-    """
-    features, others = features.double(), others.double()
-    centered, others_centered = ((values - values.mean(0)) / (len(values) - 1) ** .5 for values in (features, others))
-    shared = torch.linalg.svdvals(centered @ others_centered.T).sum()
-    return float((features.mean(0) - others.mean(0)).square().sum()
-                 + centered.square().sum() + others_centered.square().sum() - 2 * shared)
 
 
 if __name__ == '__main__':

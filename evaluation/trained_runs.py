@@ -1,0 +1,98 @@
+"""Read the run of any of the three GANs: its generator, and its data prepared as that section prepares it."""
+import os
+
+import torch
+
+import stackgan_v1.build_gan
+import stackgan_v1.checkpoints
+import stackgan_v2.build_gan
+import stackgan_v2.checkpoints
+import text2image.build_gan
+import text2image.checkpoints
+from char_cnn_rnn import reading
+from common import checkpoint, run, speed
+from common.errors import UserError
+from data import layout
+from data.cropped_dataset import CroppedDataset
+from data.multiscale_dataset import MultiscaleDataset
+from data.txt2image_dataset import Text2ImageDataset
+
+
+class TrainedRun:
+    """A run of text2image, StackGAN or StackGAN++ that was trained with sentences.
+
+    `path` is the run folder or a checkpoint in it, `file` the checkpoint, `folder` its run folder, `step` its number of
+    training steps, `epoch` that of its epochs, and `size` the width of its largest images in pixels. Raises UserError
+    if it is no such run, or its checkpoint cannot be read.
+    """
+
+    def __init__(self, path, device):
+        self.folder = path if os.path.isdir(path) else os.path.dirname(os.path.abspath(path))
+        if not run.has_options(self.folder):
+            raise UserError(f'{path}: is not a run folder (it has no {run.OPTIONS}); give one that a training of a GAN '
+                            'made')
+        self.options = run.read_options(self.folder)
+        section = next((section for flag, section in SECTIONS.items() if flag in self.options), None)
+        if section is None or not isinstance(self.options.get('model'), str):
+            raise UserError(f'{path}: is not a run of text2image, stackgan_v1 or stackgan_v2; give one')
+        load, find, self._dataset = section
+        self.hdf5_file = run.dataset_of(self.options, self.folder)
+        name = self.options['model']
+        self.model, self.file, self.step, self.epoch = load(run.existing(path, name, find), name, device)
+        if not getattr(self.model.netG, 'conditional', True):
+            raise UserError(f'{self.file}: was trained without sentences; give a run whose generator reads them')
+        speed.prepare_evaluation(self.model.netG, device)
+        self.size = self.generate(torch.zeros(1, layout.EMBED_DIM)).shape[-1]
+
+    def generate(self, embeddings, seed=0):
+        """Generate the largest images, [B, 3, size, size] in [-1, 1] on the CPU, for embeddings [B, 1024]."""
+        images = self.model.generate(embeddings, seed)
+        return (images if torch.is_tensor(images) else images[-1]).float().cpu()
+
+    def dataset(self, split):
+        """Return (data set of a split, function from the number of a photograph to uint8 [3, size, size]).
+
+        Raises UserError if the run's data is missing, has no embeddings, or not those the run was trained on.
+        """
+        dataset, image = self._dataset(self.hdf5_file,
+                                       layout.SPLITS.index(split), self.size)
+        reading.require_embeddings(dataset)
+        reading.check_embeddings(self.model.data, dataset, self.file)
+        return dataset, image
+
+
+def _load_text2image(file, name, device):
+    model = text2image.build_gan.Model(name, device, None, 3, 0, 0)
+    model.load_from(file, verbose=False)
+    contents = checkpoint.load(file, mapped=True)
+    return model, file, *(checkpoint.count_in(contents, file, what) for what in ('step', 'epoch'))
+
+
+def _load_stackgan(load_generator):
+    def load(file, name, device):
+        model, file, _ = load_generator(file, name, device)
+        contents = checkpoint.load(file, mapped=True)
+        return model, file, *(checkpoint.count_in(contents, file, what) for what in ('step', 'epoch'))
+    return load
+
+
+def _whole_photographs(file, split, _):
+    dataset = Text2ImageDataset(file, split=split, drawn=False)
+    return dataset, lambda photo: dataset.pictures[photo].numpy()
+
+
+def _crops(Dataset, **arguments):
+    def load(file, split, size):
+        dataset = Dataset(file, split, **{name: value(size) for name, value in arguments.items()})
+        return dataset, lambda photo: dataset.middle_crop(photo).transpose(2, 0, 1)
+    return load
+
+
+# An option that only this section has: (how to load a checkpoint, how to find it, how to load its data).
+SECTIONS = {
+    'l1_coef': (_load_text2image, text2image.checkpoints.find, _whole_photographs),
+    'stage': (_load_stackgan(stackgan_v1.build_gan.load_generator), stackgan_v1.checkpoints.find,
+              _crops(CroppedDataset, size=int)),
+    'branches': (_load_stackgan(stackgan_v2.build_gan.load_generator), stackgan_v2.checkpoints.find,
+                 _crops(MultiscaleDataset, branches=lambda size: size.bit_length() - 6)),
+}
