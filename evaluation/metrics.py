@@ -73,7 +73,9 @@ def print_table(runs, options, extract):
     real = Photographs(runs[0], options.split, options.features, extract)
     captions = torch.linspace(0, len(real.embeddings) - 1, min(options.count, len(real.embeddings))).long()
     print(f'{len(captions)} captions of {len(real.features)} photographs of {int(real.species.max()) + 1} species in '
-          f'/{options.split} of {real.file}, {runs[0].size} pixels\n', flush=True)
+          f'/{options.split} of {real.dataset.file}, {runs[0].size} pixels\n', flush=True)
+    for run in runs:
+        run.check(real.dataset)
     rows = [(f'{run.file}, {run.step:,} steps', measure(run, real, captions, options, extract)) for run in runs]
     rows += [('real photographs', of_real(real, captions)), ('shuffled captions', of_shuffled(real, captions))]
     names = list(rows[0][1])
@@ -98,7 +100,7 @@ class Photographs:
     def __init__(self, run, split, name, extract):
         dataset, image = run.dataset(split)
         train, train_image = run.dataset('train')
-        self.file, self.name, self.train_image = dataset.file, name, train_image
+        self.dataset, self.name, self.train_image = dataset, name, train_image
         self.embeddings, self.photo_of = dataset.embeddings, dataset.photo_of
         self.species = torch.from_numpy(np.unique(dataset.classes, return_inverse=True)[1]).long()
         if len(self.species.unique()) < 2:

@@ -52,13 +52,15 @@ class TrainedRun:
     def dataset(self, split):
         """Return (data set of a split, function from the number of a photograph to uint8 [3, size, size]).
 
-        Raises UserError if the run's data is missing, has no embeddings, or not those the run was trained on.
+        Raises UserError if the run's data is missing or has no embeddings.
         """
         dataset, image = self._dataset(self.hdf5_file,
                                        layout.SPLITS.index(split), self.size)
-        reading.require_embeddings(dataset)
+        return reading.require_embeddings(dataset), image
+
+    def check(self, dataset):
+        """Raise UserError if the embeddings of a data set are not of the encoder that the run was trained with."""
         reading.check_embeddings(self.model.data, dataset, self.file)
-        return dataset, image
 
 
 def _load_text2image(file, name, device):

@@ -1,6 +1,7 @@
 """evaluation/metrics.py, measures.py and features.py: what is measured about images."""
 import io
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -219,8 +220,13 @@ def test_errors_are_one_line(runs, tmp_path, monkeypatch):
     assert 'is not a run folder' in error(tmp_path)
     (tmp_path / 'options.json').write_text('{"model": "cbow"}')
     assert 'is not a run of text2image, stackgan_v1 or stackgan_v2' in error(tmp_path)
-    (tmp_path / 'options.json').write_text('{"model": "text2image", "l1_coef": 1}')
+    (tmp_path / 'options.json').write_text('{"model": "text2image", "l1_coef": 1, "dataset": "birds"}')
     assert 'it has no text2image.pt' in error(tmp_path)
     assert 'too few images' in error(runs['text2image'], '--count', 3)
     assert 'only read with --features inception' in error(runs['text2image'], '--inception_weights', 'a')
+    other = shutil.copytree(runs['text2image'], tmp_path / 'other')
+    contents = torch.load(other / 'text2image.pt', weights_only=True)
+    contents['data'] |= {'encoder': '0' * 16, 'embeddings': '0' * 16, 'shown_embeddings': torch.ones(3, 1024)}
+    torch.save(contents, other / 'text2image.pt')
+    assert 'are not of the sentence encoder that' in error(runs['text2image'], other)
     assert '/valid holds no captions' in error(runs['text2image'], '--split', 'valid')
