@@ -102,6 +102,11 @@ def up_to(most):
     return _checked(int, 'small', lambda value: 0 < value <= most, f'is not between 1 and {most}')
 
 
+def fraction(text):
+    """Convert text to a number from 0 to below 1 (an argparse type)."""
+    return _checked(float, 'fraction', lambda value: 0 <= value < 1, 'is not between 0 and 1')(text)
+
+
 def _checked(number, kind, is_fine, complaint):
     """Return an argparse type that refuses NaN, numbers that are too large, and those for which `is_fine` is false."""
     def parse(text):

@@ -5,7 +5,7 @@ All functions take features float32 [N, D], one row per image, and compute in fl
 import torch
 import torch.nn.functional as F
 
-RIDGE = 0.1          # weight of the penalty of a linear map, relative to the mean variance of a feature
+RIDGE = 1.0          # weight of the penalty of a linear map, relative to the mean variance of a feature
 CANDIDATES = 100     # captions among which R-precision looks for the right one
 SPLITS = 10          # parts whose Inception scores are averaged
 

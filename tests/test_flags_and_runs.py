@@ -269,6 +269,13 @@ def test_the_home_folder_in_a_path(monkeypatch):
     assert (flags.path('~/runs'), flags.absolute_path('~/runs')) == ('/home/me/runs', '/home/me/runs')
 
 
+def test_fractions_are_below_one():
+    assert flags.fraction('0.999') == 0.999 and flags.fraction('0') == 0
+    for text in ('1', '-0.1', 'nan', 'inf'):
+        with pytest.raises(argparse.ArgumentTypeError):
+            flags.fraction(text)
+
+
 def test_numbers_can_have_a_limit():
     assert flags.up_to(100)('100') == 100
     for text in ('0', '101', '2147483647'):

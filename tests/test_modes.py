@@ -57,6 +57,8 @@ def value_of(action):
     count = action.nargs if isinstance(action.nargs, int) else 1
     if action.metavar == 'BOOL':
         return ['True']
+    if action.type is flags.fraction:
+        return ['0.5']
     return ['name' if action.type in (None, os.path.abspath, flags.plain_name) else '3'] * count
 
 

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from common import checkpoint
+from common.average import RunningAverage
 from common.errors import UserError
 from common.pictures import real_over_generated
 from common.progress import new_progress
@@ -42,6 +43,7 @@ class Model:
         self.loss_l2 = nn.MSELoss()
         self.l1_coef, self.l2_coef, self.cls_coef, self.int_coef = l1_coef, l2_coef, cls_coef, int_coef
         self.optim_G = self.optim_D = None
+        self.average_G = None  # see `keep_average`
         self.progress = new_progress()
         self.options, self.data, self.keep = {}, {}, checkpoint.KEEP
 
@@ -49,6 +51,17 @@ class Model:
         """Create an Adam optimizer for each network, with betas (`alpha`, `beta`)."""
         self.optim_G = torch.optim.Adam(self.netG.parameters(), lr=lr, betas=(alpha, beta), fused=True)
         self.optim_D = torch.optim.Adam(self.netD.parameters(), lr=lr, betas=(alpha, beta), fused=True)
+
+    def keep_average(self, decay):
+        """Keep a running average of the generator's weights, and generate images with it; with `decay` 0, do not.
+
+        The chapter does not; StackGAN++ does, with a decay of 0.999 per step. Call it after `create_optim`.
+        """
+        if decay:
+            self.average_G = self.average_G or RunningAverage(self.netG)
+            self.average_G.follow(self.optim_G, decay)
+        else:
+            self.average_G = None
 
     def set_lr(self, lr):
         """Set the learning rate of all optimizers, overriding that of a loaded checkpoint."""
@@ -135,7 +148,8 @@ class Model:
         noise = torch.randn((len(embed), self.netG.latent_dim, 1, 1), generator=generator)
         was_training = self.netG.training
         self.netG.eval()
-        image = self.netG(noise.to(self.device), torch.as_tensor(embed).to(self.device))
+        netG = self.average_G or self.netG
+        image = netG(noise.to(self.device), torch.as_tensor(embed).to(self.device))
         self.netG.train(was_training)
         return image
 
@@ -150,7 +164,8 @@ class Model:
 
     def save_to(self, path='', name=None, verbose=True):
         """Save networks, optimizers and progress to `path/NAME.pt` in one atomic write, and return the file."""
-        return checkpoint.save_model(self, self._parts(), path, name, verbose)
+        average = {'average_G': self.average_G.state_dict()} if self.average_G else {}
+        return checkpoint.save_model(self, self._parts(), path, name, verbose, **average)
 
     def load_from(self, path='', name=None, verbose=True):
         """Load a checkpoint: what `save_to` wrote, or another format that `checkpoints.read` knows.
@@ -160,7 +175,11 @@ class Model:
         another network; the model then stays as it was.
         """
         file, contents = checkpoints.read(path, name or self.name)
+        average = None
+        if 'average_G' in contents:
+            average = RunningAverage(self.netG, contents['average_G'], f'{file}: its average_G')
         checkpoint.load_model(self, self._parts(), contents, file)
+        self.average_G = average
         if verbose:
             print(f'loaded {file}')
 

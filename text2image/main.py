@@ -41,6 +41,9 @@ def parse_flags():
     flags.add_weights(parser, [('l1_coef', 50, 'feature matching'), ('l2_coef', 100, 'the pixel loss'),
                                ('cls_coef', 0, 'real images with mismatched sentences (GAN-CLS)'),
                                ('int_coef', 0, 'interpolated sentences (GAN-INT)')])
+    parser.add_argument('--average', type=flags.fraction, default=0.0, metavar='DECAY', modes=flags.TRAINING,
+                        help='keep a running average of the generator\'s weights with this decay per step, such as '
+                             '0.999, and generate with it (default: 0, none)')
     flags.add_precision_flag(parser)
     flags.add_compile_flag(parser)
     flags.add_sentence_flags(parser)
@@ -73,6 +76,7 @@ def train(options, device, resumed):
     run_dir = run.begin(model, [model.netG, model.netD], resumed, options.out_dir, options.dataset, vars(options),
                         reading.describe(dataset))
     model.set_lr(options.lr)
+    model.keep_average(options.average)
     model.keep = options.keep
     if run_dir:
         reading.keep_encoder(dataset, run_dir)

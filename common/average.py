@@ -1,0 +1,37 @@
+"""Keep a running average of a network's parameters, as the authors of StackGAN++ do for its generator."""
+import torch
+
+from common import checkpoint
+
+
+class RunningAverage:
+    """The average a = decay * a + (1 - decay) * p of the parameters p of `net`, updated after each step of `optimizer`.
+
+    It begins as a copy of the parameters, or as `state_dict`, read from the file `path`. Raises UserError if that does
+    not fit the network.
+    """
+
+    def __init__(self, net, state_dict=None, path=''):
+        self.net = net
+        self.parameters = [parameter.detach().clone() for parameter in net.parameters()]
+        if state_dict is not None:
+            buffers = dict(net.named_buffers())
+            fitting = checkpoint.checked_weights(net, buffers | checkpoint.without_module(state_dict, path), path)
+            for averaged, (name, _) in zip(self.parameters, net.named_parameters()):
+                averaged.copy_(fitting[name])
+
+    def follow(self, optimizer, decay):
+        """Update the average after every step of the optimizer of the network."""
+        @torch.no_grad()
+        def update(*_):
+            torch._foreach_lerp_(self.parameters, list(self.net.parameters()), 1 - decay)
+
+        optimizer.register_step_post_hook(update)
+
+    def state_dict(self):
+        """Return {name of a parameter: its average}."""
+        return {name: averaged for (name, _), averaged in zip(self.net.named_parameters(), self.parameters)}
+
+    def __call__(self, *inputs):
+        """Return what the network computes with the averages in place of its parameters."""
+        return torch.func.functional_call(self.net, self.state_dict(), inputs)
