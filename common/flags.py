@@ -217,6 +217,17 @@ def add_sentence_flags(parser, generating_modes=GENERATING, encoder_modes=(TEXT,
                         help='sentence encoder (default: the one in the run folder, or the one beside the data)')
 
 
+def add_count_flag(parser):
+    """Add `--count` for the images of each sentence."""
+    parser.add_argument('--count', type=positive(int), default=1, metavar='N', modes=(TEXT,),
+                        help='number of images for each sentence, each with its own noise (default: 1)')
+
+
+def repeated(sentences, count):
+    """Return each of the sentences `count` times (once if it is None)."""
+    return [sentence for sentence in sentences for _ in range(count or 1)]
+
+
 def add_widths(parser, widths):
     """Add flags for the sizes of networks from (name, default, description) triples, the largest number after some."""
     for name, default, what, *most in widths:

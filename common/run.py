@@ -197,17 +197,26 @@ def check_same_data(run_dir, before, now):
         print(f'{run_dir}: has no record of its training data, so whether the data is still the same is not checked')
 
 
-def checkpoint_file(model, out_dir, given, resumed, find=checkpoint.find, **wanted):
+def checkpoint_file(model, out_dir, given, resumed, find=checkpoint.find, pretrained=None, **wanted):
     """Return the checkpoint file to generate with: the given one, that of the run `resumed`, or that of the newest run.
 
-    `model` is the checkpoint's name, `find(path, model)` finds it in a folder, and `wanted` is as in `find_run`. Raises
-    UserError if there is none, or if both `given` and `resumed` are set.
+    `model` is the checkpoint's name, `find(path, model)` finds it in a folder, and `wanted` is as in `find_run`. If
+    nothing that says which run is wanted was typed, and there is none yet, it is the one in the folder `pretrained`.
+    Raises UserError if there is none, or if both `given` and `resumed` are set.
     """
     if given and resumed:
         raise UserError(f'--resume {resumed} and --checkpoint {given}: give one of them')
     if given:
         return existing(given, model, find)
-    return checkpoint.newest(os.path.join(resumed or find_run(out_dir, f'{model}.pt', **wanted), f'{model}.pt'))
+    try:
+        folder = resumed or find_run(out_dir, f'{model}.pt', **wanted)
+    except UserError:
+        is_any_run = not any(wanted.values()) and not {'out_dir', 'model'} & set(GIVEN_FLAGS)
+        if not (pretrained and is_any_run and os.path.isdir(pretrained)):
+            raise
+        print(f'no run of your own yet: generating with the pretrained weights in {pretrained}')
+        folder = pretrained
+    return checkpoint.newest(os.path.join(folder, f'{model}.pt'))
 
 
 def existing(path, model, find=checkpoint.find):

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from common import flags
 from common.errors import UserError, run_command
-from common.files import atomic_write
+from common.files import atomic_write, check_can_write
 from common.pictures import side_by_side
 from common.sampling import save_sheet
 from evaluation import features, measures
@@ -36,7 +36,7 @@ from evaluation.trained_runs import TrainedRun
 
 SHOWN = 16             # images in nearest.png
 REPEATED, NOISES = 32, 8  # captions of which several images are generated, and how many of each
-SHORTEST = 50          # images, below which distances say nothing
+FEWEST = 50            # images or photographs, below which distances say nothing
 
 
 def main():
@@ -53,12 +53,14 @@ def main():
     parser.add_argument('--inception_weights', type=flags.path, metavar='FILE',
                         help='weights for --features inception, a file of torch-fidelity')
     options = parser.parse_args()
-    if options.count < SHORTEST:
-        raise UserError(f'--count {options.count}: too few images to compare distributions; give {SHORTEST} or more')
+    if options.count < FEWEST:
+        raise UserError(f'--count {options.count}: too few images to compare distributions; give {FEWEST} or more')
     if options.inception_weights and options.features != 'inception':
         raise UserError('--inception_weights: is only read with --features inception')
     device = flags.choose_device(torch.cuda.is_available())
     runs = [TrainedRun(path, device) for path in options.runs]
+    for run in runs:
+        check_can_write(os.path.join(run.folder, 'nearest.png'))
     extract = features.extractor(options.features, device, options.inception_weights)
     for _, same_data in itertools.groupby(sorted(runs, key=_data_of), _data_of):
         print_table(list(same_data), options, extract)
@@ -103,9 +105,11 @@ class Photographs:
         self.dataset, self.name, self.train_image = dataset, name, train_image
         self.embeddings, self.photo_of = dataset.embeddings, dataset.photo_of
         self.species = torch.from_numpy(np.unique(dataset.classes, return_inverse=True)[1]).long()
-        if len(self.species.unique()) < 2:
-            raise UserError(f'{dataset.file}: /{split} has photographs of one class only, and to recognize the right '
-                            'one there must be others; give another --split')
+        counts = torch.bincount(self.species)
+        if len(self.species) < FEWEST or len(counts) < 2 or counts.max() < 2:
+            raise UserError(f'{dataset.file}: /{split} has {len(self.species)} photographs of {len(counts)} classes, '
+                            f'too few to compare with: {FEWEST} are needed, of two or more classes, with two or more '
+                            'of some class; give another --split')
         self.features, self.logits = features.of_photographs(extract, name, dataset, image, run.size)
         self.train_features, _ = features.of_photographs(extract, name, train, train_image, run.size)
         described = torch.zeros(len(train.classes), train.embeddings.shape[1])
@@ -190,7 +194,7 @@ def keep(run, options, count, numbers):
         with open(path, 'rb') as file:
             before = file.read()
     with atomic_write(path) as file:
-        file.write(before + json.dumps(line).encode() + b'\n')
+        file.write(before + b'\n' * (before[-1:] not in (b'', b'\n')) + json.dumps(line).encode() + b'\n')
 
 
 if __name__ == '__main__':

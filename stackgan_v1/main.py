@@ -61,6 +61,7 @@ def parse_flags():
     flags.add_precision_flag(parser)
     flags.add_compile_flag(parser)
     flags.add_sentence_flags(parser, forms='a run folder, its .pt file, or a netG_epoch_N.pth')
+    flags.add_count_flag(parser)
     config.add_cfg_flag(parser, flags.ALL)
     parser.add_argument('--config_name', type=flags.plain_name, metavar='NAME', modes=(flags.TRAIN,),
                         help='middle part of the run folder\'s name DATASET_NAME_DATE (default: stageI or stageII)')
@@ -173,7 +174,7 @@ def evaluate(options, device, resumed):
 
 def generate(options, device, resumed):
     """Generate an image for each sentence of `--text` and `--text_file`; Stage-II adds a sheet with both stages."""
-    sentences = flags.read_sentences(options.text, options.text_file)
+    sentences = flags.repeated(flags.read_sentences(options.text, options.text_file), options.count)
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
                                dataset=run.if_given('dataset', options.dataset), stage=options.stage)
     model, file, _ = load_generator(file, options.model, device, options.stage)

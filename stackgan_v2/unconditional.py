@@ -16,8 +16,8 @@ def add_flags(parser):
                         help='classes of --image_folder (default: all) or of --lsun, for example church_outdoor_train')
     flags.add_boolean(parser, '--conditional', None, 'train with sentences; None means True, or False with '
                                                      '--image_folder or --lsun', modes=flags.TRAINING)
-    parser.add_argument('--count', type=flags.positive(int), modes=(flags.EVALUATE,),
-                        help=f'number of images to generate without text (default: {COUNT})')
+    parser.add_argument('--count', type=flags.positive(int), metavar='N', modes=(flags.EVALUATE, flags.TEXT),
+                        help=f'number of images for each sentence (default: 1), or without text (default: {COUNT})')
 
 
 def complete(options):

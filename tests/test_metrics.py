@@ -104,7 +104,8 @@ class Brightness:
         return torch.cat(pooled) / 50, None
 
 
-SPLITS = {'train': {'001.Auk': 3, '002.Jay': 2}, 'test': {'004.Wren': 9, '005.Lark': 9, '006.Tern': 9}}
+SPLITS = {'train': {'001.Auk': 3, '002.Jay': 2}, 'valid': {f'{i:03}.A{i}': 1 for i in range(60, 120)},
+          'test': {'004.Wren': 17, '005.Lark': 17, '006.Tern': 17}}
 TRAINING = ('--dataset', 'tiny', '--epochs', 1)
 
 
@@ -131,7 +132,7 @@ def test_all_gans_are_measured_and_twice_the_same(runs, monkeypatch, capsys):
     for _ in range(2):
         run(monkeypatch, metrics, *runs.values(), '--count', 50)
     said = capsys.readouterr().out
-    assert said.count('50 captions of 27 photographs of 3 species in /test') == 4  # two sizes, twice
+    assert said.count('50 captions of 51 photographs of 3 species in /test') == 4  # two sizes, twice
     names = ['frechet_efficientnet_lite0', 'kid_efficientnet_lite0', 'species', 'r_precision', 'diversity', 'nearest']
     rows = [line for line in said.splitlines() if line.startswith('|')]
     assert rows[0] == f'| | {" | ".join(names)} |'
@@ -157,7 +158,7 @@ def test_images_are_measured_not_their_run(runs, monkeypatch, capsys):
     monkeypatch.setattr(metrics.TrainedRun, 'generate', lambda self, embeddings, seed=0:
                         torch.stack([image_of.get(tuple(row[:4].tolist()), torch.zeros(3, 64, 64))
                                      for row in embeddings]))
-    run(monkeypatch, metrics, runs['text2image'], '--count', 54)
+    run(monkeypatch, metrics, runs['text2image'], '--count', 102)
     found = lines(runs['text2image'])[-1]
     assert found['frechet_efficientnet_lite0'] == pytest.approx(0, abs=1e-3)
     assert found['diversity'] == 0
@@ -176,7 +177,7 @@ def test_features_of_photographs_are_cached_and_computed_again_when_damaged(runs
         return Brightness()(batches)
 
     first, again = (features.of_photographs(extract, 'colors', dataset, image, 64)[0] for _ in range(2))
-    assert len(calls) == 1 and torch.equal(first, again) and first.shape == (27, 12)
+    assert len(calls) == 1 and torch.equal(first, again) and first.shape == (51, 12)
     cached, = (runs['text2image'].parents[1] / 'data').glob('*.cache/colors_64_test.npz')
     cached.write_bytes(cached.read_bytes()[:-30])
     assert torch.equal(features.of_photographs(extract, 'colors', dataset, image, 64)[0], first) and len(calls) == 2
@@ -229,4 +230,16 @@ def test_errors_are_one_line(runs, tmp_path, monkeypatch):
     contents['data'] |= {'encoder': '0' * 16, 'embeddings': '0' * 16, 'shown_embeddings': torch.ones(3, 1024)}
     torch.save(contents, other / 'text2image.pt')
     assert 'are not of the sentence encoder that' in error(runs['text2image'], other)
-    assert '/valid holds no captions' in error(runs['text2image'], '--split', 'valid')
+    assert '/valid has 60 photographs of 60 classes, too few' in error(runs['text2image'], '--split', 'valid')
+    assert '/train has 5 photographs of 2 classes, too few' in error(runs['text2image'], '--split', 'train')
+
+
+def test_a_line_is_added_to_those_of_others(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, 'FeatureExtractor', lambda device: Brightness())
+    mine = shutil.copytree(runs['text2image'], tmp_path / 'mine')
+    (mine / 'metrics.jsonl').write_text('{"note": "mine"}')
+    run(monkeypatch, metrics, mine, '--count', 50)
+    assert [set(line) == {'note'} for line in lines(mine)] == [True, False]
+    (mine / 'nearest.png').unlink()
+    (mine / 'nearest.png').mkdir()
+    assert 'nearest.png: cannot be written' in one_line(run, monkeypatch, metrics, mine)

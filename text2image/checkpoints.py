@@ -12,13 +12,13 @@ def find(path, name):
 def read(path, name):
     """Return (file that was read, contents): a dict with the state dicts `netG` and `netD`, or one of them.
 
-    `path` is a file or a folder, as in `find`. Our checkpoints also hold optimizers, progress and notes. With the
-    chapter's NAME_G.pt, the NAME_D.pt beside it is read, too; any other plain state dict is that of one network. Raises
-    UserError if a file is missing, damaged or unsafe to load.
+    `path` is a file or a folder, as in `find`. Our checkpoints also hold optimizers, progress and notes; those in
+    `pretrained/` have no `netD`. With the chapter's NAME_G.pt, the NAME_D.pt beside it is read, too; any other plain
+    state dict is that of one network. Raises UserError if a file is missing, damaged or unsafe to load.
     """
     file = find(path, name)
     contents = checkpoint.load(file)
-    if contents.keys() >= {'netG', 'netD'}:
+    if isinstance(contents.get('netG'), dict):
         return file, contents
     beside = f'{file.removesuffix("_G.pt")}_D.pt'
     if file.endswith('_G.pt') and os.path.isfile(beside):

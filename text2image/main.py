@@ -29,6 +29,7 @@ from text2image import checkpoints
 from text2image.build_gan import Model
 
 EVAL_SIZE = 64
+PRETRAINED = os.path.join(os.path.dirname(HERE), 'pretrained', 'text2image')  # a run on birds
 
 
 def parse_flags():
@@ -47,6 +48,7 @@ def parse_flags():
     flags.add_precision_flag(parser)
     flags.add_compile_flag(parser)
     flags.add_sentence_flags(parser)
+    flags.add_count_flag(parser)
     return run.parse_options(parser, flags.mode_of)
 
 
@@ -101,9 +103,9 @@ def evaluate(options, device, resumed):
 
 def generate(options, device, resumed):
     """Generate an image for each sentence of `--text` and `--text_file`."""
-    sentences = flags.read_sentences(options.text, options.text_file)
+    sentences = flags.repeated(flags.read_sentences(options.text, options.text_file), options.count)
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
-                               dataset=run.if_given('dataset', options.dataset))
+                               PRETRAINED, dataset=run.if_given('dataset', options.dataset))
     model = load_model(file, options, device)
     embeddings = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options), device)
     batches = in_batches(lambda part, seed: [model.generate(part, seed)], embeddings, options.batch_size, options.seed)

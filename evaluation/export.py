@@ -1,0 +1,64 @@
+"""Write what a run of text2image needs to generate images, in 16 bits: a fifth of a checkpoint's size or less.
+
+    python evaluation/export.py RUN --out pretrained/text2image
+
+The folder is a run folder without the means to continue training: the generator (with --average, its running average),
+the sentence encoder, and the run's options.
+"""
+import os
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from common import signals
+
+if __name__ == '__main__':
+    signals.end_at_once()  # the imports below take seconds
+
+import argparse
+
+from char_cnn_rnn import reading
+from char_cnn_rnn.build_encoder import load_encoder
+from common import checkpoint, flags, run
+from common.errors import UserError, run_command
+from text2image import checkpoints
+from text2image.build_gan import Model
+
+NOT_KEPT = ('data_dir', 'out_dir', 'checkpoint', 'encoder', 'resume', 'seen_from_run')  # paths of this machine
+
+
+def main():
+    """Read the run and write the folder."""
+    parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('run', type=flags.path, metavar='RUN', help='run folder of text2image')
+    parser.add_argument('--out', type=flags.path, required=True, metavar='DIR', help='folder to write')
+    options = parser.parse_args()
+    file = run.existing(options.run, 'text2image', checkpoints.find)
+    model = Model('text2image', 'cpu', None, 3, 0, 0)
+    model.load_from(file, verbose=False)
+    if not model.data.get('shown'):
+        raise UserError(f'{file}: does not say what it was trained on, so no sentence could be read for it; resume '
+                        'the run for a moment, which adds that')
+    place, encoder, _ = reading.find_encoder(file, model.data, None, '')
+    averages = model.average_G.state_dict() if model.average_G else {}
+    step, epoch = (checkpoint.count_in(checkpoint.load(file, mapped=True), file, what) for what in ('step', 'epoch'))
+    kept = {name: value for name, value in model.options.items() if name not in NOT_KEPT}
+    os.makedirs(options.out, exist_ok=True)
+    run.write_options(options.out, kept)
+    checkpoint.save(os.path.join(options.out, 'text2image.pt'), {
+        'netG': halved(model.netG.state_dict() | averages), 'options': kept, 'data': model.data})
+    checkpoint.save(os.path.join(options.out, run.ENCODER),
+                    {'variant': encoder.variant, 'encoder': halved(encoder.state_dict())})
+    load_encoder(os.path.join(options.out, run.ENCODER))  # which checks that 16 bits could hold its numbers
+    size = sum(os.path.getsize(os.path.join(options.out, name)) for name in ('text2image.pt', run.ENCODER))
+    print(f'{file} (epoch {epoch}, step {step}) and {place}: {size / 1e6:.1f} MB in {options.out}')
+
+
+def halved(state_dict):
+    """Return a state dict with its floating-point numbers in 16 bits."""
+    return {name: value.half() if value.is_floating_point() else value for name, value in state_dict.items()}
+
+
+if __name__ == '__main__':
+    run_command(main)

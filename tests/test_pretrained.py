@@ -1,0 +1,97 @@
+"""evaluation/export.py, `--count`, and images from the weights that come with the repository."""
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from common.flags import ROOT
+from evaluation import export
+from tests import tiny
+from tests.commands import DATA, Caller, newest
+from tests.errors import one_line
+from text2image import main
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+WEIGHTS = os.path.join(ROOT, 'pretrained', 'text2image')
+SENTENCE = 'a small red bird with black wings'
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Return a `Caller` of text2image/main.py in a folder with data, an encoder and a run with an average."""
+    tiny.with_encoder(tmp_path, {'train': {'001.Auk': 1, '002.Jay': 2}})
+    call = Caller(main, tmp_path, monkeypatch, capsys)
+    call('--train', *DATA, '--epochs', '1', '--batch_size', '4', '--average', '0.5', '--out_dir', 'out')
+    return call
+
+
+def exported(call, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', [export.__file__, str(newest(call.folder / 'out', 'tiny')), '--out', 'small'])
+    export.main()
+    return call.capsys.readouterr().out
+
+
+def test_an_exported_run_generates_the_same_images_from_less(call, monkeypatch):
+    said = exported(call, monkeypatch)
+    assert '(epoch 1, step 2)' in said and 'MB in small' in said
+    sizes = {name: sum(os.path.getsize(folder / file) for file in ('text2image.pt', 'encoder.pt'))
+             for name, folder in (('whole', newest(call.folder / 'out', 'tiny')), ('small', call.folder / 'small'))}
+    assert sizes['small'] < sizes['whole'] / 5
+    images = []
+    for place in (newest(call.folder / 'out', 'tiny'), 'small'):
+        said = call('--train', 'False', '--checkpoint', place, '--text', SENTENCE, '--out_dir', 'drawn')
+        assert 'does not say which encoder' not in said
+        images.append(Image.open(newest(call.folder / 'drawn', 'text') / '001.png'))
+        shutil.rmtree(call.folder / 'drawn')
+    one, other = (torch.tensor(list(image.tobytes()), dtype=torch.float) for image in images)
+    assert (one - other).abs().max() <= 2  # of 255
+    assert 'holds weights alone' in call.error('--train', '--resume', 'small', *DATA)
+
+
+def test_a_run_of_unknown_data_is_not_exported(call, monkeypatch):
+    file = newest(call.folder / 'out', 'tiny') / 'text2image.pt'
+    torch.save(torch.load(file, weights_only=True) | {'data': {}}, file)
+    assert 'does not say what it was trained on' in one_line(exported, call, monkeypatch)
+    assert not (call.folder / 'small').exists()
+
+
+def test_several_images_of_a_sentence_differ(call):
+    call('--train', 'False', '--text', SENTENCE, '--text', 'a crow', '--count', '3', '--out_dir', 'out')
+    folder = newest(call.folder / 'out', 'text')
+    assert (folder / 'captions.txt').read_text().splitlines() == [
+        f'{number:03d}.png\t{sentence}' for number, sentence in enumerate([SENTENCE] * 3 + ['a crow'] * 3, 1)]
+    assert len({(folder / f'{number:03d}.png').read_bytes() for number in range(1, 7)}) == 6
+
+
+def test_pretrained_weights_are_used_only_where_nothing_else_is_asked_for(call, monkeypatch, tmp_path):
+    exported(call, monkeypatch)
+    monkeypatch.setattr(main, 'PRETRAINED', str(tmp_path / 'small'))
+    monkeypatch.setattr(main, 'HERE', str(tmp_path / 'section'))  # where --out_dir is by default
+    text = ['--train', 'False', '--text', SENTENCE]
+    assert f'no run of your own yet: generating with the pretrained weights in {tmp_path}/small' in call(*text)
+    for more in (['--out_dir', 'empty'], ['--dataset', 'toy_birds'], ['--model', 'mine']):
+        assert 'no run' in call.error(*text, *more)
+    shutil.move(newest(call.folder / 'out', 'tiny'), tmp_path / 'section' / 'output')
+    assert 'pretrained weights' not in call(*text)
+
+
+@pytest.mark.skipif(not os.path.isdir(WEIGHTS), reason='this checkout has no pretrained weights')
+def test_a_fresh_clone_generates_a_bird(tmp_path):
+    """Without data and without training, as the README types it."""
+    for folder in ('common', 'data', 'char_cnn_rnn', 'text2image', 'pretrained'):
+        shutil.copytree(os.path.join(ROOT, folder), tmp_path / folder,
+                        ignore=shutil.ignore_patterns('output', '*.hdf5*', '*.cache', '*.encoder.pt', '__pycache__'))
+    command = ['text2image/main.py', '--train', 'False', '--text', SENTENCE, '--count', '2']
+    done = subprocess.run([sys.executable, *command],
+                          cwd=tmp_path, capture_output=True, text=True, env=os.environ | {'CUDA_VISIBLE_DEVICES': ''})
+    assert (done.returncode, done.stderr) == (0, '')
+    assert 'pretrained weights in ' in done.stdout and 'does not say which encoder' not in done.stdout
+    folder = newest(tmp_path / 'text2image' / 'output', 'text')
+    one, other = (Image.open(folder / f'00{number}.png') for number in (1, 2))
+    assert one.size == (64, 64) and one.tobytes() != other.tobytes()
+    assert sum(os.path.getsize(os.path.join(place, name)) for place, _, names in os.walk(WEIGHTS)
+               for name in names) < 25e6
