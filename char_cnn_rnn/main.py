@@ -94,6 +94,7 @@ def train(options, device, resumed):
     if len(set(index.classes)) < 2:
         raise UserError(f'{path}: all {len(index.names)} photographs of /train are of one class, and an encoder learns '
                         'by telling classes apart; prepare the data with at least two classes')
+    reading.print_unread_captions(path, index.captions)
     run.check_batches(options.batch_size, len(index.names))
     photographs = load_photographs(options, path, 'train', device)
     model = Model(options.model, device, ClassBatches(index, photographs, options.batch_size),
@@ -197,6 +198,7 @@ def embed(options, device):
     print(f'{source} embeds the captions of {path}', flush=True)
     stamp = stamp_of(path) if os.path.exists(path) else None  # a missing file is reported below
     captions = {split: load_split(path, split).index.captions for split in layout.SPLITS}
+    reading.print_unread_captions(path, sum(captions.values(), []))
     check_can_write(layout.encoder_beside(path))  # before the embeddings are replaced by those of this encoder
     layout.check_room(path, sum(map(len, captions.values())), os.path.getsize(source))
     embeddings = {split: embed_captions(encoder, captions[split]) for split in layout.SPLITS}

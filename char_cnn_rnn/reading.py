@@ -16,10 +16,11 @@ from common import run
 from common.checkpoint import description, newest
 from common.errors import UserError
 from common.files import atomic_write
-from common.letters import LENGTH, unread
+from common.letters import LENGTH, is_readable, unread
 from data import layout
 from data.cache import load_split
 
+FEW = 32          # embeddings that are compared before all are
 SHOWN = 3         # captions whose embeddings a checkpoint holds
 TOLERANCE = 0.01  # relative distance of two embeddings of a sentence that still counts as rounding
 
@@ -47,6 +48,9 @@ def require_embeddings(dataset):
     if dataset.embeddings is None:
         wrong = dataset.bad_embeddings or f'/{dataset.split} holds no sentence embeddings yet'
         raise UserError(f'{dataset.file}: {wrong}; write them with: {how_to_embed(dataset.file)}')
+    first, rows = dataset.embeddings[0], dataset.embeddings
+    if len(rows) > 1 and (rows[:FEW] == first).all() and (rows == first).all():
+        print(f'{dataset.file}: all embeddings of /{dataset.split} are the same, so images cannot depend on sentences')
     return dataset
 
 
@@ -178,6 +182,29 @@ def _kept_description(kept):
 
 def _named(data):
     return f' ({data["encoder"]})' if data.get('encoder') else ''
+
+
+def print_unread_captions(path, captions):
+    """Print in how many captions of the HDF5 file `path` the encoder does not read every letter.
+
+    Raises UserError if it reads nothing in all of them, since all their embeddings would be the same.
+    """
+    if captions and not any(map(is_readable, captions)):
+        raise UserError(f'{path}: the encoder reads nothing of its captions, such as {captions[0][:40]!r}; its '
+                        'alphabet is English letters, digits and punctuation')
+    found = [any(unread(caption)) for caption in captions]
+    if any(found):
+        print(f'{path}: the encoder does not read all letters of {sum(found):,} of {len(found):,} captions, such as '
+              f'{captions[found.index(True)][:40]!r}')
+
+
+def print_other_encoder(data, dataset, checkpoint):
+    """Print a message if a training starts from a model of another encoder's embeddings than those of `dataset`."""
+    try:
+        check_embeddings(data, dataset, checkpoint)
+    except UserError:
+        print(f'{checkpoint}: was trained on embeddings of another sentence encoder than those of {dataset.file}; what '
+              'it has learned of sentences will not apply to them')
 
 
 def print_unread(sentences):

@@ -1,4 +1,4 @@
-"""Keep a running average of a network's parameters, as the authors of StackGAN++ do for its generator."""
+"""Keep a running average of a network's parameters (Polyak and Juditsky, 1992): its images are steadier."""
 import torch
 
 from common import checkpoint

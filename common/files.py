@@ -5,6 +5,7 @@ import glob
 import os
 import re
 import shutil
+import stat
 import tempfile
 
 from common.errors import CannotWrite
@@ -41,12 +42,14 @@ def partial_file(path, follow_links=True):
     `atomic_write` does.
     """
     target = _target(path)
-    if not follow_links:
+    if not follow_links and os.path.islink(path):
         target = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(path))), os.path.basename(path))
     with convert_os_errors(path):
         new_folders = _make_folders(os.path.dirname(target))
         remove_leftovers(target)
         file = _new_partial(target)
+        if os.path.isfile(target):
+            os.chmod(file.name, stat.S_IMODE(os.stat(target).st_mode))
     try:
         yield file.name
         with convert_os_errors(path):
@@ -86,6 +89,8 @@ def _target(path):
     if os.path.lexists(target) and not os.path.isfile(target):
         raise CannotWrite(f'{path}: cannot be written, as it is a folder, a device, a pipe, or a link in a circle; '
                           'remove it, or give another name')
+    if os.path.isfile(target) and not os.access(target, os.W_OK):  # a rename would replace it all the same
+        raise CannotWrite(f'{path}: is write-protected; allow writing it (chmod u+w), or give another name')
     return target
 
 

@@ -12,3 +12,8 @@ def unread(text):
     """
     text = text.lower()
     return set(text[:LENGTH]) - set(ALPHABET), max(0, len(text) - LENGTH)
+
+
+def is_readable(text):
+    """Return whether the sentence encoder reads anything of `text` but spaces."""
+    return bool(set(text.lower()[:LENGTH]) & set(ALPHABET) - {' '})

@@ -118,6 +118,8 @@ def train(options, device, resumed):
                   accumulate=options.accumulate, batch_size=options.batch_size, large_images=True)
     if options.checkpoint and not resumed:
         model.load_from(run.existing(options.checkpoint, options.model, checkpoints.find))
+        if options.conditional:
+            reading.print_other_encoder(model.data, dataset, options.checkpoint)
     model.create_optim(options.lr)
     is_cached = options.cache and not (options.image_folder or options.lsun)
     run_dir = run.begin(model, [model.netG, *model.netsD], resumed, options.out_dir,

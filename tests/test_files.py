@@ -71,6 +71,25 @@ def test_other_peoples_files_are_no_leftovers(tmp_path):
     assert len(os.listdir(tmp_path)) == 5
 
 
+def test_a_write_protected_file_is_not_replaced(tmp_path, monkeypatch):
+    path = tmp_path / 'a'
+    path.write_bytes(b'old')
+    access = os.access
+
+    def as_an_ordinary_user(file, mode):
+        return access(file, mode) and (mode != os.W_OK or bool(os.stat(file).st_mode & 0o200))
+
+    monkeypatch.setattr(os, 'access', as_an_ordinary_user)
+    path.chmod(0o444)
+    for attempt in (lambda: write(path, b'new'), lambda: check_can_write(str(path))):
+        with pytest.raises(CannotWrite, match='write-protected'):
+            attempt()
+    assert os.listdir(tmp_path) == ['a'] and path.read_bytes() == b'old'
+    path.chmod(0o600)
+    write(path, b'new')
+    assert path.read_bytes() == b'new' and path.stat().st_mode & 0o777 == 0o600
+
+
 def test_writing_follows_symbolic_links(tmp_path, monkeypatch):
     for name in ('there', 'elsewhere/absent'):
         (tmp_path / 'link').symlink_to(name)

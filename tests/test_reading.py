@@ -2,6 +2,7 @@
 import os
 import shutil
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -224,3 +225,34 @@ def test_a_run_moved_during_training_can_resume(folder, embed, call, monkeypatch
     trained = newest(folder / 'out', 'tiny')
     assert f'{trained}: the folder was moved or removed during the training' in said
     assert 'step 4' in call('--resume', trained, '--epochs', '2', '--log_interval', '1')
+
+
+def test_captions_that_the_encoder_cannot_read_are_reported(folder, embed, call, monkeypatch, capsys):
+    encode = Caller(encoder_main, folder, monkeypatch, capsys)
+    train = [*DATA, '--image_encoder', 'scratch', '--variant', 'birds_cvpr', '--epochs', '1', '--out_dir', 'sje']
+    assert 'does not read all letters of 6 of 12 captions, such as' in embed()  # the second caption of each photograph
+    assert 'does not read all letters of 4 of 8 captions' in encode(*train)
+    tiny.make(path_of(folder), SPLITS, captions=('一只红色的小鸟', ' \n'))
+    with h5py.File(path_of(folder), 'r+') as file:  # without the photograph's name
+        for split in SPLITS:
+            for group in file[split].values():
+                del group['txt']
+                group['txt'] = '一只红色的小鸟'
+    for command in (lambda: encode.error(*train), lambda: encode.error(
+            *DATA, '--embed', '--encoder', layout.encoder_beside('data/tiny.hdf5'))):
+        assert "the encoder reads nothing of its captions, such as '一只红色的小鸟'" in command()
+    assert 'all embeddings of /train are the same' not in call(*DATA, *TRAINING)
+    layout.write_embeddings(path_of(folder), {'train': np.ones((8, 1024)), 'valid': np.ones((0, 1024)),
+                                              'test': np.ones((4, 1024))}, 'ones')
+    assert 'all embeddings of /train are the same, so images cannot' in call(*DATA, *TRAINING)
+
+
+def test_a_training_from_weights_for_other_embeddings_says_so(folder, embed, call):
+    embed()
+    call(*DATA, *TRAINING)
+    trained, said = newest(folder / 'out', 'tiny'), 'was trained on embeddings of another sentence encoder'
+    start = [*DATA, '--epochs', '1', '--batch_size', '4', '--out_dir', 'more', '--checkpoint', trained]
+    assert said not in call(*start)
+    write_encoder(path_of(folder), seed=1)
+    embed()
+    assert f'{trained}: {said}' in call(*start)

@@ -74,6 +74,7 @@ def train(options, device, resumed):
                   batch_size=options.batch_size)
     if options.checkpoint and not resumed:
         model.load_from(run.existing(options.checkpoint, options.model, checkpoints.find))
+        reading.print_other_encoder(model.data, dataset, options.checkpoint)
     model.create_optim(options.lr)
     run_dir = run.begin(model, [model.netG, model.netD], resumed, options.out_dir, options.dataset, vars(options),
                         reading.describe(dataset))

@@ -1,0 +1,76 @@
+#!/bin/sh
+# Half an hour of a GPU, used well: the tests that need one, speeds and memory, and trainings with their images.
+#
+#   benchmarks/gpu_run.sh DATA.hdf5 OUT [STEP...]      (all steps: tests speed evaluation chapter average tree report)
+#
+# DATA.hdf5 is a file with embeddings. Each step ends within ten minutes and leaves its output in OUT/STEP.txt as it
+# ends. Typed again, the script skips the steps that are done and continues a training that was cut off. MINUTES=5
+# shortens the trainings. TINY=1 runs everything with tiny numbers on the CPU, to try the script itself.
+set -u
+[ $# -ge 2 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
+DATA=$(realpath "$1"); mkdir -p "$2"; OUT=$(realpath "$2"); shift 2
+cd "$(dirname "$0")/.." || exit
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+MINUTES=${MINUTES:-9}
+DATASET="--data_dir $(dirname "$DATA") --dataset $(basename "${DATA%.*}")"
+if [ "${TINY:-}" ]; then
+    DEVICE=cpu; SPEED='--steps 1 --seconds 1 --repeats 1'; COUNT=4; BATCHES='4'; TREE_BATCHES='2'
+    TRAIN='--epochs 1 --batch_size 4'; TREE='--epochs 1 --batch_size 2 --gf_dim 8 --df_dim 4 --workers 0'; IMAGES=50
+else
+    DEVICE=cuda; SPEED='--seconds 8 --repeats 1'; COUNT=29330; BATCHES='256 1024'; TREE_BATCHES='24 64'
+    TRAIN='--epochs 200 --batch_size 256'; TREE='--epochs 600 --batch_size 24'; IMAGES=1500
+fi
+
+# Run a command for at most MINUTES. SIGTERM, on which a training saves, comes first; its status is then 124.
+limited() { timeout --kill-after=50 "$((MINUTES * 60))" "$@"; }
+
+# Train section $1 in OUT/$2 with the flags after them; continue the run that is there.
+train() {
+    section=$1; name=$2; shift 2
+    if [ -d "$OUT/$name" ]; then
+        limited "$PYTHON" "$section/main.py" --train --resume --dataset "$(basename "${DATA%.*}")" --out_dir "$OUT/$name"
+    else
+        # shellcheck disable=SC2086 - DATASET is several words
+        limited "$PYTHON" "$section/main.py" --train $DATASET --out_dir "$OUT/$name" "$@"
+    fi
+}
+
+# shellcheck disable=SC2086 - the variables hold several words
+step() {
+    case $1 in
+    tests) limited "$PYTHON" -m pytest -q -m cuda tests ;;
+    speed)
+        for batch in $BATCHES; do
+            "$PYTHON" benchmarks/train_speed.py --device $DEVICE --file "$DATA" --batch_size $batch $SPEED || return
+        done
+        for batch in $TREE_BATCHES; do
+            for section in stackgan_v1 stackgan_v2; do
+                "$PYTHON" benchmarks/train_speed.py --device $DEVICE --file "$DATA" --chapter $section \
+                    --batch_size $batch $SPEED || return
+            done
+        done ;;
+    evaluation) limited "$PYTHON" benchmarks/eval_speed.py --device $DEVICE --count $COUNT ;;
+    chapter) train text2image chapter $TRAIN ;;
+    average) train text2image average $TRAIN --average 0.999 ;;
+    tree) train stackgan_v2 tree $TREE ;;
+    report)
+        for run in "$OUT"/chapter/*_* "$OUT"/average/*_* "$OUT"/tree/*_*; do
+            [ -f "$run/options.json" ] || continue
+            limited "$PYTHON" evaluation/metrics.py "$run" --count $IMAGES
+            section=text2image; case $run in "$OUT"/tree/*) section=stackgan_v2 ;; esac
+            "$PYTHON" $section/main.py --train False --checkpoint "$run" --text_file docs/sentences.txt \
+                --out_dir "$OUT/images"
+        done ;;
+    *) echo "$1: no such step" >&2; return 2 ;;
+    esac
+}
+
+for name in ${*:-tests speed evaluation chapter average tree report}; do
+    [ -e "$OUT/$name.done" ] && { echo "$name: done before"; continue; }
+    begin=$(date +%s)
+    step "$name" >> "$OUT/$name.txt" 2>&1
+    status=$?
+    echo "$name: status $status, $(($(date +%s) - begin)) s: $OUT/$name.txt"
+    # pytest has 5 for "no test": where there is no GPU. 124: out of time, to be continued.
+    case $status in 0 | 5) touch "$OUT/$name.done" ;; esac
+done
