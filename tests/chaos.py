@@ -54,7 +54,7 @@ GRACE = 1                   # second, and half the time of a command: what goes 
 STARTUP = 0.1               # seconds in which Python itself answers Ctrl-C, with a traceback
 PARTIAL = '*.partial*'      # the names of files that are being written
 UNCOMPARED = {'lock', 'checksums.json'}  # files that say nothing of their own
-OF_A_START = {'resume', 'stamp'}         # keys of JSON and checkpoints that say how or when, not what: not compared
+OF_A_START = {'resume', 'stamp', 'changed_ns'}  # keys of JSON and checkpoints that are not compared: how or when
 IS_CHECKPOINT = re.compile(r'.*\.pth?(\.\d+)?').fullmatch  # also the one before, NAME.pt.1
 KINDS = ('lost', 'different', 'left behind', 'badly ended')
 

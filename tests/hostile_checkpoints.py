@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from char_cnn_rnn import build_encoder
+from common.average import RunningAverage
 from stackgan_v1 import build_gan as stackgan_v1
 from stackgan_v2 import build_gan as stackgan_v2
 from text2image import build_gan as text2image
@@ -25,6 +26,7 @@ def small_model(name):
     if name == 'text2image':
         model = text2image.Model.__new__(text2image.Model)
         model.name, model.device, model.netG, model.netD = name, torch.device('cpu'), small_net(), small_net()
+        model.average_G = RunningAverage(model.netG)
     elif name == 'char_cnn_rnn':
         model = build_encoder.Model.__new__(build_encoder.Model)
         model.name, model.device, model.encoder, model.image_side = name, torch.device('cpu'), small_net(), small_net()
@@ -64,8 +66,10 @@ def state_of(model):
     nets = [value for value in vars(model).values() if isinstance(value, nn.Module)] + getattr(model, 'netsD', [])
     moments = [value for optimizer in optimizers_of(model) for state in optimizer.state.values()
                for value in state.values()]
+    average = getattr(model, 'average_G', None)
+    averaged = average.parameters if isinstance(average, RunningAverage) else getattr(model, 'averaged', [])
     return [value.clone() for value in (*(value for net in nets for value in net.state_dict().values()), *moments,
-                                        *getattr(model, 'averaged', []))]
+                                        *averaged)]
 
 
 def contents_of(name, folder):

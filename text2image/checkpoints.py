@@ -4,6 +4,9 @@ import os
 from common import checkpoint
 
 
+PRETRAINED = {'netG', 'options', 'data'}  # the parts of a checkpoint that `evaluation/export.py` wrote
+
+
 def find(path, name):
     """Return the checkpoint file for `path`: a file itself, or NAME.pt or the chapter's NAME_G.pt in a folder."""
     return checkpoint.find(path, name, [f'{name}_G.pt'])
@@ -18,7 +21,7 @@ def read(path, name):
     """
     file = find(path, name)
     contents = checkpoint.load(file)
-    if isinstance(contents.get('netG'), dict):
+    if contents.keys() >= {'netG', 'netD'} or contents.keys() == PRETRAINED:
         return file, contents
     beside = f'{file.removesuffix("_G.pt")}_D.pt'
     if file.endswith('_G.pt') and os.path.isfile(beside):
