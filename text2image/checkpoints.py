@@ -3,7 +3,6 @@ import os
 
 from common import checkpoint
 
-
 PRETRAINED = {'netG', 'options', 'data'}  # the parts of a checkpoint that `evaluation/export.py` wrote
 
 
