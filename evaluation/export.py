@@ -22,6 +22,7 @@ from char_cnn_rnn import reading
 from char_cnn_rnn.build_encoder import load_encoder
 from common import checkpoint, flags, run
 from common.errors import UserError, run_command
+from common.progress import new_progress
 from text2image import checkpoints
 from text2image.build_gan import Model
 
@@ -47,7 +48,8 @@ def main():
     os.makedirs(options.out, exist_ok=True)
     run.write_options(options.out, kept)
     checkpoint.save(os.path.join(options.out, 'text2image.pt'), {
-        'netG': halved(model.netG.state_dict() | averages), 'options': kept, 'data': model.data})
+        'netG': halved(model.netG.state_dict() | averages), 'options': kept, 'data': model.data,
+        'progress': new_progress() | {'step': step, 'epoch': epoch}})
     checkpoint.save(os.path.join(options.out, run.ENCODER),
                     {'variant': encoder.variant, 'encoder': halved(encoder.state_dict())})
     load_encoder(os.path.join(options.out, run.ENCODER))  # which checks that 16 bits could hold its numbers

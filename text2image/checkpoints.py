@@ -3,7 +3,7 @@ import os
 
 from common import checkpoint
 
-PRETRAINED = {'netG', 'options', 'data'}  # the parts of a checkpoint that `evaluation/export.py` wrote
+PRETRAINED = {'netG', 'progress', 'options', 'data'}  # the parts of a checkpoint that `evaluation/export.py` wrote
 
 
 def find(path, name):
