@@ -74,6 +74,9 @@ def read(sentences, checkpoint, data, encoder_file, hdf5_file, device):
     if not is_known:
         print(f'{checkpoint}: does not say which encoder it was trained with; if it was not {file}, '
               'the images will not match the sentences')
+    unused = [f'--{name}' for name in ('data_dir', 'dataset') if name in run.GIVEN_FLAGS]
+    if unused and {'checkpoint', 'resume'} & set(run.GIVEN_FLAGS) and file != layout.encoder_beside(hdf5_file):
+        print(f'{" and ".join(unused)}: not used, because the run is named and has its own encoder')
     print_unread(sentences)
     embeddings = torch.from_numpy(embed_captions(encoder, sentences, verbose=False))
     print(f'{checkpoint} generates images for sentences embedded by {file}:')

@@ -22,6 +22,7 @@ from char_cnn_rnn import reading
 from char_cnn_rnn.build_encoder import load_encoder
 from common import checkpoint, flags, run
 from common.errors import UserError, run_command
+from common.files import convert_os_errors
 from common.progress import new_progress
 from text2image import checkpoints
 from text2image.build_gan import Model
@@ -33,26 +34,29 @@ def main():
     """Read the run and write the folder."""
     parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('run', type=flags.path, metavar='RUN', help='run folder of text2image')
-    parser.add_argument('--out', type=flags.path, required=True, metavar='DIR', help='folder to write')
+    parser.add_argument('--out', type=flags.path, required=True, metavar='DIR', help='new folder to write')
     options = parser.parse_args()
+    if os.path.lexists(options.out) and not (os.path.isdir(options.out) and not os.listdir(options.out)):
+        raise UserError(f'--out {options.out}: exists already; give a new folder, so that nothing is overwritten')
     file = run.existing(options.run, 'text2image', checkpoints.find)
     model = Model('text2image', 'cpu', None, 3, 0, 0)
     model.load_from(file, verbose=False)
     if not model.data.get('shown'):
         raise UserError(f'{file}: does not say what it was trained on, so no sentence could be read for it; resume '
                         'the run for a moment, which adds that')
-    place, encoder, _ = reading.find_encoder(file, model.data, None, '')
+    place, encoder, _ = reading.find_encoder(file, model.data, None, run.dataset_of(model.options, file))
     averages = model.average_G.state_dict() if model.average_G else {}
     step, epoch = (checkpoint.count_in(checkpoint.load(file, mapped=True), file, what) for what in ('step', 'epoch'))
     kept = {name: value for name, value in model.options.items() if name not in NOT_KEPT}
-    os.makedirs(options.out, exist_ok=True)
-    run.write_options(options.out, kept)
+    with convert_os_errors(options.out):
+        os.makedirs(options.out, exist_ok=True)
     checkpoint.save(os.path.join(options.out, 'text2image.pt'), {
         'netG': halved(model.netG.state_dict() | averages), 'options': kept, 'data': model.data,
         'progress': new_progress() | {'step': step, 'epoch': epoch}})
     checkpoint.save(os.path.join(options.out, run.ENCODER),
                     {'variant': encoder.variant, 'encoder': halved(encoder.state_dict())})
     load_encoder(os.path.join(options.out, run.ENCODER))  # which checks that 16 bits could hold its numbers
+    run.write_options(options.out, kept)
     size = sum(os.path.getsize(os.path.join(options.out, name)) for name in ('text2image.pt', run.ENCODER))
     print(f'{file} (epoch {epoch}, step {step}) and {place}: {size / 1e6:.1f} MB in {options.out}')
 

@@ -164,6 +164,8 @@ def evaluate(options, device, resumed):
         raise UserError(f'--example: {file} was trained without text, so there are no captions to show in a grid; '
                         'leave out --example')
     if not model.netG.conditional:
+        if options.checkpoint or resumed:
+            run.refuse_given(['dataset', 'data_dir'], 'with a given run that was trained without text')
         print(f'{file} generates images:')
         unconditional.evaluate(model, options)
         return

@@ -52,6 +52,19 @@ def test_an_exported_run_generates_the_same_images_from_less(call, monkeypatch):
     assert 'holds weights alone' in call.error('--train', '--resume', 'small', *DATA)
 
 
+def test_an_export_overwrites_nothing(call, monkeypatch, tmp_path):
+    trained = newest(call.folder / 'out', 'tiny')
+    before = {path: path.read_bytes() for path in trained.rglob('*') if path.is_file()}
+    (tmp_path / 'file').write_text('mine')
+    for out, reason in ((trained, 'exists already'), (tmp_path / 'file', 'exists already'),
+                        (tmp_path / 'file' / 'below', 'cannot be written')):
+        monkeypatch.setattr(sys, 'argv', [export.__file__, str(trained), '--out', str(out)])
+        assert reason in one_line(export.main)
+    assert {path: path.read_bytes() for path in trained.rglob('*') if path.is_file()} == before
+    (trained / 'encoder.pt').unlink()  # the one beside the data is the same
+    assert 'MB in small' in exported(call, monkeypatch)
+
+
 def test_a_run_of_unknown_data_is_not_exported(call, monkeypatch):
     file = newest(call.folder / 'out', 'tiny') / 'text2image.pt'
     torch.save(torch.load(file, weights_only=True) | {'data': {}}, file)

@@ -66,6 +66,7 @@ def test_a_run_uses_its_own_encoder_not_that_of_the_data(folder, embed, call):
     write_encoder(path_of(folder), seed=1)  # another one beside the data, and then no data at all
     for checkpoint in (trained, trained / 'text2image.pt'):
         said = call(*DRAW, *DATA, '--checkpoint', checkpoint)
+        assert '--data_dir and --dataset: not used, because the run is named' in said
         assert f'embedded by {trained}/encoder.pt' in said and UNKNOWN not in said
     shutil.copy(trained / 'text2image.pt', folder / 'alone.pt')
     error = call.error(*DRAW, *DATA, '--checkpoint', 'alone.pt')
