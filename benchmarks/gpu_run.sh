@@ -3,9 +3,9 @@
 #
 #   benchmarks/gpu_run.sh DATA.hdf5 OUT [STEP...]      (all steps: tests speed evaluation chapter average tree report)
 #
-# DATA.hdf5 is a file with embeddings. Each step ends within ten minutes and leaves its output in OUT/STEP.txt as it
-# ends. Typed again, the script skips the steps that are done and continues a training that was cut off. MINUTES=5
-# shortens the trainings. TINY=1 runs everything with tiny numbers on the CPU, to try the script itself.
+# DATA.hdf5 is a file with embeddings. Every command ends within MINUTES (9 by default) and adds to OUT/STEP.txt. Typed
+# again, the script skips the steps that are done, continues a training that was cut off, and reports again. TINY=1 runs
+# everything with tiny numbers on the CPU, to try the script itself.
 set -u
 [ $# -ge 2 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
 DATA=$(realpath "$1"); mkdir -p "$2"; OUT=$(realpath "$2"); shift 2
@@ -27,7 +27,7 @@ limited() { timeout --kill-after=50 "$((MINUTES * 60))" "$@"; }
 # Train section $1 in OUT/$2 with the flags after them; continue the run that is there.
 train() {
     section=$1; name=$2; shift 2
-    if [ -d "$OUT/$name" ]; then
+    if ls "$OUT/$name"/*/*.pt > /dev/null 2>&1; then
         limited "$PYTHON" "$section/main.py" --train --resume --dataset "$(basename "${DATA%.*}")" --out_dir "$OUT/$name"
     else
         # shellcheck disable=SC2086 - DATASET is several words
@@ -41,11 +41,11 @@ step() {
     tests) limited "$PYTHON" -m pytest -q -m cuda tests ;;
     speed)
         for batch in $BATCHES; do
-            "$PYTHON" benchmarks/train_speed.py --device $DEVICE --file "$DATA" --batch_size $batch $SPEED || return
+            limited "$PYTHON" benchmarks/train_speed.py --device $DEVICE --file "$DATA" --batch_size $batch $SPEED || return
         done
         for batch in $TREE_BATCHES; do
             for section in stackgan_v1 stackgan_v2; do
-                "$PYTHON" benchmarks/train_speed.py --device $DEVICE --file "$DATA" --chapter $section \
+                limited "$PYTHON" benchmarks/train_speed.py --device $DEVICE --file "$DATA" --chapter $section \
                     --batch_size $batch $SPEED || return
             done
         done ;;
@@ -54,13 +54,16 @@ step() {
     average) train text2image average $TRAIN --average 0.999 ;;
     tree) train stackgan_v2 tree $TREE ;;
     report)
+        failed=3  # nothing was trained
         for run in "$OUT"/chapter/*_* "$OUT"/average/*_* "$OUT"/tree/*_*; do
             [ -f "$run/options.json" ] || continue
-            limited "$PYTHON" evaluation/metrics.py "$run" --count $IMAGES
+            [ "$failed" = 3 ] && failed=0
+            limited "$PYTHON" evaluation/metrics.py "$run" --count $IMAGES || failed=1
             section=text2image; case $run in "$OUT"/tree/*) section=stackgan_v2 ;; esac
-            "$PYTHON" $section/main.py --train False --checkpoint "$run" --text_file docs/sentences.txt \
-                --out_dir "$OUT/images"
-        done ;;
+            limited "$PYTHON" $section/main.py --train False --checkpoint "$run" --text_file docs/sentences.txt \
+                --out_dir "$OUT/images" || failed=1
+        done
+        return $failed ;;
     *) echo "$1: no such step" >&2; return 2 ;;
     esac
 }
@@ -72,5 +75,5 @@ for name in ${*:-tests speed evaluation chapter average tree report}; do
     status=$?
     echo "$name: status $status, $(($(date +%s) - begin)) s: $OUT/$name.txt"
     # pytest has 5 for "no test": where there is no GPU. 124: out of time, to be continued.
-    case $status in 0 | 5) touch "$OUT/$name.done" ;; esac
+    [ "$name" = report ] || case $status in 0 | 5) touch "$OUT/$name.done" ;; esac
 done

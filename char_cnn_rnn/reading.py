@@ -5,6 +5,7 @@ checkpoint describes the embeddings that it was trained on (`describe`): it hold
 known, and some captions with their embeddings, with which any encoder can be tested. A matching encoder is
 used, a different one is refused, and if it is unknown whether an encoder matches, a message is printed.
 """
+import contextlib
 import os
 import shlex
 import shutil
@@ -102,10 +103,10 @@ def find_encoder(checkpoint, data, encoder_file, hdf5_file, device='cpu'):
     if not found:
         raise UserError(f'{places[-1]}: no sentence encoder; train one with: python char_cnn_rnn/main.py --train, then '
                         'python char_cnn_rnn/main.py --embed; or give the published one with --encoder FILE.t7')
-    unknown = None
+    unknown, data = None, data or _kept_description(kept)
     for place in found:
         encoder = load_encoder(place, device)
-        matches = is_encoder_of(data or _kept_description(kept), encoder)
+        matches = is_encoder_of(data, encoder)
         if matches:
             return place, encoder, True
         if matches is None and unknown is None:
@@ -177,9 +178,10 @@ def _kept_description(kept):
     in_run = next(filter(os.path.isfile, kept), None)
     if in_run is None:
         return {}
-    folder = os.path.dirname(in_run)
-    file = newest(os.path.join(folder, f'{run.read_options(folder).get("model")}.pt'))
-    described = description(file) if os.path.isfile(file) else {}
+    folder, described = os.path.dirname(in_run), {}
+    with contextlib.suppress(UserError):  # a damaged run: its snapshots are what is left
+        file = newest(os.path.join(folder, f'{run.read_options(folder).get("model")}.pt'))
+        described = description(file) if os.path.isfile(file) else {}
     return described or {'encoder': fingerprint(load_encoder(in_run))}
 
 

@@ -87,7 +87,7 @@ def _copy(path, target):
     with contextlib.suppress(FileNotFoundError):
         os.remove(temporary)
     try:
-        os.link(path, temporary)
+        os.link(os.path.realpath(path), temporary)  # not the link itself, whose target may change
     except OSError:
         shutil.copyfile(path, temporary)
     os.replace(temporary, target)

@@ -41,14 +41,13 @@ def partial_file(path, follow_links=True):
     without `follow_links` the link itself. Files that killed processes left are removed first. Raises CannotWrite as
     `atomic_write` does.
     """
-    target = _target(path)
-    if not follow_links and os.path.islink(path):
-        target = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(path))), os.path.basename(path))
+    is_kept = not follow_links and os.path.islink(path)  # the target of the link
+    target = os.path.abspath(path) if is_kept else _target(path)
     with convert_os_errors(path):
         new_folders = _make_folders(os.path.dirname(target))
         remove_leftovers(target)
         file = _new_partial(target)
-        if os.path.isfile(target):
+        if os.path.isfile(target) and not is_kept:
             os.chmod(file.name, stat.S_IMODE(os.stat(target).st_mode))
     try:
         yield file.name
@@ -84,7 +83,10 @@ def check_can_write(path):
 
 
 def _target(path):
-    """Return the file to write for `path`: the target if it is a link. Raises CannotWrite if it is no file."""
+    """Return the file to write for `path`: the target if it is a link.
+
+    Raises CannotWrite if it is no file or write-protected.
+    """
     target = os.path.realpath(path)
     if os.path.lexists(target) and not os.path.isfile(target):
         raise CannotWrite(f'{path}: cannot be written, as it is a folder, a device, a pipe, or a link in a circle; '

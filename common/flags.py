@@ -223,9 +223,9 @@ def add_count_flag(parser):
                         help='number of images for each sentence, each with its own noise (default: 1)')
 
 
-def repeated(sentences, count):
-    """Return each of the sentences `count` times (once if it is None)."""
-    return [sentence for sentence in sentences for _ in range(count or 1)]
+def repeated(sentences, embeddings, count):
+    """Return each of the sentences, and each of their embeddings [N, D], `count` times (once if it is None)."""
+    return [sentence for sentence in sentences for _ in range(count or 1)], embeddings.repeat_interleave(count or 1, 0)
 
 
 def add_widths(parser, widths):

@@ -23,6 +23,10 @@ OPTIONS = 'options.json'
 MAX_OPTIONS = 1 << 20  # bytes of an options file that are read
 
 
+class NoRun(UserError):
+    """There is no run that could be used."""
+
+
 def new_run(out_dir, name, options):
     """Make the folder `out_dir/NAME_DATE_TIME`, write `options` (a dict) into it, and return its path."""
     stamp = time.strftime('%Y%m%d_%H%M%S')
@@ -78,7 +82,7 @@ def find_run(out_dir, checkpoint, **wanted):
              all(_option(os.path.dirname(path), name) == value for name, value in wanted.items())]
     if not found:
         which = ' and '.join(f'--{name} {value}' for name, value in wanted.items())
-        raise UserError(f'{out_dir}: no run{which and f" of {which}"} with a {checkpoint} in it yet; train one first '
+        raise NoRun(f'{out_dir}: no run{which and f" of {which}"} with a {checkpoint} in it yet; train one first '
                         '(--train)')
     return os.path.dirname(max(found, key=lambda path: os.path.getmtime(files_of(path)[0])))
 
@@ -210,8 +214,8 @@ def checkpoint_file(model, out_dir, given, resumed, find=checkpoint.find, pretra
         return existing(given, model, find)
     try:
         folder = resumed or find_run(out_dir, f'{model}.pt', **wanted)
-    except UserError:
-        is_any_run = not any(wanted.values()) and not {'out_dir', 'model'} & set(GIVEN_FLAGS)
+    except NoRun:
+        is_any_run = not any(wanted.values()) and not {'out_dir', 'model', 'data_dir'} & set(GIVEN_FLAGS)
         if not (pretrained and is_any_run and os.path.isdir(pretrained)):
             raise
         print(f'no run of your own yet: generating with the pretrained weights in {pretrained}')
@@ -265,7 +269,7 @@ def parse_options(parser, mode_of, from_file=None):
 
 
 def _with_effect(parser, mode, kept, from_file):
-    """Return the values of a configuration file without those that a resumed run cannot take, which are named."""
+    """Return the values of a configuration file that a resumed run can take; print the names of the others."""
     if mode != flags.RESUME:
         return from_file
     unused = {action.dest for action in parser._actions if action.dest in from_file and mode not in action.modes}
@@ -295,7 +299,8 @@ def _check_has_checkpoint(run_dir, model):
     """Raise UserError if a run has no checkpoint, after removing what an interrupted first write left."""
     path = os.path.join(run_dir, f'{model}.pt')
     if not checkpoint.files_of(path):
-        remove_leftovers(path)
+        for written in (path, os.path.join(run_dir, ENCODER)):
+            remove_leftovers(written)
         if os.path.isdir(path):
             raise UserError(f'{path}: is a folder, not the checkpoint of the run; restore the checkpoint')
         others = sorted(name for name in _names_in(run_dir) if name.endswith('.pt') and name != ENCODER)
@@ -319,6 +324,11 @@ def _run_to_resume(parser, options):
             raise UserError(f'--resume {named}: is not a checkpoint NAME.pt; give a run folder')
         return folder, os.path.splitext(name)[0]
     if not has_options(named):
+        is_new = os.path.isdir(named) and re.search(f'{STAMP}$', named)
+        if is_new and all('.partial-' in name for name in _names_in(named)):
+            remove_leftovers(os.path.join(named, OPTIONS))
+            raise UserError(f'{named}: the run ended before its first file was written; start it again without '
+                            '--resume')
         raise UserError(f'--resume {named}: is not a run folder: it has no {OPTIONS}; give a run folder')
     return os.path.abspath(named), None
 

@@ -11,6 +11,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,7 +31,7 @@ from data import checked_files, layout
 from data.pictures import BadPicture
 
 FILES = ('index.json', 'embeddings.npy', checked_files.RECORD)  # and in a split's folder
-IMAGES = ('pictures_', 'frames_')  # those that begin so
+IMAGES = re.compile(r'(pictures|frames)_\d+\.(npy|bin)').fullmatch
 FORMAT = 3  # a cache of another format is made again
 CHUNK = 128  # photographs that are decoded before they are written, which limits the memory
 READER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'read_split.py')
@@ -172,7 +173,7 @@ def _stamp(path):
 
 
 def _changed(path):
-    """Return when a file last changed in any way, in nanoseconds: a date that no program can set."""
+    """Return when a file last changed in any way, in nanoseconds: on Linux and macOS, no program can set it."""
     return os.stat(path).st_ctime_ns
 
 
@@ -229,10 +230,11 @@ def _remove_old(folder, fingerprint):
             before['fingerprint'][part] == fingerprint[part] for part in ('captions', 'pictures'))
     except (OSError, ValueError, KeyError, TypeError):
         is_same = False
-    for name in os.listdir(folder) if os.path.isdir(folder) else ():
-        path = os.path.join(folder, name)
-        if (name in FILES or name.startswith(IMAGES)) and not (is_same and os.path.isfile(path)):
-            shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.remove(path)
+    with files.convert_os_errors(folder):
+        for name in os.listdir(folder) if os.path.isdir(folder) else ():
+            path = os.path.join(folder, name)
+            if (name in FILES or IMAGES(name)) and not (is_same and os.path.isfile(path)):
+                shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.remove(path)
 
 
 def _read_in_subprocess(path, split):

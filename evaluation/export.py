@@ -47,7 +47,7 @@ def main():
     place, encoder, _ = reading.find_encoder(file, model.data, None, run.dataset_of(model.options, file))
     averages = model.average_G.state_dict() if model.average_G else {}
     step, epoch = (checkpoint.count_in(checkpoint.load(file, mapped=True), file, what) for what in ('step', 'epoch'))
-    kept = {name: value for name, value in model.options.items() if name not in NOT_KEPT}
+    kept = {name: value for name, value in model.options.items() if name not in NOT_KEPT} | {'model': 'text2image'}
     with convert_os_errors(options.out):
         os.makedirs(options.out, exist_ok=True)
     checkpoint.save(os.path.join(options.out, 'text2image.pt'), {
@@ -55,7 +55,8 @@ def main():
         'progress': new_progress() | {'step': step, 'epoch': epoch}})
     checkpoint.save(os.path.join(options.out, run.ENCODER),
                     {'variant': encoder.variant, 'encoder': halved(encoder.state_dict())})
-    load_encoder(os.path.join(options.out, run.ENCODER))  # which checks that 16 bits could hold its numbers
+    model.load_from(options.out, verbose=False)  # this, and the next, check that 16 bits could hold the numbers
+    load_encoder(os.path.join(options.out, run.ENCODER))
     run.write_options(options.out, kept)
     size = sum(os.path.getsize(os.path.join(options.out, name)) for name in ('text2image.pt', run.ENCODER))
     print(f'{file} (epoch {epoch}, step {step}) and {place}: {size / 1e6:.1f} MB in {options.out}')

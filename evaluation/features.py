@@ -6,6 +6,7 @@ import io
 import os
 import tempfile
 import zipfile
+import zlib
 
 import numpy as np
 import torch
@@ -84,13 +85,19 @@ def extractor(name, device, weights=None):
     return FeatureExtractor(device) if name == 'efficientnet_lite0' else InceptionExtractor(device, weights)
 
 
-def of_photographs(extract, name, dataset, images, size):
+def of_photographs(extract, name, dataset, images, prepared, weights=None):
     """Return (features, logits or None) of all photographs of a data set, which are cached beside its file.
 
-    `images(photo)` returns a photograph as a uint8 array [3, size, size]; `name` is that of the extractor `extract`.
+    `images(photo)` returns a photograph as a uint8 array [3, S, S], and `prepared` says how it was prepared, such as
+    'crop_64'. `name` is that of the extractor `extract`, and `weights` the file of its weights.
     """
-    key = f'{dataset.fingerprint["pictures"]} {name} {size}'
-    folder, cached = cache_folder(dataset.file), f'{name}_{size}_{dataset.split}.npz'
+    checksum = 0
+    if weights:
+        with open(weights, 'rb') as file:
+            checksum = zlib.crc32(file.read())
+    prints = dataset.fingerprint  # boxes are among the captions'
+    key = f'{prints["captions"]} {prints["pictures"]} {name} {checksum} {prepared}'
+    folder, cached = cache_folder(dataset.file), f'{name}_{prepared}_{dataset.split}.npz'
     found = _read(folder, cached, key)
     if found is None:
         photos = range(len(dataset.classes))

@@ -36,13 +36,14 @@ from evaluation.trained_runs import TrainedRun
 
 SHOWN = 16             # images in nearest.png
 REPEATED, NOISES = 32, 8  # captions of which several images are generated, and how many of each
+ORDERS = 20            # of captions, whose mean is chance
 FEWEST = 50            # images or photographs, below which distances say nothing
 
 
 def main():
     """Measure every run and print a table for each kind of data and size of images."""
     parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('runs', nargs='+', type=flags.path, metavar='RUN', help='run folders, or checkpoints in them')
+    parser.add_argument('runs', nargs='+', type=flags.path, metavar='RUN', help='run folders, or NAME.pt in them')
     parser.add_argument('--split', choices=('test', 'valid', 'train'), default='test',
                         help='split whose captions are read (default: test)')
     parser.add_argument('--count', type=flags.positive(int), default=1500,
@@ -60,22 +61,23 @@ def main():
     device = flags.choose_device(torch.cuda.is_available())
     runs = [TrainedRun(path, device) for path in options.runs]
     for run in runs:
-        check_can_write(os.path.join(run.folder, 'nearest.png'))
+        for name in ('nearest.png', 'metrics.jsonl'):
+            check_can_write(os.path.join(run.folder, name))
     extract = features.extractor(options.features, device, options.inception_weights)
     for _, same_data in itertools.groupby(sorted(runs, key=_data_of), _data_of):
         print_table(list(same_data), options, extract)
 
 
 def _data_of(run):
-    return os.path.abspath(run.hdf5_file), run.size
+    return os.path.abspath(run.hdf5_file), run.prepared
 
 
 def print_table(runs, options, extract):
     """Measure runs on the same data at the same size, and print them below one another."""
-    real = Photographs(runs[0], options.split, options.features, extract)
+    real = Photographs(runs[0], options.split, options.features, extract, options.inception_weights)
     captions = torch.linspace(0, len(real.embeddings) - 1, min(options.count, len(real.embeddings))).long()
     print(f'{len(captions)} captions of {len(real.features)} photographs of {int(real.species.max()) + 1} species in '
-          f'/{options.split} of {real.dataset.file}, {runs[0].size} pixels\n', flush=True)
+          f'/{options.split} of {real.dataset.file}, {runs[0].prepared.replace("_", ", ")} pixels\n', flush=True)
     for run in runs:
         run.check(real.dataset)
     rows = [(f'{run.file}, {run.step:,} steps', measure(run, real, captions, options, extract)) for run in runs]
@@ -99,7 +101,7 @@ class Photographs:
     trained with it.
     """
 
-    def __init__(self, run, split, name, extract):
+    def __init__(self, run, split, name, extract, weights=None):
         dataset, image = run.dataset(split)
         train, train_image = run.dataset('train')
         self.dataset, self.name, self.train_image = dataset, name, train_image
@@ -110,8 +112,8 @@ class Photographs:
             raise UserError(f'{dataset.file}: /{split} has {len(self.species)} photographs of {len(counts)} classes, '
                             f'too few to compare with: {FEWEST} are needed, of two or more classes, with two or more '
                             'of some class; give another --split')
-        self.features, self.logits = features.of_photographs(extract, name, dataset, image, run.size)
-        self.train_features, _ = features.of_photographs(extract, name, train, train_image, run.size)
+        self.features, self.logits = features.of_photographs(extract, name, dataset, image, run.prepared, weights)
+        self.train_features, _ = features.of_photographs(extract, name, train, train_image, run.prepared, weights)
         described = torch.zeros(len(train.classes), train.embeddings.shape[1])
         described.index_add_(0, train.photo_of, train.embeddings)
         described /= torch.bincount(train.photo_of)[:, None]
@@ -160,7 +162,10 @@ def distribution(found, logits, others, name):
 
 
 def of_real(real, captions):
-    """Return the measures of real photographs: what a perfect generator would reach."""
+    """Return the measures of real photographs: what a perfect generator would reach.
+
+    The Fréchet distance is that of two halves. Fewer images give larger distances, so it is an upper bound.
+    """
     photos, half = real.photo_of[captions], measures.half_of(real.species)
     return {
         **distribution(real.features[half], real.logits, real.features[~half], real.name),
@@ -173,15 +178,15 @@ def of_real(real, captions):
 
 
 def of_shuffled(real, captions):
-    """Return what captions in another order reach with real photographs: chance."""
-    order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(0))
-    photos = real.photo_of[captions]
-    others = photos[order]
-    return {
-        'species': float((real.species[others] == real.species[photos]).double().mean()),
-        'r_precision': measures.r_precision(real.read(real.features[others]), real.embeddings[captions] - real.center,
-                                            real.species[photos]),
-    }
+    """Return what photographs reach if each is judged by the caption of another one: chance, averaged over orders."""
+    generator = torch.Generator().manual_seed(0)
+    photos, found = real.photo_of[captions], []
+    for _ in range(ORDERS):
+        others = photos[torch.randperm(len(captions), generator=generator)]
+        found.append((float((real.species[others] == real.species[photos]).double().mean()),
+                      measures.r_precision(real.read(real.features[others]), real.embeddings[captions] - real.center,
+                                           real.species[photos])))
+    return dict(zip(('species', 'r_precision'), np.mean(found, 0).tolist()))
 
 
 def keep(run, options, count, numbers):

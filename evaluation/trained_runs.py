@@ -22,8 +22,8 @@ class TrainedRun:
     """A run of text2image, StackGAN or StackGAN++ that was trained with sentences.
 
     `path` is the run folder or a checkpoint in it, `file` the checkpoint, `folder` its run folder, `step` its number of
-    training steps, `epoch` that of its epochs, and `size` the width of its largest images in pixels. Raises UserError
-    if it is no such run, or its checkpoint cannot be read.
+    training steps, `epoch` that of its epochs, `size` the width of its largest images in pixels, and `prepared` how its
+    photographs are prepared. Raises UserError if it is no such run, or its checkpoint cannot be read.
     """
 
     def __init__(self, path, device):
@@ -35,7 +35,7 @@ class TrainedRun:
         section = next((section for flag, section in SECTIONS.items() if flag in self.options), None)
         if section is None or not isinstance(self.options.get('model'), str):
             raise UserError(f'{path}: is not a run of text2image, stackgan_v1 or stackgan_v2; give one')
-        load, find, self._dataset = section
+        load, find, self._dataset, preparation = section
         self.hdf5_file = run.dataset_of(self.options, self.folder)
         name = self.options['model']
         self.model, self.file, self.step, self.epoch = load(run.existing(path, name, find), name, device)
@@ -43,6 +43,7 @@ class TrainedRun:
             raise UserError(f'{self.file}: was trained without sentences; give a run whose generator reads them')
         speed.prepare_evaluation(self.model.netG, device)
         self.size = self.generate(torch.zeros(1, layout.EMBED_DIM)).shape[-1]
+        self.prepared = f'{preparation}_{self.size}'
 
     def generate(self, embeddings, seed=0):
         """Generate the largest images, [B, 3, size, size] in [-1, 1] on the CPU, for embeddings [B, 1024]."""
@@ -90,11 +91,12 @@ def _crops(Dataset, **arguments):
     return load
 
 
-# An option that only this section has: (how to load a checkpoint, how to find it, how to load its data).
+# An option that only this section has: (how to load a checkpoint, how to find it, how to load its data, how that
+# prepares photographs).
 SECTIONS = {
-    'l1_coef': (_load_text2image, text2image.checkpoints.find, _whole_photographs),
+    'l1_coef': (_load_text2image, text2image.checkpoints.find, _whole_photographs, 'whole'),
     'stage': (_load_stackgan(stackgan_v1.build_gan.load_generator), stackgan_v1.checkpoints.find,
-              _crops(CroppedDataset, size=int)),
+              _crops(CroppedDataset, size=int), 'crop'),
     'branches': (_load_stackgan(stackgan_v2.build_gan.load_generator), stackgan_v2.checkpoints.find,
-                 _crops(MultiscaleDataset, branches=lambda size: size.bit_length() - 6)),
+                 _crops(MultiscaleDataset, branches=lambda size: size.bit_length() - 6), 'crop'),
 }

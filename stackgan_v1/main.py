@@ -175,11 +175,12 @@ def evaluate(options, device, resumed):
 
 def generate(options, device, resumed):
     """Generate an image for each sentence of `--text` and `--text_file`; Stage-II adds a sheet with both stages."""
-    sentences = flags.repeated(flags.read_sentences(options.text, options.text_file), options.count)
+    sentences = flags.read_sentences(options.text, options.text_file)
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
                                dataset=run.if_given('dataset', options.dataset), stage=options.stage)
     model, file, _ = load_generator(file, options.model, device, options.stage)
     embeddings = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options), device)
+    sentences, embeddings = flags.repeated(sentences, embeddings, options.count)
     write_images(run.new_run(options.out_dir, 'text', vars(options)),
                    in_batches(model.generate, embeddings, options.batch_size, options.seed), sentences,
                    sizes='stages.png')

@@ -199,8 +199,7 @@ def generate(options, device, resumed):
         images = [model.generate(embedding, options.seed)[-1] for embedding in between]
         write_strip(run.new_run(options.out_dir, 'interpolate', vars(options)), torch.cat(images), sentences)
     else:
-        sentences = flags.repeated(sentences, options.count)
-        embeddings = embeddings.repeat_interleave(options.count or 1, 0)
+        sentences, embeddings = flags.repeated(sentences, embeddings, options.count)
         write_images(run.new_run(options.out_dir, 'text', vars(options)),
                        in_batches(model.generate, embeddings, options.batch_size, options.seed), sentences,
                        sizes='branches.png')

@@ -157,7 +157,8 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
 
 
 def test_files_of_others_in_a_linked_cache_folder_stay(tmp_path):
-    theirs = ['train/thesis.txt', 'train/data/pictures_64.npy', 'notes.partial-1', 'other/x.partial-y/f', 'frames_1']
+    theirs = ['train/thesis.txt', 'train/data/pictures_64.npy', 'notes.partial-1', 'other/x.partial-y/f', 'frames_1',
+              'train/frames_2024/f', 'train/pictures_of_holiday.jpg']
     for name in theirs:
         (tmp_path / 'mine' / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / 'mine' / name).write_text('precious')

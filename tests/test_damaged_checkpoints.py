@@ -298,9 +298,11 @@ def test_keep_sets_the_number_of_checkpoints(tmp_path, monkeypatch, with_links):
 def test_saving_leaves_the_target_of_a_link_as_it_is(tmp_path):
     checkpoint.save(str(tmp_path / 'run.pt'), {'a': 1})
     (tmp_path / 'link.pt').symlink_to('run.pt')
+    (tmp_path / 'run.pt').chmod(0o444)
     checkpoint.save(str(tmp_path / 'link.pt'), {'a': 2}, keep=2)
     held = {name: checkpoint.load(str(tmp_path / name))['a'] for name in ('run.pt', 'link.pt', 'link.pt.1')}
     assert held == {'run.pt': 1, 'link.pt': 2, 'link.pt.1': 1}
+    assert not (tmp_path / 'link.pt.1').is_symlink() and (tmp_path / 'link.pt').stat().st_mode & 0o200
 
 
 class Filling:

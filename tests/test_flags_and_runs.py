@@ -224,6 +224,14 @@ def test_the_newest_run_is_the_one_trained_last(tmp_path):
         run.find_run(str(tmp_path), 'a.pt', dataset='fish')
 
 
+def test_a_run_killed_before_its_first_file_is_named(tmp_path, monkeypatch):
+    folder = run.new_run(str(tmp_path), 'birds', {'model': 'mine'})
+    os.replace(os.path.join(folder, 'options.json'), os.path.join(folder, 'options.json.partial-12345678'))
+    message = one_line(parse, tmp_path, monkeypatch, '--resume', folder)
+    assert message.startswith(f'{folder}: the run ended before its first file') and 'start it again without' in message
+    assert os.listdir(folder) == []
+
+
 def test_a_run_with_odd_options_hides_no_other(tmp_path):
     for name, age in (('good', 1000), ('pipe', 2000), ('large', 3000)):
         (tmp_path / name).mkdir()

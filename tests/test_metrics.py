@@ -132,20 +132,30 @@ def test_all_gans_are_measured_and_twice_the_same(runs, monkeypatch, capsys):
     for _ in range(2):
         run(monkeypatch, metrics, *runs.values(), '--count', 50)
     said = capsys.readouterr().out
-    assert said.count('50 captions of 51 photographs of 3 species in /test') == 4  # two sizes, twice
+    assert said.count('50 captions of 51 photographs of 3 species in /test') == 6  # three preparations, twice
     names = ['frechet_efficientnet_lite0', 'kid_efficientnet_lite0', 'species', 'r_precision', 'diversity', 'nearest']
     rows = [line for line in said.splitlines() if line.startswith('|')]
     assert rows[0] == f'| | {" | ".join(names)} |'
     for title in ('text2image.pt, 3 steps', 'stackgan_v1.pt, 2 steps', 'stackgan_v2.pt, 2 steps'):
         first, second = (row for row in rows if title in row)
         assert first == second and first.count('|') == len(names) + 2
-    assert sum('real photographs' in row for row in rows) == sum('shuffled captions' in row for row in rows) == 4
+    assert sum('real photographs' in row for row in rows) == sum('shuffled captions' in row for row in rows) == 6
     for name, folder in runs.items():
         first, second = lines(folder)
         assert first == second and set(names) < first.keys() and first['images'] == 50
         assert first['checkpoint'] == f'{name}.pt' and first['epoch'] == 1
         size = 128 if name == 'stackgan_v2' else 64
         assert Image.open(folder / 'nearest.png').size == (2 * (size + 2) + 2, 16 * (size + 2) + 2)
+
+
+def test_each_section_is_compared_with_photographs_as_it_prepares_them(runs):
+    found = {}
+    for name in ('text2image', 'stackgan_v1'):  # both of 64 pixels
+        opened = metrics.TrainedRun(str(runs[name]), torch.device('cpu'))
+        dataset, image = opened.dataset('test')
+        found[name] = features.of_photographs(Brightness(), 'both', dataset, image, opened.prepared)[0]
+        assert opened.prepared == {'text2image': 'whole_64', 'stackgan_v1': 'crop_64'}[name]
+    assert not torch.equal(*found.values())
 
 
 def test_images_are_measured_not_their_run(runs, monkeypatch, capsys):
@@ -176,11 +186,12 @@ def test_features_of_photographs_are_cached_and_computed_again_when_damaged(runs
         calls.append(1)
         return Brightness()(batches)
 
-    first, again = (features.of_photographs(extract, 'colors', dataset, image, 64)[0] for _ in range(2))
+    first, again = (features.of_photographs(extract, 'colors', dataset, image, 'whole_64')[0] for _ in range(2))
     assert len(calls) == 1 and torch.equal(first, again) and first.shape == (51, 12)
-    cached, = (runs['text2image'].parents[1] / 'data').glob('*.cache/colors_64_test.npz')
+    cached, = (runs['text2image'].parents[1] / 'data').glob('*.cache/colors_whole_64_test.npz')
     cached.write_bytes(cached.read_bytes()[:-30])
-    assert torch.equal(features.of_photographs(extract, 'colors', dataset, image, 64)[0], first) and len(calls) == 2
+    again, _ = features.of_photographs(extract, 'colors', dataset, image, 'whole_64')
+    assert torch.equal(again, first) and len(calls) == 2
 
 
 def test_real_features_tell_photographs_from_noise():

@@ -73,11 +73,14 @@ def test_a_run_of_unknown_data_is_not_exported(call, monkeypatch):
 
 
 def test_several_images_of_a_sentence_differ(call):
-    call('--train', 'False', '--text', SENTENCE, '--text', 'a crow', '--count', '3', '--out_dir', 'out')
+    said = call('--train', 'False', '--text', SENTENCE, '--text', 'a crow', '--text', '红', '--count', '3', '--out_dir',
+                'out')
+    assert said.count('the encoder cannot read') == 1
     folder = newest(call.folder / 'out', 'text')
-    assert (folder / 'captions.txt').read_text().splitlines() == [
-        f'{number:03d}.png\t{sentence}' for number, sentence in enumerate([SENTENCE] * 3 + ['a crow'] * 3, 1)]
-    assert len({(folder / f'{number:03d}.png').read_bytes() for number in range(1, 7)}) == 6
+    sentences = [SENTENCE] * 3 + ['a crow'] * 3 + ['红'] * 3
+    assert (folder / 'captions.txt').read_text(encoding='utf-8').splitlines() == [
+        f'{number:03d}.png\t{sentence}' for number, sentence in enumerate(sentences, 1)]
+    assert len({(folder / f'{number:03d}.png').read_bytes() for number in range(1, 10)}) == 9
 
 
 def test_pretrained_weights_are_used_only_where_nothing_else_is_asked_for(call, monkeypatch, tmp_path):

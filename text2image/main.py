@@ -104,11 +104,12 @@ def evaluate(options, device, resumed):
 
 def generate(options, device, resumed):
     """Generate an image for each sentence of `--text` and `--text_file`."""
-    sentences = flags.repeated(flags.read_sentences(options.text, options.text_file), options.count)
+    sentences = flags.read_sentences(options.text, options.text_file)
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
                                PRETRAINED, dataset=run.if_given('dataset', options.dataset))
     model = load_model(file, options, device)
     embeddings = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options), device)
+    sentences, embeddings = flags.repeated(sentences, embeddings, options.count)
     batches = in_batches(lambda part, seed: [model.generate(part, seed)], embeddings, options.batch_size, options.seed)
     write_images(run.new_run(options.out_dir, 'text', vars(options)), batches, sentences)
 
