@@ -141,16 +141,7 @@ def check_embeddings(data, dataset, checkpoint):
     `data` describes its training data. Raises UserError if they come from another encoder; prints a message if that is
     unknown.
     """
-    if data.get('encoder') and data['encoder'] == dataset.encoder:
-        return
-    matches = None
-    if data.get('shown'):
-        train = load_split(dataset.file, 'train')
-        if train.fingerprint['embeddings'] == data.get('embeddings'):
-            return
-        matches = _same_where_shown(data, train)
-    if matches is None and data.get('encoder') and dataset.encoder:
-        matches = False
+    matches = _are_of_its_encoder(data, dataset)
     if matches is False:
         raise UserError(f'{dataset.file}: its embeddings are not of the sentence encoder that {checkpoint} was trained '
                         f'with{_named(data)}; write them again with that one (python char_cnn_rnn/main.py --embed '
@@ -158,6 +149,28 @@ def check_embeddings(data, dataset, checkpoint):
     if matches is None:
         print(f'{checkpoint}: does not say which encoder it was trained with; if the embeddings of {dataset.file} come '
               'from another one, the images will not match the captions')
+
+
+def print_other_encoder(data, dataset, checkpoint):
+    """Print a message if a training starts from a model of another encoder's embeddings than those of `dataset`."""
+    if _are_of_its_encoder(data, dataset) is False:
+        print(f'{checkpoint}: was trained on embeddings of another sentence encoder than those of {dataset.file}; what '
+              'it has learned of sentences will not apply to them')
+
+
+def _are_of_its_encoder(data, dataset):
+    """Return whether the embeddings of a data set are of the encoder in the description `data`; None if unknown."""
+    if data.get('encoder') and data['encoder'] == dataset.encoder:
+        return True
+    matches = None
+    if data.get('shown'):
+        train = load_split(dataset.file, 'train')
+        if train.fingerprint['embeddings'] == data.get('embeddings'):
+            return True
+        matches = _same_where_shown(data, train)
+    if matches is None and data.get('encoder') and dataset.encoder:
+        matches = False
+    return matches
 
 
 def _same_where_shown(data, split):
@@ -201,15 +214,6 @@ def print_unread_captions(path, captions):
     if any(found):
         print(f'{path}: the encoder does not read all letters of {sum(found):,} of {len(found):,} captions, such as '
               f'{captions[found.index(True)][:40]!r}')
-
-
-def print_other_encoder(data, dataset, checkpoint):
-    """Print a message if a training starts from a model of another encoder's embeddings than those of `dataset`."""
-    try:
-        check_embeddings(data, dataset, checkpoint)
-    except UserError:
-        print(f'{checkpoint}: was trained on embeddings of another sentence encoder than those of {dataset.file}; what '
-              'it has learned of sentences will not apply to them')
 
 
 def print_unread(sentences):

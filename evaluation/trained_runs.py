@@ -38,7 +38,10 @@ class TrainedRun:
         load, find, self._dataset, preparation = section
         self.hdf5_file = run.dataset_of(self.options, self.folder)
         name = self.options['model']
-        self.model, self.file, self.step, self.epoch = load(run.existing(path, name, find), name, device)
+        self.file = run.existing(path, name, find)
+        self.model = load(self.file, name, device)
+        contents = checkpoint.load(self.file, mapped=True)
+        self.step, self.epoch = (checkpoint.count_in(contents, self.file, what) for what in ('step', 'epoch'))
         if not getattr(self.model.netG, 'conditional', True):
             raise UserError(f'{self.file}: was trained without sentences; give a run whose generator reads them')
         speed.prepare_evaluation(self.model.netG, device)
@@ -55,8 +58,7 @@ class TrainedRun:
 
         Raises UserError if the run's data is missing or has no embeddings.
         """
-        dataset, image = self._dataset(self.hdf5_file,
-                                       layout.SPLITS.index(split), self.size)
+        dataset, image = self._dataset(self.hdf5_file, layout.SPLITS.index(split), self.size)
         return reading.require_embeddings(dataset), image
 
     def check(self, dataset):
@@ -67,16 +69,11 @@ class TrainedRun:
 def _load_text2image(file, name, device):
     model = text2image.build_gan.Model(name, device, None, 3, 0, 0)
     model.load_from(file, verbose=False)
-    contents = checkpoint.load(file, mapped=True)
-    return model, file, *(checkpoint.count_in(contents, file, what) for what in ('step', 'epoch'))
+    return model
 
 
 def _load_stackgan(load_generator):
-    def load(file, name, device):
-        model, file, _ = load_generator(file, name, device)
-        contents = checkpoint.load(file, mapped=True)
-        return model, file, *(checkpoint.count_in(contents, file, what) for what in ('step', 'epoch'))
-    return load
+    return lambda file, name, device: load_generator(file, name, device)[0]
 
 
 def _whole_photographs(file, split, _):
