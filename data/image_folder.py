@@ -106,14 +106,14 @@ class SelectedClasses(ImageFolder):
     @staticmethod
     def make_dataset(directory, class_to_idx, extensions=None, *_, **__):
         """List (path, class number) per image; torchvision's method follows links to an enclosing folder forever."""
-        return [(os.path.join(place, name), number) for class_name, number in sorted(class_to_idx.items())
-                for place, names in sorted(_walk(os.path.join(directory, class_name), _report_folder))
+        return [(os.path.join(place, name), class_to_idx[class_name])
+                for class_name, place, names in _walk_classes(directory, sorted(class_to_idx), verbose=True)
                 for name in sorted(names) if name.lower().endswith(extensions)]
 
     def report_ignored(self):
         """Print, in one line, how many files have no image's extension, and how many images are in no class folder."""
-        others = Counter(os.path.splitext(name)[1].lower() or 'none' for class_name in self.classes
-                         for _, names in _walk(os.path.join(self.root, class_name))
+        others = Counter(os.path.splitext(name)[1].lower() or 'none'
+                         for _, _, names in _walk_classes(self.root, self.classes)
                          for name in names if not name.lower().endswith(self.extensions) and name[0] != '.')
         loose = sum(entry.name.lower().endswith(self.extensions) for entry in os.scandir(self.root)
                     if entry.is_file() and entry.name[0] != '.')
@@ -153,25 +153,34 @@ class SelectedClasses(ImageFolder):
             return str(error)
 
 
-def _report_folder(error):
-    print(f'skipped {error.filename}: the folder cannot be listed ({error.strerror})')
+def _walk_classes(folder, classes, verbose=False):
+    """Yield (class, path, names of files) for the folder of each class and all below it, each once.
 
-
-def _walk(folder, on_error=None):
-    """Yield (path, names of files) for a folder and all below it, each once, even if links lead to it.
-
-    `on_error` is called with the OSError of a folder that cannot be listed, which is left out.
+    A link to a folder that is read already, an enclosing one or that of another class, is not followed. With
+    `verbose`, a line says so, and another names each folder that cannot be listed.
     """
-    seen = set()
-    for place, folders, names in os.walk(folder, onerror=on_error, followlinks=True):
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        # Sorted, so that a folder with several paths always has the same one.
-        folders[:] = sorted(name for name in folders if name[0] != '.')
-        yield place, names
+    report = print if verbose else lambda line: None
+    tops = [os.path.join(folder, class_name) for class_name in classes]
+    seen = {_identity(path) for path in (folder, *tops)}
+    for class_name, top in zip(classes, tops):
+        found = []
+        for place, folders, names in os.walk(
+                top, onerror=lambda error: report(f'skipped {error.filename}: the folder cannot be listed '
+                                                  f'({error.strerror})'), followlinks=True):
+            if place != top and _identity(place) in seen:
+                report(f'skipped {place}: a link to a folder that is read already')
+                folders.clear()
+                continue
+            seen.add(_identity(place))
+            # Sorted, so that a folder with several paths always has the same one.
+            folders[:] = sorted(name for name in folders if name[0] != '.')
+            found.append((class_name, place, names))
+        yield from sorted(found)
+
+
+def _identity(path):
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _class_folders(folder):

@@ -42,16 +42,19 @@ def test_class_folders_are_read(folder):
     assert [image.shape[-1] for image in image_folder(folder)[0]['right_images']] == [64, 128, 256]
 
 
-def test_links_are_followed_but_not_in_cycles(folder, tmp_path):
+def test_links_are_followed_but_no_image_is_read_twice(folder, tmp_path, capsys):
     class_folder = os.path.join(folder, '001.Auk')
-    for name in ('loop', 'again', 'deeper/up'):
-        os.symlink(class_folder, os.path.join(class_folder, name))
+    links = {'loop': class_folder, 'deeper/up': class_folder, 'all': folder, 'jay': os.path.join(folder, '002.Jay')}
+    for name, target in links.items():
+        os.symlink(target, os.path.join(class_folder, name))
     (tmp_path / 'elsewhere').mkdir()
     Image.new('RGB', (30, 20), COLORS['002.Jay']).save(tmp_path / 'elsewhere' / 'c.PNG')
     os.symlink(tmp_path / 'elsewhere', os.path.join(folder, '002.Jay', 'linked'))
     found = [os.path.relpath(path, folder) for path, _ in image_folder(folder, **TINY).source.samples]
     assert found == ['001.Auk/a.png', '001.Auk/deeper/b.png', '002.Jay/a.png', '002.Jay/deeper/b.png',
                      '002.Jay/linked/c.PNG', '003.Owl/a.png', '003.Owl/deeper/b.png']
+    said = capsys.readouterr().out
+    assert all(f'{os.path.join(class_folder, name)}: a link to a folder that is read already' in said for name in links)
 
 
 def test_classes_selects_classes(folder):
