@@ -62,3 +62,8 @@ class CaptionedPhotographs(Dataset):
         place = (torch.rand(photos.shape, dtype=torch.float64) * others).long()
         place += block_size * (place >= block_start)
         return self.by_class[place.clamp(max=len(self.by_class) - 1)]
+
+    def draw_same_class(self, photos):
+        """Return a random photograph of the same class, perhaps the same one, for each of the `photos` (long [B])."""
+        place = (torch.rand(photos.shape, dtype=torch.float64) * self.block_size[photos]).long()
+        return self.by_class[self.block_start[photos] + place]

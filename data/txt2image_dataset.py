@@ -35,7 +35,9 @@ class Text2ImageDataset(CaptionedPhotographs):
         txt           str, the caption
     If the file has no embeddings, items have no `right_embed` and `inter_embed`. `transform`, if given, is applied to
     each image. With `drawn=False`, items have neither `wrong_images` nor `inter_embed`, for a training that does not
-    use them. Random draws come from torch's global generator.
+    use them. With `flip`, half of the images, by chance, are mirrored. With `pairs`, the second half of a batch repeats
+    the captions of the first, each with a random photograph of the same class. Random draws come from torch's global
+    generator.
 
     The photographs are decoded once, by `preprocess`, into a cache beside the file (`data/cache.py`). So a batch is a
     few gathers, on the device that `to` moves them to, and a DataLoader with `collate_fn=dataset.collate` needs no
@@ -44,9 +46,9 @@ class Text2ImageDataset(CaptionedPhotographs):
     Raises UserError if the file is missing or has another layout.
     """
 
-    def __init__(self, datasetFile, transform=None, split=0, drawn=True):
+    def __init__(self, datasetFile, transform=None, split=0, drawn=True, flip=False, pairs=False):
         super().__init__(datasetFile, split, SIZE, preprocess)
-        self.transform, self.drawn = transform, drawn
+        self.transform, self.drawn, self.flip, self.pairs = transform, drawn, flip, pairs
 
     def to(self, device):
         """Move images (12 KB each) and embeddings (4 KB each) to the memory of `device`. Returns the data set."""
@@ -71,6 +73,7 @@ class Text2ImageDataset(CaptionedPhotographs):
     def image(self, photo):
         """Return a photograph: float32 [3, 64, 64] in [-1, 1]."""
         image = normalize(self.pictures[photo])
+        image = image.flip(-1) if self.flip and torch.rand(()) < 0.5 else image
         return image if self.transform is None else self.transform(image)
 
     # --- the same for a whole batch at once, which is many times faster -----------------------------------------------
@@ -85,8 +88,12 @@ class Text2ImageDataset(CaptionedPhotographs):
 
     def gather(self, indices):
         """Return the batch of these items: a dict like an item, with a batch dimension in front, and `txt` a list."""
-        captions = torch.as_tensor(indices, dtype=torch.long)
+        captions, half = torch.as_tensor(indices, dtype=torch.long), len(indices) // 2
+        if self.pairs:
+            captions = torch.cat([captions[:half], captions[:half], captions[2 * half:]])
         photos = self.photo_of[captions]
+        if self.pairs:
+            photos[half:2 * half] = self.draw_same_class(photos[:half])
         batch = {'right_images': self._images(photos), 'txt': [self.captions[i] for i in captions.tolist()]}
         if self.embeddings is not None:
             batch['right_embed'] = self._embeddings(captions)
@@ -106,6 +113,9 @@ class Text2ImageDataset(CaptionedPhotographs):
         chunk = len(photos) if images.is_cuda else CHUNK
         for some, places in zip(images.split(chunk), photos.split(chunk)):
             torch.sub(self.pictures.index_select(0, places), 127.5, out=some).div_(127.5)
+        if self.flip:
+            mirrored = (torch.rand(len(images)) < 0.5).nonzero()[:, 0].to(images.device, non_blocking=True)
+            images[mirrored] = images[mirrored].flip(-1)
         return images if self.transform is None else torch.stack([self.transform(image) for image in images])
 
 

@@ -31,7 +31,7 @@ from common.sampling import write_images
 from data.toy_birds.drawing import PALETTE, SCENES, random_bird, shapes
 from data.toy_birds.prepare import CLASSES, colors_of
 from data.txt2image_dataset import Text2ImageDataset
-from text2image.build_gan import Model
+from text2image.build_gan import load_generator
 
 BATCH = 100  # images generated at once
 SHOWN = 32   # images on the sheet
@@ -55,8 +55,7 @@ def main():
         raise UserError(f'{dataset.file}: {min(unknown)} is not a class of toy birds; create the file with: '
                         'python data/toy_birds/prepare.py')
     file = options.checkpoint or newest_checkpoint(options.out_dir)
-    model = Model('text2image', flags.choose_device(torch.cuda.is_available()), None, 3, 0, 0)
-    model.load_from(file, verbose=False)
+    model, _ = load_generator(file, device=flags.choose_device(torch.cuda.is_available()))
     reading.check_embeddings(model.data, dataset, file)
 
     captions = torch.linspace(0, len(dataset) - 1, min(options.count, len(dataset))).long()

@@ -28,7 +28,7 @@ from common.files import atomic_write
 from common.pictures import font_and_text, letter_width, to_pil
 from common.sampling import in_batches
 from text2image import checkpoints
-from text2image.build_gan import Model
+from text2image.build_gan import load_generator
 
 SIDE, GAP = 96, 8          # pixels of an image on the sheet, and between two of them
 LETTER, LINE = 6, 14       # pixels of a letter and of a line of text
@@ -66,8 +66,7 @@ def main():
 def generate(path, sentences, seed, device):
     """Return (the options of a run, its number of training steps, images [B, 3, 64, 64] for the sentences)."""
     file = run.existing(path, 'text2image', checkpoints.find)
-    model = Model('text2image', device, None, 3, 0, 0)
-    model.load_from(file, verbose=False)
+    model, _ = load_generator(file, device=device)
     if not model.options:
         raise UserError(f'{file}: is no checkpoint of a run, which says what it was trained with; give a run folder')
     hdf5_file = run.dataset_of(model.options, file)

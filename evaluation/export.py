@@ -25,7 +25,7 @@ from common.errors import UserError, run_command
 from common.files import convert_os_errors
 from common.progress import new_progress
 from text2image import checkpoints
-from text2image.build_gan import Model
+from text2image.build_gan import load_generator
 
 NOT_KEPT = ('data_dir', 'out_dir', 'checkpoint', 'encoder', 'resume', 'seen_from_run')  # paths of this machine
 
@@ -39,8 +39,7 @@ def main():
     if os.path.lexists(options.out) and not (os.path.isdir(options.out) and not os.listdir(options.out)):
         raise UserError(f'--out {options.out}: exists already; give a new folder, so that nothing is overwritten')
     file = run.existing(options.run, 'text2image', checkpoints.find)
-    model = Model('text2image', 'cpu', None, 3, 0, 0)
-    model.load_from(file, verbose=False)
+    model, _ = load_generator(file)
     if not model.data.get('shown'):
         raise UserError(f'{file}: does not say what it was trained on, so no sentence could be read for it; resume '
                         'the run for a moment, which adds that')
@@ -55,7 +54,7 @@ def main():
         'progress': new_progress() | {'step': step, 'epoch': epoch}})
     checkpoint.save(os.path.join(options.out, run.ENCODER),
                     {'variant': encoder.variant, 'encoder': halved(encoder.state_dict())})
-    model.load_from(options.out, verbose=False)  # this, and the next, check that 16 bits could hold the numbers
+    load_generator(options.out)  # this, and the next, check that 16 bits could hold the numbers
     load_encoder(os.path.join(options.out, run.ENCODER))
     run.write_options(options.out, kept)
     size = sum(os.path.getsize(os.path.join(options.out, name)) for name in ('text2image.pt', run.ENCODER))

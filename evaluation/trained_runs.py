@@ -66,13 +66,7 @@ class TrainedRun:
         reading.check_embeddings(self.model.data, dataset, self.file)
 
 
-def _load_text2image(file, name, device):
-    model = text2image.build_gan.Model(name, device, None, 3, 0, 0)
-    model.load_from(file, verbose=False)
-    return model
-
-
-def _load_stackgan(load_generator):
+def _load_with(load_generator):
     return lambda file, name, device: load_generator(file, name, device)[0]
 
 
@@ -91,9 +85,10 @@ def _crops(Dataset, **arguments):
 # An option that only this section has: (how to load a checkpoint, how to find it, how to load its data, how that
 # prepares photographs).
 SECTIONS = {
-    'l1_coef': (_load_text2image, text2image.checkpoints.find, _whole_photographs, 'whole'),
-    'stage': (_load_stackgan(stackgan_v1.build_gan.load_generator), stackgan_v1.checkpoints.find,
+    'l1_coef': (_load_with(text2image.build_gan.load_generator), text2image.checkpoints.find,
+                _whole_photographs, 'whole'),
+    'stage': (_load_with(stackgan_v1.build_gan.load_generator), stackgan_v1.checkpoints.find,
               _crops(CroppedDataset, size=int), 'crop'),
-    'branches': (_load_stackgan(stackgan_v2.build_gan.load_generator), stackgan_v2.checkpoints.find,
+    'branches': (_load_with(stackgan_v2.build_gan.load_generator), stackgan_v2.checkpoints.find,
                  _crops(MultiscaleDataset, branches=lambda size: size.bit_length() - 6), 'crop'),
 }

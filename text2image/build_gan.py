@@ -43,6 +43,7 @@ class Model:
         self.loss_l2 = nn.MSELoss()
         self.l1_coef, self.l2_coef, self.cls_coef, self.int_coef = l1_coef, l2_coef, cls_coef, int_coef
         self.optim_G = self.optim_D = None
+        self.lr_ratio = 1.0    # the discriminator's learning rate, divided by the generator's
         self.average_G = None  # see `keep_average`
         self.progress = new_progress()
         self.options, self.data, self.keep = {}, {}, checkpoint.KEEP
@@ -50,7 +51,7 @@ class Model:
     def create_optim(self, lr, alpha=0.5, beta=0.999):
         """Create an Adam optimizer for each network, with betas (`alpha`, `beta`)."""
         self.optim_G = torch.optim.Adam(self.netG.parameters(), lr=lr, betas=(alpha, beta), fused=True)
-        self.optim_D = torch.optim.Adam(self.netD.parameters(), lr=lr, betas=(alpha, beta), fused=True)
+        self.optim_D = torch.optim.Adam(self.netD.parameters(), lr=lr * self.lr_ratio, betas=(alpha, beta), fused=True)
 
     def keep_average(self, decay):
         """Keep a running average of the generator's weights, and generate images with it; with `decay` 0, do not.
@@ -65,8 +66,9 @@ class Model:
 
     def set_lr(self, lr):
         """Set the learning rate of all optimizers, overriding that of a loaded checkpoint."""
-        for group in (*self.optim_G.param_groups, *self.optim_D.param_groups):
-            group['lr'] = lr
+        for optimizer, ratio in ((self.optim_G, 1), (self.optim_D, self.lr_ratio)):
+            for group in optimizer.param_groups:
+                group['lr'] = lr * ratio
 
     def train(self, epochs, log_interval=100, out_dir='', verbose=True):
         """Train until `epochs` epochs are done, including those of a loaded checkpoint.
@@ -175,13 +177,29 @@ class Model:
         another network; the model then stays as it was.
         """
         file, contents = checkpoints.read(path, name or self.name)
-        average = None
-        if 'average_G' in contents:
-            average = RunningAverage(self.netG, contents['average_G'], f'{file}: its average_G')
-        checkpoint.load_model(self, self._parts(), contents, file)
-        self.average_G = average
+        self._load(self._parts(), contents, file)
         if verbose:
             print(f'loaded {file}')
 
+    def _load(self, parts, contents, file):
+        average = None
+        if 'average_G' in contents:
+            average = RunningAverage(self.netG, contents['average_G'], f'{file}: its average_G')
+        checkpoint.load_model(self, parts, contents, file)
+        self.average_G = average
+
     def _parts(self):
         return {'netG': self.netG, 'netD': self.netD, 'optim_G': self.optim_G, 'optim_D': self.optim_D}
+
+
+def load_generator(path, name='text2image', device='cpu', data_loader=None):
+    """Load a generator, whatever its discriminator was. Returns (Model that only generates, file that was read).
+
+    `path` and errors are as in `Model.load_from`. Also raises UserError if the file holds no generator.
+    """
+    file, contents = checkpoints.read(path, name, mapped=True)
+    if 'netG' not in contents:
+        raise UserError(f'{file}: holds a discriminator, no generator; give the file of the generator')
+    model = Model(name, device, data_loader, channels=3, l1_coef=0, l2_coef=0)
+    model._load({'netG': model.netG}, contents, file)
+    return model, file

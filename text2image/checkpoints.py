@@ -11,19 +11,20 @@ def find(path, name):
     return checkpoint.find(path, name, [f'{name}_G.pt'])
 
 
-def read(path, name):
+def read(path, name, mapped=False):
     """Return (file that was read, contents): a dict with the state dicts `netG` and `netD`, or one of them.
 
     `path` is a file or a folder, as in `find`. Our checkpoints also hold optimizers, progress and notes; those in
     `pretrained/` have no `netD`. With the chapter's NAME_G.pt, the NAME_D.pt beside it is read, too; any other plain
-    state dict is that of one network. Raises UserError if a file is missing, damaged or unsafe to load.
+    state dict is that of one network. `mapped` is as in `checkpoint.load`. Raises UserError if a file is missing,
+    damaged or unsafe to load.
     """
     file = find(path, name)
-    contents = checkpoint.load(file)
+    contents = checkpoint.load(file, mapped)
     if contents.keys() >= {'netG', 'netD'} or contents.keys() == PRETRAINED:
         return file, contents
     beside = f'{file.removesuffix("_G.pt")}_D.pt'
     if file.endswith('_G.pt') and os.path.isfile(beside):
-        return file, {'netG': contents, 'netD': checkpoint.load(beside)}
+        return file, {'netG': contents, 'netD': checkpoint.load(beside, mapped)}
     is_discriminator = any('output.0.weight' in str(key) for key in contents)
     return file, {'netD' if is_discriminator else 'netG': contents}
