@@ -1,11 +1,13 @@
 """Keep a running average of a network's parameters (Polyak and Juditsky, 1992): its images are steadier."""
+import itertools
+
 import torch
 
 from common import checkpoint
 
 
 class RunningAverage:
-    """The average a = decay * a + (1 - decay) * p of the parameters p of `net`, updated after each step of `optimizer`.
+    """The average a = d * a + (1 - d) * p of the parameters p of `net`, updated after each step of an optimizer.
 
     It begins as a copy of the parameters, or as `state_dict`, read from the file `path`. Raises UserError if that does
     not fit the network.
@@ -20,11 +22,18 @@ class RunningAverage:
             for averaged, (name, _) in zip(self.parameters, net.named_parameters()):
                 averaged.copy_(fitting[name])
 
-    def follow(self, optimizer, decay):
-        """Update the average after every step of the optimizer of the network."""
+    def follow(self, optimizer, decay, steps=0):
+        """Update the average after every step of the network's optimizer, which has made `steps` steps already.
+
+        d is `decay`, but (1 + n) / (10 + n) at step n where that is less, as in TensorFlow's averages. Otherwise, the
+        average of a thousand steps would still be a third of the initial, random weights.
+        """
+        count = itertools.count(steps)
+
         @torch.no_grad()
         def update(*_):
-            torch._foreach_lerp_(self.parameters, list(self.net.parameters()), 1 - decay)
+            n = next(count)
+            torch._foreach_lerp_(self.parameters, list(self.net.parameters()), 1 - min(decay, (1 + n) / (10 + n)))
 
         optimizer.register_step_post_hook(update)
 

@@ -1,8 +1,9 @@
-"""Put runs of text2image side by side: the same sentences, the same noise, one column per run.
+"""Put runs of the three GANs side by side: the same sentences, the same noise, one column per run.
 
-    python evaluation/compare.py RUN RUN... --text SENTENCE [--text_file FILE] [--out compare.png]
+    python evaluation/compare.py RUN RUN... [--text SENTENCE] [--text_file FILE] [--out compare.png]
 
-Above each column are the options in which its run differs from the others, and its number of training steps.
+Writes a sheet, and beside it a page for the browser (compare.html) that also shows the options in which the runs
+differ, their losses and samples during training, and what metrics.py has measured.
 """
 import os
 import sys
@@ -22,69 +23,86 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from char_cnn_rnn import reading
-from common import checkpoint, flags, run
+from common import flags
 from common.errors import UserError, run_command
 from common.files import atomic_write
 from common.pictures import font_and_text, letter_width, to_pil
 from common.sampling import in_batches
-from text2image import checkpoints
-from text2image.build_gan import load_generator
+from evaluation.page import page
+from evaluation.trained_runs import TrainedRun
 
 SIDE, GAP = 96, 8          # pixels of an image on the sheet, and between two of them
 LETTER, LINE = 6, 14       # pixels of a letter and of a line of text
 CAPTION = 30               # letters in a line of a caption
 BATCH, ROWS = 64, 256      # images generated at once, and sentences on a sheet
+SHOWN = 8                  # held-out captions that are shown if no sentence is given
 # Options that say where a run is and how it computes, not what it learns.
-NOT_SHOWN = {'compile', 'cuda', 'data_dir', 'encoder', 'keep', 'log_interval', 'model', 'out_dir',
-             'precision', 'resume', 'text', 'text_file', 'train'}
+NOT_SHOWN = {'cache', 'compile', 'cuda', 'data_dir', 'encoder', 'gpu', 'keep', 'log_interval', 'model', 'out_dir',
+             'precision', 'resume', 'text', 'text_file', 'train', 'workers'}
 
 
 def main():
-    """Generate the images of every run and write the sheet."""
+    """Generate the images of every run, and write the sheet and the page."""
     parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('runs', nargs='+', type=flags.path, metavar='RUN', help='run folders of text2image')
-    parser.add_argument('--text', action='append', metavar='SENTENCE', help='sentence; can be repeated')
+    parser.add_argument('runs', nargs='+', type=flags.path, metavar='RUN', help='run folders of the three GANs')
+    parser.add_argument('--text', action='append', metavar='SENTENCE',
+                        help=f'sentence; can be repeated (default: {SHOWN} captions of /test of the first run\'s data)')
     parser.add_argument('--text_file', type=flags.path, metavar='FILE', help='file of sentences, one per line')
     parser.add_argument('--seed', type=flags.seed, default=1, help='seed of the noise (default: 1)')
     parser.add_argument('--out', type=flags.path, default='compare.png', metavar='FILE',
-                        help='PNG file to write (default: compare.png)')
+                        help='PNG file to write; the page has the same name with .html (default: compare.png)')
     options = parser.parse_args()
     if not options.out.lower().endswith('.png'):
         raise UserError(f'--out {options.out}: is written as a PNG; give a name that ends in .png')
-    sentences = flags.read_sentences(options.text, options.text_file)
+    device = flags.choose_device(torch.cuda.is_available())
+    runs = [TrainedRun(path, device) for path in options.runs]
+    if options.text or options.text_file:
+        sentences = flags.read_sentences(options.text, options.text_file)
+    else:
+        sentences = held_out_captions(runs[0])
     if len(sentences) > ROWS:
         raise UserError(f'{len(sentences)} sentences: too many for one sheet; give {ROWS} or fewer')
-    device = flags.choose_device(torch.cuda.is_available())
-    columns = [generate(path, sentences, options.seed, device) for path in options.runs]
-    titles = differences([run_options for run_options, _, _ in columns])
-    titles = [f'{title}, {steps:,} steps' for title, (_, steps, _) in zip(titles, columns)]
+    columns = [generate(run, sentences, options.seed, device) for run in runs]
+    differing = differences([run.options for run in runs])
+    titles = [f'{title_of(of_run)}, {run.step:,} steps' for run, of_run in zip(runs, differing)]
+    html = f'{os.path.splitext(options.out)[0]}.html'
     with atomic_write(options.out) as file:
-        sheet([images for _, _, images in columns], titles, sentences).save(file, 'PNG')
-    print(f'{len(columns)} runs, {len(sentences)} sentences: {options.out}')
+        sheet(columns, titles, sentences).save(file, 'PNG')
+    with atomic_write(html) as file:
+        file.write(page(runs, differing, sentences, columns).encode())
+    print(f'{len(runs)} runs, {len(sentences)} sentences: {options.out} and {html}')
 
 
-def generate(path, sentences, seed, device):
-    """Return (the options of a run, its number of training steps, images [B, 3, 64, 64] for the sentences)."""
-    file = run.existing(path, 'text2image', checkpoints.find)
-    model, _ = load_generator(file, device=device)
-    if not model.options:
-        raise UserError(f'{file}: is no checkpoint of a run, which says what it was trained with; give a run folder')
-    hdf5_file = run.dataset_of(model.options, file)
-    embeddings = reading.read(sentences, file, model.data, None, hdf5_file, device)
-    steps = checkpoint.count_in(checkpoint.load(file, mapped=True), file, 'step')
-    images = in_batches(model.generate, embeddings, BATCH, seed)
-    return model.options, steps, torch.cat([part.cpu() for part in images])
+def held_out_captions(run):
+    """Return captions spread over /test of a run's data. Raises UserError if it has none."""
+    try:
+        captions = run.dataset('test')[0].captions
+    except UserError as error:
+        raise UserError(f'{error}; or give sentences with --text') from error
+    places = torch.linspace(0, len(captions) - 1, min(SHOWN, len(captions))).long().tolist()
+    return list(dict.fromkeys(captions[place] for place in places))
+
+
+def generate(run, sentences, seed, device):
+    """Return images of a run for the sentences, [B, 3, S, S] in [-1, 1] on the CPU."""
+    embeddings = reading.read(sentences, run.file, run.model.data, None, run.hdf5_file, device)
+    return torch.cat(list(in_batches(run.generate, embeddings, BATCH, seed)))
 
 
 def differences(all_options):
-    """Return for each run a line with the options in which it differs from another one."""
+    """Return for each run the options in which it differs from another one: a dict of texts."""
     def shown(options, name):  # a default of 50 and a typed 50.0 are the same
         value = options.get(name)
         return f'{value:g}' if type(value) in (int, float) else str(value)
 
     names = sorted(set.union(*map(set, all_options)) - NOT_SHOWN)
     differing = [name for name in names if len({shown(one, name) for one in all_options}) > 1]
-    return [' '.join(f'--{name} {shown(one, name)}' for name in differing) or 'the same options' for one in all_options]
+    return [{name: shown(one, name) for name in differing} for one in all_options]
+
+
+def title_of(differing):
+    """Return options as they are typed, or words for no option."""
+    return ' '.join(f'--{name} {value}' for name, value in differing.items()) or 'the same options'
 
 
 def sheet(columns, titles, sentences):

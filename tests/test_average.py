@@ -16,11 +16,12 @@ def test_the_average_follows_every_step():
     net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
     average, expected = RunningAverage(net), [parameter.detach().clone() for parameter in net.parameters()]
-    average.follow(optimizer, 0.75)
-    for _ in range(3):
+    average.follow(optimizer, 0.75, steps=20)
+    for decay in (21 / 30, 22 / 31, 23 / 32, 24 / 33, 25 / 34, 26 / 35, 0.75, 0.75):
         net(torch.randn(4, 2)).square().sum().backward()
         optimizer.step()
-        expected = [0.75 * mean + 0.25 * parameter.detach() for mean, parameter in zip(expected, net.parameters())]
+        expected = [decay * mean + (1 - decay) * parameter.detach()
+                    for mean, parameter in zip(expected, net.parameters())]
     assert list(average.state_dict()) == [name for name, _ in net.named_parameters()]
     for found, wanted in zip(average.state_dict().values(), expected):
         torch.testing.assert_close(found, wanted)
@@ -43,6 +44,7 @@ def test_images_are_generated_with_it_and_it_is_saved(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.netG.parameters(), plain.netG.parameters()))
     image = model.generate(embed)
     assert not torch.equal(image, plain.generate(embed))
+    model.progress['step'] = 2  # as `TrainingRun` counts
     model.save_to(str(tmp_path), verbose=False)
 
     read = Model('text2image', 'cpu', None, 3, 0, 0)

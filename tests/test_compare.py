@@ -1,12 +1,14 @@
 """evaluation/compare.py: runs side by side."""
+import json
+import re
 import sys
 
 import pytest
 import torch
 from PIL import Image
 
-from common.errors import UserError
 from evaluation import compare
+from evaluation import page as page_module
 from tests import tiny
 from tests.errors import one_line
 from text2image import main
@@ -23,7 +25,7 @@ def runs(tmp_path, monkeypatch):
     tiny.with_encoder(tmp_path, {'train': {'001.Auk': 1, '002.Jay': 2}})
     for l1_coef in (0, 50):
         run(monkeypatch, main, '--data_dir', tmp_path / 'data', '--dataset', 'tiny', '--epochs', 1, '--batch_size', 4,
-            '--out_dir', tmp_path / str(l1_coef), '--l1_coef', l1_coef)
+            '--out_dir', tmp_path / str(l1_coef), '--l1_coef', l1_coef, '--log_interval', 1)
     return [next((tmp_path / str(l1_coef)).iterdir()) for l1_coef in (0, 50)]
 
 
@@ -60,19 +62,64 @@ def test_a_copy_made_of_links_is_resumed_without_changing_the_run(runs, tmp_path
 
 def test_titles_say_what_differs(runs):
     found = compare.differences([{'l1_coef': 0, 'lr': 1, 'out_dir': 'a'}, {'l1_coef': 50, 'lr': 1, 'out_dir': 'b'}])
-    assert found == ['--l1_coef 0', '--l1_coef 50']
-    assert compare.differences([{'l1_coef': 50}, {'l1_coef': 50.0}]) == ['the same options'] * 2
+    assert [compare.title_of(one) for one in found] == ['--l1_coef 0', '--l1_coef 50']
+    same = compare.differences([{'l1_coef': 50}, {'l1_coef': 50.0}])
+    assert [compare.title_of(one) for one in same] == ['the same options'] * 2
+
+
+def test_a_page_shows_the_runs_and_needs_no_other_file(runs, tmp_path, monkeypatch, capsys):
+    numbers = {'step': 2, 'species': 0.0625, 'name <b>': 'x'}
+    (runs[1] / 'metrics.jsonl').write_text('{"species": 0.5}\n' + json.dumps(numbers) + '\n')
+    run(monkeypatch, compare, *runs, '--text', 'a <small> "red" bird', '--out', tmp_path / 'both.png')
+    assert f'both.png and {tmp_path / "both.html"}' in capsys.readouterr().out
+    page = (tmp_path / 'both.html').read_text()
+    assert re.findall('(?:src|href)="([^"]{,5})', page) == ['data:'] * 4  # an image and a sample of each run
+    assert 'http' not in page and '<script' not in page and '<small>' not in page and 'name &lt;b&gt;' in page
+    assert re.search('--l1_coef</code></th><td>0</td><td>50</td>', page)
+    assert '<th>species</th><td></td><td>0.0625</td>' in page
+    for loss in ('loss_D', 'loss_G'):
+        figure, = re.findall(f'<figure><svg[^>]*aria-label="{loss}">.*?</figure>', page)
+        assert figure.count('<polyline') == 2 and len(re.findall(r'\d+\.\d,\d+\.\d', figure)) == 2 * 2
+    assert [run.name in page for run in runs] == [True, True]
+
+
+def test_a_page_of_damaged_records(runs, tmp_path, monkeypatch):
+    (runs[0] / 'log.txt').write_bytes(b'epoch 1/2  step 1  loss_D nan  loss_G x  3 images/s\n\xff\nstep 2')
+    (runs[0] / 'metrics.jsonl').write_text('[1]\n')
+    (runs[1] / 'metrics.jsonl').write_text('{"a": 1')
+    for sample in (runs[0] / 'samples').iterdir():
+        sample.write_bytes(b'PNG')
+    run(monkeypatch, compare, *runs, '--text', 'a bird', '--out', tmp_path / 'both.png')
+    page = (tmp_path / 'both.html').read_text()
+    assert 'Nothing yet' in page and page.count('no samples') == 1 and page.count('data:image') == 3
+
+
+def test_curves_are_thinned_and_repeated_steps_replaced(tmp_path):
+    lines = [f'epoch 1/2  step {step}  loss_D {step}.0  loss_G 2  3.1 images/s' for step in (*range(900), 5)]
+    (tmp_path / 'log.txt').write_text('\n'.join(['loaded', *lines, 'epoch 1/2  step 5  loss_D 7.5  3.1 images/s']))
+    curves = page_module.logged(str(tmp_path))
+    assert len(curves['loss_D']) == len(curves['loss_G']) == 900 and curves['loss_D'][5] == (5, 7.5)
+    assert page_module._thinned(curves['loss_D'])[1:3] == [(4, pytest.approx((3 + 4 + 7.5) / 3)), (7, 7)]
+
+
+def test_held_out_captions_are_shown_without_a_sentence(tmp_path, monkeypatch, capsys):
+    tiny.with_encoder(tmp_path, tiny.SPLITS)
+    run(monkeypatch, main, '--data_dir', tmp_path / 'data', '--dataset', 'tiny', '--epochs', 1, '--batch_size', 8,
+        '--out_dir', tmp_path / 'out')
+    trained, = (tmp_path / 'out').iterdir()
+    run(monkeypatch, compare, trained, '--out', tmp_path / 'one.png')
+    assert '1 runs, 8 sentences' in capsys.readouterr().out
+    assert 'Wren_1' in (tmp_path / 'one.html').read_text()
 
 
 def test_errors_are_one_line(runs, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match='contains no sentence'):
-        run(monkeypatch, compare, *runs)
-    assert 'no such checkpoint' in one_line(run, monkeypatch, compare, tmp_path / 'none', '--text', 'a bird')
-    for wrong in ({'dataset': 5}, {'dataset': 'tiny', 'data_dir': 7}, {'l1_coef': 1}):
-        contents = torch.load(runs[0] / 'text2image.pt', weights_only=True)
-        torch.save(contents | {'options': wrong}, tmp_path / 'odd.pt')
-        assert 'odd.pt: its options do not say which data' in one_line(run, monkeypatch, compare, tmp_path / 'odd.pt',
-                                                                      '--text', 'a bird')
+    assert '/test holds no captions; or give sentences with --text' in one_line(run, monkeypatch, compare, *runs)
+    assert 'is not a run folder' in one_line(run, monkeypatch, compare, tmp_path / 'none', '--text', 'a bird')
+    kept = json.loads((runs[0] / 'options.json').read_text())
+    for wrong in ({'dataset': 5}, {'dataset': None}, {'data_dir': 7, 'seen_from_run': {}}):
+        (runs[0] / 'options.json').write_text(json.dumps(kept | wrong))
+        assert 'its options do not say which data' in one_line(run, monkeypatch, compare, runs[0], '--text', 'a bird')
+    (runs[0] / 'options.json').write_text(json.dumps(kept))
     (tmp_path / 'many.txt').write_text('a bird\n' * 257)
     assert 'too many for one sheet' in one_line(run, monkeypatch, compare, *runs, '--text_file', tmp_path / 'many.txt')
     assert 'ends in .png' in one_line(run, monkeypatch, compare, *runs, '--text', 'a bird', '--out', 'a.jpg')

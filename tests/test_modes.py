@@ -141,7 +141,7 @@ NARROW = {'text2image': [], 'char_cnn_rnn': ['--variant', 'birds_cvpr', '--image
 # without text, in one stage only, or where a GPU or several processes are.
 ELSEWHERE = {'cfg', 'train', 'resume', 'embed', 'image_folder', 'lsun', 'classes', 'stage1', 'count', 'encoder',
              'image_weights', 'image_encoder'}
-AT_PARSING = {'resume': {'out_dir'}}  # where the newest run is looked for
+AT_PARSING = {'resume': {'out_dir'}, 'train': {'recipe'}}  # where the newest run is looked for; other defaults
 
 
 @pytest.mark.parametrize('name', SECTIONS)

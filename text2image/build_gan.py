@@ -56,11 +56,12 @@ class Model:
     def keep_average(self, decay):
         """Keep a running average of the generator's weights, and generate images with it; with `decay` 0, do not.
 
-        The chapter does not; StackGAN++ does, with a decay of 0.999 per step. Call it after `create_optim`.
+        The chapter does not; StackGAN++ does, with a decay of 0.999 per step. Call it after `create_optim`, and after a
+        checkpoint to continue from is loaded.
         """
         if decay:
             self.average_G = self.average_G or RunningAverage(self.netG)
-            self.average_G.follow(self.optim_G, decay)
+            self.average_G.follow(self.optim_G, decay, self.progress['step'])
         else:
             self.average_G = None
 
@@ -192,7 +193,7 @@ class Model:
         return {'netG': self.netG, 'netD': self.netD, 'optim_G': self.optim_G, 'optim_D': self.optim_D}
 
 
-def load_generator(path, name='text2image', device='cpu', data_loader=None):
+def load_generator(path, name='text2image', device='cpu', data_loader=None, channels=3):
     """Load a generator, whatever its discriminator was. Returns (Model that only generates, file that was read).
 
     `path` and errors are as in `Model.load_from`. Also raises UserError if the file holds no generator.
@@ -200,6 +201,6 @@ def load_generator(path, name='text2image', device='cpu', data_loader=None):
     file, contents = checkpoints.read(path, name, mapped=True)
     if 'netG' not in contents:
         raise UserError(f'{file}: holds a discriminator, no generator; give the file of the generator')
-    model = Model(name, device, data_loader, channels=3, l1_coef=0, l2_coef=0)
+    model = Model(name, device, data_loader, channels, l1_coef=0, l2_coef=0)
     model._load({'netG': model.netG}, contents, file)
     return model, file

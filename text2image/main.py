@@ -108,7 +108,7 @@ def evaluate(options, device, resumed):
     loader = DataLoader(dataset, EVAL_SIZE, shuffle=True, collate_fn=dataset.collate)
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
                                dataset=options.dataset)
-    model, file = load_generator(file, options.model, device, loader)
+    model, file = load_generator(file, options.model, device, loader, options.channels)
     reading.check_embeddings(model.data, dataset, file)
     images, captions = model.eval()
     print(f'{file} generates images for captions of /{dataset.split}:')
@@ -120,7 +120,7 @@ def generate(options, device, resumed):
     sentences = flags.read_sentences(options.text, options.text_file)
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
                                PRETRAINED, dataset=run.if_given('dataset', options.dataset))
-    model, file = load_generator(file, options.model, device)
+    model, file = load_generator(file, options.model, device, channels=options.channels)
     embeddings = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options), device)
     sentences, embeddings = flags.repeated(sentences, embeddings, options.count)
     batches = in_batches(lambda part, seed: [model.generate(part, seed)], embeddings, options.batch_size, options.seed)
