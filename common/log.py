@@ -3,6 +3,7 @@
 A disk that is full at night may have space in the morning, so no failed write ends a training that has begun.
 """
 import contextlib
+import io
 import os
 import re
 import socket
@@ -14,6 +15,7 @@ from common.errors import CannotWrite, UserError
 from common.files import atomic_write, convert_os_errors
 
 LOG = 'log.txt'  # file name of the log in a run folder
+WIDTH = 512      # pixels of a sample in TensorBoard
 
 
 class Log:
@@ -91,11 +93,17 @@ class Log:
             with self.attempt('the TensorBoard curves'):
                 self.curves.add({**losses, f'{self.unit}_per_second': speed}, progress['step'])
 
-    def sample(self, image, epoch):
-        """Write a PIL image as samples/epoch_EPOCH.png, or report that it is lost, as it may be too large to keep."""
+    def sample(self, image, progress):
+        """Write a PIL image as samples/epoch_EPOCH.png and to TensorBoard.
+
+        If the disk is full, report that it is lost, as it may be too large to keep.
+        """
         with self.attempt('the sample', ' after the next epoch; samples until then are lost'), atomic_write(
-                os.path.join(self.out_dir, 'samples', f'epoch_{epoch:04d}.png')) as file:
+                os.path.join(self.out_dir, 'samples', f'epoch_{progress["epoch"]:04d}.png')) as file:
             image.save(file, 'PNG')
+        if self.curves:
+            with self.attempt('the TensorBoard curves'):
+                self.curves.add_image('samples', image, progress['step'])
 
 
 class AppendedFile:
@@ -119,13 +127,13 @@ class AppendedFile:
 
 
 class Curves(AppendedFile):
-    """Writes TensorBoard's event file, with points for the steps after `step`.
+    """Writes TensorBoard's event file; with `step`, TensorBoard hides older files' points after that step.
 
     PyTorch's SummaryWriter is not used: its thread ends at the first error and loses everything it still has to write.
     Raises UserError if TensorBoard cannot be imported.
     """
 
-    def __init__(self, out_dir, step):
+    def __init__(self, out_dir, step=None):
         try:
             from tensorboard.compat.proto import event_pb2, summary_pb2
             from tensorboard.summary.writer.record_writer import RecordWriter
@@ -135,14 +143,23 @@ class Curves(AppendedFile):
         super().__init__(os.path.join(
             out_dir, f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}'))
         self.Event, self.Summary, self.records = event_pb2.Event, summary_pb2.Summary, RecordWriter(self)
-        self._write(step + 1, file_version='brain.Event:2')
-        # TensorBoard then hides points after the checkpoint that this run was resumed from.
-        self._write(step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+        self._write((step or 0) + 1, file_version='brain.Event:2')
+        if step is not None:  # of the checkpoint that this run was resumed from
+            self._write(step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
 
     def add(self, values, step):
         """Add a point to the curve of each name in a dict of floats. Raises CannotWrite."""
         points = [self.Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._write(step, summary=self.Summary(value=points))
+
+    def add_image(self, name, image, step):
+        """Add a PIL image, reduced to WIDTH pixels, as hundreds of epochs would fill the disk. Raises CannotWrite."""
+        small, code = image.convert('RGB'), io.BytesIO()
+        small.thumbnail((WIDTH, 8 * WIDTH))
+        small.save(code, 'JPEG', quality=85)
+        added = self.Summary.Image(width=small.width, height=small.height, colorspace=3,
+                                   encoded_image_string=code.getvalue())
+        self._write(step, summary=self.Summary(value=[self.Summary.Value(tag=name, image=added)]))
 
     def _write(self, step, **what):
         self.records.write(self.Event(wall_time=time.time(), step=step, **what).SerializeToString())

@@ -79,7 +79,7 @@ class TrainingRun:
                 raise UserError('no batch of two or more images to train on: is the split empty, or --batch_size 1?')
             self.progress['epoch'], self.progress['batch'] = self.progress['epoch'] + 1, 0
             if self.sample:
-                self.writer.sample(self.sample(), self.progress['epoch'])
+                self.writer.sample(self.sample(), self.progress)
             if self.progress['epoch'] == self.last_epoch:
                 self.checkpoints.finish(self.losses, self.stop)
 

@@ -20,6 +20,7 @@ if __name__ == '__main__':
 import argparse
 import itertools
 import json
+import time
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from tqdm import tqdm
 from common import flags
 from common.errors import UserError, run_command
 from common.files import atomic_write, check_can_write
+from common.log import Curves
 from common.pictures import side_by_side
 from common.sampling import save_sheet
 from evaluation import features, measures
@@ -37,6 +39,7 @@ from evaluation.trained_runs import TrainedRun
 SHOWN = 16             # images in nearest.png
 REPEATED, NOISES = 32, 8  # captions of which several images are generated, and how many of each
 ORDERS = 20            # of captions, whose mean is chance
+SECONDS = 5            # between two looks at the checkpoints of runs that are being trained
 FEWEST = 50            # images or photographs, below which distances say nothing
 
 
@@ -53,6 +56,7 @@ def main():
                              '(default: efficientnet_lite0)')
     parser.add_argument('--inception_weights', type=flags.path, metavar='FILE',
                         help='weights for --features inception, a file of torch-fidelity')
+    flags.add_boolean(parser, '--watch', False, 'then measure every new checkpoint of the runs, until Ctrl-C')
     options = parser.parse_args()
     if options.count < FEWEST:
         raise UserError(f'--count {options.count}: too few images to compare distributions; give {FEWEST} or more')
@@ -64,6 +68,26 @@ def main():
         for name in ('nearest.png', 'metrics.jsonl'):
             check_can_write(os.path.join(run.folder, name))
     extract = features.extractor(options.features, device, options.inception_weights)
+    print_tables(runs, options, extract)
+    newest = {run.file: run for run in runs}
+    while options.watch:
+        print('waiting for the next checkpoint; Ctrl-C ends this', flush=True)
+        run = TrainedRun(wait_for_checkpoint(newest.values()), device)
+        newest[run.file] = run
+        print_tables([run], options, extract)
+
+
+def wait_for_checkpoint(runs):
+    """Return the checkpoint file of the first run that has saved a new one since it was read."""
+    while True:
+        for run in runs:
+            if os.path.exists(run.file) and os.stat(run.file).st_mtime_ns != run.saved_ns:
+                return run.file
+        time.sleep(SECONDS)
+
+
+def print_tables(runs, options, extract):
+    """Measure runs, and print a table for each kind of data and size of images."""
     for _, same_data in itertools.groupby(sorted(runs, key=_data_of), _data_of):
         print_table(list(same_data), options, extract)
 
@@ -190,7 +214,7 @@ def of_shuffled(real, captions):
 
 
 def keep(run, options, count, numbers):
-    """Add a line with the numbers to RUN/metrics.jsonl."""
+    """Add a line with the numbers to RUN/metrics.jsonl, and points to the curves in RUN/metrics."""
     path = os.path.join(run.folder, 'metrics.jsonl')
     line = {'checkpoint': os.path.basename(run.file), 'step': run.step, 'epoch': run.epoch, 'split': options.split,
             'images': count, **numbers}
@@ -200,6 +224,13 @@ def keep(run, options, count, numbers):
             before = file.read()
     with atomic_write(path) as file:
         file.write(before + b'\n' * (before[-1:] not in (b'', b'\n')) + json.dumps(line).encode() + b'\n')
+    try:
+        os.makedirs(os.path.join(run.folder, 'metrics'), exist_ok=True)
+        curves = Curves(os.path.join(run.folder, 'metrics'))
+        curves.add(numbers, run.step)
+        curves.close()
+    except (OSError, UserError) as error:
+        print(f'{error}; the numbers are in {path}')
 
 
 if __name__ == '__main__':

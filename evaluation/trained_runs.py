@@ -21,9 +21,10 @@ from data.txt2image_dataset import Text2ImageDataset
 class TrainedRun:
     """A run of text2image, StackGAN or StackGAN++ that was trained with sentences.
 
-    `path` is the run folder or a checkpoint in it, `file` the checkpoint, `folder` its run folder, `step` its number of
-    training steps, `epoch` that of its epochs, `size` the width of its largest images in pixels, and `prepared` how its
-    photographs are prepared. Raises UserError if it is no such run, or its checkpoint cannot be read.
+    `path` is the run folder or a checkpoint in it, `file` the checkpoint, `saved_ns` when it was saved, `folder` its
+    run folder, `step` its number of training steps, `epoch` that of its epochs, `size` the width of its largest images
+    in pixels, and `prepared` how its photographs are prepared. Raises UserError if it is no such run, or its checkpoint
+    cannot be read.
     """
 
     def __init__(self, path, device):
@@ -39,6 +40,7 @@ class TrainedRun:
         self.hdf5_file = run.dataset_of(self.options, self.folder)
         name = self.options['model']
         self.file = run.existing(path, name, find)
+        self.saved_ns = os.stat(self.file).st_mtime_ns
         self.model = load(self.file, name, device)
         contents = checkpoint.load(self.file, mapped=True)
         self.step, self.epoch = (checkpoint.count_in(contents, self.file, what) for what in ('step', 'epoch'))

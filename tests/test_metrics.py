@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation import features, measures, metrics
+from evaluation import compare, features, measures, metrics
 from stackgan_v1 import main as stackgan_v1
 from stackgan_v2 import main as stackgan_v2
 from tests import tiny
@@ -254,3 +254,35 @@ def test_a_line_is_added_to_those_of_others(runs, tmp_path, monkeypatch):
     (mine / 'nearest.png').unlink()
     (mine / 'nearest.png').mkdir()
     assert 'nearest.png: cannot be written' in one_line(run, monkeypatch, metrics, mine)
+
+
+def test_new_checkpoints_are_measured_and_tensorboard_shows_all_measures(runs, tmp_path, monkeypatch, capsys):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    monkeypatch.setattr(features, 'FeatureExtractor', lambda device: Brightness())
+    watched = shutil.copytree(runs['text2image'], tmp_path / 'watched',
+                              ignore=shutil.ignore_patterns('metrics*'))
+
+    def train_on(seconds, waited=[]):  # noqa: B006 - counts the calls
+        waited.append(seconds)
+        if len(waited) > 2:
+            raise KeyboardInterrupt
+        if len(waited) == 2:
+            run(monkeypatch, text2image, '--train', '--resume', watched, '--epochs', 2)
+
+    monkeypatch.setattr(metrics.time, 'sleep', train_on)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, metrics, watched, '--count', 50, '--watch')
+    assert [line['step'] for line in lines(watched)] == [3, 6]
+    said = capsys.readouterr().out
+    assert said.count('waiting for the next checkpoint') == 2 and 'text2image.pt, 6 steps' in said
+    curves = EventAccumulator(str(watched / 'metrics')).Reload()
+    assert [(event.step, event.value) for event in curves.Scalars('species')] == [
+        (line['step'], pytest.approx(line['species'])) for line in lines(watched)]
+
+
+def test_all_gans_are_put_side_by_side(runs, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, compare, *runs.values(), '--text', 'a small red bird', '--out', tmp_path / 'all.png')
+    assert '3 runs, 1 sentences' in capsys.readouterr().out
+    page = (tmp_path / 'all.html').read_text()
+    assert all(folder.name in page for folder in runs.values())
+    assert '--gf_dim</code></th><td>None</td><td>8</td><td>8</td>' in page

@@ -1,5 +1,6 @@
 """The training loop, interruptions and run folders, tested with text2image's Model on a tiny file."""
 import glob
+import io
 import math
 import os
 import signal
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common import training_run
+from common import log, training_run
 from common.errors import UserError
 from common.pictures import real_over_generated
 from common.progress import new_progress
@@ -213,6 +214,11 @@ def test_curves_can_be_read(straight):
     assert set(events.Tags()['scalars']) == {'loss_D', 'loss_G', 'images_per_second'}
     curve = [(event.step, event.value) for event in events.Scalars('loss_G')]
     assert curve == [(step, pytest.approx(loss['loss_G'])) for step, loss in enumerate(straight[0], 1)]
+    images = events.Images('samples')
+    assert [event.step for event in images] == [len(straight[0]) * epoch // EPOCHS for epoch in range(1, EPOCHS + 1)]
+    newest = sorted(glob.glob(os.path.join(straight[2], 'samples', '*.png')))[-1]
+    with Image.open(io.BytesIO(images[-1].encoded_image_string)) as shown, Image.open(newest) as written:
+        assert shown.width == min(log.WIDTH, written.width) and shown.format == 'JPEG'
 
 
 # --- batches that cannot be used, and losses --------------------------------------------------------------------------
