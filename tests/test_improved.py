@@ -99,10 +99,14 @@ def test_the_pretrained_network_computes_as_published(netD):
 
 
 def test_discriminator_shapes(netD):
-    probability, features = netD(torch.rand(5, 3, 64, 64) * 2 - 1, torch.randn(5, 1024))
-    assert probability.shape == (5, 3) and features.shape == (5, 3712)
+    text = torch.randn(3, 1024)[[0, 1, 2, 0, 1]]
+    probability, features = netD(torch.rand(5, 3, 64, 64) * 2 - 1, text)
+    assert probability.shape == (5, 3) and features.shape == (5, 5568)
     assert 0 < float(probability.detach().min()) and float(probability.detach().max()) < 1
-    torch.testing.assert_close(features[:, 1856:], features[:, :1856].square())
+    plain, squares, distances = features.chunk(3, 1)
+    torch.testing.assert_close(squares, plain.square())
+    for one, other in ((0, 3), (1, 4), (3, 0), (4, 1)):  # of the same sentence
+        torch.testing.assert_close(distances[one], (plain[one] - plain[other]).abs())
 
 
 def test_the_pretrained_network_is_neither_trained_nor_stored(netD):

@@ -77,9 +77,10 @@ class PretrainedDiscriminator(nn.Module):
     """Judge images by features of a network that was trained on ImageNet and stays as it is.
 
     x [B, 3, 64, 64] in [-1, 1] and text [B, embed_dim] -> probabilities [B, 3], one for each depth of the network, and
-    features [B, 3712], for the generator's L1 loss: those of the last depth at all places, the means of the others, and
-    the squares of all. So the loss compares not only the means but also the variances of features over a batch, which
-    are small if the noise has no effect.
+    features [B, 5568], for the generator's L1 loss: those of the last depth at all places and the means of the others,
+    then their squares, then how far they are from those of the image with the most similar sentence. So the loss
+    compares not only means but also variances, within a batch and for a sentence. The last are 0 if the noise has no
+    effect.
 
     After Sauer et al., "Projected GANs Converge Faster", NeurIPS 2021, without their random projections. The network is
     efficientnet_lite1; not efficientnet_lite0, with which evaluation/metrics.py measures.
@@ -103,8 +104,9 @@ class PretrainedDiscriminator(nn.Module):
                 x = stage(x)
                 features.append(stage.normalize(x))
         logits = [head(one, text) for head, one in zip(self.heads, features)]
-        means = torch.cat([features[-1].flatten(1), *(one.mean((2, 3)) for one in features[:-1])], 1)
-        return self.output(torch.cat(logits, 1)), torch.cat([means, means.square()], 1)
+        out = torch.cat([features[-1].flatten(1), *(one.mean((2, 3)) for one in features[:-1])], 1)     # [B, 1856]
+        out = torch.cat([out, out.square(), (out - out[similarities(text).argmax(1)]).abs()], 1)
+        return self.output(torch.cat(logits, 1)), out
 
 
 class Head(nn.Module):
@@ -135,11 +137,16 @@ def spread_in_batch(x, text):
     x are features [B, ...]. So a discriminator notices a generator that ignores the noise: its images of one sentence
     are too similar. The second number is that of Karras et al., "Progressive Growing of GANs", ICLR 2018, section 3.
     """
-    x, direction = x.flatten(1), F.normalize(text - text.mean(0))
-    similarity = (direction @ direction.T).float().fill_diagonal_(-torch.inf)
+    x = x.flatten(1)
     distances = torch.cdist(x, x) / x.shape[1] ** 0.5
-    similar = ((similarity / 0.1).softmax(1) * distances).sum(1)
+    similar = ((similarities(text) / 0.1).softmax(1) * distances).sum(1)
     return torch.stack([similar, x.std(0).mean().expand_as(similar)], 1)
+
+
+def similarities(text):
+    """Return the cosines of sentence embeddings [B, D], less their mean: [B, B], with -inf on the diagonal."""
+    direction = F.normalize(text - text.mean(0))
+    return (direction @ direction.T).float().fill_diagonal_(-torch.inf)
 
 
 def load_network():
