@@ -40,7 +40,9 @@ def test_images_are_augmented_each_in_its_own_way():
     image = torch.rand(3, 64, 64) * 2 - 1
     images = image.expand(200, -1, -1, -1)
     changed = augment(images)
-    assert changed.shape == images.shape and len(changed.flatten(1).unique(dim=0)) == 200
+    assert changed.shape == images.shape and len(changed.flatten(1).unique(dim=0)) == 100
+    assert torch.equal(changed[:100], changed[100:])  # pairs are changed alike
+    assert len(augment(images[:5]).flatten(1).unique(dim=0)) == 3
     assert all(torch.equal(images[0], image) for images in (images, images.clone()))  # the input stays as it is
     erased = (changed == 0).all(1).float().mean((1, 2))  # a square of 32 pixels, or the part of it in the image
     assert erased.max() <= 0.25 + 2 / 8 and erased.min() > 0.05 and erased.std() > 0.03

@@ -37,14 +37,16 @@ def improve(model, discriminator, augmented, lr_ratio):
 def augment(images):
     """Change the colors of images, move them by up to an eighth, and erase a square: [B, C, H, W] -> the same.
 
-    Each image is changed differently, and gradients pass through. So the discriminator cannot learn a few thousand
-    photographs by heart, and real and generated images are changed alike. These are the three policies of Zhao et al.,
-    "Differentiable Augmentation for Data-Efficient GAN Training", NeurIPS 2020.
+    Gradients pass through. So the discriminator cannot learn a few thousand photographs by heart, and real and generated
+    images are changed alike. These are the three policies of Zhao et al., "Differentiable Augmentation for
+    Data-Efficient GAN Training", NeurIPS 2020. But an image in the first half of the batch is changed like that in its
+    place in the second half: with `--pairs`, these share a sentence, and how they differ is then due to the noise.
     """
     count, _, height, width = images.shape
 
     def draw(low, high):
-        return low + (high - low) * torch.rand((count, 1, 1, 1), device=images.device)
+        drawn = low + (high - low) * torch.rand((count, 1, 1, 1), device=images.device)
+        return torch.cat([drawn[:count // 2], drawn[:count // 2], drawn[count // 2 * 2:]])
 
     images = images + draw(-0.5, 0.5)                                                       # brightness
     gray = images.mean(1, keepdim=True)
