@@ -37,8 +37,8 @@ def improve(model, discriminator, augmented, lr_ratio):
 def augment(images):
     """Change the colors of images, move them by up to an eighth, and erase a square: [B, C, H, W] -> the same.
 
-    Gradients pass through. So the discriminator cannot learn a few thousand photographs by heart, and real and generated
-    images are changed alike. These are the three policies of Zhao et al., "Differentiable Augmentation for
+    So the discriminator cannot learn a few thousand photographs by heart. Real and generated images are changed alike,
+    and gradients pass through: these are the three policies of Zhao et al., "Differentiable Augmentation for
     Data-Efficient GAN Training", NeurIPS 2020. But an image in the first half of the batch is changed like that in its
     place in the second half: with `--pairs`, these share a sentence, and how they differ is then due to the noise.
     """
