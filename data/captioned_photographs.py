@@ -40,12 +40,13 @@ class CaptionedPhotographs(Dataset):
         self.by_class = torch.argsort(class_of, stable=True)
         block_size = torch.bincount(class_of)
         block_start = block_size.cumsum(0) - block_size
+        self.class_size, self.class_start = block_size[class_of], block_start[class_of]
+        self.place = torch.argsort(self.by_class)
         if len(block_size) == 1 and self.has_wrong_images:
             warnings.warn(f'{self.file}: all photographs of /{self.split} are of the class {self.classes[0]!r}, so '
                           'wrong_images are other photographs of that class', stacklevel=4)
         if len(block_size) == 1:
-            block_size, block_start = torch.ones_like(class_of), torch.argsort(self.by_class)
-            self.block_size, self.block_start = block_size, block_start
+            self.block_size, self.block_start = torch.ones_like(class_of), self.place
         else:
             self.block_size, self.block_start = block_size[class_of], block_start[class_of]
 
@@ -64,6 +65,10 @@ class CaptionedPhotographs(Dataset):
         return self.by_class[place.clamp(max=len(self.by_class) - 1)]
 
     def draw_same_class(self, photos):
-        """Return a random photograph of the same class, perhaps the same one, for each of the `photos` (long [B])."""
-        place = (torch.rand(photos.shape, dtype=torch.float64) * self.block_size[photos]).long()
-        return self.by_class[self.block_start[photos] + place]
+        """Return another random photograph of the same class for each of the `photos` (long [B]).
+
+        Of a class with a single photograph, it is that one.
+        """
+        size, start = self.class_size[photos], self.class_start[photos]
+        step = 1 + (torch.rand(photos.shape, dtype=torch.float64) * (size - 1)).long()
+        return self.by_class[start + (self.place[photos] - start + step) % size]

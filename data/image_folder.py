@@ -156,22 +156,26 @@ class SelectedClasses(ImageFolder):
 def _walk_classes(folder, classes, verbose=False):
     """Yield (class, path, names of files) for the folder of each class and all below it, each once.
 
-    A link to a folder that is read already, an enclosing one or that of another class, is not followed. With
+    A link to a folder that is read anyway, such as an enclosing one or that of another class, is not followed. With
     `verbose`, a line says so, and another names each folder that cannot be listed.
     """
     report = print if verbose else lambda line: None
     tops = [os.path.join(folder, class_name) for class_name in classes]
-    seen = {_identity(path) for path in (folder, *tops)}
+    path_of = {_identity(folder): folder}  # of the folders that are reached without a link below a class folder
+    for top in tops:
+        for place, _, _ in os.walk(top):
+            path_of.setdefault(_identity(place), place)
+
+    def cannot_list(error):
+        report(f'skipped {error.filename}: the folder cannot be listed ({error.strerror})')
+
     for class_name, top in zip(classes, tops):
         found = []
-        for place, folders, names in os.walk(
-                top, onerror=lambda error: report(f'skipped {error.filename}: the folder cannot be listed '
-                                                  f'({error.strerror})'), followlinks=True):
-            if place != top and _identity(place) in seen:
+        for place, folders, names in os.walk(top, onerror=cannot_list, followlinks=True):
+            if path_of.setdefault(_identity(place), place) != place:
                 report(f'skipped {place}: a link to a folder that is read already')
                 folders.clear()
                 continue
-            seen.add(_identity(place))
             # Sorted, so that a folder with several paths always has the same one.
             folders[:] = sorted(name for name in folders if name[0] != '.')
             found.append((class_name, place, names))

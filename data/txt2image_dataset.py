@@ -36,7 +36,8 @@ class Text2ImageDataset(CaptionedPhotographs):
     If the file has no embeddings, items have no `right_embed` and `inter_embed`. `transform`, if given, is applied to
     each image. With `drawn=False`, items have neither `wrong_images` nor `inter_embed`, for a training that does not
     use them. With `flip`, half of the images, by chance, are mirrored. With `pairs`, the second half of a batch repeats
-    the captions of the first, each with a random photograph of the same class. Random draws come from torch's global
+    the captions of the first, each with another photograph of the same class, and wrong images are of the same class in
+    both halves. Random draws come from torch's global
     generator.
 
     The photographs are decoded once, by `preprocess`, into a cache beside the file (`data/cache.py`). So a batch is a
@@ -98,7 +99,10 @@ class Text2ImageDataset(CaptionedPhotographs):
         if self.embeddings is not None:
             batch['right_embed'] = self._embeddings(captions)
         if self.drawn:
-            batch['wrong_images'] = self._images(self.draw_other_class(photos))
+            wrong = self.draw_other_class(photos)
+            if self.pairs:
+                wrong[half:2 * half] = self.draw_same_class(wrong[:half])
+            batch['wrong_images'] = self._images(wrong)
         if self.drawn and self.embeddings is not None:
             batch['inter_embed'] = self._embeddings(torch.randint(len(self), captions.shape))
         return batch

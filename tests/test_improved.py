@@ -2,6 +2,7 @@
 import re
 import signal
 import sys
+import warnings
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tests.errors import one_line
 from tests.test_text2image import batch_of, filled_model
 from text2image import improved, main
 from text2image.build_gan import Model
-from text2image.improved import PretrainedDiscriminator, augment, spread_in_batch
+from text2image.improved import PretrainedDiscriminator, augment, similarities, spread_in_batch
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 IMPROVED = [*DATA, '--train', '--recipe', 'improved', '--batch_size', '4', '--log_interval', '1']
@@ -39,11 +40,11 @@ def test_images_are_augmented_each_in_its_own_way():
     torch.manual_seed(0)
     image = torch.rand(3, 64, 64) * 2 - 1
     images = image.expand(200, -1, -1, -1)
-    changed = augment(images)
-    assert changed.shape == images.shape and len(changed.flatten(1).unique(dim=0)) == 100
-    assert torch.equal(changed[:100], changed[100:])  # pairs are changed alike
-    assert len(augment(images[:5]).flatten(1).unique(dim=0)) == 3
-    assert all(torch.equal(images[0], image) for images in (images, images.clone()))  # the input stays as it is
+    before, changed = image.clone(), augment(images)
+    assert changed.shape == images.shape and len(changed.flatten(1).unique(dim=0)) == 200
+    assert torch.equal(image, before)  # the input stays as it is
+    paired = augment(images[:101], pairs=True)
+    assert torch.equal(paired[:50], paired[50:100]) and len(paired.flatten(1).unique(dim=0)) == 51
     erased = (changed == 0).all(1).float().mean((1, 2))  # a square of 32 pixels, or the part of it in the image
     assert erased.max() <= 0.25 + 2 / 8 and erased.min() > 0.05 and erased.std() > 0.03
 
@@ -115,7 +116,7 @@ def test_the_pretrained_network_is_neither_trained_nor_stored(netD):
     assert all(name.startswith('heads.') for name, _ in netD.named_parameters())
     assert all(name.startswith('heads.') for name in netD.state_dict())
     model = Model('text2image', 'cpu', None, 3, 20, 10)
-    improved.improve(model, 'pretrained', augmented=True, lr_ratio=4)
+    improved.improve(model, 'pretrained', augment_images=True, pairs=True, lr_ratio=4)
     model.create_optim(2e-4)
     assert [model.optim_G.param_groups[0]['lr'], model.optim_D.param_groups[0]['lr']] == [2e-4, 8e-4]
     frozen = {name: value.clone() for name, value in model.netD.stages.named_buffers()}
@@ -131,10 +132,10 @@ def test_the_pretrained_network_is_neither_trained_nor_stored(netD):
 
 def test_images_alike_for_one_sentence_are_noticed():
     torch.manual_seed(0)
-    text, x = torch.randn(4, 1024).repeat(2, 1), torch.randn(8, 6, 4, 4)
-    alike, different = spread_in_batch(torch.cat([x[:4], x[:4]]), text), spread_in_batch(x, text)
+    similarity, x = similarities(torch.randn(4, 1024).repeat(2, 1)), torch.randn(8, 6, 4, 4)
+    alike, different = spread_in_batch(torch.cat([x[:4], x[:4]]), similarity), spread_in_batch(x, similarity)
     assert alike.shape == (8, 2) and alike[:, 0].max() < 0.1 < 1 < different[:, 0].min()
-    assert (spread_in_batch(x[:1].expand(8, -1, -1, -1), text).abs() < 1e-3).all()
+    assert (spread_in_batch(x[:1].expand(8, -1, -1, -1), similarity).abs() < 1e-3).all()
 
 
 # --- batches ------------------------------------------------------------------------------------------------------
@@ -160,8 +161,22 @@ def test_pairs_share_a_sentence_and_a_class(birds):
     photos = {image.numpy().tobytes(): photo for photo, image in enumerate(map(dataset.image, range(7)))}
     shown = [photos[image.numpy().tobytes()] for image in batch['right_images']]
     classes = [dataset.classes[photo] for photo in shown]
-    assert shown[:6] == dataset.photo_of[:6].tolist() and classes[:6] == classes[6:12] and shown[:6] != shown[6:12]
+    assert shown[:6] == dataset.photo_of[:6].tolist() and classes[:6] == classes[6:12]
+    assert all(one != other for one, other in zip(shown[:6], shown[6:12]))
+    wrong = [dataset.classes[photos[image.numpy().tobytes()]] for image in batch['wrong_images']]
+    assert wrong[:6] == wrong[6:12] and all(one != other for one, other in zip(classes, wrong))
     assert len(dataset.gather([0])['txt']) == 1
+
+
+@pytest.mark.parametrize('classes', [{'001.Auk': 5}, {'001.Auk': 5, '002.Jay': 1}])
+def test_another_photograph_of_a_class_is_drawn(tmp_path, classes):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # a single class
+        dataset = Text2ImageDataset(tiny.make(tmp_path / 'few.hdf5', {'train': classes}))
+    drawn = {photo: set(dataset.draw_same_class(torch.full((200,), photo)).tolist())
+             for photo in range(len(dataset.classes))}
+    auks = {photo for photo in drawn if dataset.classes[photo] == '001.Auk'}
+    assert all(found == (auks - {photo} if photo in auks else {photo}) for photo, found in drawn.items())
 
 
 # --- the command --------------------------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ class Model:
     `cls_coef` (GAN-CLS, section 4.2) and `int_coef` (GAN-INT, section 4.3), both 0 by default.
     """
 
+    lr_ratio = 1  # the discriminator's learning rate, divided by the generator's
+
     def __init__(self, name, device, data_loader, channels, l1_coef, l2_coef, cls_coef=0.0, int_coef=0.0):
         self.name, self.device, self.data_loader, self.channels = name, torch.device(device), data_loader, channels
         self.netG = Generator(self.channels).apply(_weights_init).to(self.device)
@@ -43,7 +45,6 @@ class Model:
         self.loss_l2 = nn.MSELoss()
         self.l1_coef, self.l2_coef, self.cls_coef, self.int_coef = l1_coef, l2_coef, cls_coef, int_coef
         self.optim_G = self.optim_D = None
-        self.lr_ratio = 1.0    # the discriminator's learning rate, divided by the generator's
         self.average_G = None  # see `keep_average`
         self.progress = new_progress()
         self.options, self.data, self.keep = {}, {}, checkpoint.KEEP

