@@ -110,7 +110,7 @@ def checked_progress(contents, path):
 
 def _misfit(network, path, reason):
     return UserError(f'{path}: does not fit {type(network).__name__}: {reason}; give a checkpoint of this network, and '
-                     'for a training the widths that it was trained with (--help lists their flags)')
+                     'for a training the networks and widths that it was trained with (--help lists their flags)')
 
 
 def _size(tensor):

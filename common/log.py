@@ -94,9 +94,9 @@ class Log:
                 self.curves.add({**losses, f'{self.unit}_per_second': speed}, progress['step'])
 
     def sample(self, image, progress):
-        """Write a PIL image as samples/epoch_EPOCH.png and to TensorBoard.
+        """Write a PIL image as samples/epoch_EPOCH.png, and a small copy of it to TensorBoard.
 
-        If the disk is full, report that it is lost, as it may be too large to keep.
+        If the disk is full, the image is lost, which is reported; the copy waits like all curves.
         """
         with self.attempt('the sample', ' after the next epoch; samples until then are lost'), atomic_write(
                 os.path.join(self.out_dir, 'samples', f'epoch_{progress["epoch"]:04d}.png')) as file:

@@ -120,8 +120,8 @@ def read_options(run_dir):
         options = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         remove_leftovers(path)
-        raise UserError(f'{path}: cannot be read ({error}), so the run cannot be resumed; start it again without '
-                        '--resume') from error
+        raise UserError(f'{path}: cannot be read ({error}); restore the file that the run wrote, or start a new run '
+                        'from its checkpoint, with --checkpoint') from error
     if not isinstance(options, dict):
         raise UserError(f'{path}: holds a {type(options).__name__}, not the options of a run; restore the file '
                         'that the run wrote, or start a new run')
@@ -239,22 +239,23 @@ def if_given(name, value):
     return value if name in GIVEN_FLAGS else None
 
 
-def parse_options(parser, mode_of, from_file=None):
+def parse_options(parser, mode_of, defaults=None):
     """Parse the command line. With `--resume`, options that it does not set keep the values of that run.
 
-    `mode_of(options)` returns the mode; flags that have no effect in it are refused. `from_file` is a dict {flag:
-    value}, which the command line overrides. Returns (options, the folder of the run to resume or None).
+    `mode_of(options)` returns the mode; flags that have no effect in it are refused. `defaults` is a dict {flag:
+    value}, from a file or a recipe, which the command line overrides. Returns (options, the folder of the run to resume
+    or None).
     """
     arguments = sys.argv[1:]
     GIVEN_FLAGS[:] = [action.dest for action in parser.given(arguments)]
     PATH_FLAGS[:] = set(parser.paths()) - {'out_dir'}
-    from_file = {name: value for name, value in (from_file or {}).items() if value not in (None, '')}
+    defaults = {name: value for name, value in (defaults or {}).items() if value not in (None, '')}
 
     def parse(values):
         others = {name: value for name, value in values.items() if name not in GIVEN_FLAGS}  # lists would be joined
         return parser.parse_args([*flags.as_arguments(others), *arguments])
 
-    options, run_dir = parse(from_file), None
+    options, run_dir = parse(defaults), None
     parser.refuse_unused(arguments, mode_of(options))
     if options.resume:
         run_dir, name = _run_to_resume(parser, options)
@@ -262,21 +263,21 @@ def parse_options(parser, mode_of, from_file=None):
             refuse_given(['out_dir'], 'with --resume RUN, which continues in its own folder')
         parser.set_defaults(out_dir=os.path.dirname(run_dir))
         kept = _kept_options(parser, run_dir, options.train)
-        options = parse(kept | _with_effect(parser, mode_of(options), kept, from_file))
+        options = parse(kept | _with_effect(parser, mode_of(options), kept, defaults))
         options.model = name or options.model
         _check_has_checkpoint(run_dir, options.model)
     return options, run_dir
 
 
-def _with_effect(parser, mode, kept, from_file):
+def _with_effect(parser, mode, kept, defaults):
     """Return the values of a configuration file that a resumed run can take; print the names of the others."""
     if mode != flags.RESUME:
-        return from_file
-    unused = {action.dest for action in parser._actions if action.dest in from_file and mode not in action.modes}
-    ignored = sorted(name for name in unused if str(from_file[name]) != str(kept.get(name)))
+        return defaults
+    unused = {action.dest for action in parser._actions if action.dest in defaults and mode not in action.modes}
+    ignored = sorted(name for name in unused if str(defaults[name]) != str(kept.get(name)))
     if ignored:
         print(f'--cfg: {", ".join(ignored)}: no effect with --resume; the run keeps its own values')
-    return {name: value for name, value in from_file.items() if name not in unused}
+    return {name: value for name, value in defaults.items() if name not in unused}
 
 
 def dataset_of(options, file):

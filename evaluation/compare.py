@@ -25,10 +25,10 @@ from PIL import Image, ImageDraw, ImageFont
 from char_cnn_rnn import reading
 from common import flags
 from common.errors import UserError, run_command
-from common.files import atomic_write
+from common.files import atomic_write, check_is_file
 from common.pictures import font_and_text, letter_width, to_pil
 from common.sampling import in_batches
-from evaluation.page import page
+from evaluation.page import GENERATOR, page
 from evaluation.trained_runs import TrainedRun
 
 SIDE, GAP = 96, 8          # pixels of an image on the sheet, and between two of them
@@ -54,6 +54,8 @@ def main():
     options = parser.parse_args()
     if not options.out.lower().endswith('.png'):
         raise UserError(f'--out {options.out}: is written as a PNG; give a name that ends in .png')
+    page_file = f'{os.path.splitext(options.out)[0]}.html'
+    check_is_ours(page_file)
     device = flags.choose_device(torch.cuda.is_available())
     runs = [TrainedRun(path, device) for path in options.runs]
     if options.text or options.text_file:
@@ -64,13 +66,28 @@ def main():
         raise UserError(f'{len(sentences)} sentences: too many for one sheet; give {ROWS} or fewer')
     columns = [generate(run, sentences, options.seed, device) for run in runs]
     differing = differences([run.options for run in runs])
-    titles = [f'{title_of(of_run)}, {run.step:,} steps' for run, of_run in zip(runs, differing)]
-    html = f'{os.path.splitext(options.out)[0]}.html'
+    sections = [run.section for run in runs] if len({run.section for run in runs}) > 1 else [''] * len(runs)
+    titles = [f'{section} {title_of(of_run)}, {run.step:,} steps'.strip()
+              for section, run, of_run in zip(sections, runs, differing)]
     with atomic_write(options.out) as file:
         sheet(columns, titles, sentences).save(file, 'PNG')
-    with atomic_write(html) as file:
-        file.write(page(runs, differing, sentences, columns).encode())
-    print(f'{len(runs)} runs, {len(sentences)} sentences: {options.out} and {html}')
+    with atomic_write(page_file) as file:
+        file.write(page(runs, differing, sentences, columns).encode(errors='backslashreplace'))
+    print(f'{len(runs)} runs, {len(sentences)} sentences: {options.out} and {page_file}')
+
+
+def check_is_ours(path):
+    """Raise UserError if there is a file at `path` that this program did not write."""
+    if os.path.lexists(path):
+        try:
+            check_is_file(path)
+            with open(path, encoding='utf-8', errors='replace') as file:
+                is_ours = GENERATOR in file.read(1000)
+        except OSError:
+            is_ours = False
+        if not is_ours:
+            raise UserError(f'{path}: exists and is no page of this program, so it is not replaced; give another name '
+                            'with --out')
 
 
 def held_out_captions(run):
@@ -80,7 +97,7 @@ def held_out_captions(run):
     except UserError as error:
         raise UserError(f'{error}; or give sentences with --text') from error
     places = torch.linspace(0, len(captions) - 1, min(SHOWN, len(captions))).long().tolist()
-    return list(dict.fromkeys(captions[place] for place in places))
+    return list(dict.fromkeys(' '.join(captions[place].split()) for place in places))
 
 
 def generate(run, sentences, seed, device):
@@ -90,12 +107,15 @@ def generate(run, sentences, seed, device):
 
 
 def differences(all_options):
-    """Return for each run the options in which it differs from another one: a dict of texts."""
-    def shown(options, name):  # a default of 50 and a typed 50.0 are the same
-        value = options.get(name)
-        return f'{value:g}' if type(value) in (int, float) else str(value)
+    """Return for each run the options in which it differs from another one: a dict of texts.
 
-    names = sorted(set.union(*map(set, all_options)) - NOT_SHOWN)
+    Options that not all runs have are left out, those of another section.
+    """
+    def shown(options, name):  # a default of 50 and a typed 50.0 are the same
+        value = options[name]
+        return str(int(value) if isinstance(value, float) and value.is_integer() else value)[:100]
+
+    names = sorted(set.intersection(*map(set, all_options)) - NOT_SHOWN)
     differing = [name for name in names if len({shown(one, name) for one in all_options}) > 1]
     return [{name: shown(one, name) for name in differing} for one in all_options]
 

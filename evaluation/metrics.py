@@ -69,20 +69,30 @@ def main():
             check_can_write(os.path.join(run.folder, name))
     extract = features.extractor(options.features, device, options.inception_weights)
     print_tables(runs, options, extract)
-    newest = {run.file: run for run in runs}
-    while options.watch:
+    watched = {path: (run.file, run.saved_ns) for path, run in zip(options.runs, runs)} if options.watch else {}
+    del runs
+    while watched:
         print('waiting for the next checkpoint; Ctrl-C ends this', flush=True)
-        run = TrainedRun(wait_for_checkpoint(newest.values()), device)
-        newest[run.file] = run
-        print_tables([run], options, extract)
+        path = wait_for_checkpoint(watched)
+        del watched[path]
+        try:
+            run = TrainedRun(path, device)
+            print_tables([run], options, extract)
+            watched[path] = run.file, run.saved_ns  # now the last: no run is forgotten while others save often
+        except UserError as error:
+            print(f'{error}; {path} is not watched any more', flush=True)
 
 
-def wait_for_checkpoint(runs):
-    """Return the checkpoint file of the first run that has saved a new one since it was read."""
+def wait_for_checkpoint(watched):
+    """Return the first path whose checkpoint is new or gone; `watched` is {path: (checkpoint, when it was saved)}."""
     while True:
-        for run in runs:
-            if os.path.exists(run.file) and os.stat(run.file).st_mtime_ns != run.saved_ns:
-                return run.file
+        for path, (file, saved_ns) in watched.items():
+            try:
+                is_new = os.stat(file).st_mtime_ns != saved_ns
+            except OSError:
+                return path
+            if is_new:
+                return path
         time.sleep(SECONDS)
 
 

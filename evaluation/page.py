@@ -7,16 +7,18 @@ import os
 import re
 from contextlib import suppress
 
-from PIL import Image
-
+from common.files import check_is_file
 from common.log import LOG
 from common.pictures import to_pil
+from data.pictures import BadPicture, read_picture
 
 POINTS, WIDTH, HEIGHT = 300, 560, 200  # of a curve: points at most, and pixels
 FRAMES, FRAME = 6, 260                 # samples shown of each run, and their width in pixels
-LONGEST = 50_000_000                   # bytes of a log that are read
+LONGEST = 50_000_000                   # characters of a log that are read
+MOST = 20                              # losses, and measures, of a run that are shown
+GENERATOR = '<meta name="generator" content="evaluation/compare.py">'
 COLORS = ('#3366cc', '#dc3912', '#109618', '#ff9900', '#990099', '#0099c6', '#dd4477', '#66aa00')
-LOGGED = re.compile(r'^epoch \S+  step (\d+)  (.*)  \S+ \S+/s$')
+LOGGED = re.compile(r'^epoch \S+  step (\d{1,15})  (.*)  \S+ \S+/s$')
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; font: 15px/1.5 system-ui, sans-serif; }
 body { max-width: 1200px; margin: 2rem auto; padding: 0 1rem; }
@@ -44,7 +46,7 @@ def page(runs, differing, sentences, columns):
              '<h2>Images of the same sentences and the same noise</h2>', _images(heads, sentences, columns),
              '<h2>Losses</h2>', _losses(runs), '<h2>Measured by metrics.py</h2>', _metrics(runs, heads),
              '<h2>Samples during training</h2>', _films(runs, heads)]
-    return (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    return (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{GENERATOR}\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f'<title>{html.escape(", ".join(names))}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n'
             + '\n'.join(parts) + '\n</body>\n</html>\n')
@@ -60,7 +62,8 @@ def _table(head, rows, kind=''):
 def _options(runs, heads, differing):
     rows = [[f'<code>--{html.escape(name)}</code>', *(html.escape(of_run[name]) for of_run in differing)]
             for name in differing[0]]
-    return _table(['', *heads], [*rows, ['steps', *(f'{run.step:,}' for run in runs)],
+    return _table(['', *heads], [['section', *(run.section for run in runs)], *rows,
+                                 ['steps', *(f'{run.step:,}' for run in runs)],
                                  ['epochs', *(str(run.epoch) for run in runs)]])
 
 
@@ -88,20 +91,31 @@ def _losses(runs):
 def logged(folder):
     """Return {name of a loss: [(step, value), ...]} from a run's log; of steps that were repeated, the last."""
     found = {}
-    with suppress(OSError), open(os.path.join(folder, LOG), encoding='utf-8', errors='replace') as log:
-        for step, losses in (match.groups() for match in map(LOGGED.match, log.read(LONGEST).splitlines()) if match):
-            for name, value in re.findall(r'(\S+) (\S+)', losses):
+    for step, losses in (match.groups() for match in map(LOGGED.match, _text(folder, LOG).splitlines()) if match):
+        for name, value in re.findall(r'([^\s]{1,40}) (\S+)', losses):
+            if name in found or len(found) < MOST:
                 with suppress(ValueError):
                     found.setdefault(name, {})[int(step)] = float(value)
     return {name: sorted((step, value) for step, value in points.items() if abs(value) < float('inf'))
             for name, points in found.items()}
 
 
+def _text(folder, name):
+    """Return the text of a file in a run folder, or '' if there is none."""
+    path = os.path.join(folder, name)
+    try:
+        check_is_file(path)
+        with open(path, encoding='utf-8', errors='replace') as file:
+            return file.read(LONGEST)
+    except OSError:
+        return ''
+
+
 def _plot(name, curves):
     """Return a figure with one curve for each run."""
     curves = [_thinned(points) for points in curves]
-    steps, values = zip(*(point for points in curves for point in points), strict=True) if any(curves) else ((0,), (0,))
-    low, high, last = min(values), max(values), max(max(steps), 1)
+    steps, values = zip(*(point for points in curves for point in points)) if any(curves) else ((0,), (0,))
+    low, high, last = min(values), max(values), max(*steps, 1)
     scale = (HEIGHT - 40) / ((high - low) or 1)
     lines = [f'<polyline fill="none" stroke="{COLORS[i % len(COLORS)]}" stroke-width="1.5" points="' + ' '.join(
         f'{50 + (WIDTH - 60) * step / last:.1f},{HEIGHT - 25 - scale * (value - low):.1f}' for step, value in points)
@@ -109,7 +123,7 @@ def _plot(name, curves):
     return (f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" aria-label="{html.escape(name)}">'
             f'<text x="0" y="20">{high:.4g}</text><text x="0" y="{HEIGHT - 25}">{low:.4g}</text>'
             f'<text x="50" y="{HEIGHT - 5}">0</text>'
-            f'<text x="{WIDTH - 10}" y="{HEIGHT - 5}" text-anchor="end">step {last:,}</text>'
+            f'<text x="{WIDTH - 10}" y="{HEIGHT - 5}" text-anchor="end">step {last:,.0f}</text>'
             f'{"".join(lines)}</svg><figcaption>{html.escape(name)}</figcaption></figure>')
 
 
@@ -130,12 +144,11 @@ def _metrics(runs, heads):
 
 
 def measured(folder):
-    """Return the newest line of a run's metrics.jsonl as {name: text}; {} if there is none."""
-    with suppress(OSError, ValueError, RecursionError), open(
-            os.path.join(folder, 'metrics.jsonl'), encoding='utf-8') as lines:
-        for newest in map(json.loads, lines.read(LONGEST).splitlines()[-1:]):
-            return {name: f'{value:.4g}' if isinstance(value, float) else str(value)
-                    for name, value in (newest.items() if isinstance(newest, dict) else ())}
+    """Return the newest line of a run's metrics.jsonl as {name: text}; {} if there is none, or it is damaged."""
+    with suppress(ValueError, RecursionError):
+        for newest in map(json.loads, _text(folder, 'metrics.jsonl').splitlines()[-1:]):
+            items = list(newest.items() if isinstance(newest, dict) else ())[:MOST]
+            return {name[:40]: f'{value:.4g}' if isinstance(value, float) else str(value)[:40] for name, value in items}
     return {}
 
 
@@ -147,13 +160,20 @@ def _films(runs, heads):
 def _frames(folder):
     """Yield figures of samples, evenly spread over the epochs, the newest last."""
     folder = os.path.join(folder, 'samples')
-    names = sorted(name for name in os.listdir(folder) if name.endswith('.png')) if os.path.isdir(folder) else []
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith('.png'))
+    except OSError:
+        names = []
     count = min(FRAMES, len(names))
     for place in range(count):
         name = names[(len(names) - 1) * place // (count - 1) if count > 1 else -1]
-        with suppress(OSError, ValueError, Image.DecompressionBombError), Image.open(
-                os.path.join(folder, name)) as image:
-            image = image.convert('RGB')
+        caption = os.path.splitext(name)[0].replace('_', ' ')
+        try:
+            check_is_file(os.path.join(folder, name))
+            image = read_picture(os.path.join(folder, name))
+        except (OSError, BadPicture) as error:
+            shown = html.escape(str(error))
+        else:
             image.thumbnail((FRAME, 4 * FRAME))
-            caption = html.escape(os.path.splitext(name)[0].replace('_', ' '))
-            yield f'<figure>{_picture(image, caption, "JPEG")}<figcaption>{caption}</figcaption></figure>'
+            shown = _picture(image, caption, 'JPEG')
+        yield f'<figure>{shown}<figcaption>{html.escape(caption)}</figcaption></figure>'

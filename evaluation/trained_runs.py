@@ -22,9 +22,9 @@ class TrainedRun:
     """A run of text2image, StackGAN or StackGAN++ that was trained with sentences.
 
     `path` is the run folder or a checkpoint in it, `file` the checkpoint, `saved_ns` when it was saved, `folder` its
-    run folder, `step` its number of training steps, `epoch` that of its epochs, `size` the width of its largest images
-    in pixels, and `prepared` how its photographs are prepared. Raises UserError if it is no such run, or its checkpoint
-    cannot be read.
+    run folder, `section` the name of its GAN, `step` its number of training steps, `epoch` that of its epochs, `size`
+    the width of its largest images in pixels, and `prepared` how its photographs are prepared. Raises UserError if it
+    is no such run, or its checkpoint cannot be read.
     """
 
     def __init__(self, path, device):
@@ -33,15 +33,15 @@ class TrainedRun:
             raise UserError(f'{path}: is not a run folder (it has no {run.OPTIONS}); give one that a training of a GAN '
                             'made')
         self.options = run.read_options(self.folder)
-        section = next((section for flag, section in SECTIONS.items() if flag in self.options), None)
-        if section is None or not isinstance(self.options.get('model'), str):
+        flag = next((flag for flag in SECTIONS if flag in self.options), None)
+        if flag is None or not isinstance(self.options.get('model'), str):
             raise UserError(f'{path}: is not a run of text2image, stackgan_v1 or stackgan_v2; give one')
-        load, find, self._dataset, preparation = section
+        self.section, load, find, self._dataset, preparation = SECTIONS[flag]
         self.hdf5_file = run.dataset_of(self.options, self.folder)
         name = self.options['model']
         self.file = run.existing(path, name, find)
         self.saved_ns = os.stat(self.file).st_mtime_ns
-        self.model = load(self.file, name, device)
+        self.model, *_ = load(self.file, name, device)
         contents = checkpoint.load(self.file, mapped=True)
         self.step, self.epoch = (checkpoint.count_in(contents, self.file, what) for what in ('step', 'epoch'))
         if not getattr(self.model.netG, 'conditional', True):
@@ -68,10 +68,6 @@ class TrainedRun:
         reading.check_embeddings(self.model.data, dataset, self.file)
 
 
-def _load_with(load_generator):
-    return lambda file, name, device: load_generator(file, name, device)[0]
-
-
 def _whole_photographs(file, split, _):
     dataset = Text2ImageDataset(file, split=split, drawn=False)
     return dataset, lambda photo: dataset.pictures[photo].numpy()
@@ -84,13 +80,13 @@ def _crops(Dataset, **arguments):
     return load
 
 
-# An option that only this section has: (how to load a checkpoint, how to find it, how to load its data, how that
-# prepares photographs).
+# An option that only this section has: (its name, how to load a checkpoint, how to find it, how to load its data, how
+# that prepares photographs).
 SECTIONS = {
-    'l1_coef': (_load_with(text2image.build_gan.load_generator), text2image.checkpoints.find,
-                _whole_photographs, 'whole'),
-    'stage': (_load_with(stackgan_v1.build_gan.load_generator), stackgan_v1.checkpoints.find,
+    'l1_coef': ('text2image', text2image.build_gan.load_generator, text2image.checkpoints.find, _whole_photographs,
+                'whole'),
+    'stage': ('stackgan_v1', stackgan_v1.build_gan.load_generator, stackgan_v1.checkpoints.find,
               _crops(CroppedDataset, size=int), 'crop'),
-    'branches': (_load_with(stackgan_v2.build_gan.load_generator), stackgan_v2.checkpoints.find,
+    'branches': ('stackgan_v2', stackgan_v2.build_gan.load_generator, stackgan_v2.checkpoints.find,
                  _crops(MultiscaleDataset, branches=lambda size: size.bit_length() - 6), 'crop'),
 }

@@ -1,5 +1,6 @@
 """evaluation/compare.py: runs side by side."""
 import json
+import os
 import re
 import sys
 
@@ -65,6 +66,8 @@ def test_titles_say_what_differs(runs):
     assert [compare.title_of(one) for one in found] == ['--l1_coef 0', '--l1_coef 50']
     same = compare.differences([{'l1_coef': 50}, {'l1_coef': 50.0}])
     assert [compare.title_of(one) for one in same] == ['the same options'] * 2
+    seeds = compare.differences([{'seed': 12345678, 'stage': 1}, {'seed': 12345679, 'branches': 2}])
+    assert seeds == [{'seed': '12345678'}, {'seed': '12345679'}]  # no option that the other section lacks
 
 
 def test_a_page_shows_the_runs_and_needs_no_other_file(runs, tmp_path, monkeypatch, capsys):
@@ -84,14 +87,21 @@ def test_a_page_shows_the_runs_and_needs_no_other_file(runs, tmp_path, monkeypat
 
 
 def test_a_page_of_damaged_records(runs, tmp_path, monkeypatch):
-    (runs[0] / 'log.txt').write_bytes(b'epoch 1/2  step 1  loss_D nan  loss_G x  3 images/s\n\xff\nstep 2')
+    (runs[0] / 'log.txt').write_bytes(b'epoch 1/2  step 1  loss_D nan  loss_G x  3 images/s\n\xff\nstep 2\n'
+                                      b'epoch 1/2  step ' + b'9' * 400 + b'  loss_D 1  3 images/s')
     (runs[0] / 'metrics.jsonl').write_text('[1]\n')
     (runs[1] / 'metrics.jsonl').write_text('{"a": 1')
+    (runs[1] / 'log.txt').unlink()
+    os.mkfifo(runs[1] / 'log.txt')
     for sample in (runs[0] / 'samples').iterdir():
         sample.write_bytes(b'PNG')
     run(monkeypatch, compare, *runs, '--text', 'a bird', '--out', tmp_path / 'both.png')
     page = (tmp_path / 'both.html').read_text()
-    assert 'Nothing yet' in page and page.count('no samples') == 1 and page.count('data:image') == 3
+    assert 'Nothing yet' in page and page.count('data:image') == 3
+    assert page.count('alt="epoch') == 1 and page.count('<figcaption>epoch') == 2  # one cannot be decoded
+    (runs[0] / 'metrics.jsonl').write_text(json.dumps({'a': '\ud800', 'b': 10 ** 400}))
+    run(monkeypatch, compare, *runs, '--text', 'a bird', '--out', tmp_path / 'both.png')  # replaces its own page
+    assert 'd800' in (tmp_path / 'both.html').read_text()
 
 
 def test_curves_are_thinned_and_repeated_steps_replaced(tmp_path):
@@ -122,6 +132,10 @@ def test_errors_are_one_line(runs, tmp_path, monkeypatch):
     (runs[0] / 'options.json').write_text(json.dumps(kept))
     (tmp_path / 'many.txt').write_text('a bird\n' * 257)
     assert 'too many for one sheet' in one_line(run, monkeypatch, compare, *runs, '--text_file', tmp_path / 'many.txt')
+    (tmp_path / 'mine.html').write_text('<!doctype html>mine')
+    assert 'mine.html: exists and is no page of this program' in one_line(
+        run, monkeypatch, compare, *runs, '--text', 'a bird', '--out', tmp_path / 'mine.png')
+    assert (tmp_path / 'mine.html').read_text() == '<!doctype html>mine' and not (tmp_path / 'mine.png').exists()
     assert 'ends in .png' in one_line(run, monkeypatch, compare, *runs, '--text', 'a bird', '--out', 'a.jpg')
 
 

@@ -262,18 +262,21 @@ def test_new_checkpoints_are_measured_and_tensorboard_shows_all_measures(runs, t
     watched = shutil.copytree(runs['text2image'], tmp_path / 'watched',
                               ignore=shutil.ignore_patterns('metrics*'))
 
-    def train_on(seconds, waited=[]):  # noqa: B006 - counts the calls
+    waited = []
+
+    def train_on(seconds):
         waited.append(seconds)
-        if len(waited) > 2:
-            raise KeyboardInterrupt
         if len(waited) == 2:
             run(monkeypatch, text2image, '--train', '--resume', watched, '--epochs', 2)
+        if len(waited) == 3:
+            watched.rename(tmp_path / 'moved')
 
     monkeypatch.setattr(metrics.time, 'sleep', train_on)
-    with pytest.raises(KeyboardInterrupt):
-        run(monkeypatch, metrics, watched, '--count', 50, '--watch')
-    assert [line['step'] for line in lines(watched)] == [3, 6]
+    run(monkeypatch, metrics, watched, '--count', 50, '--watch')  # ends when no run is left
     said = capsys.readouterr().out
+    assert f'is not a run folder (it has no options.json); give one that a training of a GAN made; {watched} is' in said
+    watched = tmp_path / 'moved'
+    assert [line['step'] for line in lines(watched)] == [3, 6]
     assert said.count('waiting for the next checkpoint') == 2 and 'text2image.pt, 6 steps' in said
     curves = EventAccumulator(str(watched / 'metrics')).Reload()
     assert [(event.step, event.value) for event in curves.Scalars('species')] == [
@@ -285,4 +288,5 @@ def test_all_gans_are_put_side_by_side(runs, tmp_path, monkeypatch, capsys):
     assert '3 runs, 1 sentences' in capsys.readouterr().out
     page = (tmp_path / 'all.html').read_text()
     assert all(folder.name in page for folder in runs.values())
-    assert '--gf_dim</code></th><td>None</td><td>8</td><td>8</td>' in page
+    assert '<th>section</th><td>text2image</td><td>stackgan_v1</td><td>stackgan_v2</td>' in page
+    assert 'gf_dim' not in page  # text2image has no such option

@@ -332,7 +332,8 @@ def test_errors_say_what_to_do(folder, stage1, stage2, call, tmp_path):
     assert '--out_dir: is not used in an evaluation of a given run' in call.error(
         '--train', 'False', *DATA, '--checkpoint', stage1, '--out_dir', 'none')
     said = call.error('--train', *DATA, *TRAINING, '--gf_dim', '16', '--out_dir', 'none', '--checkpoint', stage1)
-    assert 'does not fit Stage1Generator: ' in said and 'for a training the widths that it was trained with' in said
+    assert 'does not fit Stage1Generator: ' in said
+    assert 'for a training the networks and widths that it was trained with' in said
     assert 'was trained with 5; leave out --z_dim' in call.error(*second, '--stage1', stage1, '--z_dim', '9')
     assert 'too narrow; give 4 or more' in call.error(*second, '--stage1', stage1, '--gf_dim', '3')
     assert 'data/birds/prepare.py --cub' in call.error('--train', '--data_dir', 'nowhere', '--out_dir', 'none')

@@ -24,8 +24,9 @@ def improve(model, discriminator, augment_images, pairs, lr_ratio):
     """Give a Model the `discriminator`, one of `DISCRIMINATORS`.
 
     `augment_images` says whether it sees images changed by `augment`, and `pairs` whether batches consist of pairs
-    (`data/txt2image_dataset.py`). `lr_ratio` is the discriminator's learning rate divided by the generator's (Heusel et al., NIPS 2017, section 2).
-    Call this before the optimizers are created. Raises UserError if the pretrained network is not installed.
+    (`data/txt2image_dataset.py`). `lr_ratio` is the discriminator's learning rate divided by the generator's (Heusel et
+    al., NIPS 2017, section 2). Call this before the optimizers are created. Raises UserError if the pretrained network
+    is not installed.
     """
     model.lr_ratio = lr_ratio
     if discriminator == PRETRAINED:
@@ -40,8 +41,8 @@ def augment(images, pairs=False):
 
     So the discriminator cannot learn a few thousand photographs by heart. Real and generated images are changed alike,
     and gradients pass through: these are the three policies of Zhao et al., "Differentiable Augmentation for
-    Data-Efficient GAN Training", NeurIPS 2020. With `pairs`, the two halves of the batch are changed alike: their images
-    share sentences, and how two generated images of a sentence differ must be due to the noise alone.
+    Data-Efficient GAN Training", NeurIPS 2020. With `pairs`, the two halves of the batch are changed alike: their
+    images share sentences, and how two generated images of a sentence differ must be due to the noise alone.
     """
     count, _, height, width = images.shape
 

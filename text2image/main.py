@@ -62,7 +62,8 @@ def parse_flags():
     flags.add_compile_flag(parser)
     flags.add_sentence_flags(parser)
     flags.add_count_flag(parser)
-    return run.parse_options(parser, flags.mode_of, improved.RECIPES[parser.parse_args().recipe])
+    recipe = parser.parse_args().recipe  # the second time, with the recipe's values as defaults
+    return run.parse_options(parser, flags.mode_of, improved.RECIPES[recipe])
 
 
 def main():
