@@ -1,7 +1,7 @@
 #!/bin/sh
 # Half an hour of a GPU, used well: the tests that need one, speeds and memory, and trainings with their images.
 #
-#   benchmarks/gpu_run.sh DATA.hdf5 OUT [STEP...]      (all steps: tests speed evaluation chapter average tree report)
+#   benchmarks/gpu_run.sh DATA.hdf5 OUT [STEP...]      (all steps: tests speed evaluation chapter improved tree report)
 #
 # DATA.hdf5 is a file with embeddings. Every command ends within MINUTES (9 by default) and adds to OUT/STEP.txt. Typed
 # again, the script skips the steps that are done, continues a training that was cut off, and reports again. TINY=1 runs
@@ -51,11 +51,11 @@ step() {
         done ;;
     evaluation) limited "$PYTHON" benchmarks/eval_speed.py --device $DEVICE --count $COUNT ;;
     chapter) train text2image chapter $TRAIN ;;
-    average) train text2image average $TRAIN --average 0.999 ;;
+    improved) train text2image improved $TRAIN --recipe improved ;;
     tree) train stackgan_v2 tree $TREE ;;
     report)
         failed=3  # nothing was trained
-        for run in "$OUT"/chapter/*_* "$OUT"/average/*_* "$OUT"/tree/*_*; do
+        for run in "$OUT"/chapter/*_* "$OUT"/improved/*_* "$OUT"/tree/*_*; do
             [ -f "$run/options.json" ] || continue
             [ "$failed" = 3 ] && failed=0
             limited "$PYTHON" evaluation/metrics.py "$run" --count $IMAGES || failed=1
@@ -68,7 +68,7 @@ step() {
     esac
 }
 
-for name in ${*:-tests speed evaluation chapter average tree report}; do
+for name in ${*:-tests speed evaluation chapter improved tree report}; do
     [ -e "$OUT/$name.done" ] && { echo "$name: done before"; continue; }
     begin=$(date +%s)
     step "$name" >> "$OUT/$name.txt" 2>&1

@@ -82,7 +82,7 @@ def test_gradients_of_parts_equal_those_of_the_batch(chapter):
         found.append({names[parameter]: value for parameter, value in gradients.items()}
                      | {f'{i}.{name}': value for i, net in enumerate((model.netG, *netsD))
                         for name, value in net.named_buffers()})
-    torch.testing.assert_close(*found, rtol=1e-3, atol=3e-5)
+    torch.testing.assert_close(*found, rtol=1e-3, atol=2e-4)  # CPUs differ in how they add up products
 
 
 @pytest.mark.parametrize('chapter', CHAPTERS)
