@@ -16,11 +16,11 @@ def wrong(rng, folder):
 
 def slow(rng, folder):
     start = time.process_time()
-    while time.process_time() < start + 0.9:
+    while time.process_time() < start + 0.3:
         pass
 
 def large(rng, folder):
-    return bytearray(b'x') * (200 * 2 ** 20) and None
+    return bytearray(b'x') * (70 * 2 ** 20) and None
 
 def busy(rng, folder):
     while True:
@@ -38,7 +38,7 @@ def ends(rng, folder):
 TARGETS = {one.__name__: one for one in (fine, wrong, slow, large, busy, asleep, dies, ends)}
 WEIGHTS = {'fine': 5}
 '''
-LIMITS = fuzz.Limits(seconds=0.6, hang=8, megabytes=150, ceiling=1000)
+LIMITS = fuzz.Limits(seconds=0.2, hang=8, megabytes=50, ceiling=1000)
 
 
 def test_every_kind_of_finding_is_reported_and_none_stops_the_fuzzer(tmp_path, monkeypatch, capsys):

@@ -51,6 +51,9 @@ def trained(model, batch, nets, heads, asked):
     speed.prepare(netG, netsD, heads, device=CPU, precision=asked, compile=False, batch_size=2, large_images=True)
     for layer in {module for net in nets for module in net.modules() if not list(module.children())}:
         layer.register_forward_pre_hook(lambda one, inputs: seen.setdefault(type(one), set()).add(inputs[0].dtype))
+    for optimizer in (model.optim_G, *getattr(model, 'optims_D', [getattr(model, 'optim_D', None)])):
+        for group in optimizer.param_groups:
+            group['lr'] = 2e-5  # Adam's first steps have one size whatever the gradient: large ones amplify rounding
     torch.manual_seed(5)
     losses = [model.train_step(batch) for _ in range(2)]
     return [torch.stack([torch.as_tensor(part) for value in step.values()
@@ -78,7 +81,7 @@ def test_only_products_are_computed_in_bf16(chapter, monkeypatch):
     for one, other in zip(exact, rounded):
         assert one.dtype == other.dtype == torch.float32
         assert not torch.equal(one, other)
-        torch.testing.assert_close(one, other, rtol=.1, atol=.02)  # CPUs differ in how they add up products
+        torch.testing.assert_close(one, other, rtol=.02, atol=.02)
     for net in nets:
         assert {value.dtype for value in net.state_dict().values()} <= {torch.float32, torch.int64}
     for optimizer in (model.optim_G, *(model.optims_D if chapter == 'stackgan_v2' else [model.optim_D])):
