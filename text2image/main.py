@@ -47,14 +47,14 @@ def parse_flags():
                              '0.999, and generate with it (default: 0, none)')
     parser.add_argument('--recipe', choices=improved.RECIPES, default='chapter', modes=(flags.TRAIN,),
                         help='improved: other defaults of the flags above and below, with which images become better '
-                             'in the same time (default: chapter)')
+                             'after fewer training images (default: chapter)')
     parser.add_argument('--discriminator', choices=improved.DISCRIMINATORS, default='chapter', modes=(flags.TRAIN,),
                         help='pretrained: a discriminator that sees images through a network trained on ImageNet '
                              '(default: chapter)')
     parser.add_argument('--lr_ratio', type=flags.positive(float), default=1.0, metavar='R', modes=flags.TRAINING,
                         help='learning rate of the discriminator, divided by that of the generator (default: 1)')
-    flags.add_boolean(parser, '--augment', False, 'let the discriminator see all images moved and partly erased',
-                      modes=flags.TRAINING)
+    flags.add_boolean(parser, '--augment', False, 'let the discriminator see all images with random changes of color '
+                      'and place, and with a part erased', modes=flags.TRAINING)
     flags.add_boolean(parser, '--flip', False, 'mirror half of the photographs', modes=flags.TRAINING)
     flags.add_boolean(parser, '--pairs', False, 'repeat the sentences of half a batch in the other half, with other '
                       'photographs of their classes', modes=flags.TRAINING)
