@@ -10,7 +10,9 @@ import os
 import shlex
 import shutil
 
+import numpy as np
 import torch
+from tqdm import tqdm
 
 from char_cnn_rnn.build_encoder import embed_captions, fingerprint, load_encoder
 from common import run
@@ -66,10 +68,11 @@ def how_to_embed(path):
 
 
 def read(sentences, checkpoint, data, encoder_file, hdf5_file, device):
-    """Return the embeddings [N, 1024] of N sentences for the model in the file `checkpoint`, trained on `data`.
+    """Embed N sentences for the model in the file `checkpoint`, trained on `data`.
 
-    `find_encoder` chooses the encoder, and a message names it and the characters that it did not read. Raises UserError
-    if no encoder is found, or only encoders that did not write the embeddings in `data`.
+    `find_encoder` chooses the encoder, and a message names it and the characters that it did not read. Returns
+    (embeddings [N, 1024], fingerprint of the encoder). Raises UserError if no encoder is found, or only encoders that
+    did not write the embeddings in `data`.
     """
     file, encoder, is_known = find_encoder(checkpoint, data, encoder_file, hdf5_file, device)
     if not is_known:
@@ -79,9 +82,12 @@ def read(sentences, checkpoint, data, encoder_file, hdf5_file, device):
     if unused and {'checkpoint', 'resume'} & set(run.GIVEN_FLAGS) and file != layout.encoder_beside(hdf5_file):
         print(f'{" and ".join(unused)}: not used, because the run is named and has its own encoder')
     print_unread(sentences)
-    embeddings = torch.from_numpy(embed_captions(encoder, sentences, verbose=False))
+    # One at a time: in a batch, the rounding of each would depend on the others, and `--like` could not repeat it.
+    row_of = {sentence: embed_captions(encoder, [sentence], verbose=False)
+              for sentence in tqdm(dict.fromkeys(sentences), 'sentences', leave=False, disable=None)}
+    embeddings = torch.from_numpy(np.concatenate([row_of[sentence] for sentence in sentences]))
     print(f'{checkpoint} generates images for sentences embedded by {file}:')
-    return embeddings
+    return embeddings, fingerprint(encoder)
 
 
 def find_encoder(checkpoint, data, encoder_file, hdf5_file, device='cpu'):

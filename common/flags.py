@@ -17,8 +17,8 @@ from common.speed.precision import PRECISIONS
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 # The modes of a command. A script may have more of its own.
-TRAIN, RESUME, EVALUATE, TEXT = 'train', 'resume', 'evaluate', 'text'
-TRAINING, GENERATING = (TRAIN, RESUME), (EVALUATE, TEXT)
+TRAIN, RESUME, EVALUATE, TEXT, LIKE = 'train', 'resume', 'evaluate', 'text', 'like'
+TRAINING, GENERATING = (TRAIN, RESUME), (EVALUATE, TEXT, LIKE)
 ALL = (*TRAINING, *GENERATING)
 
 LARGEST = 2 ** 31 - 1      # number that a flag takes: larger ones are typing errors, and overflow
@@ -162,7 +162,7 @@ def absolute_path(text):
     return os.path.abspath(path(text))
 
 
-def add_run_flags(parser, model, epochs, batch_size, lr, section_dir, all_modes=ALL, seed_modes=(TRAIN, *GENERATING),
+def add_run_flags(parser, model, epochs, batch_size, lr, section_dir, all_modes=ALL, seed_modes=(TRAIN, EVALUATE, TEXT),
                   batch_modes=TRAINING, resume_modes=(RESUME, *GENERATING), train_modes=None, data_modes=None,
                   models=None):
     """Add the flags that every section's main.py shares, with the section's defaults.
@@ -200,8 +200,9 @@ def add_run_flags(parser, model, epochs, batch_size, lr, section_dir, all_modes=
                              '; with --train False, generate images with it' * (len(resume_modes) > 1))
 
 
-def add_sentence_flags(parser, generating_modes=GENERATING, encoder_modes=(TEXT,), forms='a run folder or its .pt'):
-    """Add the flags for generating images with a trained GAN: `--checkpoint`, `--text`, `--text_file` and `--encoder`.
+def add_sentence_flags(parser, generating_modes=GENERATING, encoder_modes=(TEXT, LIKE),
+                       forms='a run folder or its .pt'):
+    """Add the flags for generating images with a trained GAN, from `--checkpoint` to `--like`.
 
     `generating_modes` are the modes without training, and `encoder_modes` those that read sentences. `forms` describes
     the possible values of `--checkpoint` for its help text.
@@ -209,12 +210,19 @@ def add_sentence_flags(parser, generating_modes=GENERATING, encoder_modes=(TEXT,
     parser.add_argument('--checkpoint', type=path, metavar='FILE', modes=(TRAIN, *generating_modes),
                         help='checkpoint to generate with (default: that of the newest run) or to start a training '
                              f'from: {forms}')
-    parser.add_argument('--text', action='append', metavar='SENTENCE', modes=(TEXT,),
+    parser.add_argument('--text', action='append', metavar='SENTENCE', modes=(TEXT, LIKE),
                         help='sentence to generate an image from; can be repeated')
-    parser.add_argument('--text_file', type=path, metavar='FILE', modes=(TEXT,),
+    parser.add_argument('--text_file', type=path, metavar='FILE', modes=(TEXT, LIKE),
                         help='file of sentences to generate images from, one on each line')
     parser.add_argument('--encoder', type=path, metavar='FILE', modes=encoder_modes,
                         help='sentence encoder (default: the one in the run folder, or the one beside the data)')
+    parser.add_argument('--truncation', type=positive(float), metavar='T',
+                        modes=tuple(mode for mode in encoder_modes if mode != LIKE),
+                        help='limit the noise to numbers from -T to T: less variety, fewer odd images (default: no '
+                             'limit)')
+    parser.add_argument('--like', type=path, metavar='FILE.png', modes=(LIKE,),
+                        help='generate this image, which --text generated, again; with --text, generate images for '
+                             'other sentences from its noise')
 
 
 def add_count_flag(parser):
@@ -295,11 +303,16 @@ def check_values(parser, values, path):
         raise UserError(f'{path}: a list in place of one value: remove {too_much}')
 
 
+def has_sentences(options):
+    """Return whether the options ask for images of sentences."""
+    return bool(options.text or options.text_file or options.like)
+
+
 def mode_of(options, *own_modes):
     """Return the mode that the options select: one of `ALL`, or of `own_modes`, the flags that are modes themselves."""
     if options.train:
         return RESUME if options.resume else TRAIN
-    own = next((name for name in own_modes if getattr(options, name)), None)
+    own = next((name for name in (*own_modes, LIKE) if getattr(options, name, None)), None)
     has_text = getattr(options, 'text', None) or getattr(options, 'text_file', None)
     return own or (TEXT if has_text else EVALUATE)
 

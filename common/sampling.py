@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 
 import torch
+from PIL import PngImagePlugin
 from tqdm import tqdm
 
 from common.errors import UserError
@@ -48,18 +49,41 @@ def reproducible(net, device, seed):
             net.train(was_training)
 
 
-def in_batches(generate, embeddings, batch_size, seed):
-    """Yield `generate(embeddings, seed)`, a list of images [B, 3, S, S] per size, for one batch after another."""
-    for number, part in enumerate(embeddings.split(batch_size)):
-        yield generate(part, seed + number)
+def truncate(noise, truncation):
+    """Convert standard normal `noise` to a normal distribution within [-truncation, truncation], if that is not None.
+
+    Each number keeps its quantile, so that an image changes little with `truncation`. Source: the truncation trick of
+    Brock et al., "Large Scale GAN Training for High Fidelity Natural Image Synthesis", ICLR 2019, section 3.1, which
+    draws numbers beyond the limit again.
+    """
+    if truncation is None:
+        return noise
+    lowest = torch.special.ndtr(torch.tensor(-truncation, dtype=torch.double))
+    quantile = torch.lerp(lowest, 1 - lowest, torch.special.ndtr(noise.double().cpu()))
+    return torch.special.ndtri(quantile).clamp(-truncation, truncation).to(noise)
 
 
-def write_images(folder, batches, captions, sizes=None):
+def in_batches(generate, embeddings, batch_size, seed, truncation=None, like=None):
+    """Yield `generate(embeddings, seed, truncation)`, a list of images [B, 3, S, S] per size, for each batch.
+
+    With `like`, the record of an image as `common.provenance` reads it, each of the embeddings gives one image, from
+    the noise of that one.
+    """
+    if like is None:
+        for number, part in enumerate(embeddings.split(batch_size)):
+            yield generate(part, seed + number, truncation)
+        return
+    for embedding in embeddings:  # a batch of the same size, as results are rounded differently in another
+        images = generate(embedding.expand(like['batch'], -1), like['seed'], like['truncation'])
+        yield [of_size[like['row'], None] for of_size in images]
+
+
+def write_images(folder, batches, captions, sizes=None, records=None):
     """Write every image as a PNG into a folder, and the first of them on a sheet; print the names and captions.
 
     `batches` yields lists of images [B, 3, S, S] in [-1, 1], small to large. The largest are written as they arrive.
     With several sizes and a file name `sizes`, a sheet shows the first captions' images in all sizes, a row for each
-    caption. Returns the folder. Raises CannotWrite.
+    caption. `records`, a dict for each image, are stored in the PNGs. Returns the folder. Raises CannotWrite.
     """
     captions = [' '.join(caption.split()) for caption in captions]  # those of a data file may have line breaks
     with atomic_write(os.path.join(folder, 'captions.txt')) as file:
@@ -76,7 +100,7 @@ def write_images(folder, batches, captions, sizes=None):
                 print(f'  {number:03d}.png  {captions[number - 1]}')
                 if number <= SHEET_IMAGES:
                     on_sheet.append(to_pil(image))
-                yield os.path.join(folder, f'{number:03d}.png'), image
+                yield os.path.join(folder, f'{number:03d}.png'), image, records[number - 1] if records else {}
 
     save_images(images_to_write(), len(captions), quiet=True)
     save_sheet(caption_sheet(on_sheet, captions[:SHEET_IMAGES]), os.path.join(folder, 'sheet.png'))
@@ -189,24 +213,28 @@ def _file_name(text):
 def save_images(images, total, quiet=False):
     """Write PNGs in threads while the next images are generated.
 
-    `images` yields (path, image as `to_pil` takes it); `total` is their number. With `quiet`, no progress bar is shown.
+    `images` yields (path, image as `to_pil` takes it) and perhaps a dict to store in the PNG; `total` is their number.
+    With `quiet`, no progress bar is shown.
     """
     waiting = deque()
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for path, image in tqdm(images, 'generating', total, unit=' images', disable=quiet or None):
-            waiting.append(threads.submit(_save_image, path, image))
+        for item in tqdm(images, 'generating', total, unit=' images', disable=quiet or None):
+            waiting.append(threads.submit(_save_image, *item))
             if len(waiting) > MAX_QUEUED:
                 waiting.popleft().result()
         for written in waiting:
             written.result()
 
 
-def _save_image(path, image):
+def _save_image(path, image, record=None):
+    chunks = PngImagePlugin.PngInfo()
+    for name, value in (record or {}).items():
+        chunks.add_text(name, '' if value is None else str(value))
     with convert_os_errors(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         partial = f'{path}.partial-{os.getpid()}'  # an image of an earlier evaluation stays until it is replaced
         try:
-            to_pil(image).save(partial, 'PNG', compress_level=COMPRESS_LEVEL)
+            to_pil(image).save(partial, 'PNG', compress_level=COMPRESS_LEVEL, pnginfo=chunks)
             os.replace(partial, path)
         finally:
             if os.path.exists(partial):

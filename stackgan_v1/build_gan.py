@@ -8,7 +8,7 @@ from common import checkpoint
 from common.errors import UserError
 from common.pictures import side_by_side
 from common.progress import new_progress
-from common.sampling import fixed_batch, reproducible
+from common.sampling import fixed_batch, reproducible, truncate
 from common.training_run import TrainingRun
 from stackgan_v1 import checkpoints
 from stackgan_v1.gan import Stage1Discriminator, Stage1Generator, Stage2Discriminator, Stage2Generator
@@ -172,14 +172,16 @@ class Model:
         real = self.sample_batch['right_images']
         return side_by_side([*self.generate(self.sample_batch['right_embed']), real], real.shape[-1])
 
-    def generate(self, embed, seed=0):
+    def generate(self, embed, seed=0, truncation=None):
         """Generate images for sentence embeddings [B, text_dim]; `seed` sets the noise and the conditions.
 
-        Returns a list of [B, 3, S, S] in [-1, 1]: Stage-I images (S = 64) and, in Stage-II, the refined ones (S = 256).
+        `truncation` limits the noise (see `common.sampling.truncate`). Returns a list of [B, 3, S, S] in [-1, 1]:
+        Stage-I images (S = 64) and, in Stage-II, the refined ones (S = 256).
         """
         embed = torch.as_tensor(embed).to(self.device)
         with reproducible(self.netG, self.device, seed):
-            stage1_image, image, _, _ = self.netG(embed, torch.randn((len(embed), self.netG.z_dim), device=self.device))
+            noise = truncate(torch.randn((len(embed), self.netG.z_dim), device=self.device), truncation)
+            stage1_image, image, _, _ = self.netG(embed, noise)
         return [image] if stage1_image is None else [stage1_image, image]
 
     def eval(self, batch_size=None):

@@ -20,7 +20,7 @@ if __name__ == '__main__':
 import argparse
 
 from char_cnn_rnn import reading
-from common import config, flags, ranks, run, speed
+from common import config, flags, provenance, ranks, run, speed
 from common.errors import UserError, run_command
 from common.sampling import in_batches, write_evaluation, write_images
 from data.cropped_dataset import CroppedDataset
@@ -41,7 +41,7 @@ def parse_flags():
     """Return (options, folder of the run to resume or None)."""
     parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_run_flags(parser, model='stackgan_v1', epochs=600, batch_size=64, lr=0.0002, section_dir=HERE,
-                        batch_modes=flags.ALL)
+                        batch_modes=(*flags.TRAINING, flags.EVALUATE, flags.TEXT))
     parser.add_argument('--stage', type=int, choices=[1, 2], modes=flags.ALL, selects_run=True,
                         help='stage to train: 1 generates images of 64 x 64, 2 refines them to 256 x 256 '
                              '(default: 1; when generating, the stage of the checkpoint)')
@@ -98,7 +98,7 @@ def main():
     """Parse the flags, then train, evaluate, or generate images for sentences."""
     options, resumed = parse_flags()
     device = flags.set_up(options)
-    task = train if options.train else generate if options.text or options.text_file else evaluate
+    task = train if options.train else generate if flags.has_sentences(options) else evaluate
     task(options, device, resumed)
     ranks.leave()
 
@@ -174,16 +174,25 @@ def evaluate(options, device, resumed):
 
 
 def generate(options, device, resumed):
-    """Generate an image for each sentence of `--text` and `--text_file`; Stage-II adds a sheet with both stages."""
-    sentences = flags.read_sentences(options.text, options.text_file)
-    file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
+    """Generate images for each sentence of `--text` and `--text_file`, or an image like that of `--like`.
+
+    Stage-II adds a sheet with both stages.
+    """
+    like = provenance.read(options.like)
+    sentences = provenance.sentences(like, options.text, options.text_file)
+    given = options.checkpoint or provenance.checkpoint(like, resumed, options.out_dir)
+    file = run.checkpoint_file(options.model, options.out_dir, given, resumed, checkpoints.find,
                                dataset=run.if_given('dataset', options.dataset), stage=options.stage)
     model, file, _ = load_generator(file, options.model, device, options.stage)
-    embeddings = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options), device)
+    embeddings, encoder = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options),
+                                       device)
+    made_with = provenance.made_with(file, model.netG.state_dict(), encoder)
+    provenance.check(like, made_with, options.checkpoint or resumed)
     sentences, embeddings = flags.repeated(sentences, embeddings, options.count)
     write_images(run.new_run(options.out_dir, 'text', vars(options)),
-                   in_batches(model.generate, embeddings, options.batch_size, options.seed), sentences,
-                   sizes='stages.png')
+                 in_batches(model.generate, embeddings, options.batch_size, options.seed, options.truncation, like),
+                 sentences, 'stages.png',
+                 provenance.records(sentences, options.batch_size, options.seed, options.truncation, like, made_with))
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ from common import checkpoint
 from common.errors import UserError
 from common.pictures import side_by_side
 from common.progress import new_progress
-from common.sampling import fixed_batch, reproducible
+from common.sampling import fixed_batch, reproducible, truncate
 from common.training_run import TrainingRun
 from stackgan_v2 import checkpoints
 from stackgan_v2.gan import BASE_SIZE, Discriminator, Generator
@@ -213,15 +213,17 @@ class Model:
         fake = self.generate(self.sample_batch.get('right_embed'), count=len(real))
         return side_by_side([*fake, real], min(SAMPLE_SIZE, real.shape[-1]))
 
-    def generate(self, embed=None, seed=0, count=None):
+    def generate(self, embed=None, seed=0, truncation=None, count=None):
         """Generate images with the running average of the generator's parameters.
 
         `embed` holds sentence embeddings [B, text_dim]; a generator without text generates `count` images instead.
-        `seed` sets the noise and the conditions. Returns a list, small to large, of images [B, 3, S, S] in [-1, 1].
+        `seed` sets the noise and the conditions, and `truncation` limits the noise (see `common.sampling.truncate`).
+        Returns a list, small to large, of images [B, 3, S, S] in [-1, 1].
         """
         embed = torch.as_tensor(embed).to(self.device) if self.netG.conditional else None
         with reproducible(self.netG, self.device, seed):
             noise = torch.randn((count if embed is None else len(embed), self.netG.z_dim), device=self.device)
+            noise = truncate(noise, truncation)
             images, _, _ = torch.func.functional_call(self.netG, self.average_G, (noise, embed))
         return images
 

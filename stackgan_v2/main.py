@@ -24,7 +24,7 @@ import argparse
 import torch
 
 from char_cnn_rnn import reading
-from common import config, flags, ranks, run, speed
+from common import config, flags, provenance, ranks, run, speed
 from common.errors import UserError, run_command
 from common.sampling import in_batches, write_evaluation, write_images, write_strip
 from data.multiscale_dataset import MultiscaleDataset, shuffled_batches
@@ -43,8 +43,9 @@ def parse_flags():
     """Return (options, folder of the run to resume or None)."""
     parser = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_run_flags(parser, model='stackgan_v2', epochs=600, batch_size=24, lr=0.0002, section_dir=HERE,
-                        all_modes=MODES, seed_modes=(flags.TRAIN, *GENERATING),
-                        batch_modes=(*flags.TRAINING, *flags.GENERATING), resume_modes=(flags.RESUME, *GENERATING))
+                        all_modes=MODES, seed_modes=(flags.TRAIN, flags.EVALUATE, flags.TEXT, INTERPOLATE),
+                        batch_modes=(*flags.TRAINING, flags.EVALUATE, flags.TEXT),
+                        resume_modes=(flags.RESUME, *GENERATING))
     parser.add_argument('--branches', type=int, choices=range(1, 6), default=3, modes=flags.TRAINING,
                         help='number of branches: image sizes 64, 128, 256, 512 and 1024 pixels (default: 3)')
     flags.add_widths(parser, [('gf_dim', 64, 'generator width'), ('df_dim', 64, 'discriminator width'),
@@ -65,7 +66,7 @@ def parse_flags():
                         modes=flags.TRAINING,
                         help='number of steps between two snapshots Model/netG_COUNT.pth '
                              f'(default: {SNAPSHOT_INTERVAL})')
-    flags.add_sentence_flags(parser, GENERATING, (flags.TEXT, INTERPOLATE),
+    flags.add_sentence_flags(parser, GENERATING, (flags.TEXT, flags.LIKE, INTERPOLATE),
                              'a run folder, its .pt file, or a netG_COUNT.pth')
     parser.add_argument('--interpolate', nargs=2, metavar='SENTENCE', modes=(INTERPOLATE,),
                         help='generate a strip of images from one sentence to the other')
@@ -101,7 +102,7 @@ def main():
     """Parse the flags, then train, evaluate, or generate images for sentences."""
     options, resumed = parse_flags()
     device = flags.set_up(options)
-    has_sentences = options.text or options.text_file or options.interpolate
+    has_sentences = flags.has_sentences(options) or options.interpolate
     task = train if options.train else generate if has_sentences else evaluate
     task(options, device, resumed)
     ranks.leave()
@@ -183,26 +184,37 @@ def evaluate(options, device, resumed):
 
 
 def generate(options, device, resumed):
-    """Generate an image per typed sentence and a sheet of all branches, or the strip of `--interpolate`."""
-    flag = '--interpolate' if options.interpolate else '--text'
-    sentences = flags.read_sentences(options.interpolate or options.text, options.text_file, flag)
-    file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
+    """Generate images for sentences, and a sheet of all branches: those of `--text` and `--text_file`, or `--like`.
+
+    For `--interpolate`, generate a strip.
+    """
+    like = provenance.read(options.like)
+    if options.interpolate:
+        sentences = flags.read_sentences(options.interpolate, None, '--interpolate')
+    else:
+        sentences = provenance.sentences(like, options.text, options.text_file)
+    given = options.checkpoint or provenance.checkpoint(like, resumed, options.out_dir)
+    file = run.checkpoint_file(options.model, options.out_dir, given, resumed, checkpoints.find,
                                dataset=run.if_given('dataset', options.dataset))
     model, file, _ = load_generator(file, options.model, device)
     if not model.netG.conditional:
         raise UserError(f'{file}: was trained without text, so it reads no sentences; '
                         'leave them out, and use --count N to generate images')
-    embeddings = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options), device)
+    embeddings, encoder = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options),
+                                       device)
     if options.interpolate:
         # One at a time, so that all have the same noise and the same epsilon.
         between = [torch.lerp(*embeddings, weight)[None] for weight in torch.linspace(0, 1, STRIP)]
-        images = [model.generate(embedding, options.seed)[-1] for embedding in between]
+        images = [model.generate(embedding, options.seed, options.truncation)[-1] for embedding in between]
         write_strip(run.new_run(options.out_dir, 'interpolate', vars(options)), torch.cat(images), sentences)
     else:
+        made_with = provenance.made_with(file, model.netG.state_dict() | model.average_G, encoder)
+        provenance.check(like, made_with, options.checkpoint or resumed)
         sentences, embeddings = flags.repeated(sentences, embeddings, options.count)
         write_images(run.new_run(options.out_dir, 'text', vars(options)),
-                       in_batches(model.generate, embeddings, options.batch_size, options.seed), sentences,
-                       sizes='branches.png')
+                     in_batches(model.generate, embeddings, options.batch_size, options.seed, options.truncation, like),
+                     sentences, 'branches.png', provenance.records(sentences, options.batch_size, options.seed,
+                                                                   options.truncation, like, made_with))
 
 
 if __name__ == '__main__':

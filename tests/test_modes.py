@@ -18,11 +18,12 @@ pytestmark = pytest.mark.usefixtures('one_thread')
 SECTIONS = {'text2image': text2image, 'stackgan_v1': stackgan_v1, 'stackgan_v2': stackgan_v2,
             'char_cnn_rnn': char_cnn_rnn, 'word2vec': word2vec}
 TYPED = {'train': ['--train'], 'resume': ['--resume', 'RUN'], 'evaluate': ['--train', 'False'],
-         'text': ['--train', 'False', '--text', 'a crow'],
+         'text': ['--train', 'False', '--text', 'a crow'], 'like': ['--train', 'False', '--like', 'LIKE'],
          'interpolate': ['--train', 'False', '--interpolate', 'a', 'b'],
          'query': ['--train', 'False', '--query', 'bird'], 'embed': ['--embed'],
          'analogy': ['--analogy', 'a', 'small', 'red'], 'plot': ['--plot']}
-SWITCHES = {'train', 'resume', 'text', 'text_file', 'interpolate', 'query', 'embed', 'analogy', 'plot'}  # modes' flags
+SWITCHES = {'train', 'resume', 'text', 'text_file', 'like', 'interpolate', 'query', 'embed', 'analogy',  # modes' flags
+            'plot'}
 
 
 class Parsed(Exception):
@@ -155,6 +156,7 @@ def test_used_flags_are_read(name, folder, monkeypatch, tmp_path, capsys):
             out += ['--data_dir', 'data']
         typed = {'train': [*out, *TRAINING, *NARROW[name]], 'resume': ['--out_dir', str(tmp_path), '--resume',
                                                                        '--epochs', '2']}.get(mode, [*TYPED[mode], *out])
+        typed = [str(next(tmp_path.glob('text_*/001.png'))) if part == 'LIKE' else part for part in typed]
         read = names_read(section, monkeypatch, typed)
         unread[mode] = {action.dest for action in flags_of(section)
                         if mode in action.modes and action.dest not in read | ELSEWHERE | AT_PARSING.get(mode, set())}

@@ -232,7 +232,7 @@ def test_the_newest_run_of_a_stage_generates(stage1, stage2, call, tmp_path):
 def test_many_sentences_are_generated_in_batches(vivid, call, tmp_path, monkeypatch):
     sizes, generate = [], main.Model.generate
     monkeypatch.setattr(main.Model, 'generate',
-                        lambda self, embed, seed: sizes.append(len(embed)) or generate(self, embed, seed))
+                        lambda self, embed, *more: sizes.append(len(embed)) or generate(self, embed, *more))
     call('--train', 'False', '--checkpoint', vivid, *['--text', 'a crow'] * 5, '--batch_size', '2',
          '--out_dir', tmp_path)
     pictures = [(newest(tmp_path, 'text_') / f'00{number}.png').read_bytes() for number in range(1, 6)]

@@ -7,7 +7,7 @@ from common.average import RunningAverage
 from common.errors import UserError
 from common.pictures import real_over_generated
 from common.progress import new_progress
-from common.sampling import fixed_batch
+from common.sampling import fixed_batch, truncate
 from common.training_run import TrainingRun
 from text2image import checkpoints
 from text2image.gan import Discriminator, Generator
@@ -146,10 +146,13 @@ class Model:
         return real_over_generated(self.sample_batch['right_images'], fake)
 
     @torch.no_grad()
-    def generate(self, embed, seed=0):
-        """Generate images [B, channels, 64, 64] in [-1, 1] for sentence embeddings [B, 1024]; `seed` sets the noise."""
+    def generate(self, embed, seed=0, truncation=None):
+        """Generate images [B, channels, 64, 64] in [-1, 1] for sentence embeddings [B, 1024].
+
+        `seed` sets the noise, and `truncation` limits it (see `common.sampling.truncate`).
+        """
         generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn((len(embed), self.netG.latent_dim, 1, 1), generator=generator)
+        noise = truncate(torch.randn((len(embed), self.netG.latent_dim, 1, 1), generator=generator), truncation)
         was_training = self.netG.training
         self.netG.eval()
         netG = self.average_G or self.netG

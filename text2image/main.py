@@ -21,7 +21,7 @@ import argparse
 from torch.utils.data import DataLoader
 
 from char_cnn_rnn import reading
-from common import flags, ranks, run, speed
+from common import flags, provenance, ranks, run, speed
 from common.errors import run_command
 from common.sampling import in_batches, write_images
 from data.txt2image_dataset import Text2ImageDataset
@@ -70,7 +70,7 @@ def main():
     """Parse the flags, then train, evaluate, or generate images for sentences."""
     options, resumed = parse_flags()
     device = flags.set_up(options)
-    task = train if options.train else generate if options.text or options.text_file else evaluate
+    task = train if options.train else generate if flags.has_sentences(options) else evaluate
     task(options, device, resumed)
     ranks.leave()
 
@@ -117,15 +117,22 @@ def evaluate(options, device, resumed):
 
 
 def generate(options, device, resumed):
-    """Generate an image for each sentence of `--text` and `--text_file`."""
-    sentences = flags.read_sentences(options.text, options.text_file)
-    file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
+    """Generate images for each sentence of `--text` and `--text_file`, or an image like that of `--like`."""
+    like = provenance.read(options.like)
+    sentences = provenance.sentences(like, options.text, options.text_file)
+    given = options.checkpoint or provenance.checkpoint(like, resumed, options.out_dir, os.path.dirname(PRETRAINED))
+    file = run.checkpoint_file(options.model, options.out_dir, given, resumed, checkpoints.find,
                                PRETRAINED, dataset=run.if_given('dataset', options.dataset))
     model, file = load_generator(file, options.model, device, channels=options.channels)
-    embeddings = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options), device)
+    embeddings, encoder = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options),
+                                       device)
+    made_with = provenance.made_with(file, (model.average_G or model.netG).state_dict(), encoder)
+    provenance.check(like, made_with, options.checkpoint or resumed)
     sentences, embeddings = flags.repeated(sentences, embeddings, options.count)
-    batches = in_batches(lambda part, seed: [model.generate(part, seed)], embeddings, options.batch_size, options.seed)
-    write_images(run.new_run(options.out_dir, 'text', vars(options)), batches, sentences)
+    batches = in_batches(lambda *batch: [model.generate(*batch)], embeddings, options.batch_size, options.seed,
+                         options.truncation, like)
+    records = provenance.records(sentences, options.batch_size, options.seed, options.truncation, like, made_with)
+    write_images(run.new_run(options.out_dir, 'text', vars(options)), batches, sentences, records=records)
 
 
 def make_model(options, device, data_loader):
