@@ -31,6 +31,9 @@ def parse_options(parser, mode_of, keys, translate, section_dir):
     path = find(path, [section_dir])
     ours, theirs = _read(path, parser.names_in_files(), keys)
     translated, ignored = translate(theirs, path) if theirs else ({}, [])
+    for name in ours:
+        if translated.get(name) and isinstance(translated[name], (str, list)):  # the authors' defaults are numbers
+            raise UserError(f'{path}: {name} is also set by one of the authors\' keys; keep one of the two')
     if ignored:
         print(f'{path}: these keys have no effect here and are ignored: {", ".join(ignored)}')
     cfg_dir = os.path.dirname(os.path.abspath(path))
@@ -53,7 +56,7 @@ def _read(path, names, keys):
     """Return ({flag: value}, {the authors' key: value}) from a file; `names` are the names of our flags."""
     values = _load(path)
     ours = {key: value for key, value in values.items() if key in names}
-    theirs = _flatten({key: value for key, value in values.items() if key not in names})
+    theirs = _flatten({key: value for key, value in values.items() if key not in names}, path)
     for key in theirs:
         if key not in keys:
             near = difflib.get_close_matches(key[:100], [*names, *keys], 1)
@@ -145,8 +148,12 @@ def _scalar(event):
     return None if is_null else text
 
 
-def _flatten(values, prefix=''):
+def _flatten(values, path, prefix=''):
+    """Return nested values as a flat dict, with keys joined by dots. Raises UserError if a key then occurs twice."""
     flat = {}
     for key, value in values.items():
-        flat |= _flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value}
+        inner = _flatten(value, path, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value}
+        if twice := flat.keys() & inner.keys():
+            raise UserError(f'{path}: {min(twice)[:100]!r} occurs twice; keep one')
+        flat |= inner
     return flat

@@ -20,9 +20,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TRAIN, RESUME, EVALUATE, TEXT, LIKE = 'train', 'resume', 'evaluate', 'text', 'like'
 TRAINING, GENERATING = (TRAIN, RESUME), (EVALUATE, TEXT, LIKE)
 ALL = (*TRAINING, *GENERATING)
+NEWEST = True  # the value of `--resume` without a folder, which no path equals
 
 LARGEST = 2 ** 31 - 1      # number that a flag takes: larger ones are typing errors, and overflow
 LARGEST_SEED = 10 ** 18
+MOST_IMAGES = 100_000      # for the sentences of one command: their embeddings are in memory
 LONGEST_NAME = 100         # bytes; a date and an extension are added, and file systems allow 255
 LONGEST_TEXT = 4_000_000   # characters in a file of sentences
 LONGEST_COMPLAINT = 300    # characters of an error message: a value that it quotes may have any length
@@ -195,7 +197,7 @@ def add_run_flags(parser, model, epochs, batch_size, lr, section_dir, all_modes=
     parser.add_argument('--keep', type=positive(int), default=KEEP, metavar='N', modes=TRAINING,
                         help='number of checkpoints that a run keeps: the newest, and older ones in case it is damaged '
                              f'(default: {KEEP})')
-    parser.add_argument('--resume', type=path, nargs='?', const='newest', metavar='RUN', modes=resume_modes,
+    parser.add_argument('--resume', type=path, nargs='?', const=NEWEST, metavar='RUN', modes=resume_modes,
                         help='resume the run in this folder, or the newest run if no folder is given' +
                              '; with --train False, generate images with it' * (len(resume_modes) > 1))
 
@@ -232,7 +234,14 @@ def add_count_flag(parser):
 
 
 def repeated(sentences, embeddings, count):
-    """Return each of the sentences, and each of their embeddings [N, D], `count` times (once if it is None)."""
+    """Return each of the sentences, and each of their embeddings [N, D], `count` times (once if it is None).
+
+    Raises UserError if these are too many.
+    """
+    if len(sentences) * (count or 1) > MOST_IMAGES:
+        raise UserError(f'--count {count or 1}: {len(sentences) * (count or 1):,} images for {len(sentences):,} '
+                        f'sentences; a command generates at most {MOST_IMAGES:,}: give a smaller --count, or fewer '
+                        'sentences')
     return [sentence for sentence in sentences for _ in range(count or 1)], embeddings.repeat_interleave(count or 1, 0)
 
 

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import socket
+import stat
 import time
 
 from tqdm import tqdm
@@ -111,6 +112,8 @@ class AppendedFile:
 
     def __init__(self, path):
         with convert_os_errors(path):
+            if os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):
+                raise OSError('it is a pipe, so writing it would wait for a reader')
             self.path, self.file, self.waiting = path, open(path, 'ab', buffering=0), b''
 
     def write(self, data):

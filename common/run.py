@@ -18,6 +18,7 @@ GIVEN_FLAGS = []  # names of the flags that the command line contains
 PATH_FLAGS = []  # names of the flags that take the path of an input
 LOCKS = []  # open files: a lock lasts as long as its file is open
 STAMP = r'_\d{8}_\d{6}(_\d+)?'  # what `new_run` appends to the name
+CHECKPOINT = re.compile(r'\.pt(\.\d+)?$')  # in the name of a file
 ENCODER = 'encoder.pt'  # file name of the sentence encoder in a run folder
 OPTIONS = 'options.json'
 MAX_OPTIONS = 1 << 20  # bytes of an options file that are read
@@ -227,6 +228,9 @@ def existing(path, model, find=checkpoint.find):
     """Return the checkpoint file that `path`, the value of a flag, refers to. Raises UserError if it does not exist."""
     file = find(path, model)
     if not os.path.exists(file):
+        if has_options(path) and not any(CHECKPOINT.search(name) for name in _names_in(path) if name != ENCODER):
+            raise UserError(f'{path}: has no checkpoint: its training ended before the first one, or has not reached '
+                            'it yet, or it holds the output of a trained model; give another run')
         if has_options(path):
             raise UserError(f'{path}: is a run, but not of this section or --model: it has no {model}.pt')
         raise UserError(f'{file}: no such checkpoint here; give a run folder, its {model}.pt or a snapshot in its '
@@ -259,7 +263,7 @@ def parse_options(parser, mode_of, defaults=None):
     parser.refuse_unused(arguments, mode_of(options))
     if options.resume:
         run_dir, name = _run_to_resume(parser, options)
-        if options.train and options.resume != 'newest':
+        if options.train and options.resume is not flags.NEWEST:
             refuse_given(['out_dir'], 'with --resume RUN, which continues in its own folder')
         parser.set_defaults(out_dir=os.path.dirname(run_dir))
         kept = _kept_options(parser, run_dir, options.train)
@@ -315,7 +319,7 @@ def _check_has_checkpoint(run_dir, model):
 def _run_to_resume(parser, options):
     """Return (the run folder that `--resume` refers to, the model's name if that is FOLDER/NAME.pt, else None)."""
     named = options.resume
-    if named == 'newest' and not os.path.exists(named):
+    if named is flags.NEWEST:
         wanted = {action.dest: getattr(options, action.dest) for action in parser._actions if action.selects_run
                   and (action.dest in GIVEN_FLAGS or getattr(options, action.dest) != action.default)}
         return find_run(options.out_dir, f'{options.model}.pt', **wanted), None

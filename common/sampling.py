@@ -21,6 +21,7 @@ SHEET_COLUMNS = 8     # of a sheet without captions
 MAX_QUEUED = 128      # images in the queue of the writing threads
 COMPRESS_LEVEL = 2    # of a PNG: Pillow's default 6 saves a tenth of the bytes but takes three times as long
 MAX_NAME_BYTES = 200  # of a name from a data file: disks allow 255, and size, sentence and extension are appended
+CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]')
 EXAMPLE_COLUMNS = 5   # images in a row of the grid of a photograph's captions
 
 
@@ -85,7 +86,8 @@ def write_images(folder, batches, captions, sizes=None, records=None):
     With several sizes and a file name `sizes`, a sheet shows the first captions' images in all sizes, a row for each
     caption. `records`, a dict for each image, are stored in the PNGs. Returns the folder. Raises CannotWrite.
     """
-    captions = [' '.join(caption.split()) for caption in captions]  # those of a data file may have line breaks
+    # Those of a data file may have line breaks, and other control characters, which a terminal would obey.
+    captions = [CONTROL.sub('\ufffd', ' '.join(caption.split())) for caption in captions]
     with atomic_write(os.path.join(folder, 'captions.txt')) as file:
         file.write(''.join(f'{number:03d}.png\t{caption}\n' for number, caption in enumerate(captions, 1)).encode())
     on_sheet, rows = [], []

@@ -2,7 +2,6 @@
 import contextlib
 import math
 import os
-import re
 import shlex
 import sys
 import time
@@ -19,7 +18,6 @@ SECONDS_BETWEEN_CHECKPOINTS = 300  # a run that is killed outright loses no more
 SECONDS_BETWEEN_ATTEMPTS = 60      # to write a checkpoint again after the disk was full
 SECONDS_AT_THE_END = 600           # how long writing the last checkpoint is retried
 PAUSE_AT_THE_END = 10              # seconds between two of these retries
-CHECKPOINT = re.compile(r'\.pt(\.\d+)?$')  # in the name of a file
 
 
 class TrainingRun:
@@ -259,7 +257,7 @@ def _one_line(error):
 
 
 def _diverged(out_dir):
-    is_saved = out_dir and any(CHECKPOINT.search(name) and name != run.ENCODER for name in os.listdir(out_dir))
+    is_saved = out_dir and any(run.CHECKPOINT.search(name) and name != run.ENCODER for name in os.listdir(out_dir))
     saved = f'the last checkpoint in {out_dir} was saved before that' if is_saved else 'there is no checkpoint yet'
     return f'training has diverged; {saved}; try a smaller --lr'
 

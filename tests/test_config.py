@@ -58,5 +58,7 @@ def test_a_key_with_two_values_is_an_error(tmp_path):
         (tmp_path / 'a.yml').write_text(text)
         one_line(config._read, str(tmp_path / 'a.yml'), {'lr'}, ('TRAIN.LR',), match='takes one value|unknown key')
     one_line(config._read, str(tmp_path / 'absent.yml'), {'lr'}, (), match='cannot be read')
+    (tmp_path / 'a.yml').write_text('TRAIN: {LR: 1}\nTRAIN.LR: 2')
+    one_line(config._read, str(tmp_path / 'a.yml'), {'lr'}, ('TRAIN.LR',), match="'TRAIN.LR' occurs twice; keep one")
     (tmp_path / 'a.yml').write_text('1: 2\n<<: {lr: 1}')
     one_line(config._read, str(tmp_path / 'a.yml'), {'lr'}, (), match="unknown key '1'")

@@ -289,3 +289,34 @@ def test_numbers_can_have_a_limit():
     for text in ('0', '101', '2147483647'):
         with pytest.raises(argparse.ArgumentTypeError, match='is not between 1 and 100'):
             flags.up_to(100)(text)
+
+
+def test_a_run_without_a_checkpoint_is_called_that(tmp_path):
+    folder = run.new_run(str(tmp_path), 'birds', {'model': 'text2image'})
+    (tmp_path / folder / run.ENCODER).touch()
+    with pytest.raises(UserError, match=f'^{folder}: has no checkpoint: its training ended before the first one, or'):
+        run.existing(folder, 'text2image')
+    (tmp_path / folder / 'other.pt').touch()
+    with pytest.raises(UserError, match=f'^{folder}: is a run, but not of this section or --model: it has no text2'):
+        run.existing(folder, 'text2image')
+
+
+def test_a_file_called_newest_is_not_the_newest_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = run.new_run(str(tmp_path / 'out'), 'birds', {})
+    (tmp_path / folder / 'x.pt').touch()
+    (tmp_path / 'newest').touch()
+    parser = argparse.ArgumentParser()
+    parser._actions = []
+    for named, expected in ((flags.NEWEST, folder), ('newest', None)):
+        options = SimpleNamespace(resume=named, out_dir=str(tmp_path / 'out'), model='x')
+        if expected:
+            assert run._run_to_resume(parser, options) == (expected, None)
+        else:
+            with pytest.raises(UserError, match='--resume newest: is not a checkpoint'):
+                run._run_to_resume(parser, options)
+
+
+def test_too_many_images_are_refused():
+    with pytest.raises(UserError, match='--count 60000: 120,000 images for 2 sentences; a command generates at most'):
+        flags.repeated(['a', 'b'], None, 60_000)

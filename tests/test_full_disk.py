@@ -165,6 +165,12 @@ class Disk:
         pass
 
 
+def test_a_log_that_is_a_pipe_is_named(tmp_path):
+    os.mkfifo(tmp_path / 'log.txt')  # opening it would wait for a reader
+    with pytest.raises(CannotWrite, match='log.txt: cannot be written .it is a pipe, so'):
+        log.Log(str(tmp_path), False, 0)
+
+
 def test_log_lines_and_curves_are_written_later(tmp_path, capsys):
     with log.Log(str(tmp_path), True, 0) as lines:
         names = [lines.text.file.name, lines.curves.file.name]

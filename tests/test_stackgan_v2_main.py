@@ -297,7 +297,9 @@ def test_classes_may_be_repeated(folder, call):
 
 
 def test_configuration_errors_name_the_file(folder, call):
-    for text, message in [('batchsize: 3', "unknown key 'batchsize'; did you mean 'batch_size'?"),
+    for text, message in [('batch_size: 24\nTRAIN: {BATCH_SIZE: 8}', 'batch_size is also set by one of the authors'),
+                          ('checkpoint: a\nTRAIN: {NET_G: b}', 'checkpoint is also set by one of the authors'),
+                          ('batchsize: 3', "unknown key 'batchsize'; did you mean 'batch_size'?"),
                           ('NET_G: x.pth', "unknown key 'NET_G'; did you mean 'TRAIN.NET_G'?"),
                           ('TRAIN: {NETG: x}', "unknown key 'TRAIN.NETG'"), ('resume: newest', "unknown key 'resume'"),
                           ('lr: -1', 'argument --lr: -1 is not above zero'),

@@ -1,4 +1,6 @@
 """Compare word2vec's networks and losses with the equations of Rong, arXiv 1411.2738, in NumPy."""
+import unicodedata
+
 import numpy as np
 import pytest
 import torch
@@ -110,6 +112,9 @@ def test_negative_samples_follow_the_counts():
 
 def test_sentences_are_split_into_words():
     assert words_of("It's RED, très-rouge (2 wings)\t红色!") == ["it's", 'red', 'très', 'rouge', 'wings', '红色']
+    assert words_of('एक छोटी लाल चिड़िया, ปีกสีแดง') == [
+        unicodedata.normalize('NFC', word) for word in ('एक', 'छोटी', 'लाल', 'चिड़िया', 'ปีกสีแดง')]
+    assert words_of(unicodedata.normalize('NFD', 'Très')) == ['très']
 
 
 def test_word_numbers_follow_frequency():

@@ -1,6 +1,7 @@
 """Prepare captions for word2vec: split them into words, number the words, and sample windows."""
 import difflib
 import re
+import unicodedata
 from collections import Counter
 
 import torch
@@ -8,12 +9,20 @@ import torch
 from common.errors import UserError
 from word2vec.embedding import NO_WORD
 
-WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")  # letters of any script, also after an apostrophe as in it's
+# Letters of any script with their marks (such as vowel signs), also after an apostrophe as in it's.
+MARKS = ''.join(letter for letter in map(chr, range(0x300, 0x20000)) if unicodedata.category(letter)[0] == 'M')
+LETTERS = rf'(?:[^\W\d_][{MARKS}\u200c\u200d]*)+'
+WORD = re.compile(rf"{LETTERS}(?:'{LETTERS})?")
 
 
 def words_of(sentence):
     """Return the lowercased words of a sentence: 'A bird, all red.' -> ['a', 'bird', 'all', 'red']."""
-    return WORD.findall(sentence.lower())
+    return WORD.findall(normalized(sentence))
+
+
+def normalized(text):
+    """Return text in lower case, with composed letters: é, not e and an accent."""
+    return unicodedata.normalize('NFC', text.lower())
 
 
 class Vocabulary:
@@ -44,7 +53,7 @@ class Vocabulary:
 
     def number(self, word):
         """Return the number of a word. Raises UserError, which suggests words of similar spelling, if it has none."""
-        word = word.strip().lower()
+        word = normalized(word.strip())
         if word not in self.numbers:
             near = difflib.get_close_matches(word, self.words, n=5, cutoff=0.5)
             raise UserError(f'{ascii(word)[:60]}: not in the vocabulary of {len(self)} words; '
