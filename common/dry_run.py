@@ -55,15 +55,16 @@ def report(model, networks, epochs, log_interval, run_dir, *, caches=None, copie
     if image:
         files.append((os.path.join(run_dir, 'samples'), left * of_image, f'{left:,} of {_megabytes(of_image)}'))
     files.append((os.path.join(run_dir, 'log.txt'), at_start + lines * of_step + left * of_epoch,
-                  f'{lines:,} lines, with the TensorBoard curves'))
+                  f'{_counted(lines, "line")}, with the TensorBoard curves'))
     _print_files(files)
 
     caching = sum(seconds for _, seconds in (caches or {}).values())
     seconds = caching + first + (last - done) * step + left * sampling
     ends = time.strftime('%a %d %b %Y, %H:%M', time.localtime(time.time() + seconds))
     and_caches = f' and {_duration(caching)} for the caches' if caching else ''
-    print(f'\nat this speed\n  an epoch      {_duration(len(loader) * step + sampling)}, {len(loader):,} steps\n'
-          f'  the training  {_duration(seconds)}: {left:,} epochs{and_caches}; started now, it is done on {ends}')
+    print(f'\nat this speed\n  an epoch      {_duration(len(loader) * step + sampling)}, '
+          f'{_counted(len(loader), "step")}\n  the training  {_duration(seconds)}: {_counted(left, "epoch")}'
+          f'{and_caches}; started now, it is done on {ends}')
 
 
 def _print_networks(networks):
@@ -101,8 +102,8 @@ def _measure(model, unit, smallest):
     _wait(model.device)
     seconds = time.perf_counter() - warm
     speed = sum(items) / seconds
-    print(f'\nmeasured on {_name_of(model.device)}, on {len(items)} steps of {max(items)} {unit} after a warm-up step of '
-          f'{_duration(warm - start)}\n  a step        {_duration(seconds / len(items))}, '
+    print(f'\nmeasured on {_name_of(model.device)}, on {_counted(len(items), "step")} of {max(items)} {unit} after a '
+          f'warm-up step of {_duration(warm - start)}\n  a step        {_duration(seconds / len(items))}, '
           f'{speed:,.{0 if speed >= 100 else 2}f} {unit}/s')
     return warm - start, seconds / len(items), to_floats(losses, model.progress['step'], '')
 
@@ -194,10 +195,15 @@ def _megabytes(size):
     return f'{size / 1e6:,.1f} MB' if size >= 1e7 else f'{size / 1e3:,.1f} kB'
 
 
+def _counted(number, what):
+    return f'{number:,} {what}{"s" * (number != 1)}'
+
+
 def _duration(seconds):
     """Convert seconds to text with two units, as in '3 h 5 min'; below a minute, to seconds with three digits."""
-    if seconds < 60:
+    if seconds < 59.5:
         return f'{seconds:.3g} s'
+    seconds = round(seconds)
     larger = next(number for number, (_, length) in enumerate(UNITS) if seconds >= length)
     (name, length), (smaller, part) = UNITS[larger:larger + 2]
     count, parts = divmod(round(seconds / part), length // part)
