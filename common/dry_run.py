@@ -155,7 +155,7 @@ def _bytes_in(folder):
 
 def _checkpoints(model, run_dir, snapshot, snapshots):
     """Return (file, bytes, remark) for the checkpoints and snapshots, with their present contents."""
-    model.progress['rng'] = model.progress['epoch_rng'] = rng_state()
+    model.progress |= {'rng': rng_state(), 'epoch_rng': rng_state()}
     with checkpoint.measured() as sizes:
         model.save_to(run_dir, verbose=False)
     (file, size), = sizes.items()
