@@ -104,7 +104,8 @@ def _checksums(jpegs, weights):
         except OSError as error:
             raise UserError(f'{weights}: cannot be read ({error.strerror or error}); --image_weights takes a state '
                             'dict of googlenet') from error
-    return np.array([zlib.crc32(*jpegs.read([photo]), start) for photo in range(len(jpegs.places))], np.uint32)
+    photos = tqdm(range(len(jpegs.places)), 'checksums of photographs', unit='', leave=False, disable=None, delay=2)
+    return np.array([zlib.crc32(*jpegs.read([photo]), start) for photo in photos], np.uint32)
 
 
 def _read_cached(folder, cached, checksums):

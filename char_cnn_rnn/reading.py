@@ -79,7 +79,7 @@ def read(sentences, checkpoint, data, encoder_file, hdf5_file, device):
     if unused and {'checkpoint', 'resume'} & set(run.GIVEN_FLAGS) and file != layout.encoder_beside(hdf5_file):
         print(f'{" and ".join(unused)}: not used, because the run is named and has its own encoder')
     print_unread(sentences)
-    embeddings = torch.from_numpy(embed_captions(encoder, sentences, verbose=False))
+    embeddings = torch.from_numpy(embed_captions(encoder, sentences))
     print(f'{checkpoint} generates images for sentences embedded by {file}:')
     return embeddings
 

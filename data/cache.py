@@ -297,7 +297,8 @@ def _exit_reason(status):
 def _fingerprint(index, jpegs, embeddings):
     """Return `Split.fingerprint`. It ignores the names of the groups, which do not affect the training."""
     captions = json.dumps([index.names, index.classes, index.boxes, index.captions, index.photo_of]).encode()
-    pictures = (jpegs.read([photo])[0] for photo in range(len(jpegs.places)))
+    photos = tqdm(range(len(jpegs.places)), 'checksum of photographs', unit='', leave=False, disable=None, delay=2)
+    pictures = (jpegs.read([photo])[0] for photo in photos)
     return {'captions': _digest([captions]), 'pictures': _digest(pictures),
             'embeddings': None if embeddings is None else _digest([embeddings])}
 

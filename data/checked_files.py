@@ -11,6 +11,8 @@ import json
 import os
 import zlib
 
+from tqdm import tqdm
+
 from common import files
 from common.errors import CannotWrite
 
@@ -110,10 +112,12 @@ class _ChecksumWriter:
 
 
 def _checksum(path):
-    checksum = 0
-    with open(path, 'rb') as file:
+    checksum, name = 0, os.path.basename(path)
+    with open(path, 'rb') as file, tqdm(total=os.path.getsize(path), desc=f'checksum of {name}', unit='B',
+                                        unit_scale=True, leave=False, disable=None, delay=2) as bar:
         while piece := file.read(PIECE):
             checksum = zlib.crc32(piece, checksum)
+            bar.update(len(piece))
     return checksum
 
 

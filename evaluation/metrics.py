@@ -172,19 +172,30 @@ def measure(run, real, captions, options, extract):
     found, logits = extract(images())
     species = real.species[real.photo_of[captions]]
     repeated = torch.linspace(0, len(captions) - 1, min(REPEATED, len(captions))).long().tolist()
-    varied, _ = extract((run.generate(embeddings[i].expand(NOISES, -1), i) + 1) * 127.5 for i in repeated)
+    bar = tqdm(repeated, 'generating for diversity', unit=' captions', leave=False, disable=None, delay=2)
+    varied, _ = extract((run.generate(embeddings[i].expand(NOISES, -1), i) + 1) * 127.5 for i in bar)
     distances, nearest = measures.nearest(found, real.train_features)
-    numbers = {
-        **distribution(found, logits, real.features, real.name),
-        'species': float((real.classify(found) == species).double().mean()),
-        'r_precision': measures.r_precision(real.read(found), embeddings - real.center, species),
-        'diversity': measures.mean_distance_within(varied, torch.arange(len(repeated)).repeat_interleave(NOISES)),
-        'nearest': float(distances.mean()),
-    }
+    numbers = computed({
+        'distribution': lambda: distribution(found, logits, real.features, real.name),
+        'species': lambda: float((real.classify(found) == species).double().mean()),
+        'r_precision': lambda: measures.r_precision(real.read(found), embeddings - real.center, species),
+        'diversity': lambda: measures.mean_distance_within(varied,
+                                                           torch.arange(len(repeated)).repeat_interleave(NOISES)),
+        'nearest': lambda: float(distances.mean()),
+    })
     photographs = [torch.from_numpy(np.ascontiguousarray(real.train_image(int(nearest[i])))) for i in spread]
     save_sheet(side_by_side([torch.stack(shown), torch.stack(photographs) / 127.5 - 1], run.size),
                os.path.join(run.folder, 'nearest.png'))
     keep(run, options, len(captions), numbers)
+    return numbers
+
+
+def computed(functions):
+    """Return {name: number} from {name: function that returns a number, or a dict of several}, with a progress bar."""
+    numbers = {}
+    for name, function in tqdm(functions.items(), 'measures', unit='', leave=False, disable=None, delay=2):
+        value = function()
+        numbers |= value if isinstance(value, dict) else {name: value}
     return numbers
 
 
@@ -201,21 +212,21 @@ def of_real(real, captions):
     The Fréchet distance is that of two halves. Fewer images give larger distances, so it is an upper bound.
     """
     photos, half = real.photo_of[captions], measures.half_of(real.species)
-    return {
-        **distribution(real.features[half], real.logits, real.features[~half], real.name),
-        'species': measures.species_of_halves(real.features, real.species),
-        'r_precision': measures.r_precision(real.read(real.features[photos]), real.embeddings[captions] - real.center,
-                                            real.species[photos]),
-        'diversity': measures.mean_distance_within(real.features, real.species),
-        'nearest': float(measures.nearest(real.features, real.train_features)[0].mean()),
-    }
+    return computed({
+        'distribution': lambda: distribution(real.features[half], real.logits, real.features[~half], real.name),
+        'species': lambda: measures.species_of_halves(real.features, real.species),
+        'r_precision': lambda: measures.r_precision(real.read(real.features[photos]),
+                                                    real.embeddings[captions] - real.center, real.species[photos]),
+        'diversity': lambda: measures.mean_distance_within(real.features, real.species),
+        'nearest': lambda: float(measures.nearest(real.features, real.train_features)[0].mean()),
+    })
 
 
 def of_shuffled(real, captions):
     """Return what photographs reach if each is judged by the caption of another one: chance, averaged over orders."""
     generator = torch.Generator().manual_seed(0)
     photos, found = real.photo_of[captions], []
-    for _ in range(ORDERS):
+    for _ in tqdm(range(ORDERS), 'shuffled captions', unit=' orders', leave=False, disable=None, delay=2):
         others = photos[torch.randperm(len(captions), generator=generator)]
         found.append((float((real.species[others] == real.species[photos]).double().mean()),
                       measures.r_precision(real.read(real.features[others]), real.embeddings[captions] - real.center,
