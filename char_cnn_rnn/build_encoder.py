@@ -121,8 +121,8 @@ class Model:
     def embed_photographs(self, photographs, batch_size=256):
         """Embed the N rows of `image_encoder.load_photographs`; returns float32 [N, 1024] on the CPU."""
         self.image_side.eval()
-        rows = [self.image_side(rows.to(self.device)).float().cpu() for rows in photographs.split(batch_size)]
-        return torch.cat(rows)
+        parts = tqdm(photographs.split(batch_size), 'photographs', unit=' batches', leave=False, disable=None, delay=2)
+        return torch.cat([self.image_side(rows.to(self.device)).float().cpu() for rows in parts])
 
     def eval(self, index, photographs, verbose=True):
         """Measure zero-shot classification and retrieval on the classes of a split (paper, sections 5.2 and 5.3).
@@ -226,7 +226,7 @@ def embed_captions(encoder, captions, batch_size=256, verbose=True):
     todo, rows = sorted(dict.fromkeys(captions), key=len), []  # sentences of similar length share a batch
     encoder.eval()
     for start in tqdm(range(0, len(todo), batch_size), desc='captions', unit=' batches', leave=False,
-                      disable=None if verbose else True):
+                      disable=None if verbose else True, delay=2):
         rows.append(encoder(one_hot(todo[start:start + batch_size]).to(device)).float().cpu().numpy())
     if not rows:
         return np.empty((0, EMBED_DIM), np.float32)

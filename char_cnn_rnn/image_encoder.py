@@ -5,6 +5,7 @@ photograph are computed once and cached in a file.
 """
 import io
 import os
+import time
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -67,7 +68,8 @@ def load_photographs(name, path, split, weights=None, device='cpu'):
     """Return the input of the image side: one row per photograph of a split of the HDF5 file `path`, in index order.
 
     These are uint8 images [N, 3, 64, 64] for 'scratch', else float32 features [N, 1024 or 1280], cached for `path`.
-    `weights` is the file of a state dict for GoogLeNet. Raises UserError if the pretrained network is missing.
+    `weights` is the file of a state dict for GoogLeNet. In a dry run, features that are not cached are those of a few
+    photographs, repeated. Raises UserError if the pretrained network is missing.
     """
     if name == 'scratch':
         return load_split(path, split, SCRATCH_SIZE, preprocess).pictures
@@ -78,8 +80,16 @@ def load_photographs(name, path, split, weights=None, device='cpu'):
     if features is None:
         with torch.random.fork_rng(devices=[]):  # initial weights must not change a run's random numbers
             network = pretrained(name, weights)
-        features = _compute(photographs, split, *network, torch.device(device))
-        _write_cache(folder, cached, checksums, features)
+        count, start = len(checksums), time.perf_counter()
+        photos = checked_files.few(count) if checked_files.is_dry_run() else range(count)
+        features = _compute(photographs, photos, split, *network, torch.device(device))
+        if checked_files.is_dry_run():
+            seconds = (time.perf_counter() - start) * count / len(photos)
+            features = features[np.arange(count) % len(photos)]
+            size = len(_npz(photographs=checksums, features=features))
+            checked_files.plan(os.path.join(folder, cached), size, seconds)
+        else:
+            _write_cache(folder, cached, checksums, features)
     return torch.from_numpy(features)
 
 
@@ -94,7 +104,8 @@ def _checksums(jpegs, weights):
         except OSError as error:
             raise UserError(f'{weights}: cannot be read ({error.strerror or error}); --image_weights takes a state '
                             'dict of googlenet') from error
-    return np.array([zlib.crc32(*jpegs.read([photo]), start) for photo in range(len(jpegs.places))], np.uint32)
+    photos = tqdm(range(len(jpegs.places)), 'checksums of photographs', unit='', leave=False, disable=None, delay=2)
+    return np.array([zlib.crc32(*jpegs.read([photo]), start) for photo in photos], np.uint32)
 
 
 def _read_cached(folder, cached, checksums):
@@ -121,12 +132,12 @@ def _npz(**arrays):
 
 
 @torch.inference_mode()
-def _compute(photographs, split, network, mean, std, width, device):
-    """Compute features float32 [N, width] of the N whole photographs, resized to 224 x 224."""
+def _compute(photographs, photos, split, network, mean, std, width, device):
+    """Compute features float32 [N, width] of the N whole photographs `photos`, resized to 224 x 224."""
     network = network.eval().to(device, memory_format=torch.channels_last)
     mean, std = (torch.tensor(value, device=device).view(-1, 1, 1) for value in (mean, std))
     index, jpegs = photographs.index, photographs.jpegs
-    features = np.empty((len(index.names), width), np.float32)
+    features = np.empty((len(photos), width), np.float32)
 
     def decode(photo):
         try:
@@ -138,10 +149,10 @@ def _compute(photographs, split, network, mean, std, width, device):
     with ThreadPoolExecutor(os.cpu_count()) as threads, tqdm(
             total=len(features), desc=f'{split}: features of photographs', unit='', leave=False, disable=None) as bar:
         for start in range(0, len(features), BATCH):
-            photos = range(start, min(start + BATCH, len(features)))
-            pixels = torch.from_numpy(np.stack(list(threads.map(decode, photos)))).to(device).permute(0, 3, 1, 2)
-            features[start:photos.stop] = network((pixels - mean) / std).cpu().numpy()
-            bar.update(len(photos))
+            pixels = np.stack(list(threads.map(decode, photos[start:start + BATCH])))
+            pixels = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+            features[start:start + BATCH] = network((pixels - mean) / std).cpu().numpy()
+            bar.update(len(pixels))
     return features
 
 

@@ -24,11 +24,11 @@ import torch
 from char_cnn_rnn import image_encoder, reading
 from char_cnn_rnn.build_encoder import ClassBatches, Model, embed_captions, fingerprint, load_encoder, save_encoder
 from char_cnn_rnn.encoder import VARIANTS
-from common import checkpoint, flags, ranks, run
+from common import checkpoint, dry_run, flags, ranks, run
 from common.errors import UserError, run_command
 from common.files import check_can_write
 from common.pictures import caption_sheet
-from data import layout
+from data import checked_files, layout
 from data.cache import load_split
 from data.checked_files import stamp_of
 from data.pictures import read_picture
@@ -80,7 +80,8 @@ def main():
     if options.embed:
         embed(options, device)
     elif options.train:
-        train(options, device, resumed)
+        with checked_files.only_read(options.dry_run):
+            train(options, device, resumed)
     else:
         evaluate(options, device)
 
@@ -101,8 +102,13 @@ def train(options, device, resumed):
                   options.variant, options.image_encoder)
     model.create_optim(options.lr)
     data = {'file': os.path.basename(path), **split.fingerprint, 'embeddings': None}  # not used here
-    run_dir = run.begin(model, [], resumed, options.out_dir, options.dataset, vars(options), data)
+    run_dir = run.begin(model, [], resumed, options.out_dir, options.dataset, vars(options), data,
+                        dry_run=options.dry_run)
     model.keep = options.keep
+    if options.dry_run:
+        return dry_run.report(model, {'encoder': model.encoder, 'image_side': model.image_side}, options.epochs,
+                              options.log_interval, resumed or os.path.join(options.out_dir, f'{options.dataset}_DATE'),
+                              caches=checked_files.planned())
     print(f'Training on {len(index.captions)} captions of {len(index.names)} photographs of '
           f'{len(set(index.classes))} classes; everything goes to {run_dir}', flush=True)
     model.train(options.epochs, options.log_interval, run_dir)

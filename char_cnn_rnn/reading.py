@@ -233,6 +233,12 @@ def print_unread(sentences):
             print(f'"{sentence}": the encoder reads only the first {LENGTH} characters, not the {surplus} after them')
 
 
+def bytes_to_keep(dataset, run_dir):
+    """Return the size of the encoder that `keep_encoder` would copy into `run_dir`; 0 if there is none to copy."""
+    beside, kept = layout.encoder_beside(dataset.file), os.path.join(run_dir, run.ENCODER)
+    return os.path.getsize(beside) if os.path.isfile(beside) and not os.path.isfile(kept) else 0
+
+
 def keep_encoder(dataset, run_dir):
     """Copy the sentence encoder beside the data into the run folder, so that the run can generate without the data.
 

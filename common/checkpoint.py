@@ -1,6 +1,7 @@
 """Write checkpoint files whole or not at all, and read them without running any code in them."""
 import contextlib
 import glob
+import io
 import itertools
 import os
 import re
@@ -22,6 +23,7 @@ from common.checkpoint_file import Unreadable
 from common.errors import CannotWrite, UserError
 from common.files import convert_os_errors, partial_file
 
+SIZES = []  # {file: bytes} of the block `measured`, in which `save` writes nothing
 COUNT = re.compile(r'_(\d+)\.pth$')  # steps or epochs, in the name of a snapshot
 KEEP = 2  # number of checkpoints that a run keeps, the newest included
 
@@ -32,10 +34,41 @@ def save(path, contents, old_format=False, keep=1):
     `old_format` is the format that PyTorch before 1.6 reads. The previous contents are kept as PATH.1 and so on, `keep`
     files in all. If `path` is a link, its target stays as it is. Raises CannotWrite, with the previous file unchanged.
     """
+    if SIZES:
+        SIZES[-1][path] = _size(contents, old_format)
+        return
     with partial_file(path, follow_links=False) as partial, convert_os_errors(path):
         with open(partial, 'r+b') as file:
             _write(path, file, contents, old_format)
         _keep_older(path, keep)
+
+
+@contextlib.contextmanager
+def measured():
+    """Yield {file: its size in bytes} of what `save` would write in this block; it writes nothing."""
+    SIZES.append({})
+    try:
+        yield SIZES[-1]
+    finally:
+        SIZES.pop()
+
+
+def _size(contents, old_format):
+    """Return how many bytes a checkpoint has."""
+    counter = _Counter()
+    torch.save(contents, counter, _use_new_zipfile_serialization=not old_format)
+    return counter.size + (len(checkpoint_file.trailer(counter.size, 0)) if old_format else 0)
+
+
+class _Counter(io.RawIOBase):
+    """A file that counts the bytes written to it, and keeps none."""
+
+    size = 0
+
+    def write(self, data):
+        size = memoryview(data).nbytes
+        self.size += size
+        return size
 
 
 def _write(path, file, contents, old_format):

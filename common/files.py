@@ -123,6 +123,12 @@ def check_space(path, needed):
                         'free; make room, or write to another disk')
 
 
+def free_space(path):
+    """Return (number of the disk of the file or folder `path`, which need not exist; its free bytes)."""
+    folder = _folder_above(path)
+    return os.stat(folder).st_dev, shutil.disk_usage(folder).free
+
+
 @contextlib.contextmanager
 def convert_os_errors(path):
     """Raise CannotWrite in place of an OSError of the block, which writes `path`."""

@@ -197,6 +197,8 @@ def add_run_flags(parser, model, epochs, batch_size, lr, section_dir, all_modes=
     parser.add_argument('--keep', type=positive(int), default=KEEP, metavar='N', modes=TRAINING,
                         help='number of checkpoints that a run keeps: the newest, and older ones in case it is damaged '
                              f'(default: {KEEP})')
+    add_boolean(parser, '--dry_run', False, 'print the networks, memory, time and disk space that the training takes, '
+                'measured on a few steps, and write nothing', modes=TRAINING)
     parser.add_argument('--resume', type=path, nargs='?', const=NEWEST, metavar='RUN', modes=resume_modes,
                         help='resume the run in this folder, or the newest run if no folder is given' +
                              '; with --train False, generate images with it' * (len(resume_modes) > 1))
@@ -364,10 +366,12 @@ def seed_everything(seed):
 def set_up(options):
     """Print the options, join the other ranks, and seed all generators. Returns the device.
 
-    Raises UserError if several processes were started for anything but a training.
+    Raises UserError if several processes were started for anything but a training, or for a dry run.
     """
     if ranks.world_size() > 1 and not options.train:
         raise UserError('--train False: runs in one process; start it with python, not with torchrun')
+    if ranks.world_size() > 1 and options.dry_run:
+        raise UserError('--dry_run: measures one process; start it with python, not with torchrun')
     ranks.join()
     print_options(options)
     device = choose_device(options.cuda, getattr(options, 'gpu', 0))

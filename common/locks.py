@@ -12,7 +12,7 @@ def lock_file(path, wait=False):
     """
     with convert_os_errors(path):
         check_is_file(path)
-        file = open(path, 'w')
+        file = open(path, 'a')  # which does not change one that is there
     try:
         import fcntl
         fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -1,5 +1,6 @@
 """Manage run folders: one for each run, never cleared, never overwritten, each with the options it was made with."""
 import argparse
+import errno
 import json
 import os
 import re
@@ -39,10 +40,23 @@ def new_run(out_dir, name, options):
         except FileExistsError:
             continue
         except OSError as error:
-            raise UserError(f'{run_dir}: cannot be made ({error}); '
-                            'give a writable folder with --out_dir') from error
+            raise _cannot_make(run_dir, error) from error
     write_options(run_dir, options)
     return run_dir
+
+
+def check_can_make(run_dir):
+    """Raise UserError, as `new_run` does, if a folder cannot be made because of those above it."""
+    above = os.path.dirname(run_dir)
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    number = 0 if os.access(above, os.W_OK) else errno.EACCES
+    if number := number if os.path.isdir(above) else errno.ENOTDIR:
+        raise _cannot_make(run_dir, OSError(number, os.strerror(number), run_dir))
+
+
+def _cannot_make(run_dir, error):
+    return UserError(f'{run_dir}: cannot be made ({error}); give a writable folder with --out_dir')
 
 
 def keep_links_apart(run_dir):
@@ -144,24 +158,26 @@ def lock(run_dir):
     LOCKS.append(locked)
 
 
-def begin(model, networks, resumed, out_dir, name, options, data, prepare=None):
+def begin(model, networks, resumed, out_dir, name, options, data, prepare=None, dry_run=False):
     """Return the folder to train in: a new one, `out_dir/NAME_DATE_TIME`, or `resumed`, from which the model is loaded.
 
     `options` (a dict) is written to it; `data` describes the training data as `describe` does. `prepare()`, which may
     take minutes, is called after all checks. Rank 0 locks the folder; the other ranks write nothing and get ''.
-    Afterwards all ranks have the same weights in `networks`. Raises UserError if a resumed run would start from the
-    beginning, or continue with other data than before.
+    Afterwards all ranks have the same weights in `networks`. A `dry_run` does the same without writing, and gets ''.
+    Raises UserError if a resumed run would start from the beginning, or continue with other data than before.
     """
     if resumed:
-        if ranks.rank() == 0:
+        if ranks.rank() == 0 and (not dry_run or os.path.exists(os.path.join(resumed, 'lock'))):
             lock(resumed)
         model.load_from(resumed)
         check_resumable(resumed, model)
         check_same_data(resumed, model.data, data)
+    elif dry_run:
+        check_can_make(os.path.join(out_dir, name))
     if prepare:
         prepare()
     run_dir = ''
-    if ranks.rank() == 0:
+    if ranks.rank() == 0 and not dry_run:
         run_dir = resumed or new_run(out_dir, name, options)
     if run_dir and resumed:
         keep_links_apart(resumed)

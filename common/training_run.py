@@ -55,11 +55,11 @@ class TrainingRun:
         self.warned_small = False
 
     def __enter__(self):
-        _adapt_progress(self.progress, self.data_loader)
+        adapt_progress(self.progress, self.data_loader)
         with contextlib.ExitStack() as stack:
             self.stop = stack.enter_context(signals.recorded())
             self.writer = stack.enter_context(Log(self.out_dir, self.verbose, self.progress['step'], self.unit))
-            stack.enter_context(_convert_errors(self.out_dir, lambda: self.progress['step'] + 1))
+            stack.enter_context(convert_errors(self.out_dir, lambda: self.progress['step'] + 1))
             self.checkpoints = _CheckpointWriter(self.model, self.out_dir, self.writer)
             self.contexts = stack.pop_all()
         return self
@@ -86,7 +86,7 @@ class TrainingRun:
         with _progress_bar(self.data_loader, self.progress, self.last_epoch, self.verbose, self.unit) as self.bar:
             for batch in _batches_left(self.data_loader, self.progress, self.stop, self._stop_on_error):
                 self.progress['batch'] += 1
-                self.size = _batch_size(batch)
+                self.size = items_in(batch)
                 if self.size < self.smallest:
                     self._warn_small()
                     continue
@@ -110,7 +110,7 @@ class TrainingRun:
         self.bar.update(trained)
         self.writer.count(trained)
         if self.progress['step'] % self.log_interval == 0:
-            self.writer.losses(self.progress, self.last_epoch, _to_floats(losses, self.progress['step'], self.out_dir),
+            self.writer.losses(self.progress, self.last_epoch, to_floats(losses, self.progress['step'], self.out_dir),
                                self.bar)
 
     def write(self, what, write, *arguments, every=1):
@@ -131,7 +131,7 @@ class TrainingRun:
         self.warned_small = True
 
 
-def _adapt_progress(progress, data_loader):
+def adapt_progress(progress, data_loader):
     """Convert the progress in a checkpoint, which counts the batches of one rank, to the present ranks and batch size.
 
     An epoch that was left in the middle continues after as many items as were trained on, rounded down to a batch.
@@ -199,15 +199,15 @@ def _progress_bar(data_loader, progress, epochs, verbose, unit):
                 initial=progress['batch'] * batch_size * ranks.world_size(), disable=None if verbose else True)
 
 
-def _batch_size(batch):
+def items_in(batch):
     items = batch.get('right_images', next(iter(batch.values())))
     return len(items[-1] if isinstance(items, (list, tuple)) else items)
 
 
-def _to_floats(losses, step, out_dir):
+def to_floats(losses, step, out_dir):
     """Return losses as floats, one per list item, averaged over the ranks. Raises UserError if one is not finite."""
     numbers = {}
-    with _convert_errors(out_dir, lambda: step):
+    with convert_errors(out_dir, lambda: step):
         for name, value in losses.items():
             if isinstance(value, (list, tuple)):
                 numbers.update({f'{name}_{i}': float(part) for i, part in enumerate(value)})
@@ -221,7 +221,7 @@ def _to_floats(losses, step, out_dir):
 
 
 @contextlib.contextmanager
-def _convert_errors(out_dir, step):
+def convert_errors(out_dir, step):
     """Raise UserError in place of PyTorch's errors that are not bugs (`common.torch_errors`).
 
     `step()` returns the number of the current step. A GPU may report an error of a step later, when it is waited for.
@@ -335,7 +335,7 @@ class _CheckpointWriter:
 
     def _check(self, losses):
         """Raise UserError if the losses are not finite, so that diverged weights never replace good ones."""
-        _to_floats(losses, self.model.progress['step'], self.out_dir)
+        to_floats(losses, self.model.progress['step'], self.out_dir)
 
     def _try_to_save(self):
         """Save the present state of the run, and return whether that succeeded."""

@@ -5,6 +5,9 @@ pictures_64.npy: every photograph decoded and resized once. For the StackGANs' c
 that images of 256 pixels are cropped from, and frames_304.npy their heights and widths. One process makes a file at
 first use while others wait. It is checked against the size and date of the HDF5 file and its own checksum
 (`data.checked_files`), and made again after any change. What a process has already read does not change.
+
+A dry run (`data.checked_files.only_read`) writes nothing, not even a lock: it uses what is cached, reads captions and
+embeddings into memory, and shows a few photographs in place of all.
 """
 import contextlib
 import glob
@@ -17,8 +20,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,6 +39,7 @@ IMAGES = re.compile(r'(pictures|frames)_\d+\.(npy|bin)').fullmatch
 FORMAT = 3  # a cache of another format is made again
 CHUNK = 128  # photographs that are decoded before they are written, which limits the memory
 READER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'read_split.py')
+IN_MEMORY = {}  # {folder of a split: `Split`} that dry runs have read and not written
 
 
 @dataclass
@@ -91,8 +96,7 @@ def load_split(path, split, size=None, decode=None):
             shape = len(found.index.names), 3, size, size
             found.pictures = _read_pictures(folder, shape)
             if found.pictures is None:
-                _write_pictures(folder, path, split, found, size, decode)
-                found.pictures = _read_pictures(folder, shape)
+                found.pictures = _write_pictures(folder, path, split, found, size, decode)
         return found
 
 
@@ -107,6 +111,8 @@ def load_frames(path, split, fingerprint, shorter, make):
         if found is None or found.fingerprint != fingerprint:
             raise UserError(f'{path}: changed while it was being read; start again')
         frames = _read_frames(folder, shorter, len(found.index.names))
+        if frames is None and checked_files.is_dry_run():
+            return _few_frames(folder, split, found.jpegs, shorter, make)
         if frames is None:
             try:
                 _write_frames(folder, split, found.jpegs, shorter, make)
@@ -151,6 +157,9 @@ def _locked_cache(path, split):
     if not os.path.isfile(path):
         raise layout.no_such_file(path)
     folder = cache_folder(path)
+    if checked_files.is_dry_run():  # files that another process is writing appear whole
+        yield os.path.join(folder, split)
+        return
     with files.convert_os_errors(folder):
         os.makedirs(os.path.join(folder, split), exist_ok=True)
         lock = lock_file(os.path.join(folder, 'lock'), wait=True)
@@ -184,6 +193,8 @@ def _read_index(folder):
 
 def _read_split(folder, path):
     """Return the cached `Split`, or None if it is missing or damaged or the HDF5 file has changed."""
+    if checked_files.is_dry_run() and folder in IN_MEMORY and IN_MEMORY[folder].jpegs.stamp == _stamp(path):
+        return replace(IN_MEMORY[folder])
     try:
         stored = _read_index(folder)
         if stored['stamp'] != _stamp(path) or stored['changed_ns'] != _changed(path):
@@ -208,15 +219,25 @@ def _write_split(folder, path, split):
     index, encoder, bad, embeddings = _read_in_subprocess(path, split)
     jpegs = Jpegs(path, stamp, index.places)
     fingerprint = _fingerprint(index, jpegs, embeddings)
-    _remove_old(folder, fingerprint)
+    if not checked_files.is_dry_run():
+        _remove_old(folder, fingerprint)
     if embeddings is not None:
-        files.check_space(folder, embeddings.nbytes)
+        _check_space(folder, embeddings.nbytes)
         with checked_files.write(folder, 'embeddings.npy') as file:
             np.lib.format.write_array(file, embeddings, allow_pickle=False)
     with checked_files.write(folder, 'index.json') as file:  # written last: it shows that the others are complete
         file.write(json.dumps({'stamp': stamp, 'changed_ns': changed, 'fingerprint': fingerprint, 'encoder': encoder,
                                'bad_embeddings': bad, 'index': vars(index)}).encode())
+    if checked_files.is_dry_run():
+        IN_MEMORY[folder] = Split(index, jpegs, fingerprint, encoder, bad)
+        IN_MEMORY[folder].embeddings = None if embeddings is None else torch.from_numpy(embeddings)
     return _read_split(folder, path) or Split(index, jpegs, fingerprint, encoder, bad)
+
+
+def _check_space(path, needed):
+    """Raise CannotWrite if the disk is too full, except in a dry run, which prints how much is missing."""
+    if not checked_files.is_dry_run():
+        files.check_space(path, needed)
 
 
 def _remove_old(folder, fingerprint):
@@ -276,7 +297,8 @@ def _exit_reason(status):
 def _fingerprint(index, jpegs, embeddings):
     """Return `Split.fingerprint`. It ignores the names of the groups, which do not affect the training."""
     captions = json.dumps([index.names, index.classes, index.boxes, index.captions, index.photo_of]).encode()
-    pictures = (jpegs.read([photo])[0] for photo in range(len(jpegs.places)))
+    photos = tqdm(range(len(jpegs.places)), 'checksum of photographs', unit='', leave=False, disable=None, delay=2)
+    pictures = (jpegs.read([photo])[0] for photo in photos)
     return {'captions': _digest([captions]), 'pictures': _digest(pictures),
             'embeddings': None if embeddings is None else _digest([embeddings])}
 
@@ -295,7 +317,10 @@ def _read_pictures(folder, shape):
 
 
 def _write_pictures(folder, path, split, found, size, decode):
-    """Decode every photograph of the split, in threads (Pillow releases Python's lock), and write the array."""
+    """Decode every photograph of the split, in threads (Pillow releases Python's lock), and write the array.
+
+    Returns it. In a dry run, a few photographs are repeated in it.
+    """
     def make(photo, jpeg):
         try:
             return decode(jpeg, size)
@@ -303,11 +328,16 @@ def _write_pictures(folder, path, split, found, size, decode):
             raise layout.cannot_be_decoded(path, split, found.index.names[photo], error) from error
 
     name, shape = f'pictures_{size}.npy', (len(found.index.names), 3, size, size)
-    files.check_space(os.path.join(folder, name), np.prod(shape))
+    if checked_files.is_dry_run() and len(found.index.names):
+        few, seconds = _process_few(make, found.jpegs, f'{split}: images at {size} px')
+        checked_files.plan(os.path.join(folder, name), int(np.prod(shape)), seconds)
+        return torch.from_numpy(np.stack(few))[torch.arange(len(found.index.names)) % len(few)]
+    _check_space(os.path.join(folder, name), np.prod(shape))
     with checked_files.write(folder, name) as file:
         np.lib.format.write_array_header_1_0(file, {'descr': '|u1', 'fortran_order': False, 'shape': shape})
         for picture in _process_all(make, found.jpegs, f'{split}: images at {size} px'):
             file.write(np.ascontiguousarray(picture))
+    return _read_pictures(folder, shape)
 
 
 def _read_frames(folder, shorter, count):
@@ -335,14 +365,36 @@ def _write_frames(folder, split, jpegs, shorter, make):
         np.lib.format.write_array(file, np.array(shapes, np.int64).reshape(-1, 2), allow_pickle=False)
 
 
-def _process_all(make, jpegs, what):
-    """Yield `make(photo, jpeg)` for every photograph in order, computed in threads, with a progress bar."""
-    count = len(jpegs.places)
+class _Repeated(list):
+    """The frames of a few photographs in place of those of all: a shorter list that begins again at its end."""
+
+    def __getitem__(self, photo):
+        return super().__getitem__(photo % len(self))
+
+
+def _few_frames(folder, split, jpegs, shorter, make):
+    """Return the frames of a few photographs in place of all `Frames`, which a dry run does not write."""
+    few, seconds = _process_few(make, jpegs, f'{split}: frames')
+    size = sum(one.nbytes for one in few) * len(jpegs.places) // len(few)
+    checked_files.plan(os.path.join(folder, f'frames_{shorter}.bin'), size, seconds)
+    return _Repeated(few)
+
+
+def _process_few(make, jpegs, what):
+    """Return (what `make` makes of a few photographs, seconds that all photographs would take at this speed)."""
+    photos, start = checked_files.few(len(jpegs.places)), time.perf_counter()
+    made = list(_process_all(make, jpegs, what, photos))
+    return made, (time.perf_counter() - start) * len(jpegs.places) / len(photos)
+
+
+def _process_all(make, jpegs, what, photos=None):
+    """Yield `make(photo, jpeg)` for all `photos` (default: every one), computed in threads, with a progress bar."""
+    photos = photos or range(len(jpegs.places))
+    count = len(photos)
     with ThreadPoolExecutor(os.cpu_count()) as threads, \
             tqdm(total=count, desc=what, unit='', leave=False, disable=None) as bar:
         for start in range(0, count, CHUNK):
-            photos = range(start, min(start + CHUNK, count))
-            for made in threads.map(lambda photo: make(photo, *jpegs.read([photo])), photos):
+            for made in threads.map(lambda photo: make(photo, *jpegs.read([photo])), photos[start:start + CHUNK]):
                 yield made
                 bar.update()
 

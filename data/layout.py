@@ -262,7 +262,8 @@ def write_embeddings(path, embeddings, source, encoder=None, stamp=None):
         if stamp and stamp_of(path) != stamp:  # `replace_file` checks once more before the copy replaces the file
             raise _has_changed(path)
         for split, rows in embeddings.items():
-            for key, row in zip(file[split], rows):
+            bar = tqdm(file[split], f'{split}: writing embeddings', unit='', leave=False, disable=None, delay=2)
+            for key, row in zip(bar, rows):
                 _reserve(file, EMBEDDING_BYTES)
                 _write_embedding(_own_group(_own_group(file, split), key), row)
         file.attrs['embeddings'] = source.encode('utf-8', 'replace').decode()  # file names need not be UTF-8
@@ -387,7 +388,8 @@ def has_embeddings(file, split):
     group = _group(file, split)
     with _convert_errors(file, split):
         keys = plain_hdf5.names(group)
-    for key in plain_hdf5.with_time_limit(keys):
+    bar = tqdm(keys, f'{split}: captions without embeddings', unit='', leave=False, disable=None, delay=2)
+    for key in plain_hdf5.with_time_limit(bar):
         with _convert_errors(file, split, key):
             if plain_hdf5.has(plain_hdf5.open_group(group, key), 'embeddings'):
                 return True
@@ -397,7 +399,8 @@ def has_embeddings(file, split):
 def read_embeddings(file, split, keys):
     """Return float32 [len(keys), 1024]. Raises BadEmbeddings if one is missing, not finite or of another width."""
     embeddings, group = np.empty((len(keys), EMBED_DIM), np.float32), _group(file, split)
-    for row, key in zip(embeddings, plain_hdf5.with_time_limit(keys)):
+    bar = tqdm(keys, f'{split}: embeddings', unit='', leave=False, disable=None, delay=2)
+    for row, key in zip(embeddings, plain_hdf5.with_time_limit(bar)):
         with _convert_errors(file, split, key):
             wrong = _read_embedding(file, plain_hdf5.open_group(group, key), row)
         if wrong:

@@ -21,6 +21,7 @@ import textwrap
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
 
 from char_cnn_rnn import reading
 from common import flags
@@ -103,7 +104,9 @@ def held_out_captions(run):
 def generate(run, sentences, seed, device):
     """Return images of a run for the sentences, [B, 3, S, S] in [-1, 1] on the CPU."""
     embeddings, _ = reading.read(sentences, run.file, run.model.data, None, run.hdf5_file, device)
-    return torch.cat(list(in_batches(run.generate, embeddings, BATCH, seed)))
+    batches = tqdm(in_batches(run.generate, embeddings, BATCH, seed), 'generating', -(-len(sentences) // BATCH),
+                   unit=' batches', leave=False, disable=None, delay=2)
+    return torch.cat(list(batches))
 
 
 def differences(all_options):

@@ -172,7 +172,8 @@ def measure(run, real, captions, options, extract):
     found, logits = extract(images())
     species = real.species[real.photo_of[captions]]
     repeated = torch.linspace(0, len(captions) - 1, min(REPEATED, len(captions))).long().tolist()
-    varied, _ = extract((run.generate(embeddings[i].expand(NOISES, -1), i) + 1) * 127.5 for i in repeated)
+    bar = tqdm(repeated, 'generating for diversity', unit=' captions', leave=False, disable=None, delay=2)
+    varied, _ = extract((run.generate(embeddings[i].expand(NOISES, -1), i) + 1) * 127.5 for i in bar)
     distances, nearest = measures.nearest(found, real.train_features)
     numbers = {
         **distribution(found, logits, real.features, real.name),
@@ -215,7 +216,7 @@ def of_shuffled(real, captions):
     """Return what photographs reach if each is judged by the caption of another one: chance, averaged over orders."""
     generator = torch.Generator().manual_seed(0)
     photos, found = real.photo_of[captions], []
-    for _ in range(ORDERS):
+    for _ in tqdm(range(ORDERS), 'shuffled captions', unit=' orders', leave=False, disable=None, delay=2):
         others = photos[torch.randperm(len(captions), generator=generator)]
         found.append((float((real.species[others] == real.species[photos]).double().mean()),
                       measures.r_precision(real.read(real.features[others]), real.embeddings[captions] - real.center,

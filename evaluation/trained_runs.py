@@ -50,9 +50,9 @@ class TrainedRun:
         self.size = self.generate(torch.zeros(1, layout.EMBED_DIM)).shape[-1]
         self.prepared = f'{preparation}_{self.size}'
 
-    def generate(self, embeddings, seed=0):
+    def generate(self, embeddings, seed=0, truncation=None):
         """Generate the largest images, [B, 3, size, size] in [-1, 1] on the CPU, for embeddings [B, 1024]."""
-        images = self.model.generate(embeddings, seed)
+        images = self.model.generate(embeddings, seed, truncation)
         return (images if torch.is_tensor(images) else images[-1]).float().cpu()
 
     def dataset(self, split):

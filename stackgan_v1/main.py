@@ -20,9 +20,10 @@ if __name__ == '__main__':
 import argparse
 
 from char_cnn_rnn import reading
-from common import config, flags, provenance, ranks, run, speed
+from common import config, dry_run, flags, provenance, ranks, run, speed
 from common.errors import UserError, run_command
 from common.sampling import in_batches, write_evaluation, write_images
+from data import checked_files
 from data.cropped_dataset import CroppedDataset
 from data.multiscale_dataset import shuffled_batches
 from stackgan_v1 import checkpoints
@@ -99,7 +100,8 @@ def main():
     options, resumed = parse_flags()
     device = flags.set_up(options)
     task = train if options.train else generate if flags.has_sentences(options) else evaluate
-    task(options, device, resumed)
+    with checked_files.only_read(options.dry_run):
+        task(options, device, resumed)
     ranks.leave()
 
 
@@ -124,11 +126,18 @@ def train(options, device, resumed):
     model.create_optim(options.lr)
     run_dir = run.begin(model, [model.netG, model.netD], resumed, options.out_dir,
                         f'{options.dataset}_{options.config_name}', vars(options), reading.describe(dataset),
-                        dataset.cached if options.cache else None)
+                        dataset.cached if options.cache else None, options.dry_run)
     if run_dir:
         reading.keep_encoder(dataset, run_dir)
     model.lr_decay_epoch, model.snapshot_interval = options.lr_decay_epoch, options.snapshot_interval
     model.keep = options.keep
+    if options.dry_run:
+        folder = resumed or os.path.join(options.out_dir, f'{options.dataset}_{options.config_name}_DATE')
+        return dry_run.report(model, {'netG': model.netG, 'netD': model.netD}, options.epochs, options.log_interval,
+                              folder, caches=checked_files.planned(), sample=model.sample_grid,
+                              copied={run.ENCODER: reading.bytes_to_keep(dataset, folder)},
+                              snapshot=lambda place: model.save_snapshot(place, options.epochs),
+                              snapshot_steps=options.snapshot_interval * len(batches))
     print(f'Training Stage-{"I" * options.stage} on {len(dataset)} photographs; everything goes to {run_dir}',
           flush=True)
     model.train(options.epochs, options.log_interval, run_dir)

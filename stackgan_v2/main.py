@@ -24,9 +24,10 @@ import argparse
 import torch
 
 from char_cnn_rnn import reading
-from common import config, flags, provenance, ranks, run, speed
+from common import config, dry_run, flags, provenance, ranks, run, speed
 from common.errors import UserError, run_command
 from common.sampling import in_batches, write_evaluation, write_images, write_strip
+from data import checked_files
 from data.multiscale_dataset import MultiscaleDataset, shuffled_batches
 from stackgan_v2 import checkpoints, unconditional
 from stackgan_v2.authors_cfg import KEYS, translate
@@ -104,7 +105,8 @@ def main():
     device = flags.set_up(options)
     has_sentences = flags.has_sentences(options) or options.interpolate
     task = train if options.train else generate if has_sentences else evaluate
-    task(options, device, resumed)
+    with checked_files.only_read(options.dry_run):
+        task(options, device, resumed)
     ranks.leave()
 
 
@@ -125,11 +127,18 @@ def train(options, device, resumed):
     is_cached = options.cache and not (options.image_folder or options.lsun)
     run_dir = run.begin(model, [model.netG, *model.netsD], resumed, options.out_dir,
                         f'{options.dataset}_{options.config_name}', vars(options), reading.describe(dataset),
-                        dataset.cached if is_cached else None)
+                        dataset.cached if is_cached else None, options.dry_run)
     model.set_lr(options.lr)
     if options.conditional and run_dir:
         reading.keep_encoder(dataset, run_dir)
     model.snapshot_interval, model.keep = options.snapshot_interval, options.keep
+    if options.dry_run:
+        folder = resumed or os.path.join(options.out_dir, f'{options.dataset}_{options.config_name}_DATE')
+        networks = {'netG': model.netG, **{f'netD{i}': netD for i, netD in enumerate(model.netsD)}}
+        return dry_run.report(model, networks, options.epochs, options.log_interval, folder,
+                              caches=checked_files.planned(), sample=model.sample_grid, snapshot=model.save_snapshot,
+                              snapshot_steps=options.snapshot_interval, copied={
+                                  run.ENCODER: options.conditional and reading.bytes_to_keep(dataset, folder)})
     print(f'Training on {len(dataset)} images; everything goes to {run_dir}', flush=True)
     model.train(options.epochs, options.log_interval, run_dir)
     print(f'done: {run_dir} holds samples/, log.txt, TensorBoard curves, {options.model}.pt and Model/')

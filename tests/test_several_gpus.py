@@ -15,7 +15,7 @@ from common import ranks
 from common.errors import UserError
 from common.flags import choose_device
 from common.progress import new_progress
-from common.training_run import _adapt_progress
+from common.training_run import adapt_progress
 from data.multiscale_dataset import shuffled_batches
 from stackgan_v2 import main
 from tests import tiny, two_ranks
@@ -267,20 +267,20 @@ def test_random_numbers_depend_on_seed_rank_and_step(monkeypatch):
 def test_progress_is_recounted_for_another_number_of_ranks(monkeypatch):
     progress = new_progress() | {'batch': 5, 'world_size': 4}
     as_rank(monkeypatch, 1, 2)
-    _adapt_progress(progress, range(20))
+    adapt_progress(progress, range(20))
     assert progress['batch'] == 10
     as_rank(monkeypatch, 0, 3)
-    _adapt_progress(progress, range(20))
+    adapt_progress(progress, range(20))
     assert progress['batch'] == 6
     as_rank(monkeypatch, 0, 1)
-    _adapt_progress(progress, range(17))
+    adapt_progress(progress, range(17))
     assert progress['batch'] == 17
 
 
 @pytest.mark.parametrize('before, now, batches', [(32, 32, 10), (32, 64, 5), (32, 16, 20), (32, 100, 3), (0, 64, 10)])
 def test_batches_of_another_size_are_counted_anew(before, now, batches):
     progress = new_progress() | {'batch': 10, 'batch_size': before}  # 0: a checkpoint of an earlier version
-    _adapt_progress(progress, DataLoader(range(500), now))
+    adapt_progress(progress, DataLoader(range(500), now))
     assert (progress['batch'], progress['batch_size']) == (batches, now)
 
 

@@ -21,9 +21,10 @@ import argparse
 from torch.utils.data import DataLoader
 
 from char_cnn_rnn import reading
-from common import flags, provenance, ranks, run, speed
+from common import dry_run, flags, provenance, ranks, run, speed
 from common.errors import run_command
 from common.sampling import in_batches, write_images
+from data import checked_files
 from data.txt2image_dataset import Text2ImageDataset
 from text2image import checkpoints, improved
 from text2image.build_gan import Model, load_generator
@@ -71,7 +72,8 @@ def main():
     options, resumed = parse_flags()
     device = flags.set_up(options)
     task = train if options.train else generate if flags.has_sentences(options) else evaluate
-    task(options, device, resumed)
+    with checked_files.only_read(options.dry_run):
+        task(options, device, resumed)
     ranks.leave()
 
 
@@ -91,10 +93,15 @@ def train(options, device, resumed):
         reading.print_other_encoder(model.data, dataset, options.checkpoint)
     model.create_optim(options.lr)
     run_dir = run.begin(model, [model.netG, model.netD], resumed, options.out_dir, options.dataset, vars(options),
-                        reading.describe(dataset))
+                        reading.describe(dataset), dry_run=options.dry_run)
     model.set_lr(options.lr)
     model.keep_average(options.average)
     model.keep = options.keep
+    if options.dry_run:
+        folder = resumed or os.path.join(options.out_dir, f'{options.dataset}_DATE')
+        return dry_run.report(model, {'netG': model.netG, 'netD': model.netD}, options.epochs, options.log_interval,
+                              folder, caches=checked_files.planned(), sample=model.sample_grid,
+                              copied={run.ENCODER: reading.bytes_to_keep(dataset, folder)})
     if run_dir:
         reading.keep_encoder(dataset, run_dir)
     print(f'Training on {len(dataset)} captions of {len(dataset.pictures)} photographs; everything goes to {run_dir}',

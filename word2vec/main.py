@@ -23,8 +23,9 @@ import argparse
 
 import torch
 
-from common import flags, ranks, run
+from common import dry_run, flags, ranks, run
 from common.errors import UserError, run_command
+from data import checked_files
 from data.cache import load_split
 from word2vec.build_embedding import LOSSES, NETWORKS, OPTIMIZERS, Model, load_model
 from word2vec.corpus import Vocabulary, Windows
@@ -90,7 +91,8 @@ def main():
         raise UserError('word vectors train in one process; start it with python, not with torchrun')
     device = flags.choose_device(options.cuda)
     if mode_of(options) in flags.TRAINING:
-        train(options, device, resumed)
+        with checked_files.only_read(options.dry_run):
+            train(options, device, resumed)
     else:
         ask(options, device)
 
@@ -116,8 +118,13 @@ def train(options, device, resumed):
         with torch.random.fork_rng(devices=[]):  # raises UserError if there is nothing to train on
             next(iter(windows))
     data = {'file': os.path.basename(path), 'captions': split.fingerprint['captions']}  # no embeddings or images
-    run_dir = run.begin(model, [], resumed, options.out_dir, options.dataset, vars(options), data)
+    run_dir = run.begin(model, [], resumed, options.out_dir, options.dataset, vars(options), data,
+                        dry_run=options.dry_run)
     model.keep = options.keep
+    if options.dry_run:
+        return dry_run.report(model, {'net': model.net}, options.epochs, options.log_interval,
+                              resumed or os.path.join(options.out_dir, f'{options.dataset}_DATE'),
+                              caches=checked_files.planned(), unit='words', smallest=1)
     print(f'Training on {len(split.index.captions)} captions: {len(windows.words)} words, {len(vocabulary)} of them '
           f'different; everything goes to {run_dir}', flush=True)
     model.train(options.epochs, options.log_interval, run_dir)
