@@ -15,7 +15,7 @@ TURNS = {*range(0x202a, 0x202f), *range(0x2066, 0x206a)}  # letters that change 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; font: 16px/1.5 system-ui, sans-serif; }
 body { max-width: 1200px; margin: 2rem auto; padding: 0 1rem; overflow-wrap: break-word; }
-h1 { font-size: 1.6rem; margin-bottom: .3rem; }
+h1 { font-size: clamp(1.2rem, 5vw, 1.6rem); margin-bottom: .3rem; }
 h2 { font-size: 1.25rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
@@ -26,6 +26,7 @@ td { font-variant-numeric: tabular-nums; }
 .tiles { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); }
 .tiles.rows { grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
 .tiles figure { margin: 0; }
+@media (max-width: 30rem) { .tiles { grid-template-columns: repeat(auto-fill, minmax(6rem, 1fr)); } }
 .tiles img { width: 100%; max-width: 512px; }
 figure { display: inline-block; margin: 0 1rem 1rem 0; max-width: 100%; vertical-align: top; }
 figcaption { font-size: .85rem; line-height: 1.35; }
@@ -126,23 +127,3 @@ def thinned(points):
     size = -(-len(points) // POINTS) or 1
     groups = [points[start:start + size] for start in range(0, len(points), size)]
     return [tuple(sum(values) / len(group) for values in zip(*group)) for group in groups]
-
-
-def size_of(folder):
-    """Return the number of bytes in the files of a folder and those below it, without following links."""
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(place, name)).st_size
-            except OSError:
-                continue
-    return total
-
-
-def shown_size(count):
-    """Return a number of bytes in a readable form."""
-    for unit in ('bytes', 'kB', 'MB', 'GB'):
-        if count < 1000 or unit == 'GB':
-            return f'{count:.3g} {unit}' if count < 1000 else f'{count:,.0f} {unit}'
-        count /= 1000

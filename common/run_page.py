@@ -16,14 +16,14 @@ from common.errors import CannotWrite
 from common.files import atomic_write, check_is_file
 from common.flags import ROOT
 from common.log import CAPTIONS, LOG
-from common.page import document, head_of, picture, plain, plot, shown_size, size_of, table, text
+from common.page import document, head_of, picture, plain, plot, table, text
 from common.pictures import LINE
 
 PAGE = 'index.html'
 GENERATOR = 'common/run_page.py'
 SHARE = 200                          # how many times longer than writing a page the training goes on without the next
 FRAMES, FRAME = 40, 340              # samples in the film strip, and their width in pixels
-TILES, TILE = 64, 512                # images of the newest sample that are shown with captions, and their largest width
+TILES, TILE = 16, 512                # images of the newest sample that are shown with captions, and their largest width
 PIXELS = 50_000_000                  # of the largest sample that is decoded
 KEPT = 5_000                         # points of a loss that are kept: 8 or more for each one that is drawn
 MOST = 20                            # losses, and measures, that are shown
@@ -134,6 +134,26 @@ def started(run_dir):
         return 'at an unknown time'
 
 
+def size_of(folder):
+    """Return the number of bytes in the files of a folder and those below it, without following links."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(place, name)).st_size
+            except OSError:
+                continue
+    return total
+
+
+def shown_size(count):
+    """Return a number of bytes in a readable form."""
+    for unit in ('bytes', 'kB', 'MB', 'GB'):
+        if count < 1000 or unit == 'GB':
+            return f'{count:.3g} {unit}' if count < 1000 else f'{count:,.0f} {unit}'
+        count /= 1000
+
+
 def _options(options, defaults):
     """Return the options that differ from their defaults in a table, and all others below it."""
     options = {name: value for name, value in options.items() if name != 'train'}
@@ -148,6 +168,8 @@ def _options(options, defaults):
 
 
 def _typed(value):
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     return '-' if value in (None, '') else ' '.join(map(str, value)) if isinstance(value, list) else str(value)
 
 
