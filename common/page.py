@@ -2,7 +2,6 @@
 import base64
 import html
 import io
-import os
 import unicodedata
 
 from common.files import check_is_file

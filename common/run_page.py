@@ -29,10 +29,10 @@ KEPT = 5_000                         # points of a loss that are kept: 8 or more
 MOST = 20                            # losses, and measures, that are shown
 LONGEST, CHUNK = 50_000_000, 1 << 20  # bytes of a log that one call reads, and bytes read at once
 LONGEST_LINE, TAIL = 10_000, 200_000  # bytes
+LARGEST = 1e30                       # value that is drawn
 LOGGED = re.compile(r'^epoch (\d{1,9})/(\d{1,9})  step (\d{1,15})  (.*)  \S+ \S+/s$')
 COMMAND = re.compile(r' data-command="([^"]*)"')
 STARTED = re.compile(r'_(\d{8}_\d{6})(_\d+)?$')
-EVALUATING = ('checkpoint', 'encoder')  # flags that name a run to evaluate; a section has one of them
 
 
 class RunPage:
@@ -110,7 +110,7 @@ def page(run_dir, history, command):
              *_tiles(run_dir, legend, captions),
              '<h2>Losses</h2>', _losses(history), *_film(run_dir), *_measured(run_dir),
              '<h2>Options</h2>', _options(options, command.get('defaults')),
-             '<h2>Continue and generate</h2>', _commands(run_dir, options, history, command, captions)]
+             '<h2>Commands</h2>', _commands(run_dir, options, history, command, captions)]
     noted = html.escape(json.dumps(command, sort_keys=True))
     return document(name, GENERATOR, parts, f' data-command="{noted}"')
 
@@ -229,7 +229,7 @@ class History:
 
     def curves(self):
         """Return {name of a loss: [(step, value), ...]}; of steps that were repeated, the last."""
-        return {name: sorted((step, value) for step, value in points.values() if abs(value) < float('inf'))
+        return {name: sorted((step, value) for step, value in points.values() if abs(value) < LARGEST)
                 for name, points in self.points.items()}
 
 
@@ -267,12 +267,15 @@ def _measured(run_dir):
         return []
     lines = measurements(run_dir)
     same = [line for line in lines if all(line.get(name) == lines[-1].get(name) for name in ('split', 'images'))]
-    curves = {name: [(line['step'], line[name]) for line in same
-                     if type(line.get('step')) is int and isinstance(line.get(name), float)]
-              for name, value in lines[-1].items() if isinstance(value, float)}
-    plots = [plot(name, [sorted(dict(points).items())]) for name, points in curves.items() if len(points) > 1]
+    curves = {name: {line['step']: line[name] for line in same if _is_point(line.get('step'), line.get(name))}
+              for name in [name for name, value in lines[-1].items() if isinstance(value, float)][:MOST]}
+    plots = [plot(name, [sorted(points.items())]) for name, points in curves.items() if len(points) > 1]
     rows = [[text(name), text(value)] for name, value in newest.items()]
     return ['<h2>Measured by metrics.py</h2>', table(['', 'newest'], rows), *plots]
+
+
+def _is_point(step, value):
+    return type(step) is int and 0 <= step < LARGEST and isinstance(value, float) and abs(value) < LARGEST
 
 
 def _commands(run_dir, options, history, command, captions):
@@ -283,11 +286,9 @@ def _commands(run_dir, options, history, command, captions):
     launcher = f'torchrun --nproc_per_node={count}' if type(count) is int and count > 1 else 'python'
     longer = f' --epochs {2 * history.epochs}' if history.newest and history.epoch >= history.epochs else ''
     lines = [('Continue', f'{launcher} {script} --train --resume {place}{longer}')]
-    if flag := next((flag for flag in EVALUATING if flag in options), None):
-        trained = f'python {script} --train False --{flag} {place}'
-        lines.append(('Evaluate', trained))
-        if 'text' in options and captions:
-            lines.append(('Generate', f'{trained} --text {shlex.quote(plain(captions[0][0]))}'))
+    if 'text' in options:
+        sentence = f' --text {shlex.quote(plain(captions[0][0]))}' if captions else ''
+        lines.append(('Generate', f'python {script} --train False --resume {place}{sentence}'))
     return '\n'.join(f'<h3>{title}</h3>\n<pre tabindex="0"><code>{html.escape(line)}</code></pre>'
                      for title, line in lines)
 
