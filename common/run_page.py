@@ -97,7 +97,7 @@ def write(run_dir, history, command):
         content = page(run_dir, history, command)
     except Exception as error:
         raise CannotWrite(f'{path}: cannot be made ({type(error).__name__}: {plain(error)})') from error
-    with atomic_write(path) as file:
+    with atomic_write(path, follow_links=False) as file:  # a copy of a run may be made of links
         file.write(content.encode(errors='backslashreplace'))
 
 
