@@ -111,7 +111,7 @@ def page(run_dir, history, command):
              '<h2>Losses</h2>', _losses(history), *_film(run_dir), *_measured(run_dir),
              '<h2>Options</h2>', _options(options, command.get('defaults')),
              '<h2>Commands</h2>', _commands(run_dir, options, history, command, captions)]
-    noted = html.escape(json.dumps(command, sort_keys=True))
+    noted = html.escape(json.dumps(command, sort_keys=True, default=str))
     return document(name, GENERATOR, parts, f' data-command="{noted}"')
 
 
@@ -156,15 +156,12 @@ def shown_size(count):
 
 def _options(options, defaults):
     """Return the options that differ from their defaults in a table, and all others below it."""
-    options = {name: value for name, value in options.items() if name != 'train'}
-    defaults = defaults if isinstance(defaults, dict) else {}
-    differing = [name for name in sorted(options) if name in defaults and options[name] != defaults[name]]
-    rows = [[f'<code>--{text(name)}</code>', text(_typed(options[name])), text(_typed(defaults[name]))]
-            for name in differing if name not in ('resume', 'data_dir')]
-    others = [name for name in sorted(options) if name not in differing or name in ('resume', 'data_dir')]
-    listed = ' '.join(f'<code>--{text(name)} {text(_typed(options[name]))}</code>' for name in others)
-    changed = table(['changed', 'value', 'default'], rows) if rows else '<p>All have their default values.</p>'
-    return (changed if defaults else '') + f'<p class="options">{listed}</p>'
+    options = {name: _typed(value) for name, value in sorted(options.items()) if name not in ('train', 'resume')}
+    defaults = {name: _typed(value) for name, value in (defaults if isinstance(defaults, dict) else {}).items()}
+    changed = [name for name in options if options[name] != defaults.get(name, options[name])]
+    rows = [[f'<code>--{text(name)}</code>', text(options[name]), text(defaults[name])] for name in changed]
+    others = ' '.join(f'<code>--{text(name)} {text(options[name])}</code>' for name in options if name not in changed)
+    return (table(['changed', 'value', 'default'], rows) if rows else '') + f'<p class="options">{others}</p>'
 
 
 def _typed(value):

@@ -107,7 +107,7 @@ def test_every_section_writes_a_page(name, folder, tmp_path, monkeypatch, capsys
     for epochs in (1, 2):  # a resumed run has the same options, and other epochs
         page = page_of(run_dir)
         assert page.changed().keys() - {'precision', 'cuda'} == typed - {'precision'} | {
-            'dataset', 'epochs', 'log_interval'} | ({'compile'} if '--compile' in TYPED[name] else set())
+            'data_dir', 'dataset', 'epochs', 'log_interval'} | ({'compile'} if '--compile' in TYPED[name] else set())
         assert page.changed()['epochs'][0] == str(epochs)
         assert 'loss' in page.text and f'epoch {epochs} of {epochs}, ' in page.text
         if epochs == 1:
