@@ -3,8 +3,10 @@ import json
 import os
 import re
 import shlex
+import shutil
 import tracemalloc
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ from tests.commands import DATA, Caller, newest
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
-main = text2image.main  # of the fixture `call`
+main = word2vec.main  # of the fixture `call`: the cheapest training
 NARROW = '--gf_dim 4 --df_dim 4 --batch_size 4 --workers 0 --z_dim 5 --precision fp32 --compile False'.split()
 TYPED = {'text2image': ['--batch_size', 4],
          'stackgan_v1': [*NARROW, '--condition_dim', 6],
@@ -89,12 +91,29 @@ def page_of(run_dir):
     return page
 
 
-@pytest.fixture
-def trained(call, tmp_path):
+@pytest.fixture(scope='module')
+def trained_once(folder, tmp_path_factory):
     """Return a run folder of text2image after two epochs of two steps."""
-    call('--train', *DATA, '--out_dir', tmp_path / 'out', '--epochs', 2, '--batch_size', 4, '--log_interval', 1,
-         '--l1_coef', 7)
-    return newest(tmp_path / 'out', 'tiny_')
+    out = tmp_path_factory.mktemp('trained')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr('sys.argv', [text2image.main.__file__, '--train', *DATA, '--cuda', 'False', '--out_dir', str(out),
+                                   '--epochs', '2', '--batch_size', '4', '--log_interval', '1', '--l1_coef', '7'])
+        text2image.main.main()
+    return newest(out, 'tiny_')
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path):
+    """Return a copy of a run of text2image."""
+    return Path(shutil.copytree(trained_once, tmp_path / 'out' / trained_once.name))
+
+
+@pytest.fixture
+def words(call, tmp_path):
+    """Return a run folder of word2vec after two epochs."""
+    call('--train', *DATA, '--out_dir', tmp_path, '--epochs', 2, '--log_interval', 1, *TYPED['word2vec'])
+    return newest(tmp_path, 'tiny_')
 
 
 @pytest.mark.parametrize('name', TYPED)
@@ -126,7 +145,7 @@ def test_the_commands_on_the_page_work(trained, monkeypatch):
     monkeypatch.chdir(ROOT)
     for command in (continued, generated):
         monkeypatch.setattr('sys.argv', command[1:])
-        run_command(main.main)
+        run_command(text2image.main.main)
     assert torch.load(trained / 'text2image.pt', weights_only=True)['progress']['epoch'] == 4
     sheet = newest(trained.parent, 'text_') / 'captions.txt'
     assert sheet.read_text().startswith('001.png\ta small red bird, Auk_0')
@@ -144,20 +163,20 @@ def test_captions_stand_below_their_images(trained):
     assert image.info['captions'] == '# what\na bird <b>\tb\n'
 
 
-def test_measuring_renews_the_page_and_keeps_what_it_shows(trained):
-    before = page_of(trained)
-    assert before.changed()['l1_coef'] == ('7', '50') and 'species' not in before.text
-    (trained / 'metrics.jsonl').write_text(''.join(
+def test_measuring_renews_the_page_and_keeps_what_it_shows(words):
+    before = page_of(words)
+    assert before.changed()['min_count'] == ('1', '5') and 'species' not in before.text
+    (words / 'metrics.jsonl').write_text(''.join(
         json.dumps({'step': step, 'split': 'test', 'images': 50, 'species': step / 8, 'b<i>': float('nan')}) + '\n'
         for step in (1, 2)) + '{"step": 3')
-    run_page.renew(trained)
-    after = page_of(trained)
+    run_page.renew(words)
+    after = page_of(words)
     assert after.changed() == before.changed() and after.cells[-2:] == before.cells[-2:]
     assert '<th>species</th><td>0.25</td>' in after.source and '<th>b&lt;i&gt;</th>' in after.source
     assert after.source.count('aria-label="species"') == 1 and 'nan,' not in after.source
-    (trained / 'index.html').unlink()
-    run_page.renew(trained)
-    assert not (trained / 'index.html').exists()
+    (words / 'index.html').unlink()
+    run_page.renew(words)
+    assert not (words / 'index.html').exists()
 
 
 def test_whatever_a_folder_holds_is_shown_as_text(trained):
@@ -196,36 +215,35 @@ def test_damaged_and_missing_files_leave_a_page(tmp_path):
 
 # --- when it is written, and what happens if it cannot be ----------------------------------------------------------
 
-def test_a_foreign_file_is_not_replaced_and_a_page_is(folder, trained, call):
-    (trained / 'index.html').write_text('<!doctype html>mine')
-    said = call('--train', '--resume', trained, '--epochs', 4)
-    assert (trained / 'index.html').read_text() == '<!doctype html>mine' and 'done: ' in said
-    log = (trained / 'log.txt').read_text()
+def test_a_foreign_file_is_not_replaced_and_a_page_is(words, call):
+    (words / 'index.html').write_text('<!doctype html>mine')
+    said = call('--train', '--resume', words, '--epochs', 4)
+    assert (words / 'index.html').read_text() == '<!doctype html>mine' and 'done: ' in said
+    log = (words / 'log.txt').read_text()
     assert log.count('index.html: is not of this program, so it is not replaced') == 1
-    run_page.renew(trained)
-    assert (trained / 'index.html').read_text() == '<!doctype html>mine'
+    run_page.renew(words)
+    assert (words / 'index.html').read_text() == '<!doctype html>mine'
 
 
 @pytest.mark.parametrize('error', [CannotWrite('index.html: disk full'), ZeroDivisionError('<b>')])
-def test_a_page_that_cannot_be_written_stops_no_training(error, trained, call, monkeypatch):
+def test_a_page_that_cannot_be_written_stops_no_training(error, words, call, monkeypatch):
     def fail(*_):
         raise error
 
     monkeypatch.setattr(run_page, 'page', fail)
-    said = call.error('--train', '--resume', trained, '--epochs', 4)
+    said = call.error('--train', '--resume', words, '--epochs', 4)
     assert 'the training is done, but some files were not written: ' in said and 'index.html: ' in said
-    progress = torch.load(trained / 'text2image.pt', weights_only=True)['progress']
-    assert (progress['epoch'], progress['step']) == (4, 4 * 2)
-    lines = (trained / 'log.txt').read_text().splitlines()
+    assert torch.load(words / 'cbow.pt', weights_only=True)['progress']['epoch'] == 4
+    lines = (words / 'log.txt').read_text().splitlines()
     assert len([line for line in lines if 'index.html: cannot be made' in line]) == 1
     monkeypatch.undo()
-    assert 'epoch 2 of 2' in page_of(trained).text  # that of before
+    assert 'epoch 2 of 2' in page_of(words).text  # that of before
 
 
-def test_a_page_takes_little_of_the_time(trained, monkeypatch):
-    with Log(str(trained), False, 0) as log:
+def test_a_page_takes_little_of_the_time(words, monkeypatch):
+    with Log(str(words), False, 0) as log:
         written, now = [], [1000.0]
-        page = RunPage(str(trained), log)
+        page = RunPage(str(words), log)
         monkeypatch.setattr(run_page.time, 'monotonic', lambda: now[0])
 
         def write(*_):
@@ -240,30 +258,30 @@ def test_a_page_takes_little_of_the_time(trained, monkeypatch):
         page.renew(at_once=True)
         assert written[-1] == now[0] - 2
         RunPage('', log).renew(at_once=True)  # no folder: another rank, or no `out_dir`
-        (trained / 'options.json').unlink()
+        (words / 'options.json').unlink()
         count = len(written)
         page.renew(at_once=True)
         assert len(written) == count
 
 
-def test_a_stopped_run_has_a_page(folder, tmp_path, monkeypatch, capsys):
-    call = Caller(main, folder, monkeypatch, capsys)
+def test_a_stopped_run_has_a_page(call, tmp_path, monkeypatch):
     train_step = main.Model.train_step
 
     def stopped(self, batch):
-        if self.progress['step'] == 3:
+        if self.progress['epoch'] == 1:
             raise KeyboardInterrupt
         return train_step(self, batch)
 
     monkeypatch.setattr(main.Model, 'train_step', stopped)
+    monkeypatch.setattr(run_page, 'SHARE', 10 ** 9)  # so that only the end renews it
     with pytest.raises(SystemExit):
-        call('--train', *DATA, '--out_dir', tmp_path, '--epochs', 9, '--batch_size', 4, '--log_interval', 1)
-    assert 'epoch 2 of 9, step 3' in page_of(newest(tmp_path, 'tiny_')).text
+        call('--train', *DATA, '--out_dir', tmp_path, '--epochs', 9, '--log_interval', 1, *TYPED['word2vec'])
+    assert 'epoch 1 of 9' in page_of(newest(tmp_path, 'tiny_')).text
 
 
-def test_writing_a_page_draws_no_random_numbers(trained):
+def test_writing_a_page_draws_no_random_numbers(words):
     state = torch.get_rng_state()
-    run_page.write(trained, History(trained), {})
+    run_page.write(words, History(words), {})
     assert torch.equal(state, torch.get_rng_state())
 
 
