@@ -22,12 +22,13 @@ def check_is_file(path):
 
 
 @contextlib.contextmanager
-def atomic_write(path):
+def atomic_write(path, follow_links=True):
     """Yield a binary file that takes the name `path` once the block ends without an error and all is on the disk.
 
-    Raises CannotWrite, with `disk full` in its text if that is the reason; a previous file at `path` then remains.
+    `follow_links` is as in `partial_file`. Raises CannotWrite, with `disk full` in its text if that is the reason; a
+    previous file at `path` then remains.
     """
-    with partial_file(path) as partial, convert_os_errors(path), open(partial, 'r+b') as file:
+    with partial_file(path, follow_links) as partial, convert_os_errors(path), open(partial, 'r+b') as file:
         yield file
         file.flush()
         os.fsync(file.fileno())

@@ -15,8 +15,9 @@ from tqdm import tqdm
 from common.errors import CannotWrite, UserError
 from common.files import atomic_write, convert_os_errors
 
-LOG = 'log.txt'  # file name of the log in a run folder
-WIDTH = 512      # pixels of a sample in TensorBoard
+LOG = 'log.txt'                   # file name of the log in a run folder
+CAPTIONS = 'sample_captions.txt'  # and of the captions of its samples
+WIDTH = 512                       # pixels of a sample in TensorBoard
 
 
 class Log:
@@ -97,11 +98,16 @@ class Log:
     def sample(self, image, progress):
         """Write a PIL image as samples/epoch_EPOCH.png, and a small copy of it to TensorBoard.
 
-        If the disk is full, the image is lost, which is reported; the copy waits like all curves.
+        The first time, also write the captions that `common.pictures.with_captions` has noted in it. If the disk is
+        full, the image is lost, which is reported; the copy waits like all curves.
         """
         with self.attempt('the sample', ' after the next epoch; samples until then are lost'), atomic_write(
                 os.path.join(self.out_dir, 'samples', f'epoch_{progress["epoch"]:04d}.png')) as file:
             image.save(file, 'PNG')
+        captions = os.path.join(self.out_dir, CAPTIONS)
+        if image.info.get('captions') and not os.path.lexists(captions):
+            with self.attempt('the captions of the samples'), atomic_write(captions) as file:
+                file.write(image.info['captions'].encode(errors='replace'))
         if self.curves:
             with self.attempt('the TensorBoard curves'):
                 self.curves.add_image('samples', image, progress['step'])

@@ -44,15 +44,39 @@ def grid(images, columns):
     return pad(sheet, (0, LINE, 0, LINE), value=white)
 
 
-def real_over_generated(real, fake):
+def real_over_generated(real, fake, captions=()):
     """Return a PIL image with each row of real images [B, C, H, W] in [-1, 1] above a row of generated ones.
 
-    A row has up to eight images; those that do not fill the last row are left out.
+    A row has up to eight images; those that do not fill the last row are left out. Notes the captions in it, one for
+    each pair of images.
     """
     columns = min(8, len(real))
     rows = [torch.cat(pair) for pair in zip(real.cpu().split(columns), fake.cpu().split(columns))
             if len(pair[0]) == columns]
-    return to_pil(grid(torch.cat(rows), columns))
+    full = [captions[start:start + columns] for start in range(0, len(captions) - columns + 1, columns)]
+    return with_captions(to_pil(grid(torch.cat(rows), columns)), full,
+                         'Above: the real image. Below: the image generated for its caption.')
+
+
+def generated_beside_real(fake, real, size, captions=()):
+    """Return a PIL image with a row for each item: its generated images, then the real one, each `size` x `size`.
+
+    `fake` is a list of images [B, 3, S, S] in [-1, 1], small to large. Notes the captions in the image, one a row.
+    """
+    return with_captions(side_by_side([*fake, real], size), [[caption] for caption in captions],
+                         'From left to right: the generated images, small to large, and the real image.')
+
+
+def with_captions(image, rows, what):
+    """Note in a PIL image the captions of its items, a list for each row of items, and `what` an item shows.
+
+    `image.info['captions']` is a text with a line for each row and tabs between captions, below the line `# WHAT`. An
+    item may consist of several images. Without rows, nothing is noted. Returns the image.
+    """
+    if rows:
+        lines = ['\t'.join(' '.join(caption.split()) for caption in row) for row in rows]
+        image.info['captions'] = '\n'.join([f'# {what}', *lines, ''])
+    return image
 
 
 def caption_sheet(images, captions, columns=8, size=128):

@@ -17,6 +17,7 @@ from common.log import LOG
 
 GIVEN_FLAGS = []  # names of the flags that the command line contains
 PATH_FLAGS = []  # names of the flags that take the path of an input
+DEFAULTS = {}  # {name of a flag: its default value}
 LOCKS = []  # open files: a lock lasts as long as its file is open
 STAMP = r'_\d{8}_\d{6}(_\d+)?'  # what `new_run` appends to the name
 CHECKPOINT = re.compile(r'\.pt(\.\d+)?$')  # in the name of a file
@@ -269,6 +270,8 @@ def parse_options(parser, mode_of, defaults=None):
     arguments = sys.argv[1:]
     GIVEN_FLAGS[:] = [action.dest for action in parser.given(arguments)]
     PATH_FLAGS[:] = set(parser.paths()) - {'out_dir'}
+    DEFAULTS.clear()
+    DEFAULTS.update({action.dest: action.default for action in parser._actions if action.dest != 'help'})
     defaults = {name: value for name, value in (defaults or {}).items() if value not in (None, '')}
 
     def parse(values):
@@ -287,6 +290,14 @@ def parse_options(parser, mode_of, defaults=None):
         options.model = name or options.model
         _check_has_checkpoint(run_dir, options.model)
     return options, run_dir
+
+
+def complete(options, **defaults):
+    """Set those of the options that are None to these values, which are the defaults, but depend on other options."""
+    DEFAULTS.update(defaults)
+    for name, value in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
 
 
 def _with_effect(parser, mode, kept, defaults):

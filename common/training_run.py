@@ -13,6 +13,7 @@ from common import ranks, run, signals, torch_errors
 from common.errors import UserError
 from common.log import Log
 from common.progress import rng_state, set_rng_state
+from common.run_page import RunPage
 
 SECONDS_BETWEEN_CHECKPOINTS = 300  # a run that is killed outright loses no more than this
 SECONDS_BETWEEN_ATTEMPTS = 60      # to write a checkpoint again after the disk was full
@@ -30,10 +31,10 @@ class TrainingRun:
                     run.log(losses)
 
     Batches come from `model.data_loader`, until `model.progress` has reached `epochs` epochs. With `out_dir`, the run
-    writes log.txt, TensorBoard curves, the PIL image `sample()` after every epoch, and checkpoints through
-    `model.save_to(out_dir)`. If a file cannot be written because the disk is full, the training reports it, continues
-    and tries again. `unit` is the name of a batch's items. Batches of fewer than `smallest` items are skipped, as batch
-    norm needs two.
+    writes log.txt, TensorBoard curves, the PIL image `sample()` after every epoch, checkpoints through
+    `model.save_to(out_dir)`, and a page that shows all of this (`common.run_page`). If a file cannot be written because
+    the disk is full, the training reports it, continues and tries again. `unit` is the name of a batch's items. Batches
+    of fewer than `smallest` items are skipped, as batch norm needs two.
 
     On SIGINT or SIGTERM the run finishes the step, saves, and raises KeyboardInterrupt with the signal's number; before
     the end of the first step it raises at once. A run resumed from a checkpoint computes what it would have computed
@@ -61,10 +62,13 @@ class TrainingRun:
             self.writer = stack.enter_context(Log(self.out_dir, self.verbose, self.progress['step'], self.unit))
             stack.enter_context(convert_errors(self.out_dir, lambda: self.progress['step'] + 1))
             self.checkpoints = _CheckpointWriter(self.model, self.out_dir, self.writer)
+            self.page = RunPage(self.out_dir, self.writer)
             self.contexts = stack.pop_all()
         return self
 
     def __exit__(self, *error):
+        if error[0] and self.losses:  # stopped, after some steps
+            self.page.renew(at_once=True)
         return self.contexts.__exit__(*error)
 
     def epochs(self):
@@ -78,7 +82,9 @@ class TrainingRun:
             self.progress['epoch'], self.progress['batch'] = self.progress['epoch'] + 1, 0
             if self.sample:
                 self.writer.sample(self.sample(), self.progress)
-            if self.progress['epoch'] == self.last_epoch:
+            is_last = self.progress['epoch'] == self.last_epoch
+            self.page.renew(at_once=is_last)
+            if is_last:
                 self.checkpoints.finish(self.losses, self.stop)
 
     def batches(self):
@@ -98,6 +104,7 @@ class TrainingRun:
                     self.checkpoints.stop(self.losses, self.stop)
                 if is_due:
                     self.checkpoints.save(self.losses)
+                    self.page.renew()
         if self.stop and ranks.world_size() == 1:
             self.checkpoints.stop(self.losses, self.stop)
 

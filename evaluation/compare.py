@@ -26,7 +26,8 @@ from tqdm import tqdm
 from char_cnn_rnn import reading
 from common import flags
 from common.errors import UserError, run_command
-from common.files import atomic_write, check_is_file
+from common.files import atomic_write
+from common.page import head_of
 from common.pictures import font_and_text, letter_width, to_pil
 from common.sampling import in_batches
 from evaluation.page import GENERATOR, page
@@ -79,16 +80,9 @@ def main():
 
 def check_is_ours(path):
     """Raise UserError if there is a file at `path` that this program did not write."""
-    if os.path.lexists(path):
-        try:
-            check_is_file(path)
-            with open(path, encoding='utf-8', errors='replace') as file:
-                is_ours = GENERATOR in file.read(1000)
-        except OSError:
-            is_ours = False
-        if not is_ours:
-            raise UserError(f'{path}: exists and is no page of this program, so it is not replaced; give another name '
-                            'with --out')
+    if os.path.lexists(path) and head_of(path, GENERATOR) is None:
+        raise UserError(f'{path}: exists and is no page of this program, so it is not replaced; give another name with '
+                        '--out')
 
 
 def held_out_captions(run):

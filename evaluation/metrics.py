@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import flags
+from common import flags, run_page
 from common.errors import UserError, run_command
 from common.files import atomic_write, check_can_write
 from common.log import Curves
@@ -241,6 +241,10 @@ def keep(run, options, count, numbers):
         curves.add(numbers, run.step)
         curves.close()
     except (OSError, UserError) as error:
+        print(f'{error}; the numbers are in {path}')
+    try:
+        run_page.renew(run.folder)
+    except UserError as error:
         print(f'{error}; the numbers are in {path}')
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from common import checkpoint
 from common.errors import UserError
-from common.pictures import side_by_side
+from common.pictures import generated_beside_real
 from common.progress import new_progress
 from common.sampling import fixed_batch, reproducible, truncate
 from common.training_run import TrainingRun
@@ -170,7 +170,8 @@ class Model:
         if not hasattr(self, 'sample_batch'):
             self.sample_batch = fixed_batch(self.data_loader.dataset, SAMPLES)
         real = self.sample_batch['right_images']
-        return side_by_side([*self.generate(self.sample_batch['right_embed']), real], real.shape[-1])
+        fake = self.generate(self.sample_batch['right_embed'])
+        return generated_beside_real(fake, real, real.shape[-1], self.sample_batch['txt'])
 
     def generate(self, embed, seed=0, truncation=None):
         """Generate images for sentence embeddings [B, text_dim]; `seed` sets the noise and the conditions.

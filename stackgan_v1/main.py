@@ -76,7 +76,7 @@ def parse_flags():
 
 def complete(options, resumed):
     """Set the defaults that depend on the stage to train. Raises UserError if options contradict the stage."""
-    options.stage = options.stage or 1
+    run.complete(options, stage=1)
     run_stage = run.read_options(resumed).get('stage') if resumed else options.stage
     if run_stage not in list(NAMES):  # in a damaged run it may be a list, which a dict cannot look up
         raise UserError(f'{resumed}: not a run of StackGAN; give one, or --resume alone for the newest')
@@ -90,8 +90,7 @@ def complete(options, resumed):
         run.refuse_given(['residuals'], 'in Stage-I, which has no residual blocks')
     if options.gf_dim < NARROWEST[options.stage]:
         raise UserError(f'--gf_dim {options.gf_dim}: too narrow; give {NARROWEST[options.stage]} or more')
-    options.config_name = options.config_name or NAMES[options.stage]
-    options.lr_decay_epoch = options.lr_decay_epoch or LR_DECAY_EPOCHS[options.stage]
+    run.complete(options, config_name=NAMES[options.stage], lr_decay_epoch=LR_DECAY_EPOCHS[options.stage])
     return options
 
 
@@ -111,7 +110,7 @@ def train(options, device, resumed):
     dataset = CroppedDataset(flags.dataset_file(options), split=0, size=SIZES[options.stage])
     reading.require_embeddings(dataset)
     stage1 = load_stage1(options, resumed, dataset) if options.stage == 2 else None
-    options.z_dim = stage1.z_dim if stage1 else options.z_dim or Z_DIM
+    run.complete(options, z_dim=stage1.z_dim if stage1 else Z_DIM)
     networks = make_networks(stage1, options.gf_dim, options.df_dim, options.z_dim, residuals=options.residuals,
                              condition_dim=options.condition_dim, device=device)
     batches = shuffled_batches(dataset, options.batch_size, options.workers, device)

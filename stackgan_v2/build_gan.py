@@ -6,7 +6,7 @@ from torch import nn
 
 from common import checkpoint
 from common.errors import UserError
-from common.pictures import side_by_side
+from common.pictures import generated_beside_real
 from common.progress import new_progress
 from common.sampling import fixed_batch, reproducible, truncate
 from common.training_run import TrainingRun
@@ -211,7 +211,8 @@ class Model:
             self.sample_batch = fixed_batch(self.data_loader.dataset, SAMPLES)
         real = self.sample_batch['right_images'][-1]
         fake = self.generate(self.sample_batch.get('right_embed'), count=len(real))
-        return side_by_side([*fake, real], min(SAMPLE_SIZE, real.shape[-1]))
+        captions = self.sample_batch['txt'] if self.netG.conditional else ()
+        return generated_beside_real(fake, real, min(SAMPLE_SIZE, real.shape[-1]), captions)
 
     def generate(self, embed=None, seed=0, truncation=None, count=None):
         """Generate images with the running average of the generator's parameters.

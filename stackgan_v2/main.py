@@ -88,14 +88,13 @@ def complete(options):
     if options.gf_dim >> (options.branches - 1) == 0:
         raise UserError(f'--gf_dim {options.gf_dim}: too narrow for {options.branches} branches, each of which halves '
                         f'it; give {2 ** (options.branches - 1)} or more')
-    if options.dataset is None:
-        options.dataset = (options.classes[0] if options.lsun else
-                           os.path.basename(options.image_folder) if options.image_folder else 'birds')
-        try:
-            flags.plain_name(options.dataset)  # it becomes part of the run folder's name
-        except argparse.ArgumentTypeError as error:
-            raise UserError(f'{error}; name the run with --dataset NAME') from error
-    options.config_name = options.config_name or f'{options.branches}stages'
+    run.complete(options, config_name=f'{options.branches}stages', dataset=(
+        options.classes[0] if options.lsun else os.path.basename(options.image_folder) if options.image_folder else
+        'birds'))
+    try:
+        flags.plain_name(options.dataset)  # it becomes part of the run folder's name
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f'{error}; name the run with --dataset NAME') from error
     return options
 
 

@@ -29,8 +29,7 @@ def complete(options):
         raise UserError(f'--lsun {options.lsun}: add the classes to train on, as in --classes church_outdoor_train')
     if options.classes and not without_text:
         raise UserError('--classes: used only with --image_folder or --lsun; add one of them, or leave it out')
-    if options.conditional is None:
-        options.conditional = not without_text
+    run.complete(options, conditional=not without_text)
     if options.conditional and without_text:
         raise UserError(f'{without_text}: has no sentences; leave out --conditional True')
     if options.train and not options.conditional:

@@ -106,7 +106,8 @@ def test_only_rank_0_writes_and_prints(together, folder):
     for line, own, other in zip(log, together.first['losses'], together.second['losses']):
         assert f'  loss_G {(own + other) / 2:.4f}  ' in line
     left = {name.split('.')[0] for name in os.listdir(together.run)} - {'Model'}
-    assert left == {'options', 'log', 'events', 'samples', 'encoder', 'lock', together.chapter}
+    assert left == {'options', 'log', 'events', 'samples', 'sample_captions', 'index', 'encoder', 'lock',
+                    together.chapter}
     assert len([name for name in os.listdir(together.run) if name.startswith('events')]) == 1
     saved = torch.load(together.run / f'{together.chapter}.pt', weights_only=True)
     ours = {tuple(weight.flatten()[:50].tolist()) for weight in together.first['weights']}

@@ -143,7 +143,7 @@ class Model:
         if not hasattr(self, 'sample_batch'):
             self.sample_batch = fixed_batch(self.data_loader.dataset, SAMPLES)
         fake = self.generate(self.sample_batch['right_embed'])
-        return real_over_generated(self.sample_batch['right_images'], fake)
+        return real_over_generated(self.sample_batch['right_images'], fake, self.sample_batch['txt'])
 
     @torch.no_grad()
     def generate(self, embed, seed=0, truncation=None):
