@@ -8,7 +8,7 @@ Memory is the peak of the process, PyTorch included. Another process builds the 
 import os
 import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 sys.path.insert(0, ROOT)
 
 from common import signals

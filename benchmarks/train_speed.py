@@ -10,7 +10,7 @@ Timing starts when worker processes have reached their steady state: see `Endles
 import os
 import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 sys.path.insert(0, ROOT)
 
 from common import signals

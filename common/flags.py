@@ -14,7 +14,7 @@ from common.errors import OneLineParser, UserError
 from common.files import check_is_file
 from common.speed.precision import PRECISIONS
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 # The modes of a command. A script may have more of its own.
 TRAIN, RESUME, EVALUATE, TEXT, LIKE = 'train', 'resume', 'evaluate', 'text', 'like'

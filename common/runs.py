@@ -7,7 +7,7 @@ DIR is a run folder, a folder of runs, or one whose folders have runs in `output
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 from common import signals
 

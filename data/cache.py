@@ -38,7 +38,7 @@ FILES = ('index.json', 'embeddings.npy', checked_files.RECORD)  # and in a split
 IMAGES = re.compile(r'(pictures|frames)_\d+\.(npy|bin)').fullmatch
 FORMAT = 3  # a cache of another format is made again
 CHUNK = 128  # photographs that are decoded before they are written, which limits the memory
-READER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'read_split.py')
+READER = os.path.join(os.path.dirname(os.path.realpath(__file__)), 'read_split.py')
 IN_MEMORY = {}  # {folder of a split: `Split`} that dry runs have read and not written
 
 

@@ -115,7 +115,7 @@ def _stem(path):
 
 def _script(*parts):
     """Return the path of a script of this repository as it can be typed in the current folder."""
-    path = os.path.abspath(os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', *parts))
+    path = os.path.abspath(os.path.join(os.path.dirname(os.path.realpath(__file__)), '..', *parts))
     return shlex.quote(min(os.path.relpath(path), path, key=len))
 
 

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), '..'))
 from common.errors import UserError  # noqa: E402
 from data import layout, plain_hdf5  # noqa: E402
 

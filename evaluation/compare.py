@@ -8,7 +8,7 @@ differ, their losses and samples during training, and what metrics.py has measur
 import os
 import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 sys.path.insert(0, ROOT)
 
 from common import signals
@@ -57,7 +57,7 @@ def main():
     if not options.out.lower().endswith('.png'):
         raise UserError(f'--out {options.out}: is written as a PNG; give a name that ends in .png')
     page_file = f'{os.path.splitext(options.out)[0]}.html'
-    check_is_ours(page_file)
+    check_are_ours(options.out, page_file)
     device = flags.choose_device(torch.cuda.is_available())
     runs = [TrainedRun(path, device) for path in options.runs]
     if options.text or options.text_file:
@@ -78,11 +78,11 @@ def main():
     print(f'{len(runs)} runs, {len(sentences)} sentences: {options.out} and {page_file}')
 
 
-def check_is_ours(path):
-    """Raise UserError if there is a file at `path` that this program did not write."""
-    if os.path.lexists(path) and head_of(path, GENERATOR) is None:
-        raise UserError(f'{path}: exists and is no page of this program, so it is not replaced; give another name with '
-                        '--out')
+def check_are_ours(sheet_file, page_file):
+    """Raise UserError if either file exists and is not of this program: a sheet always has its page beside it."""
+    for path, reason in ((page_file, 'is no page of this program'), (sheet_file, 'has no page of this program beside')):
+        if os.path.lexists(path) and head_of(page_file, GENERATOR) is None:
+            raise UserError(f'{path}: exists and {reason}, so it is not replaced; give another name with --out')
 
 
 def held_out_captions(run):

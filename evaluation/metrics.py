@@ -9,7 +9,7 @@ beside the training photograph that is most like it. evaluation/README.md descri
 import os
 import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 sys.path.insert(0, ROOT)
 
 from common import signals

@@ -320,3 +320,11 @@ def test_a_file_called_newest_is_not_the_newest_run(tmp_path, monkeypatch):
 def test_too_many_images_are_refused():
     with pytest.raises(UserError, match='--count 60000: 120,000 images for 2 sentences; a command generates at most'):
         flags.repeated(['a', 'b'], None, 60_000)
+
+
+@pytest.mark.parametrize('script', ['text2image/main.py', 'data/birds/prepare.py', 'evaluation/compare.py',
+                                    'common/runs.py', 'word2vec/main.py'])
+def test_a_command_starts_through_a_link(script, tmp_path):
+    os.symlink(os.path.join(flags.ROOT, script), tmp_path / 'command.py')
+    done = subprocess.run([sys.executable, 'command.py', '--help'], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, '') and 'usage: ' in done.stdout

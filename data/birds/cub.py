@@ -19,7 +19,7 @@ from data import layout
 from data.pictures import PIXELS, on_white, opened
 from data.plain_hdf5 import TEXT_BYTES
 
-DEFAULT_SPLIT = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'split_150_50.json')
+DEFAULT_SPLIT = os.path.join(os.path.dirname(os.path.realpath(__file__)), 'split_150_50.json')
 
 MAX_BYTES = {'list': 64 << 20, 'captions': 16 << 20, 'photograph': 4 * PIXELS}  # of a file that is read
 MAX_CAPTIONS = 1000  # of a photograph

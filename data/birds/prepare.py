@@ -8,7 +8,7 @@ zero-shot split is that of StackGAN: 150 species to train on and 50 others to te
 import os
 import sys
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+HERE = os.path.dirname(os.path.realpath(__file__))
 sys.path.insert(0, os.path.join(HERE, '..', '..'))
 
 from common import signals
