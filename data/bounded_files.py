@@ -1,4 +1,4 @@
-"""Read text files from others: bounded in size, never a pipe, in UTF-8, with one-line errors that name the file."""
+"""List and read files from others: bounded in size, never a pipe, in UTF-8, with one-line errors that name the file."""
 import json
 import os
 import re
@@ -16,9 +16,33 @@ def normalized(name):
     return unicodedata.normalize('NFC', name)
 
 
-def is_encodable(text):
-    """Return whether text can be written as UTF-8, as the name of a file in another encoding cannot."""
-    return not any('\ud800' <= letter <= '\udfff' for letter in text)
+def is_plain(name):
+    """Return whether a name has no control characters and can be written as UTF-8."""
+    return shown(name) == name
+
+
+def shown(name):
+    """Return a name as it can be printed: without control characters, and without bytes that are not UTF-8."""
+    return CONTROL.sub('?', name).encode('utf-8', 'backslashreplace').decode()
+
+
+def files_in(folder):
+    """Yield the paths of all files in a folder, relative to it and with /, in alphabetical order."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
+        real = os.path.realpath(place)
+        if real in seen:  # a link leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith('.'))
+        for name in sorted(names):
+            if not name.startswith('.'):
+                yield os.path.relpath(os.path.join(place, name), folder).replace(os.sep, '/')
+
+
+def _refuse(error):
+    raise UserError(f'{error.filename}: cannot be listed ({error.strerror}); make it readable') from error
 
 
 def contents(path, what, most):

@@ -97,7 +97,7 @@ def read_voc(path, size):
     parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = text.append, refuse
     try:
         parser.Parse(_bytes(path), True)
-    except expat.ExpatError as error:
+    except (expat.ExpatError, LookupError) as error:  # of an unknown encoding
         raise ValueError(f'its boxes are not valid XML ({error})') from error
     return _around([(left - 1, top - 1, right, bottom) for left, top, right, bottom in found])
 

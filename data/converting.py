@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.files import check_can_write, check_space
 from common.letters import LENGTH, unread
 from data import layout
-from data.bounded_files import CONTROL, contents, normalized, read_lines
+from data.bounded_files import contents, normalized, read_lines, shown
 from data.boxes import to_stored_orientation
 from data.pictures import PIXELS, on_white, opened
 from data.plain_hdf5 import TEXT_BYTES
@@ -31,6 +31,8 @@ ABSENT = 5  # missing classes that are printed
 PHOTOGRAPH_BYTES, CAPTIONS_BYTES = 4 * PIXELS, 16 << 20  # of a file that is read
 MAX_CAPTIONS = 1000  # of a photograph
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+
+NO_CAPTIONS = ('its captions are missing', 'it has no captions')
 
 # A photograph to convert. `split` is None if it is left out; `key` is how it is called in messages, and by published
 # embeddings. `captions()` returns its captions, and `box(size)` its box in the upright image of `size` (width, height),
@@ -168,6 +170,10 @@ def checked_captions(lines):
     return captions
 
 
+def no_box(size):
+    """Return None, as the `Entry.box` of photographs without boxes."""
+
+
 def read_photograph(entry, look_up=None):
     """Return (`layout.Photograph`, list of REMARKS) for an entry. Raises ValueError if it cannot be used."""
     captions = entry.captions()
@@ -283,7 +289,7 @@ def report_unlisted(entries, split_of):
 def some(names):
     """Return the first few of a set of names in one line, without control characters."""
     names = sorted(names)
-    return CONTROL.sub('?', ', '.join(names[:ABSENT])) + ', ...' * bool(names[ABSENT:])
+    return shown(', '.join(names[:ABSENT])) + ', ...' * bool(names[ABSENT:])
 
 
 def report_end(args, skipped, start):

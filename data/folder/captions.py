@@ -11,9 +11,8 @@ from collections import Counter, defaultdict, namedtuple
 from functools import partial
 
 from common.errors import UserError
-from data.bounded_files import CONTROL, normalized, read_json, read_lines, read_text
+from data.bounded_files import files_in, is_plain, normalized, read_json, read_lines, read_text, shown
 from data.converting import checked_captions, read_captions
-from data.folder.pictures import files_in
 
 METADATA = ('metadata.csv', 'metadata.jsonl')
 JSON_BYTES = {'captions': 256 << 20, 'instances': 1 << 30}  # COCO's largest have 92 MB and 470 MB
@@ -32,12 +31,11 @@ def find(pictures, given, folder, with_objects):
     `with_objects` says whether COCO's instances_*.json in the same folder give the classes.
     """
     if os.path.isdir(given):
-        inside = list(files_in(given)) if given != folder else None
-        names = sorted(os.listdir(given))
-        coco = [name for name in names if name.startswith('captions_') and name.endswith('.json')]
+        files = list(files_in(given))
+        coco = [os.path.join(given, file) for file in files if file.startswith('captions_') and file.endswith('.json')]
+        listed = [file for file in files if os.path.basename(file) in METADATA]
         if coco:
-            return read_coco(pictures, [os.path.join(given, name) for name in coco], with_objects)
-        listed = [file for file in (files_in(given) if inside is None else inside) if os.path.basename(file) in METADATA]
+            return read_coco(pictures, coco, with_objects)
         if listed:
             return read_metadata(pictures, given, listed)
         return Captions(f'text files in {given}', lambda picture: partial(
@@ -58,7 +56,8 @@ def read_metadata(pictures, root, files, folder=None):
     caption; several lines of a picture are several captions. `class` may name its class. With `folder`, the folder of
     the pictures, paths from there are read as well.
     """
-    known, texts, classes, absent = {picture.file for picture in pictures}, defaultdict(list), {}, set()
+    known = {normalized(picture.file): picture.file for picture in pictures}
+    texts, classes, absent = defaultdict(list), {}, set()
     for file in files:
         path, beside = os.path.join(root, file), os.path.dirname(file)
         for number, row in read_rows(path):
@@ -67,17 +66,22 @@ def read_metadata(pictures, root, files, folder=None):
             if not isinstance(name, str) or not name.strip() or not all(isinstance(line, str) for line in lines):
                 raise UserError(f'{path}: line {number} has no file_name or no text; give both, in quotation marks if '
                                 'they contain commas')
-            name = os.path.normpath(os.path.join(beside, name.strip().replace('\\', '/'))).replace(os.sep, '/')
+            name = normalized(_path(beside, name.strip().replace('\\', '/')))
             if folder and name not in known:  # the list lies elsewhere
                 name = os.path.relpath(os.path.join(root, name), folder).replace(os.sep, '/')
             if name not in known:
                 absent.add(name)
                 continue
+            name = known[name]
             texts[name] += [' '.join(line.split()) for line in lines]
             if class_name:
                 classes[name] = checked_class(class_name, f'{path}: line {number}')
     source = ', '.join(files[:3]) + ', ...' * bool(files[3:])
     return Captions(source, lambda picture: partial(checked_captions, texts.get(picture.file, ())), classes, {}, absent)
+
+
+def _path(*parts):
+    return os.path.normpath(os.path.join(*parts)).replace(os.sep, '/')
 
 
 def read_rows(path):
@@ -88,12 +92,12 @@ def read_rows(path):
         try:
             missing = [name for name in ('file_name', 'text') if name not in (reader.fieldnames or ())]
             if missing:
-                found = CONTROL.sub('?', ', '.join(map(str, reader.fieldnames or ['nothing'])))[:100]
+                found = shown(', '.join(map(str, reader.fieldnames or ['nothing'])))[:100]
                 raise UserError(f'{path}: its first line has no column {" and no column ".join(missing)} (it has '
                                 f'{found}); {advice}')
             yield from ((reader.line_num, row) for row in reader)
         except csv.Error as error:
-            raise UserError(f'{path}: line {reader.line_num} is not a line of a CSV file ({error}); {advice}') from error
+            raise UserError(f'{path}: line {reader.line_num} is not CSV ({error}); {advice}') from error
         return
     for number, line in enumerate(read_lines(path, advice), 1):
         try:
@@ -108,9 +112,9 @@ def read_rows(path):
 def checked_class(name, where):
     """Return the name of a class. Raises UserError, which begins with `where`, if it cannot be one."""
     name = normalized(str(name).strip())
-    if not name or '/' in name or CONTROL.search(name) or len(name) > LONGEST_CLASS:
-        raise UserError(f'{where}: {name[:60]!r} cannot be the name of a class; write up to {LONGEST_CLASS} characters, '
-                        'without / and control characters')
+    if not name or '/' in name or not is_plain(name) or len(name) > LONGEST_CLASS:
+        raise UserError(f'{where}: {name[:60]!r} cannot be the name of a class; write up to {LONGEST_CLASS} '
+                        'characters, without / and control characters')
     return name
 
 
@@ -133,7 +137,7 @@ def read_coco(pictures, paths, with_objects):
         for number, name in names.items():
             found = places.get(name.rpartition('/')[2], ())
             if len(found) > 1:
-                raise UserError(f'{path}: {len(found)} pictures are called {CONTROL.sub("?", name)} ({found[0]} and '
+                raise UserError(f'{path}: {len(found)} pictures are called {shown(name)} ({found[0]} and '
                                 f'{found[1]}); give --images the folder of one of them')
             if found:
                 files[number] = found[0]

@@ -3,7 +3,7 @@ import os
 from collections import Counter, namedtuple
 
 from common.errors import UserError
-from data.bounded_files import CONTROL, is_encodable, normalized
+from data.bounded_files import files_in, is_plain, normalized, shown
 
 ENDINGS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp')
 HELPERS = ('.txt', '.xml', '.json', '.jsonl', '.csv')  # beside pictures: captions, boxes, lists
@@ -24,31 +24,12 @@ def list_pictures(folder):
         stem, ending = os.path.splitext(file)
         if ending.lower() not in ENDINGS:
             others.update([ending.lower() or 'no ending'] if ending.lower() not in HELPERS else [])
-        elif CONTROL.search(file) or not is_encodable(file):
-            strange.append(CONTROL.sub('?', file))
+        elif not is_plain(file):
+            strange.append(shown(file))
         else:
             top, below, _ = normalized(file).partition('/')
             pictures.append(Picture(stem, file, os.path.join(folder, file), top if below else None))
     if not pictures:
         found = f' (its files are {", ".join(sorted(others)[:5])})' if others else ''
-        raise UserError(f'--images {folder}: holds no JPEG, PNG or WebP picture{found}; give the folder of the pictures')
+        raise UserError(f'--images {folder}: holds no JPEG, PNG or WebP picture{found}; give the folder that does')
     return pictures, strange, others
-
-
-def files_in(folder):
-    """Yield the paths of all files in a folder, relative to it and with /, in alphabetical order."""
-    seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
-        real = os.path.realpath(place)
-        if real in seen:  # a link leads back
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith('.'))
-        for name in sorted(names):
-            if not name.startswith('.'):
-                yield os.path.relpath(os.path.join(place, name), folder).replace(os.sep, '/')
-
-
-def _refuse(error):
-    raise UserError(f'{error.filename}: cannot be listed ({error.strerror}); make it readable') from error

@@ -45,10 +45,10 @@ def parse_args():
                         help='folder of NAME.txt in the same sub-folders as the pictures, of metadata.csv or '
                              "metadata.jsonl, or of COCO's captions_*.json; or one of these files (default: the folder "
                              'of the pictures)')
-    parser.add_argument('--name', type=name, required=True, help='name of the data set, for --dataset NAME')
+    parser.add_argument('--name', type=plain_name, required=True, help='name of the data set, for --dataset NAME')
     parser.add_argument('--classes', choices=('given', 'own'), default='given',
-                        help='given: classes are the sub-folders of --images, the column class, or COCO\'s objects, and '
-                             'a picture without is a class of its own; own: each picture is (default: given)')
+                        help="given: classes are the sub-folders of --images, the column class, or COCO's objects, "
+                             'and a picture without is a class of its own; own: each picture is (default: given)')
     parser.add_argument('--boxes', type=path, metavar='FILE_OR_DIR',
                         help="folder of NAME.txt (YOLO) or NAME.xml (Pascal VOC), or CUB's bounding_boxes.txt with "
                              'images.txt beside it (default: no boxes)')
@@ -67,7 +67,7 @@ def parse_args():
     return parser.parse_args()
 
 
-def name(text):
+def plain_name(text):
     """Check text as an argparse type: the name of a folder and a file."""
     if not text.strip(' .') or set(text) & set('/\\\0') or not text.isprintable() or len(text) > LONGEST_NAME:
         raise argparse.ArgumentTypeError(f'{text[:100]!r} cannot be the name of a file')
@@ -75,7 +75,7 @@ def name(text):
 
 
 def share(text):
-    """Convert text to a number from 0 to below 1 (an argparse type)."""
+    """Convert text to a number from 0 to below 1, a share (an argparse type)."""
     value = float(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f'{text} is not between 0 and 1')
@@ -111,8 +111,8 @@ def list_entries(args, skipped):
         given = found.classes.get(picture.file) or (None if is_coco else picture.class_name)
         own = normalized(picture.file).replace('/', '-')
         class_name = given if given and args.classes == 'given' else own
-        inside = picture.key.partition('/')[2] if picture.class_name and class_name == picture.class_name else picture.key
-        entries.append(Entry(None, class_name, inside.replace('/', '-'), picture.key, picture.path, found.of(picture),
+        name = picture.key.partition('/')[2] if class_name == picture.class_name else picture.key
+        entries.append(Entry(None, class_name, name.replace('/', '-'), picture.key, picture.path, found.of(picture),
                              box_of(picture)))
     single = sum(entry.class_name == normalized(picture.file).replace('/', '-')
                  for entry, picture in zip(entries, pictures))
@@ -125,7 +125,7 @@ def list_entries(args, skipped):
 def find_boxes(given):
     """Return a function that returns for a picture the function that reads its box: `Entry.box`."""
     if not given:
-        return lambda picture: _no_box
+        return lambda picture: converting.no_box
     if os.path.isdir(given):
         return lambda picture: partial(_box_beside, os.path.join(given, picture.key))
     advice = "give --boxes a folder of YOLO's or Pascal VOC's files, or CUB's bounding_boxes.txt with images.txt beside"
@@ -136,10 +136,6 @@ def find_boxes(given):
     if not boxes:
         raise UserError(f'{given}: holds no boxes; {advice}')
     return lambda picture: lambda size: read_box(text_of.get(picture.key))
-
-
-def _no_box(size):
-    return None
 
 
 def _box_beside(stem, size):
@@ -157,7 +153,8 @@ def split_entries(entries, args, known):
 
     Raises UserError if several of these are given, or a list is not of this data.
     """
-    lists, shares = converting.class_lists(args), {split: getattr(args, f'{split}_share') for split in ('valid', 'test')}
+    lists = converting.class_lists(args)
+    shares = {split: getattr(args, f'{split}_share') for split in layout.SPLITS[1:]}
     picture_lists = {split: getattr(args, f'{split}_list') for split in layout.SPLITS}
     ways = [any(lists.values()), any(picture_lists.values()), any(value is not None for value in shares.values())]
     if sum(ways) > 1:
@@ -181,15 +178,16 @@ def read_picture_lists(picture_lists, entries):
     keys = {normalized(entry.key): entry.key for entry in entries}
     split_of = {}
     for split, file in picture_lists.items():
-        for line in read_lines(file, f'--{split}_list takes a file with one path of a picture on each line') if file else ():
+        advice = f'--{split}_list takes a file with one path of a picture on each line'
+        for line in read_lines(file, advice) if file else ():
             line = normalized(line.replace('\\', '/').removeprefix('./'))
             key = keys.get(line) or keys.get(os.path.splitext(line)[0])
             if key is None:
                 raise UserError(f'{file}: {line[:100]!r} is not a picture in the folder; write paths such as '
                                 f'{entries[0].key}')
             if split_of.setdefault(key, split) != split:
-                raise UserError(f'{file}: {line[:100]!r} is in the lists of both {split_of[key]} and {split}; leave it in '
-                                'one')
+                raise UserError(f'{file}: {line[:100]!r} is in the lists of both {split_of[key]} and {split}; '
+                                'leave it in one')
     return split_of
 
 
@@ -203,7 +201,7 @@ def share_out(entries, shares, args):
         split_of |= dict.fromkeys(items[at:at + count], split)
         at += count
     if at >= len(items):
-        raise UserError(f'{len(items)} {args.share_of} are too few for these shares, as none would be left to train on; '
+        raise UserError(f'{len(items)} {args.share_of} are too few for these shares: none would be left to train on; '
                         'give --test_share 0, or smaller shares')
     return {key: split_of.get(item, 'train') for key, item in item_of.items()}
 
@@ -218,8 +216,7 @@ def main():
     converting.check_names(chosen)
     converting.convert(chosen, skipped, args, args.images,
                        'data/README.md says how captions can be given, and what works without')
-    without = sum('captions' in line.rpartition(': ')[2] and 'miss' in line or line.endswith('it has no captions')
-                  for line in skipped)
+    without = sum(line.endswith(converting.NO_CAPTIONS) for line in skipped)
     if without:
         print(f'without captions: {without} photographs; data/README.md says what they can still be used for')
     if any(split_of):
