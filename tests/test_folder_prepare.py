@@ -7,6 +7,7 @@ import sys
 import types
 
 import pytest
+import torch
 from PIL import Image
 
 from char_cnn_rnn import main as char_cnn_rnn
@@ -14,8 +15,9 @@ from common.errors import UserError
 from data import boxes, layout
 from data.folder import prepare
 from data.folder.captions import JSON_BYTES
+from data.txt2image_dataset import Text2ImageDataset
 from stackgan_v1 import main as stackgan_v1
-from tests.commands import run_in
+from tests.commands import Caller
 from tests.test_birds_prepare import jpeg, picture, write
 
 
@@ -359,34 +361,38 @@ def test_coco_has_its_objects_as_classes_and_its_splits(tmp_path, here):
     assert 'classes: 4, of which 1' in said and 'train: 12 photographs' in said and 'test: 0' in said
 
 
-def test_the_authors_configuration_for_coco_trains(tmp_path):
+@pytest.mark.usefixtures('one_thread')
+def test_the_authors_configuration_for_coco_trains(tmp_path, monkeypatch, capsys):
     """Prepare, train the encoder, embed, and both stages of StackGAN with the authors' files, narrower and shorter."""
+    prepared, encoder, gan = (Caller(main, tmp_path, monkeypatch, capsys)
+                              for main in (prepare, char_cnn_rnn, stackgan_v1))
     coco = make_coco(tmp_path / 'coco')
-    said = run_in(tmp_path, prepare.__file__, '--images', str(coco), '--captions', str(coco / 'annotations'),
-                  '--name', 'coco', '--out', 'data/coco.hdf5')
-    assert 'wrote ' in said
-    data = ['--data_dir', 'data', '--dataset', 'coco']
-    encoder = [*data, '--out_dir', 'encoder']
-    run_in(tmp_path, char_cnn_rnn.__file__, '--train', *encoder, *TINY)
-    assert '80 embeddings in ' in run_in(tmp_path, char_cnn_rnn.__file__, '--embed', *encoder)
-    small = ['--data_dir', 'data', '--out_dir', 'output', '--epochs', '1', '--batch_size', '4', '--gf_dim', '8',
-             '--df_dim', '2', '--condition_dim', '6', '--workers', '0']
-    run_in(tmp_path, stackgan_v1.__file__, '--train', '--cfg', 'cfg/coco_s1.yml', *small)
+    assert 'wrote ' in prepared('--images', coco, '--captions', coco / 'annotations', '--name', 'coco',
+                                '--out', 'data/coco.hdf5')
+    common = ['--data_dir', 'data', '--cuda', 'False']
+    encoder('--train', *common, '--dataset', 'coco', '--out_dir', 'encoder', *TINY)
+    assert '80 embeddings in ' in encoder('--embed', *common, '--dataset', 'coco', '--out_dir', 'encoder')
+    small = [*common, '--out_dir', 'output', '--epochs', '1', '--batch_size', '4', '--gf_dim', '8', '--df_dim', '2',
+             '--condition_dim', '6', '--workers', '0']
+    gan('--train', '--cfg', 'cfg/coco_s1.yml', *small)
     stage1, = (tmp_path / 'output').glob('coco_stageI_*')
-    run_in(tmp_path, stackgan_v1.__file__, '--train', '--cfg', 'cfg/coco_s2.yml', '--stage1', str(stage1), *small)
+    gan('--train', '--cfg', 'cfg/coco_s2.yml', '--stage1', stage1, *small)
     stage2, = (tmp_path / 'output').glob('coco_stageII_*')
-    assert list(stage2.glob('Model/netG_epoch_1.pth'))
+    assert (stage1 / 'samples' / 'epoch_0001.png').exists() and (stage2 / 'samples' / 'epoch_0001.png').exists()
 
 
 # --- each picture is a class ------------------------------------------------------------------------------------------
 
-def test_single_pictures_as_classes_train_the_encoder(tmp_path):
+@pytest.mark.usefixtures('one_thread')
+def test_single_pictures_as_classes_train_the_encoder(tmp_path, monkeypatch, capsys):
     """Captions of 12 pictures without classes: another picture is always one of another class."""
+    prepared, encoder = (Caller(main, tmp_path, monkeypatch, capsys) for main in (prepare, char_cnn_rnn))
     fill(tmp_path / 'in', [f'{k:02}' for k in range(12)])
-    run_in(tmp_path, prepare.__file__, '--images', 'in', '--name', 'mine', '--out', 'data/mine.h5')
-    said = run_in(tmp_path, char_cnn_rnn.__file__, '--train', '--data_dir', 'data', '--dataset', 'mine', '--out_dir',
-                  'output', *TINY)
+    prepared('--images', 'in', '--name', 'mine', '--out', 'data/mine.h5')
+    said = encoder('--train', '--data_dir', 'data', '--dataset', 'mine', '--cuda', 'False', *TINY)
     assert 'Training on 22 captions of 11 photographs of 11 classes' in said
+    batch = Text2ImageDataset(str(tmp_path / 'data' / 'mine.h5'), split=0)
+    assert (batch.draw_other_class(torch.arange(11).repeat(20)) != torch.arange(11).repeat(20)).all()
 
 
 def test_runs_as_typed_from_any_folder(tmp_path):
