@@ -389,7 +389,8 @@ def test_single_pictures_as_classes_train_the_encoder(tmp_path, monkeypatch, cap
     prepared, encoder = (Caller(main, tmp_path, monkeypatch, capsys) for main in (prepare, char_cnn_rnn))
     fill(tmp_path / 'in', [f'{k:02}' for k in range(12)])
     prepared('--images', 'in', '--name', 'mine', '--out', 'data/mine.h5')
-    said = encoder('--train', '--data_dir', 'data', '--dataset', 'mine', '--cuda', 'False', *TINY)
+    said = encoder('--train', '--data_dir', 'data', '--dataset', 'mine', '--out_dir', 'output', '--cuda', 'False',
+                   *TINY)
     assert 'Training on 22 captions of 11 photographs of 11 classes' in said
     batch = Text2ImageDataset(str(tmp_path / 'data' / 'mine.h5'), split=0)
     assert (batch.draw_other_class(torch.arange(11).repeat(20)) != torch.arange(11).repeat(20)).all()
