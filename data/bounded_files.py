@@ -42,7 +42,7 @@ def files_in(folder):
 
 
 def _refuse(error):
-    raise UserError(f'{error.filename}: cannot be listed ({error.strerror}); make it readable') from error
+    raise UserError(f'{shown(error.filename)}: cannot be listed ({error.strerror}); make it readable') from error
 
 
 def contents(path, what, most):

@@ -47,7 +47,7 @@ def error(here):
 
 
 def made(tmp_path):
-    """Return {split: {(class, name): (captions, box, whether the JPEG is that of its name)}} of the written file."""
+    """Return {split: {(class, name): (captions, box)}} of the written file."""
     found = {}
     with layout.open_file(str(tmp_path / 'made' / 'mine.hdf5')) as file:
         for split in layout.SPLITS:
@@ -249,6 +249,7 @@ def test_shares_are_exact_and_repeatable(tmp_path, here, error):
     here('--images', images, '--test_share', '0.25', '--share_of', 'classes')
     classes = {split: {name for name, _ in found} for split, found in made(tmp_path).items()}
     assert len(classes['test']) == 1 and len(classes['train']) == 3 and not classes['test'] & classes['train']
+    assert 'test: 2 photographs' in here('--images', images, '--valid_share', '0.5')
     assert 'too few for these shares' in error(*shares[:2], '--test_share', '0.9', '--share_of', 'classes')
     assert 'give one kind only' in error(*shares, '--train_list', images / '0' / '0.txt')
 
@@ -357,6 +358,9 @@ def test_coco_has_its_objects_as_classes_and_its_splits(tmp_path, here):
                                            'train2014-COCO_train2014_000000000002.jpg'}
     said = here('--images', coco, '--captions', coco / 'annotations', '--classes', 'own', '--test_share', '0.25')
     assert 'classes: 16, of which 16 are single pictures' in said and 'test: 4 photographs' in said
+    here('--images', coco, '--captions', coco / 'annotations', '--share_of', 'classes')
+    train, test = ({name for name, _ in made(tmp_path)[split]} for split in ('train', 'test'))
+    assert len(train) == 4 and len(test) == 1 and not train & test
     said = here('--images', coco / 'train2014', '--captions', coco / 'annotations' / 'captions_train2014.json')
     assert 'classes: 4, of which 1' in said and 'train: 12 photographs' in said and 'test: 0' in said
 

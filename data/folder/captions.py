@@ -31,7 +31,7 @@ def find(pictures, given, folder, with_objects):
     `with_objects` says whether COCO's instances_*.json in the same folder give the classes.
     """
     if os.path.isdir(given):
-        files = list(files_in(given))
+        files = list(filter(is_plain, files_in(given)))
         coco = [os.path.join(given, file) for file in files if file.startswith('captions_') and file.endswith('.json')]
         listed = [file for file in files if os.path.basename(file) in METADATA]
         if coco:

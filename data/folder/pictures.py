@@ -30,6 +30,6 @@ def list_pictures(folder):
             top, below, _ = normalized(file).partition('/')
             pictures.append(Picture(stem, file, os.path.join(folder, file), top if below else None))
     if not pictures:
-        found = f' (its files are {", ".join(sorted(others)[:5])})' if others else ''
+        found = f' (its files are {shown(", ".join(sorted(others)[:5]))})' if others else ''
         raise UserError(f'--images {folder}: holds no JPEG, PNG or WebP picture{found}; give the folder that does')
     return pictures, strange, others

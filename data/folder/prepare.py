@@ -63,7 +63,7 @@ def parse_args():
     parser.add_argument('--share_of', choices=('pictures', 'classes'), default='pictures',
                         help='whether shares are of the pictures, or of the classes, so that /test has classes that '
                              'are never seen in training (default: pictures)')
-    parser.add_argument('--seed', type=int, default=1, help='seed of the random shares (default: 1)')
+    parser.add_argument('--seed', type=int, help='seed of the random shares (default: 1)')
     return parser.parse_args()
 
 
@@ -154,11 +154,11 @@ def split_entries(entries, args, known):
     Raises UserError if several of these are given, or a list is not of this data.
     """
     lists = converting.class_lists(args)
-    shares = {split: getattr(args, f'{split}_share') for split in layout.SPLITS[1:]}
+    has_shares = args.share_of == 'classes' or not (args.valid_share is args.test_share is args.seed is None)
     picture_lists = {split: getattr(args, f'{split}_list') for split in layout.SPLITS}
-    ways = [any(lists.values()), any(picture_lists.values()), any(value is not None for value in shares.values())]
-    if sum(ways) > 1:
-        raise UserError('--..._classes, --..._list and --..._share: several of these are given; give one kind only')
+    if any(lists.values()) + any(picture_lists.values()) + has_shares > 1:
+        raise UserError('--..._classes, --..._list, and --..._share, --share_of or --seed: several of these are given; '
+                        'give one kind only')
     if any(lists.values()):
         split_of = converting.split_of_classes(converting.read_class_lists(lists))
         entries = [entry._replace(split=split_of.get(entry.class_name)) for entry in entries]
@@ -166,10 +166,10 @@ def split_entries(entries, args, known):
         return entries, split_of
     if any(picture_lists.values()):
         split_of = read_picture_lists(picture_lists, entries)
-    elif known and not any(ways):
+    elif known and not has_shares:
         split_of = known
     else:
-        split_of = share_out(entries, shares if any(ways) else {'valid': 0, 'test': TEST_SHARE}, args)
+        split_of = share_out(entries, args)
     return [entry._replace(split=split_of.get(entry.key)) for entry in entries], {}
 
 
@@ -191,11 +191,12 @@ def read_picture_lists(picture_lists, entries):
     return split_of
 
 
-def share_out(entries, shares, args):
-    """Return {key: split}, chosen at random by `args.seed`: pictures, or with `args.share_of` whole classes."""
+def share_out(entries, args):
+    """Return {key: split}, chosen at random: shares of the pictures, or of the classes, which stay whole."""
+    shares = {'valid': args.valid_share or 0, 'test': TEST_SHARE if args.test_share is None else args.test_share}
     item_of = {entry.key: entry.class_name if args.share_of == 'classes' else entry.key for entry in entries}
     items, split_of, at = sorted(set(item_of.values())), {}, 0
-    random.Random(args.seed).shuffle(items)
+    random.Random(1 if args.seed is None else args.seed).shuffle(items)
     for split, part in shares.items():
         count = max(1, round(part * len(items))) if part else 0
         split_of |= dict.fromkeys(items[at:at + count], split)
