@@ -30,7 +30,10 @@ class ClassBatches:
     def __init__(self, index, photographs, batch_size):
         self.index, self.photographs, self.batch_size = index, photographs, batch_size
         classes = sorted(set(index.classes))
-        self.photos_of = [[i for i, name in enumerate(index.classes) if name == one] for one in classes]
+        place = {name: i for i, name in enumerate(classes)}
+        self.photos_of = [[] for _ in classes]
+        for photo, name in enumerate(index.classes):
+            self.photos_of[place[name]].append(photo)
         self.captions_of = [[] for _ in index.names]
         for caption, photo in enumerate(index.photo_of):
             self.captions_of[photo].append(caption)
@@ -132,7 +135,8 @@ class Model:
         class among the 50 photographs that score highest with a description; `chance_*`, what guessing would reach.
         """
         names = sorted(set(index.classes))
-        label = torch.tensor([names.index(name) for name in index.classes])
+        place = {name: i for i, name in enumerate(names)}
+        label = torch.tensor([place[name] for name in index.classes])
         embeddings = torch.from_numpy(embed_captions(self.encoder, index.captions, verbose=verbose))
         class_of_caption = label[torch.tensor(index.photo_of)]
         described = torch.stack([embeddings[class_of_caption == i].mean(0) for i in range(len(names))])

@@ -103,10 +103,12 @@ def check_name(path):
 def prepare_command(path):
     """Return the command that makes the HDF5 file `path`."""
     out = f'--out {shlex.quote(path)}'
-    if _stem(path) == 'toy_birds':
-        return f'python {_script("data", "toy_birds", "prepare.py")} {out}'
-    folders = '--cub CUB_200_2011 --text text_c10' if _stem(path) == 'birds' else '--cub PHOTOGRAPHS --text SENTENCES'
-    return f'python {_script("data", "birds", "prepare.py")} {folders} {out}'
+    given = {'toy_birds': '', 'birds': '--cub CUB_200_2011 --text text_c10 ',
+             'flowers': '--images jpg --text text_c10 '}
+    if _stem(path) in given:
+        return f'python {_script("data", _stem(path), "prepare.py")} {given[_stem(path)]}{out}'
+    name = f'--images PICTURES --captions CAPTIONS --name {shlex.quote(_stem(path))}'
+    return f'python {_script("data", "folder", "prepare.py")} {name} {out}'
 
 
 def _stem(path):

@@ -93,6 +93,8 @@ def all_commands(inputs):
         'char_cnn_rnn --embed': ('char_cnn_rnn/main.py', f'--embed {read} --encoder {inputs}/encoder.pt'),
         'birds/prepare.py': ('data/birds/prepare.py', f'--cub {inputs}/cub --text {inputs}/text {lists} '
                                                       '--out data/made.hdf5'),
+        'folder/prepare.py': ('data/folder/prepare.py', f'--images {inputs}/cub/images --captions {inputs}/text '
+                                                        '--name made --out data/made.hdf5'),
         'toy_birds/prepare.py': ('data/toy_birds/prepare.py', '--count 150 --out data/made.hdf5')}
     return ([Command(name, f'{section}/main.py', typed.split(), True) for name, (section, typed) in trainings.items()]
             + [Command(name, script, typed.split()) for name, (script, typed) in others.items()])

@@ -6,6 +6,8 @@ from common.errors import UserError
 from common.letters import unread
 from data import layout
 from data.birds import cub
+from data.bounded_files import CONTROL
+from data.converting import check_names, read_photograph
 from tests.test_birds_prepare import jpeg
 
 KEYS = ['red/0000', 'blue/0000', 'blue/0001']
@@ -43,12 +45,12 @@ def fuzz(rng, folder):
         split_of = cub.read_split({split: [os.path.join(folder, f'{split}.txt')] for split in ('train', 'test')})
         entries, strange = cub.list_photographs(cub_folder, text, split_of)
         chosen = [entry for entry in entries if entry.split]
-        cub.check_names(chosen)
+        check_names(chosen)
     except UserError as error:
         assert '\n' not in str(error)
         return
     usable = [(entry.split, photograph) for entry in chosen for photograph in attempt(entry)]
-    assert not any(cub.CONTROL.search(line) for line in [*strange, *(entry.key for entry in entries)])
+    assert not any(CONTROL.search(line) for line in [*strange, *(entry.key for entry in entries)])
     for _, photograph in usable:
         list(map(unread, photograph.captions))
     if usable and rng.random() < .1:
@@ -65,7 +67,7 @@ def fuzz(rng, folder):
 def attempt(entry):
     """Return the photograph of an entry in a list, or an empty list if it cannot be used."""
     try:
-        return [cub.read_photograph(entry)[0]]
+        return [read_photograph(entry)[0]]
     except ValueError:
         return []
 

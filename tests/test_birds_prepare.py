@@ -19,7 +19,8 @@ from char_cnn_rnn.reading import how_to_embed
 from common import flags
 from common.errors import UserError
 from data import layout, pictures
-from data.birds import cub, prepare
+from data.birds import prepare
+from data.boxes import to_stored_orientation
 from data.cache import load_split
 from data.pictures import read_picture
 
@@ -407,7 +408,7 @@ def test_boxes_follow_the_orientation_of_the_photograph(orientation):
     exif, jpeg = Image.Exif(), io.BytesIO()
     exif[274] = orientation
     stored.save(jpeg, 'JPEG', exif=exif, quality=95)
-    x, y, width, height = cub.to_stored_orientation(box, stored.size, orientation)
+    x, y, width, height = to_stored_orientation(box, stored.size, orientation)
     cut = read_picture(jpeg.getvalue(), part=lambda size: (x, y, x + width, y + height))
     assert cut.size == (120, 80) and np.asarray(cut)[8:-8, 8:-8].mean((0, 1)) == pytest.approx([254, 0, 0], abs=3)
 

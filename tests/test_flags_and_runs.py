@@ -12,7 +12,7 @@ from char_cnn_rnn.image_encoder import _checksums
 from common import config, flags, run
 from common.errors import UserError
 from common.progress import new_progress, rng_state
-from data.birds import cub
+from data.bounded_files import read_lines
 from tests.errors import one_line
 
 
@@ -53,7 +53,7 @@ def test_shell_pipes_are_read_and_named_pipes_refused(tmp_path):
     os.mkfifo(tmp_path / 'pipe')
     for place in (tmp_path / 'pipe', '/dev/zero'):
         for read in (lambda path: flags.read_sentences(None, path), config._load,
-                     lambda path: cub.read_lines(path, 'give another'), lambda path: _checksums(None, path)):
+                     lambda path: read_lines(path, 'give another'), lambda path: _checksums(None, path)):
             said = one_line(read, str(place))
             assert said.startswith(f'{place}: ') and 'it is a pipe or a device, not a file' in said
     reading, writing = os.pipe()

@@ -14,7 +14,9 @@ from common import checkpoint, flags, run
 from common.config import _flatten
 from common.errors import UserError
 from common.sampling import _file_name
-from data.birds import cub
+from data.bounded_files import read_lines, read_numbered
+from data.boxes import read_box
+from data.converting import read_captions
 from data.multiscale_dataset import crop_box
 from stackgan_v1 import main as stackgan_v1
 from stackgan_v2 import main as stackgan_v2
@@ -160,7 +162,7 @@ def test_a_crop_box_is_inside_the_photograph(size, bbox):
        | TEXT)
 def test_bounding_boxes_are_four_valid_numbers(text):
     try:
-        box = cub.read_box(text)
+        box = read_box(text)
     except ValueError as error:
         assert '\n' not in str(error)
         return
@@ -172,9 +174,9 @@ def test_bounding_boxes_are_four_valid_numbers(text):
 def test_lists_are_read_or_refused(tmp_path, written):
     file = tmp_path / 'classes.txt'
     file.write_bytes(written)
-    lines = read_or_refuse(file, cub.read_lines, str(file), 'write a class a line')
+    lines = read_or_refuse(file, read_lines, str(file), 'write a class a line')
     assert lines is None or all(line == line.strip() != '' for line in lines)
-    pairs = read_or_refuse(file, cub.read_numbered, str(file), 'write a number and a name a line')
+    pairs = read_or_refuse(file, read_numbered, str(file), 'write a number and a name a line')
     assert pairs is None or all(len(pair) == 2 for pair in pairs)
 
 
@@ -183,7 +185,7 @@ def test_captions_are_read_or_refused(tmp_path, written):
     file = Path(tmp_path, 'captions.txt')
     file.write_bytes(written)
     try:
-        captions = cub.read_captions(str(file))
+        captions = read_captions(str(file))
     except ValueError as error:
         assert '\n' not in str(error)
     else:

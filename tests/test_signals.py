@@ -18,9 +18,9 @@ from tests.states import assert_same, everything
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ['text2image/main.py', 'stackgan_v1/main.py', 'stackgan_v2/main.py', 'char_cnn_rnn/main.py',
-            'word2vec/main.py', 'data/birds/prepare.py', 'data/toy_birds/prepare.py', 'benchmarks/dataset_speed.py',
-            'benchmarks/eval_speed.py', 'benchmarks/precision_quality.py', 'benchmarks/train_speed.py',
-            'benchmarks/word2vec_gensim.py']
+            'word2vec/main.py', 'data/birds/prepare.py', 'data/flowers/prepare.py', 'data/folder/prepare.py',
+            'data/toy_birds/prepare.py', 'benchmarks/dataset_speed.py', 'benchmarks/eval_speed.py',
+            'benchmarks/precision_quality.py', 'benchmarks/train_speed.py', 'benchmarks/word2vec_gensim.py']
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 PATIENCE = 60  # seconds, for a machine that is busy with other things
 

@@ -12,6 +12,7 @@ from common.errors import UserError
 from data.birds.untrusted_pickle import load_pickle, one_line
 from data.layout import EMBED_DIM
 
+ICML = 'icml2016 t7'     # what a file of these embeddings says about itself
 LARGEST_T7 = 256 << 20   # bytes; published files have 100,000
 LONGEST_NAME = 1000      # characters of CLASS/NAME
 

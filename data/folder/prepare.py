@@ -1,0 +1,234 @@
+"""Convert a folder of pictures with captions to data/NAME/NAME.hdf5 (layout: data/layout.py).
+
+    python data/folder/prepare.py --images PICTURES --name NAME                      with NAME.txt beside each picture
+    python data/folder/prepare.py --images PICTURES --captions captions.csv --name NAME
+    python data/folder/prepare.py --images coco --captions annotations --name coco   with COCO's captions_*.json
+
+data/README.md says how captions, classes, boxes and splits can be given.
+"""
+import os
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, '..', '..'))
+
+from common import signals
+
+if __name__ == '__main__':
+    signals.end_at_once()  # while the imports take seconds
+
+import argparse
+import random
+import time
+from functools import partial
+
+from common.errors import OneLineParser, UserError, run_command
+from data import converting, layout
+from data.birds import cub
+from data.bounded_files import normalized, read_lines, read_numbered
+from data.boxes import read_box, read_voc, read_yolo
+from data.converting import Entry, path, skip, some
+from data.folder import captions
+from data.folder.pictures import list_pictures
+
+DATA = os.path.dirname(HERE)
+TEST_SHARE = 0.1  # of the pictures, if nothing is said about splits
+LONGEST_NAME = 100  # characters of --name
+
+
+def parse_args():
+    """Parse the command line."""
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--images', type=path, required=True, metavar='DIR',
+                        help='folder of the pictures: JPEG, PNG or WebP')
+    parser.add_argument('--captions', type=path, metavar='FILE_OR_DIR',
+                        help='folder of NAME.txt in the same sub-folders as the pictures, of metadata.csv or '
+                             "metadata.jsonl, or of COCO's captions_*.json; or one of these files (default: the folder "
+                             'of the pictures)')
+    parser.add_argument('--name', type=plain_name, required=True, help='name of the data set, for --dataset NAME')
+    parser.add_argument('--classes', choices=('given', 'own'), default='given',
+                        help="given: classes are the sub-folders of --images, the column class, or COCO's objects, "
+                             'and a picture without is a class of its own; own: each picture is (default: given)')
+    parser.add_argument('--boxes', type=path, metavar='FILE_OR_DIR',
+                        help="folder of NAME.txt (YOLO) or NAME.xml (Pascal VOC), or CUB's bounding_boxes.txt with "
+                             'images.txt beside it (default: no boxes)')
+    converting.add_flags(parser, None, 'data/NAME/NAME.hdf5', 'a share of the pictures')
+    for split in layout.SPLITS:
+        parser.add_argument(f'--{split}_list', type=path, metavar='FILE',
+                            help=f'text file with the pictures of /{split}, one path below --images on each line')
+    for split in layout.SPLITS[1:]:
+        parser.add_argument(f'--{split}_share', type=share, metavar='S',
+                            help=f'share of the pictures for /{split}, chosen at random (default: '
+                                 f'{TEST_SHARE if split == "test" else 0})')
+    parser.add_argument('--share_of', choices=('pictures', 'classes'), default='pictures',
+                        help='whether shares are of the pictures, or of the classes, so that /test has classes that '
+                             'are never seen in training (default: pictures)')
+    parser.add_argument('--seed', type=int, help='seed of the random shares (default: 1)')
+    return parser.parse_args()
+
+
+def plain_name(text):
+    """Check text as an argparse type: the name of a folder and a file."""
+    if not text.strip(' .') or set(text) & set('/\\\0') or not text.isprintable() or len(text) > LONGEST_NAME:
+        raise argparse.ArgumentTypeError(f'{text[:100]!r} cannot be the name of a file')
+    return text
+
+
+def share(text):
+    """Convert text to a number from 0 to below 1, a share (an argparse type)."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f'{text} is not between 0 and 1')
+    return value
+
+
+def output(args):
+    """Return the path of the HDF5 file. Raises UserError if --dataset NAME would not find it, or it is another's."""
+    if os.path.exists(os.path.join(DATA, args.name, 'prepare.py')) and not args.out:
+        raise UserError(f'--name {args.name}: is the name of the data set of data/{args.name}/prepare.py; give another')
+    out = os.path.abspath(args.out or os.path.join(DATA, args.name, f'{args.name}.hdf5'))
+    layout.check_name(out)
+    if os.path.splitext(os.path.basename(out))[0] != args.name:
+        raise UserError(f'--out {args.out}: --dataset {args.name} would not find it; call it {args.name}.hdf5')
+    return out
+
+
+def list_entries(args, skipped):
+    """Return (an `Entry` without a split for each picture, {file: split} if COCO's files say it); print what is odd."""
+    pictures, strange, others = list_pictures(args.images)
+    for file in strange:
+        skip(skipped, file, 'its name has control characters or is not UTF-8')
+    if others:
+        print(f'not pictures: {others.total()} files ({some(others)}); JPEG, PNG and WebP are read')
+    found = captions.find(pictures, args.captions or args.images, args.images, args.classes == 'given')
+    print(f'captions: {found.source}')
+    if found.absent:
+        print(f'not in {args.images}: {len(found.absent)} pictures that have captions ({some(found.absent)})')
+    box_of = find_boxes(args.boxes)
+    is_coco = bool(found.splits)  # its sub-folders are no classes
+    entries = []
+    for picture in pictures:
+        given = found.classes.get(picture.file) or (None if is_coco else picture.class_name)
+        own = normalized(picture.file).replace('/', '-')
+        class_name = given if given and args.classes == 'given' else own
+        name = picture.key.partition('/')[2] if class_name == picture.class_name else picture.key
+        entries.append(Entry(None, class_name, name.replace('/', '-'), picture.key, picture.path, found.of(picture),
+                             box_of(picture)))
+    single = sum(entry.class_name == normalized(picture.file).replace('/', '-')
+                 for entry, picture in zip(entries, pictures))
+    print(f'classes: {len({entry.class_name for entry in entries})}' + (
+        f', of which {single} are single pictures: any other picture is one of another class' if single else ''))
+    return entries, {entry.key: found.splits[picture.file] for entry, picture in zip(entries, pictures)
+                     if picture.file in found.splits}
+
+
+def find_boxes(given):
+    """Return a function that returns for a picture the function that reads its box: `Entry.box`."""
+    if not given:
+        return lambda picture: converting.no_box
+    if os.path.isdir(given):
+        return lambda picture: partial(_box_beside, os.path.join(given, picture.key))
+    advice = "give --boxes a folder of YOLO's or Pascal VOC's files, or CUB's bounding_boxes.txt with images.txt beside"
+    images = os.path.join(os.path.dirname(given), 'images.txt')
+    pairs = read_numbered(images, advice)
+    boxes = cub.read_boxes(given, images, pairs, advice)
+    text_of = {os.path.splitext(file.replace('\\', '/'))[0]: boxes.get(number) for number, file in pairs}
+    if not boxes:
+        raise UserError(f'{given}: holds no boxes; {advice}')
+    return lambda picture: lambda size: read_box(text_of.get(picture.key))
+
+
+def _box_beside(stem, size):
+    """Return the box in STEM.xml or STEM.txt, or None if there is neither."""
+    for ending, read in (('.xml', read_voc), ('.txt', read_yolo)):
+        if os.path.exists(stem + ending):
+            return read(stem + ending, size)
+    return None
+
+
+# --- splits -----------------------------------------------------------------------------------------------------------
+
+def split_entries(entries, args, known):
+    """Return the entries with their splits, from class lists, picture lists, shares, or `known`, {key: split}.
+
+    Raises UserError if several of these are given, or a list is not of this data.
+    """
+    lists = converting.class_lists(args)
+    has_shares = args.share_of == 'classes' or not (args.valid_share is args.test_share is args.seed is None)
+    picture_lists = {split: getattr(args, f'{split}_list') for split in layout.SPLITS}
+    if any(lists.values()) + any(picture_lists.values()) + has_shares > 1:
+        raise UserError('--..._classes, --..._list, and --..._share, --share_of or --seed: several of these are given; '
+                        'give one kind only')
+    if any(lists.values()):
+        split_of = converting.split_of_classes(converting.read_class_lists(lists))
+        entries = [entry._replace(split=split_of.get(entry.class_name)) for entry in entries]
+        converting.check_lists(entries, lists, args.images)
+        return entries, split_of
+    if any(picture_lists.values()):
+        split_of = read_picture_lists(picture_lists, entries)
+    elif known and not has_shares:
+        split_of = known
+    else:
+        split_of = share_out(entries, args)
+    return [entry._replace(split=split_of.get(entry.key)) for entry in entries], {}
+
+
+def read_picture_lists(picture_lists, entries):
+    """Return {key: split} from {split: path of a list of pictures}. Raises UserError if a picture is unknown."""
+    keys = {normalized(entry.key): entry.key for entry in entries}
+    split_of = {}
+    for split, file in picture_lists.items():
+        advice = f'--{split}_list takes a file with one path of a picture on each line'
+        for line in read_lines(file, advice) if file else ():
+            line = normalized(line.replace('\\', '/').removeprefix('./'))
+            key = keys.get(line) or keys.get(os.path.splitext(line)[0])
+            if key is None:
+                raise UserError(f'{file}: {line[:100]!r} is not a picture in the folder; write paths such as '
+                                f'{entries[0].key}')
+            if split_of.setdefault(key, split) != split:
+                raise UserError(f'{file}: {line[:100]!r} is in the lists of both {split_of[key]} and {split}; '
+                                'leave it in one')
+    return split_of
+
+
+def share_out(entries, args):
+    """Return {key: split}, chosen at random: shares of the pictures, or of the classes, which stay whole."""
+    shares = {'valid': args.valid_share or 0, 'test': TEST_SHARE if args.test_share is None else args.test_share}
+    item_of = {entry.key: entry.class_name if args.share_of == 'classes' else entry.key for entry in entries}
+    items, split_of, at = sorted(set(item_of.values())), {}, 0
+    random.Random(1 if args.seed is None else args.seed).shuffle(items)
+    for split, part in shares.items():
+        count = max(1, round(part * len(items))) if part else 0
+        split_of |= dict.fromkeys(items[at:at + count], split)
+        at += count
+    if at >= len(items):
+        raise UserError(f'{len(items)} {args.share_of} are too few for these shares: none would be left to train on; '
+                        'give --test_share 0, or smaller shares')
+    return {key: split_of.get(item, 'train') for key, item in item_of.items()}
+
+
+def main():
+    """List the pictures, convert those that can be used, and print a report."""
+    start, args, skipped = time.time(), parse_args(), []
+    args.out = output(args)
+    entries, known = list_entries(args, skipped)
+    entries, split_of = split_entries(entries, args, known)
+    chosen = [entry for entry in entries if entry.split]
+    converting.check_names(chosen)
+    converting.convert(chosen, skipped, args, args.images,
+                       'data/README.md says how captions can be given, and what works without')
+    without = sum(line.endswith(converting.NO_CAPTIONS) for line in skipped)
+    if without:
+        print(f'without captions: {without} photographs; data/README.md says what they can still be used for')
+    if any(split_of):
+        converting.report_unlisted(entries, split_of)
+    elif len(chosen) < len(entries):
+        print(f'left out: {len(entries) - len(chosen)} photographs that no list contains')
+    if len({entry.class_name for entry in chosen if entry.split == 'train'}) == 1:
+        print('one class only in /train: a sentence encoder cannot be trained with it; add --classes own, so that each '
+              'picture is a class')
+    converting.report_end(args, skipped, start)
+
+
+if __name__ == '__main__':
+    run_command(main)

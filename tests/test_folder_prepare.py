@@ -1,0 +1,413 @@
+"""A folder of one's own pictures, with captions, classes, boxes and splits as people have them -> HDF5 -> training."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+from PIL import Image
+
+from char_cnn_rnn import main as char_cnn_rnn
+from common.errors import UserError
+from data import boxes, layout
+from data.folder import prepare
+from data.folder.captions import JSON_BYTES
+from data.txt2image_dataset import Text2ImageDataset
+from stackgan_v1 import main as stackgan_v1
+from tests.commands import Caller
+from tests.test_birds_prepare import jpeg, picture, write
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """Return a function that runs the command in this process, and returns what it prints."""
+    def run(*typed):
+        monkeypatch.setattr(sys, 'argv', ['prepare.py', '--name', 'mine', '--out', str(tmp_path / 'made' / 'mine.hdf5'),
+                                          *map(str, typed)])
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            prepare.main()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        return capsys.readouterr().out
+    return run
+
+
+@pytest.fixture
+def error(here):
+    def run(*typed):
+        with pytest.raises(UserError) as caught:
+            here(*typed)
+        assert '\n' not in str(caught.value)
+        return str(caught.value)
+    return run
+
+
+def made(tmp_path):
+    """Return {split: {(class, name): (captions, box)}} of the written file."""
+    found = {}
+    with layout.open_file(str(tmp_path / 'made' / 'mine.hdf5')) as file:
+        for split in layout.SPLITS:
+            index = layout.read_index(file, split)
+            found[split] = {(class_name, name): ([text for text, of in zip(index.captions, index.photo_of) if of == k],
+                                                 index.boxes[k])
+                            for k, (class_name, name) in enumerate(zip(index.classes, index.names))}
+    return found
+
+
+def fill(folder, names, captions=True):
+    """Write a JPEG, and beside it a caption, for each of the names without ending."""
+    for seed, name in enumerate(names):
+        write(folder / f'{name}.jpg', jpeg(seed=seed))
+        if captions:
+            write(folder / f'{name}.txt', f'a picture of {name}\n\nsecond of {name}\n')
+    return folder
+
+
+ALL = ('--test_share', '0')
+TINY = ('--variant', 'birds_cvpr', '--image_encoder', 'scratch', '--batch_size', '4', '--epochs', '1')
+
+
+# --- captions ---------------------------------------------------------------------------------------------------------
+
+def test_text_files_beside_the_pictures(tmp_path, here):
+    images = fill(tmp_path / 'in', ['cat/a', 'cat/b', 'dog/a', 'dog/more/a', 'loose'])
+    write(images / '.hidden.jpg', b'')
+    write(images / 'cat' / 'c.heic', b'')
+    said = here('--images', images, *ALL)
+    assert f'captions: text files in {images}' in said and 'not pictures: 1 files (.heic)' in said
+    assert 'classes: 3, of which 1 are single pictures' in said and 'train: 5 photographs, 10 captions' in said
+    train = made(tmp_path)['train']
+    assert set(train) == {('cat', 'a'), ('cat', 'b'), ('dog', 'a'), ('dog', 'more-a'), ('loose.jpg', 'loose')}
+    assert train['dog', 'more-a'][0] == ['a picture of dog/more/a', 'second of dog/more/a']
+
+
+def test_text_files_in_a_parallel_tree_and_three_formats(tmp_path, here):
+    images, texts = tmp_path / 'in', tmp_path / 'texts'
+    for name, data in {'a.JPG': jpeg(), 'b.png': picture('PNG', 'RGBA', (0, 0, 0, 0)), 'c.webp': picture('WEBP'),
+                       'd.jpeg': jpeg(seed=1)}.items():
+        write(images / 'set' / name, data)
+        write(texts / 'set' / f'{name[0]}.txt', f'caption of {name[0]}')
+    said = here('--images', images, '--captions', texts, *ALL)
+    assert 'train: 4 photographs, 4 captions' in said and 'stored as JPEG: 2 photographs' in said
+    assert 'one class only in /train: a sentence encoder cannot be trained with it; add --classes own' in said
+    assert 'one class only' not in here('--images', images, '--captions', texts, '--classes', 'own', *ALL)
+    assert {name for name, _ in made(tmp_path)['train']} == {'set-a.JPG', 'set-b.png', 'set-c.webp', 'set-d.jpeg'}
+
+
+CSV = ('file_name,text,class\r\na.jpg,"a cat, sleeping",cat\r\nsub/b.jpg,a dog,\r\na.jpg,second\u00e9,cat\r\n'
+       'no.jpg,x,\r\n')
+ROWS = [{'file_name': 'a.jpg', 'text': ['a cat, sleeping', 'second\u00e9'], 'class': 'cat'},
+        {'file_name': 'sub/b.jpg', 'text': 'a dog'},
+        {'file_name': '../no.jpg', 'text': 'x'}]
+
+
+@pytest.mark.parametrize('name, text', [('metadata.csv', '\ufeff' + CSV),
+                                        ('metadata.jsonl', '\n'.join(map(json.dumps, ROWS)))])
+@pytest.mark.parametrize('where', ['inside', 'outside', 'folder'])
+def test_metadata_files(tmp_path, here, name, text, where):
+    images = fill(tmp_path / 'in', ['a', 'sub/b'], captions=False)
+    file = {'inside': images, 'outside': tmp_path / 'lists', 'folder': tmp_path / 'lists'}[where] / name
+    write(file, text)
+    given = {'inside': [], 'outside': ['--captions', file], 'folder': ['--captions', file.parent]}[where]
+    said = here('--images', images, *given, *ALL)
+    assert f'captions: {name}' in said and f'not in {images}: 1 pictures that have captions (' in said
+    assert made(tmp_path)['train'] == {('cat', 'a'): (['a cat, sleeping', 'second\u00e9'], None),
+                                       ('sub', 'b'): (['a dog'], None)}
+
+
+@pytest.mark.parametrize('name, text, message', [
+    ('metadata.csv', '', 'no column file_name and no column text (it has nothing)'),
+    ('metadata.csv', 'file,text\na.jpg,x\n', 'no column file_name (it has file, text)'),
+    ('metadata.csv', 'file_name,text\na.jpg\n', 'line 2 has no file_name or no text'),
+    ('metadata.csv', 'file_name,text\na.jpg,' + 'x' * 200000, 'is not CSV (field larger'),
+    ('metadata.csv', b'file_name,text\na.jpg,\xe9\n', 'is not a UTF-8 text file'),
+    ('metadata.csv', 'file_name,text,class\na.jpg,x,b\x1b[2J\n', "'b\\x1b[2J' cannot be the name of a class"),
+    ('metadata.jsonl', '{"file_name": "a.jpg"}', 'line 1 has no file_name or no text'),
+    ('metadata.jsonl', '{"file_name": "a.jpg", "text": [1]}', 'line 1 has no file_name or no text'),
+    ('metadata.jsonl', '[1]', 'line 1 is not a JSON object'),
+    ('metadata.jsonl', '[' * 100000, 'line 1 is not a JSON object'),
+    ('captions_x.json', '[' * 100000, 'is not a JSON file'),
+    ('captions_x.json', '{}', 'has no list of images'),
+    ('captions_x.json', '{"images": [{"id": 1}], "annotations": []}', 'an image has no file_name'),
+    ('captions_x.json', '{"images": [], "annotations": [{"image_id": [1]}]}', 'an annotation has no caption'),
+    ('captions_x.json', '{"images": [], "annotations": [1]}', 'has no list of annotations')])
+def test_lists_that_cannot_be_read_are_named(tmp_path, error, name, text, message):
+    images = fill(tmp_path / 'in', ['a'])
+    write(images / name, text)
+    said = error('--images', images)
+    assert said.startswith(f'{images}/{name}: ') and message in said and not (tmp_path / 'made').exists()
+
+
+@pytest.mark.parametrize('name, most', [('metadata.csv', 64 << 20), ('captions_x.json', JSON_BYTES['captions'])])
+def test_lists_are_bounded_in_size_and_no_pipes(tmp_path, error, name, most):
+    images = fill(tmp_path / 'in', ['a'])
+    write(images / name, '')
+    os.truncate(images / name, most + 1)
+    assert f'the limit is {most:,}' in error('--images', images)
+    os.remove(images / name)
+    os.mkfifo(images / name)
+    assert 'it is a pipe or a device' in error('--images', images)
+
+
+def test_pictures_without_captions_are_named_and_counted(tmp_path, here, error):
+    images = fill(tmp_path / 'in', ['a', 'b'])
+    fill(images, ['c', 'd'], captions=False)
+    write(images / 'd.txt', '\n')
+    said = here('--images', images, *ALL)
+    assert 'skipped c: its captions are missing' in said and 'skipped d: it has no captions' in said
+    assert 'without captions: 2 photographs; data/README.md says' in said and 'skipped 2 photographs' in said
+    said = error('--images', fill(tmp_path / 'none', ['a', 'b'], captions=False))
+    assert 'no usable photograph (2 skipped, mostly because its captions are missing), so nothing is written' in said
+    assert 'what works without' in said
+
+
+# --- what birds/prepare.py promises, too ------------------------------------------------------------------------------
+
+def test_defects_are_named_and_the_rest_is_written(tmp_path, here):
+    images = fill(tmp_path / 'in', ['good', 'cut', 'evil\x1b[2J', 'deep'])
+    write(images / 'cut.jpg', jpeg((200, 200))[:2000])
+    write(images / 'deep.png', picture('PNG', 'I;16'))
+    os.remove(images / 'deep.jpg')
+    write(images / 'good.txt', 'a caption with a \x07 bell')
+    bad = os.fsencode(images) + b'/caf\xe9.jpg'
+    os.rename(os.fsencode(images / 'evil\x1b[2J.jpg'), bad)
+    write(images / 'evil\x1b.jpg', jpeg())
+    os.symlink(images, images / 'loop')
+    said = here('--images', images, *ALL)
+    assert 'skipped cut: its photograph is unreadable' in said and 'more than 8 bits per channel' in said
+    assert said.count('its name has control characters or is not UTF-8') == 2 and '\x1b' not in said
+    assert 'in 1 captions (\\x07)' in said and said.rstrip().endswith('skipped 4 photographs')
+    assert list(made(tmp_path)['train']) == [('good.jpg', 'good')]
+
+
+def test_orientation_boxes_and_dry_run(tmp_path, here):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    images = fill(tmp_path / 'in', ['b'])
+    write(images / 'a.jpg', picture('JPEG', exif=exif))  # stored as 40 x 30, seen as 30 x 40
+    write(images / 'a.txt', 'turned')
+    write(tmp_path / 'labels' / 'a.txt', '0 0.5 0.5 0.2 0.1\n')
+    said = here('--images', images, '--boxes', tmp_path / 'labels', '--dry_run', *ALL)
+    assert 'no bounding box: 1 photographs' in said and 'would write' in said and not (tmp_path / 'made').exists()
+    here('--images', images, '--boxes', tmp_path / 'labels', *ALL)
+    assert made(tmp_path)['train']['a.jpg', 'a'][1] == pytest.approx([18, 12, 4, 6])
+
+
+def test_two_pictures_of_one_name_are_refused(tmp_path, error):
+    images = fill(tmp_path / 'in', ['x/a'])
+    write(images / 'x' / 'a.png', picture('PNG'))
+    assert 'x/a: 2 photographs have this class and name' in error('--images', images, *ALL)
+
+
+def test_a_full_disk_is_detected_before_writing(tmp_path, error, monkeypatch):
+    monkeypatch.setattr('shutil.disk_usage', lambda path: types.SimpleNamespace(free=1000))
+    images = fill(tmp_path / 'in', ['a', 'b'])
+    for more in ([], ['--dry_run']):
+        assert 'disk full' in error('--images', images, *ALL, *more) and not (tmp_path / 'made').exists()
+
+
+def test_a_failed_preparation_keeps_the_previous_file(tmp_path, here, error):
+    here('--images', fill(tmp_path / 'in', ['a', 'b']))
+    before = (tmp_path / 'made' / 'mine.hdf5').read_bytes()
+    write(tmp_path / 'bad' / 'a.jpg', b'')
+    write(tmp_path / 'bad' / 'a.txt', 'x')
+    assert 'no usable photograph' in error('--images', tmp_path / 'bad', *ALL)
+    assert (tmp_path / 'made' / 'mine.hdf5').read_bytes() == before and len(os.listdir(tmp_path / 'made')) == 1
+
+
+def test_folders_and_names_are_checked(tmp_path, error, monkeypatch):
+    assert 'no such folder' in error('--images', tmp_path / 'absent')
+    write(tmp_path / 'in' / 'a.gif', b'')
+    assert 'holds no JPEG, PNG or WebP picture (its files are .gif)' in error('--images', tmp_path / 'in')
+    images = fill(tmp_path / 'in', ['a', 'b'])
+    assert 'no such file or folder' in error('--images', images, '--captions', tmp_path / 'absent.csv')
+    assert 'is neither a folder nor a .csv' in error('--images', images, '--captions', images / 'a.txt')
+    assert '--dataset other would not find it; call it other.hdf5' in error('--images', images, '--name', 'other')
+    monkeypatch.setattr(sys, 'argv', ['prepare.py', '--images', str(images), '--name', 'birds'])
+    with pytest.raises(UserError, match='is the name of the data set of data/birds/prepare.py'):
+        prepare.main()
+
+
+# --- splits -----------------------------------------------------------------------------------------------------------
+
+def test_shares_are_exact_and_repeatable(tmp_path, here, error):
+    images = fill(tmp_path / 'in', [f'{k % 4}/{k}' for k in range(20)])
+    said = here('--images', images)
+    assert 'train: 18 photographs' in said and 'test: 2 photographs' in said
+    shares = ['--images', images, '--valid_share', '0.1', '--test_share', '0.25']
+    here(*shares)
+    first = made(tmp_path)
+    assert {split: len(found) for split, found in first.items()} == {'train': 13, 'valid': 2, 'test': 5}
+    here(*shares)
+    assert made(tmp_path) == first
+    here(*shares, '--seed', '2')
+    assert made(tmp_path) != first
+    here('--images', images, '--test_share', '0.25', '--share_of', 'classes')
+    classes = {split: {name for name, _ in found} for split, found in made(tmp_path).items()}
+    assert len(classes['test']) == 1 and len(classes['train']) == 3 and not classes['test'] & classes['train']
+    assert 'test: 2 photographs' in here('--images', images, '--valid_share', '0.5')
+    assert 'too few for these shares' in error(*shares[:2], '--test_share', '0.9', '--share_of', 'classes')
+    assert 'give one kind only' in error(*shares, '--train_list', images / '0' / '0.txt')
+
+
+def test_lists_of_classes_and_of_pictures(tmp_path, here, error):
+    images = fill(tmp_path / 'in', ['x/1', 'x/2', 'y/1', 'z/1'])
+    for name, text in {'train': 'x\ngone\n', 'test': 'y\r\n', 'one': './x/1.jpg\ny/1\n', 'two': 'x\\2.jpg\n',
+                       'bad': 'x/3.jpg\n'}.items():
+        write(tmp_path / f'{name}.txt', text)
+    said = here('--images', images, '--train_classes', tmp_path / 'train.txt', '--test_classes', tmp_path / 'test.txt')
+    assert 'left out: 1 photographs of 1 classes' in said and 'not in the data: 1 of the 3 classes' in said
+    assert {split: set(found) for split, found in made(tmp_path).items()} == {
+        'train': {('x', '1'), ('x', '2')}, 'valid': set(), 'test': {('y', '1')}}
+    said = here('--images', images, '--train_list', tmp_path / 'one.txt', '--valid_list', tmp_path / 'two.txt')
+    assert 'left out: 1 photographs that no list contains' in said
+    assert {split: set(found) for split, found in made(tmp_path).items()} == {
+        'train': {('x', '1'), ('y', '1')}, 'valid': {('x', '2')}, 'test': set()}
+    said = error('--images', images, '--train_list', tmp_path / 'bad.txt')
+    assert said == f"{tmp_path}/bad.txt: 'x/3.jpg' is not a picture in the folder; write paths such as x/1"
+    assert 'is in the lists of both train and test' in error(
+        '--images', images, '--train_list', tmp_path / 'one.txt', '--test_list', tmp_path / 'one.txt')
+
+
+# --- boxes ------------------------------------------------------------------------------------------------------------
+
+VOC = '''<annotation><filename>a.jpg</filename><size><width>40</width><height>30</height><depth>3</depth></size>
+<object><name>cat</name><bndbox><xmin>3</xmin><ymin>5</ymin><xmax>12</xmax><ymax>14</ymax></bndbox></object>{}
+</annotation>'''
+SECOND = '<object><bndbox><ymin>1</ymin><xmin>20</xmin><xmax>30</xmax><ymax>4</ymax></bndbox></object>'
+LAUGHS = '<!DOCTYPE a [<!ENTITY b "3"><!ENTITY c "&b;&b;">]>' + VOC.replace('<xmin>3', '<xmin>&c;')
+
+
+def test_boxes_of_labelimg_yolo_and_cub(tmp_path, here):
+    images = fill(tmp_path / 'in', ['a', 'b'])
+    write(tmp_path / 'xml' / 'a.xml', VOC.format(SECOND))
+    here('--images', images, '--boxes', tmp_path / 'xml', *ALL)
+    assert [box for _, box in made(tmp_path)['train'].values()] == [[2, 0, 28, 14], None]
+    write(tmp_path / 'yolo' / 'b.txt', '7 0.5 0.5 0.25 0.2\r\n0 0.25 0.5 0.1 0.1\n')
+    here('--images', images, '--boxes', tmp_path / 'yolo', *ALL)
+    assert made(tmp_path)['train']['b.jpg', 'b'][1] == pytest.approx([8, 12, 17, 6])
+    write(tmp_path / 'cub' / 'images.txt', '1 a.jpg\n2 b.jpg\n')
+    write(tmp_path / 'cub' / 'bounding_boxes.txt', '2 1 2 30.5 20\n')
+    here('--images', images, '--boxes', tmp_path / 'cub' / 'bounding_boxes.txt', *ALL)
+    assert [box for _, box in made(tmp_path)['train'].values()] == [None, [1, 2, 30.5, 20]]
+
+
+@pytest.mark.parametrize('name, text, message', [
+    ('a.xml', LAUGHS, 'its boxes have a document type, which is not read'),
+    ('a.xml', VOC.replace('<xmin>3', '<xmin>&c;'), 'its boxes are not valid XML (undefined entity'),
+    ('a.xml', VOC[:-30], 'its boxes are not valid XML'),
+    ('a.xml', '<?xml version="1.0" encoding="nonsense"?>' + VOC, 'its boxes are not valid XML'),
+    ('a.xml', VOC.replace('<width>40', '<width>41'), 'an image with a width of 41 pixels, but it has 40'),
+    ('a.xml', VOC.replace('<xmin>3', '<xmin>nan'), 'one of its boxes has no area'),
+    ('a.xml', VOC.replace('<xmin>3', '<xmin>13'), 'one of its boxes has no area'),
+    ('a.xml', VOC.replace('<xmin>3</xmin>', ''), "its boxes have '' in place of a number"),
+    ('a.xml', ' ' * (1 << 20) + VOC, 'its file of boxes is too large'),
+    ('a.txt', '0 3 5 10 12', 'are not fractions of the image'),
+    ('a.txt', '0 0.1 0.2 0.3', 'is not a class and four numbers'),
+    ('a.txt', '0 0.1 0.2 0 0', 'one of its boxes has no area'),
+    ('a.txt', b'\xff\xfe', 'its file of boxes is unreadable')])
+def test_boxes_that_cannot_be_used_are_named(tmp_path, here, name, text, message):
+    images = fill(tmp_path / 'in', ['a', 'b'])
+    write(tmp_path / 'boxes' / name, text)
+    said = here('--images', images, '--boxes', tmp_path / 'boxes', *ALL)
+    assert any(line.startswith('skipped a: ') and message in line for line in said.splitlines()), said
+    assert list(made(tmp_path)['train']) == [('b.jpg', 'b')]
+
+
+def test_an_empty_file_of_boxes_is_none(tmp_path):
+    write(tmp_path / 'a.txt', '')
+    assert boxes.read_yolo(str(tmp_path / 'a.txt'), (40, 30)) is None
+
+
+# --- COCO, end to end -------------------------------------------------------------------------------------------------
+
+def make_coco(folder):
+    """Write a set laid out as COCO 2014 is: 12 pictures to train with and 4 others, of three kinds of objects."""
+    objects = {1: 'person', 2: 'dog', 3: 'traffic light'}
+    for part, count in (('train', 12), ('val', 4)):
+        names = {k: f'COCO_{part}2014_{k:012}.jpg' for k in range(1, count + 1)}
+        for k, name in names.items():
+            write(folder / f'{part}2014' / name, jpeg(seed=k))
+        images = [{'id': k, 'file_name': name, 'height': 30, 'width': 40} for k, name in names.items()]
+        captions = [{'image_id': k, 'id': 10 * k + j, 'caption': f'A {objects[k % 3 + 1]},\nseen {j} times. '}
+                    for k in names for j in range(5)]
+        found = [{'image_id': k, 'category_id': k % 3 + 1, 'area': 99.5, 'bbox': [1, 1, 9, 9]} for k in names if k != 2]
+        found += [{'image_id': k, 'category_id': 1, 'area': 50, 'bbox': [1, 1, 5, 5]} for k in names if k != 2]
+        categories = [{'id': k, 'name': name, 'supercategory': 'x'} for k, name in objects.items()]
+        write(folder / 'annotations' / f'captions_{part}2014.json',
+              json.dumps({'info': {}, 'images': images, 'annotations': captions}))
+        write(folder / 'annotations' / f'instances_{part}2014.json',
+              json.dumps({'images': images, 'annotations': found, 'categories': categories}))
+    return folder
+
+
+def test_coco_has_its_objects_as_classes_and_its_splits(tmp_path, here):
+    coco = make_coco(tmp_path / 'coco')
+    said = here('--images', coco, '--captions', coco / 'annotations')
+    assert 'captions: captions_train2014.json, captions_val2014.json' in said
+    assert 'train: 12 photographs, 60 captions' in said and 'test: 4 photographs, 20 captions' in said
+    assert 'classes: 5, of which 2 are single pictures' in said
+    train = made(tmp_path)['train']
+    assert train['dog', 'train2014-COCO_train2014_000000000001'] == (
+        [f'A dog, seen {j} times.' for j in range(5)], None)
+    assert {name for name, _ in train} == {'person', 'dog', 'traffic light',
+                                           'train2014-COCO_train2014_000000000002.jpg'}
+    said = here('--images', coco, '--captions', coco / 'annotations', '--classes', 'own', '--test_share', '0.25')
+    assert 'classes: 16, of which 16 are single pictures' in said and 'test: 4 photographs' in said
+    here('--images', coco, '--captions', coco / 'annotations', '--share_of', 'classes')
+    train, test = ({name for name, _ in made(tmp_path)[split]} for split in ('train', 'test'))
+    assert len(train) == 4 and len(test) == 1 and not train & test
+    said = here('--images', coco / 'train2014', '--captions', coco / 'annotations' / 'captions_train2014.json')
+    assert 'classes: 4, of which 1' in said and 'train: 12 photographs' in said and 'test: 0' in said
+
+
+@pytest.mark.usefixtures('one_thread')
+def test_the_authors_configuration_for_coco_trains(tmp_path, monkeypatch, capsys):
+    """Prepare, train the encoder, embed, and both stages of StackGAN with the authors' files, narrower and shorter."""
+    prepared, encoder, gan = (Caller(main, tmp_path, monkeypatch, capsys)
+                              for main in (prepare, char_cnn_rnn, stackgan_v1))
+    coco = make_coco(tmp_path / 'coco')
+    assert 'wrote ' in prepared('--images', coco, '--captions', coco / 'annotations', '--name', 'coco',
+                                '--out', 'data/coco.hdf5')
+    common = ['--data_dir', 'data', '--cuda', 'False']
+    encoder('--train', *common, '--dataset', 'coco', '--out_dir', 'encoder', *TINY)
+    assert '80 embeddings in ' in encoder('--embed', *common, '--dataset', 'coco', '--out_dir', 'encoder')
+    small = [*common, '--out_dir', 'output', '--epochs', '1', '--batch_size', '4', '--gf_dim', '8', '--df_dim', '2',
+             '--condition_dim', '6', '--workers', '0']
+    gan('--train', '--cfg', 'cfg/coco_s1.yml', *small)
+    stage1, = (tmp_path / 'output').glob('coco_stageI_*')
+    gan('--train', '--cfg', 'cfg/coco_s2.yml', '--stage1', stage1, *small)
+    stage2, = (tmp_path / 'output').glob('coco_stageII_*')
+    assert (stage1 / 'samples' / 'epoch_0001.png').exists() and (stage2 / 'samples' / 'epoch_0001.png').exists()
+
+
+# --- each picture is a class ------------------------------------------------------------------------------------------
+
+@pytest.mark.usefixtures('one_thread')
+def test_single_pictures_as_classes_train_the_encoder(tmp_path, monkeypatch, capsys):
+    """Captions of 12 pictures without classes: another picture is always one of another class."""
+    prepared, encoder = (Caller(main, tmp_path, monkeypatch, capsys) for main in (prepare, char_cnn_rnn))
+    fill(tmp_path / 'in', [f'{k:02}' for k in range(12)])
+    prepared('--images', 'in', '--name', 'mine', '--out', 'data/mine.h5')
+    said = encoder('--train', '--data_dir', 'data', '--dataset', 'mine', '--out_dir', 'output', '--cuda', 'False',
+                   *TINY)
+    assert 'Training on 22 captions of 11 photographs of 11 classes' in said
+    batch = Text2ImageDataset(str(tmp_path / 'data' / 'mine.h5'), split=0)
+    assert (batch.draw_other_class(torch.arange(11).repeat(20)) != torch.arange(11).repeat(20)).all()
+
+
+def test_runs_as_typed_from_any_folder(tmp_path):
+    fill(tmp_path / 'in', ['a', 'b'])
+    done = subprocess.run([sys.executable, prepare.__file__, '--images', 'in', '--name', 'mine'], cwd=tmp_path,
+                          capture_output=True, text=True, env=os.environ | {'PYTHONIOENCODING': 'ascii'})
+    file = os.path.join(os.path.dirname(prepare.HERE), 'mine', 'mine.hdf5')
+    try:
+        assert (done.returncode, done.stderr) == (0, '') and file in done.stdout
+    finally:
+        for path in (file, os.path.dirname(file)):
+            if os.path.exists(path):
+                os.remove(path) if os.path.isfile(path) else os.rmdir(path)
