@@ -8,7 +8,7 @@ class_00001/image_06734.txt, which says what class a photograph is of. His class
 import os
 import sys
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+HERE = os.path.dirname(os.path.realpath(__file__))
 sys.path.insert(0, os.path.join(HERE, '..', '..'))
 
 from common import signals

@@ -9,7 +9,7 @@ data/README.md says how captions, classes, boxes and splits can be given.
 import os
 import sys
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+HERE = os.path.dirname(os.path.realpath(__file__))
 sys.path.insert(0, os.path.join(HERE, '..', '..'))
 
 from common import signals
