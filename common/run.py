@@ -1,5 +1,6 @@
 """Manage run folders: one for each run, never cleared, never overwritten, each with the options it was made with."""
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import time
 
 from common import checkpoint, flags, ranks
 from common.checkpoint import files_of
+from common.checkpoint_file import Unreadable
 from common.errors import UserError
 from common.files import atomic_write, check_is_file, convert_os_errors, partial_file, remove_leftovers
 from common.locks import lock_file
@@ -154,7 +156,11 @@ def begin(model, networks, resumed, out_dir, name, options, data, prepare=None):
     if resumed:
         if ranks.rank() == 0:
             lock(resumed)
-        model.load_from(resumed)
+        try:
+            model.load_from(resumed)
+        except UserError:
+            check_same_data_as_checkpoint(resumed, model.name, data)
+            raise
         check_resumable(resumed, model)
         check_same_data(resumed, model.data, data)
     if prepare:
@@ -199,6 +205,17 @@ def check_same_data(run_dir, before, now):
                         'holds now; restore the data it was trained on, or start a new run')
     if not before:
         print(f'{run_dir}: has no record of its training data, so whether the data is still the same is not checked')
+
+
+def check_same_data_as_checkpoint(run_dir, name, now):
+    """Raise UserError if a run whose checkpoint NAME.pt does not fit was trained on other data than `now`.
+
+    The widths of networks depend on it.
+    """
+    with contextlib.suppress(Unreadable):
+        file = checkpoint.newest(os.path.join(run_dir, f'{name}.pt'))
+        if before := checkpoint.description(file):
+            check_same_data(run_dir, before, now)
 
 
 def checkpoint_file(model, out_dir, given, resumed, find=checkpoint.find, pretrained=None, **wanted):

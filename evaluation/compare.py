@@ -102,7 +102,7 @@ def held_out_captions(run):
 
 def generate(run, sentences, seed, device):
     """Return images of a run for the sentences, [B, 3, S, S] in [-1, 1] on the CPU."""
-    embeddings = reading.read(sentences, run.file, run.model.data, None, run.hdf5_file, device)
+    embeddings = reading.read(sentences, run.file, run.model.data, None, run.hdf5_file, device, run.embed_dim)
     return torch.cat(list(in_batches(run.generate, embeddings, BATCH, seed)))
 
 

@@ -83,7 +83,7 @@ def train(options, device, resumed):
     dataset = reading.require_embeddings(dataset).to(device)
     loader = DataLoader(dataset, options.batch_size, sampler=ranks.sampler(dataset), collate_fn=dataset.collate)
     run.check_batches(options.batch_size, len(loader.sampler))
-    model = make_model(options, device, loader)
+    model = make_model(options, device, loader, dataset.embed_dim)
     speed.prepare(model.netG, [model.netD], device=device, precision=options.precision, compile=options.compile,
                   batch_size=options.batch_size)
     if options.checkpoint and not resumed:
@@ -110,7 +110,7 @@ def evaluate(options, device, resumed):
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
                                dataset=options.dataset)
     model, file = load_generator(file, options.model, device, loader, options.channels)
-    reading.check_embeddings(model.data, dataset, file)
+    reading.check_embeddings(model.data, dataset, file, model.netG.embed_dim)
     images, captions = model.eval()
     print(f'{file} generates images for captions of /{dataset.split}:')
     write_images(run.new_run(options.out_dir, 'eval', vars(options)), [[images]], captions)
@@ -122,16 +122,17 @@ def generate(options, device, resumed):
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
                                PRETRAINED, dataset=run.if_given('dataset', options.dataset))
     model, file = load_generator(file, options.model, device, channels=options.channels)
-    embeddings = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options), device)
+    embeddings = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options), device,
+                              model.netG.embed_dim)
     sentences, embeddings = flags.repeated(sentences, embeddings, options.count)
     batches = in_batches(lambda part, seed: [model.generate(part, seed)], embeddings, options.batch_size, options.seed)
     write_images(run.new_run(options.out_dir, 'text', vars(options)), batches, sentences)
 
 
-def make_model(options, device, data_loader):
-    """Create a Model to train from the options."""
+def make_model(options, device, data_loader, embed_dim):
+    """Create a Model to train from the options, for embeddings of `embed_dim` numbers."""
     model = Model(options.model, device, data_loader, options.channels, options.l1_coef, options.l2_coef,
-                  options.cls_coef, options.int_coef)
+                  options.cls_coef, options.int_coef, embed_dim)
     improved.improve(model, options.discriminator, options.augment, options.pairs, options.lr_ratio)
     return model
 
