@@ -19,6 +19,7 @@ from common.files import check_is_file
 from data import layout
 
 LONGEST_NAME = 1000  # characters of a name
+SHOWN = 60           # characters of what computed the embeddings
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -38,7 +39,7 @@ class EmbeddingFile:
                 raise ValueError(f'names is {shapes["names"]}, embeddings {shapes["embeddings"]}, not [N] and [N, D]')
             self.width = shapes['embeddings'][1]
             with np.load(path, allow_pickle=False) as arrays:
-                self.encoder = printable(str(arrays['encoder'].flat[0]))[1:-1] if has_encoder else ''
+                self.encoder = printable(str(arrays['encoder'].flat[0])[:SHOWN])[1:-1] if has_encoder else ''
 
     def read(self, keys):
         """Return {split: float32 [captions, D]} for {split: names of the captions' groups}.

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
 
 import numpy as np
@@ -111,9 +112,9 @@ def _load_transformer(name, download):
     """Return (SentenceTransformer, how it encodes, its name in full) for a folder or a name on the hub."""
     with _converted_errors(name, 'sentence-transformers', download):
         from sentence_transformers import SentenceTransformer
-        from transformers.utils import logging
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
+        from transformers.utils import logging as transformers_logging
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
         folder = os.path.abspath(name) if os.path.isdir(name) else _from_hub(name, download)
         _check_modules(name, folder)
         network = SentenceTransformer(folder, device='cpu', local_files_only=True,
@@ -156,7 +157,9 @@ def _load_clip(name, download):
             raise UserError(f'{name}: give ARCHITECTURE:FILE, a file of weights, or ARCHITECTURE:TAG with --download')
         if not os.path.isfile(weights):
             weights = open_clip.download_pretrained(open_clip.get_pretrained_cfg(architecture, weights))
+        logging.disable(logging.WARNING)  # that the weights are random: they are loaded below
         network, tokenize = open_clip.create_model(architecture), open_clip.get_tokenizer(architecture)
+        logging.disable(logging.NOTSET)
         if weights.endswith('.safetensors'):
             from safetensors.torch import load_file
             contents = load_file(weights)

@@ -292,17 +292,18 @@ def test_a_missing_library_is_named(monkeypatch):
 def transformer(tmp_path_factory):
     """Return the folder of a tiny model of sentence-transformers: one layer of BERT with random weights."""
     library = pytest.importorskip('sentence_transformers')
-    transformers = pytest.importorskip('transformers')
+    transformers, tokenizers = pytest.importorskip('transformers'), pytest.importorskip('tokenizers')
     folder = tmp_path_factory.mktemp('bert')
-    words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'a', 'red', 'bird', '鸟', '红']
-    (folder / 'vocab.txt').write_text('\n'.join(words), encoding='utf-8')
+    words = ['[PAD]', '[UNK]', 'a', 'small', 'red', 'bird', 'ein', 'roter', 'Vogel']
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(dict(zip(words, range(9))), unk_token='[UNK]'))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token='[PAD]', unk_token='[UNK]',
+                                         model_max_length=32).save_pretrained(folder / 'bert')
     torch.manual_seed(0)
-    network = transformers.BertModel(transformers.BertConfig(len(words), 16, 1, 2, 32))
-    network.save_pretrained(folder / 'bert')
-    transformers.BertTokenizerFast(str(folder / 'vocab.txt')).save_pretrained(folder / 'bert')
-    models = pytest.importorskip('sentence_transformers.models')
-    part = models.Transformer(str(folder / 'bert'))
-    library.SentenceTransformer(modules=[part, models.Pooling(16)], device='cpu').save(str(folder / 'model'))
+    transformers.BertModel(transformers.BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+    )).save_pretrained(folder / 'bert')
+    library.SentenceTransformer(str(folder / 'bert'), device='cpu').save(str(folder / 'model'))
     return folder / 'model'
 
 
