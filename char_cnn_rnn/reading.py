@@ -129,6 +129,9 @@ def find_encoder(checkpoint, data, encoder_file, hdf5_file, device='cpu'):
     if encoder_file and not found:
         raise UserError(f'--encoder {encoder_file}: no sentence encoder there; give the encoder.pt of a run, the '
                         'char_cnn_rnn.pt of a run of char_cnn_rnn/main.py, or the published FILE.t7')
+    if not found and sentence_encoders.kind_of(data.get('encoder')):
+        raise UserError(f'{places[-1]}: no sentence encoder; {checkpoint} was trained with {data["encoder"]}: give that '
+                        'with --encoder FOLDER, or for open_clip --encoder ARCHITECTURE:FILE')
     if not found:
         raise UserError(f'{places[-1]}: no sentence encoder; train one with: python char_cnn_rnn/main.py --train, then '
                         'python char_cnn_rnn/main.py --embed; or give the published one with --encoder FILE.t7')
@@ -236,9 +239,9 @@ def _named(data):
 
 def _how_to_write(data):
     """Return the command that writes the embeddings of the encoder in a description."""
-    kind, _, is_other = data.get('encoder', '').partition(' ')
-    return (f'python data/embed.py NAME --{kind}' if is_other else
-            'python char_cnn_rnn/main.py --embed --encoder RUN/encoder.pt')
+    kind = sentence_encoders.kind_of(data.get('encoder'))
+    return f'python data/embed.py NAME --{kind}' if kind else ('python char_cnn_rnn/main.py --embed --encoder '
+                                                               'RUN/encoder.pt')
 
 
 def print_unread_captions(path, captions):

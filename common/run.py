@@ -10,7 +10,6 @@ import time
 
 from common import checkpoint, flags, ranks
 from common.checkpoint import files_of
-from common.checkpoint_file import Unreadable
 from common.errors import UserError
 from common.files import atomic_write, check_is_file, convert_os_errors, partial_file, remove_leftovers
 from common.locks import lock_file
@@ -212,10 +211,11 @@ def check_same_data_as_checkpoint(run_dir, name, now):
 
     The widths of networks depend on it.
     """
-    with contextlib.suppress(Unreadable):
-        file = checkpoint.newest(os.path.join(run_dir, f'{name}.pt'))
-        if before := checkpoint.description(file):
-            check_same_data(run_dir, before, now)
+    file, before = checkpoint.newest(os.path.join(run_dir, f'{name}.pt')), {}
+    with contextlib.suppress(UserError):  # a damaged checkpoint, which has its own message
+        before = checkpoint.description(file)
+    if before:
+        check_same_data(run_dir, before, now)
 
 
 def checkpoint_file(model, out_dir, given, resumed, find=checkpoint.find, pretrained=None, **wanted):

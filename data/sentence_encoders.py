@@ -81,6 +81,12 @@ def fingerprint_of(kind, arrays):
     return f'{kind} {digest.hexdigest()[:DIGITS]}'
 
 
+def kind_of(fingerprint):
+    """Return the kind of encoder that a fingerprint (or None) is of, or None for an encoder of this repository."""
+    kind = (fingerprint or '').partition(' ')[0]
+    return kind if kind in (*LOADERS, ARRAY) else None
+
+
 def named_in(path, device='cpu'):
     """Return the `SentenceEncoder` that a file names, or None if it holds an encoder of this repository.
 
