@@ -130,7 +130,7 @@ def find_encoder(checkpoint, data, encoder_file, hdf5_file, device='cpu'):
         raise UserError(f'--encoder {encoder_file}: no sentence encoder there; give the encoder.pt of a run, the '
                         'char_cnn_rnn.pt of a run of char_cnn_rnn/main.py, or the published FILE.t7')
     if not found and sentence_encoders.kind_of(data.get('encoder')):
-        raise UserError(f'{places[-1]}: no sentence encoder; {checkpoint} was trained with {data["encoder"]}: give that '
+        raise UserError(f'{places[-1]}: no sentence encoder; {checkpoint} was trained with {data["encoder"]}: give it '
                         'with --encoder FOLDER, or for open_clip --encoder ARCHITECTURE:FILE')
     if not found:
         raise UserError(f'{places[-1]}: no sentence encoder; train one with: python char_cnn_rnn/main.py --train, then '
