@@ -2,9 +2,7 @@
 import hashlib
 import os
 
-import numpy as np
 import torch
-from tqdm import tqdm
 
 from char_cnn_rnn import torch7
 from char_cnn_rnn.encoder import EMBED_DIM, VARIANTS, CharCnnRnn, init_weights, one_hot, sje_loss
@@ -14,7 +12,7 @@ from common.checkpoint_file import printable
 from common.errors import UserError
 from common.progress import new_progress
 from common.training_run import TrainingRun
-from data import layout
+from data import embedding
 
 DECAY = 0.98  # of the learning rate, per epoch
 TOP = 50      # photographs that the description of a class retrieves
@@ -207,9 +205,7 @@ def fingerprint(encoder):
 
 def save_encoder(encoder, hdf5_file):
     """Save the encoder beside the HDF5 file with its embeddings, where `--text` looks for it. Returns its file."""
-    beside = layout.encoder_beside(hdf5_file)
-    checkpoint.save(beside, {'variant': encoder.variant, 'encoder': encoder.state_dict()})
-    return beside
+    return embedding.save_encoder(hdf5_file, {'variant': encoder.variant, 'encoder': encoder.state_dict()})
 
 
 def _variant_of(state_dict, path):
@@ -227,12 +223,6 @@ def _variant_of(state_dict, path):
 def embed_captions(encoder, captions, batch_size=256, verbose=True):
     """Embed a list of N sentences as a float32 NumPy array [N, 1024]; repeated sentences are computed once."""
     device = next(encoder.parameters()).device
-    todo, rows = sorted(dict.fromkeys(captions), key=len), []  # sentences of similar length share a batch
     encoder.eval()
-    for start in tqdm(range(0, len(todo), batch_size), desc='captions', unit=' batches', leave=False,
-                      disable=None if verbose else True, delay=2):
-        rows.append(encoder(one_hot(todo[start:start + batch_size]).to(device)).float().cpu().numpy())
-    if not rows:
-        return np.empty((0, EMBED_DIM), np.float32)
-    row_of = {caption: row for row, caption in enumerate(todo)}
-    return np.concatenate(rows)[[row_of[caption] for caption in captions]]
+    return embedding.embed_unique(lambda some: encoder(one_hot(some).to(device)).float().cpu().numpy(), captions,
+                                  EMBED_DIM, batch_size, verbose)

@@ -26,11 +26,10 @@ from char_cnn_rnn.build_encoder import ClassBatches, Model, embed_captions, fing
 from char_cnn_rnn.encoder import VARIANTS
 from common import checkpoint, dry_run, flags, ranks, run
 from common.errors import UserError, run_command
-from common.files import check_can_write
 from common.pictures import caption_sheet
 from data import checked_files, layout
 from data.cache import load_split
-from data.checked_files import stamp_of
+from data.embedding import embed_file
 from data.pictures import read_picture
 
 EMBED, QUERY = 'embed', 'query'  # modes that only this section has
@@ -202,16 +201,15 @@ def embed(options, device):
     source = encoder_file(options)
     encoder = load_encoder(source, device)
     print(f'{source} embeds the captions of {path}', flush=True)
-    stamp = stamp_of(path) if os.path.exists(path) else None  # a missing file is reported below
-    captions = {split: load_split(path, split).index.captions for split in layout.SPLITS}
-    reading.print_unread_captions(path, sum(captions.values(), []))
-    check_can_write(layout.encoder_beside(path))  # before the embeddings are replaced by those of this encoder
-    layout.check_room(path, sum(map(len, captions.values())), os.path.getsize(source))
-    embeddings = {split: embed_captions(encoder, captions[split]) for split in layout.SPLITS}
-    layout.write_embeddings(path, embeddings, f'{encoder.variant}, {os.path.basename(source)}',
-                            fingerprint(encoder), stamp)
+
+    def embed_all(indexes):
+        reading.print_unread_captions(path, sum((index.captions for index in indexes.values()), []))
+        rows = {split: embed_captions(encoder, index.captions) for split, index in indexes.items()}
+        return rows, f'{encoder.variant}, {os.path.basename(source)}', fingerprint(encoder)
+
+    count = embed_file(path, layout.EMBED_DIM, os.path.getsize(source), embed_all)
     beside = save_encoder(encoder, path)
-    print(f'done: {sum(map(len, embeddings.values()))} embeddings in {path}, their encoder in {beside}')
+    print(f'done: {count} embeddings in {path}, their encoder in {beside}')
 
 
 if __name__ == '__main__':

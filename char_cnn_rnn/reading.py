@@ -1,16 +1,16 @@
 """Embed sentences for the GANs with the encoder that each GAN was trained with.
 
-The 1,024 numbers of another encoder mean something else, so a GAN would generate wrong images from them. Therefore a
+The numbers of another encoder mean something else, so a GAN would generate wrong images from them. Therefore a
 checkpoint describes the embeddings that it was trained on (`describe`): it holds the fingerprint of their encoder, if
 known, and some captions with their embeddings, with which any encoder can be tested. A matching encoder is
-used, a different one is refused, and if it is unknown whether an encoder matches, a message is printed.
+used, a different one is refused, and if it is unknown whether an encoder matches, a message is printed. An encoder is a
+`CharCnnRnn`, or a `SentenceEncoder` of another library, whose file names it.
 """
 import contextlib
 import os
 import shlex
 import shutil
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -20,8 +20,9 @@ from common.checkpoint import description, newest
 from common.errors import UserError
 from common.files import atomic_write
 from common.letters import LENGTH, is_readable, unread
-from data import layout
+from data import layout, sentence_encoders
 from data.cache import load_split
+from data.sentence_encoders import SentenceEncoder
 
 FEW = 32          # embeddings that are compared before all are
 SHOWN = 3         # captions whose embeddings a checkpoint holds
@@ -32,7 +33,7 @@ def describe(dataset):
     """Return a dict that describes the training data of a GAN, for its checkpoints; {} for images without captions.
 
     Its keys are `file`; the fingerprints of its `captions`, `pictures`, `embeddings` and `encoder` ('' if unknown);
-    and `shown`, some captions, with their embeddings float32 [SHOWN, 1024] in `shown_embeddings`. For images without
+    and `shown`, some captions, with their embeddings float32 [SHOWN, D] in `shown_embeddings`. For images without
     captions they are only `file` and `pictures`.
     """
     described = {'file': os.path.basename(os.path.abspath(dataset.file)),
@@ -67,12 +68,28 @@ def how_to_embed(path):
     return f'python {script} --train {where}{image_encoder} && python {script} --embed {where}'
 
 
-def read(sentences, checkpoint, data, encoder_file, hdf5_file, device):
+def load(path, device='cpu'):
+    """Load the sentence encoder in a file, or the one that the file names. Raises UserError as `load_encoder` does."""
+    return sentence_encoders.named_in(path, device) or load_encoder(path, device)
+
+
+def embed(encoder, sentences):
+    """Return the embeddings [N, D] of N sentences by an encoder of any kind."""
+    is_other = isinstance(encoder, SentenceEncoder)
+    return torch.from_numpy(encoder.embed(sentences) if is_other else embed_captions(encoder, sentences, verbose=False))
+
+
+def fingerprint_of(encoder):
+    """Return the fingerprint of an encoder of any kind."""
+    return encoder.fingerprint if isinstance(encoder, SentenceEncoder) else fingerprint(encoder)
+
+
+def read(sentences, checkpoint, data, encoder_file, hdf5_file, device, width):
     """Embed N sentences for the model in the file `checkpoint`, trained on `data`.
 
     `find_encoder` chooses the encoder, and a message names it and the characters that it did not read. Returns
-    (embeddings [N, 1024], fingerprint of the encoder). Raises UserError if no encoder is found, or only encoders that
-    did not write the embeddings in `data`.
+    (embeddings [N, width], fingerprint of the encoder). Raises UserError if no encoder is found, or only encoders that
+    did not write the embeddings in `data` or that have another `width`.
     """
     file, encoder, is_known = find_encoder(checkpoint, data, encoder_file, hdf5_file, device)
     if not is_known:
@@ -81,13 +98,23 @@ def read(sentences, checkpoint, data, encoder_file, hdf5_file, device):
     unused = [f'--{name}' for name in ('data_dir', 'dataset') if name in run.GIVEN_FLAGS]
     if unused and {'checkpoint', 'resume'} & set(run.GIVEN_FLAGS) and file != layout.encoder_beside(hdf5_file):
         print(f'{" and ".join(unused)}: not used, because the run is named and has its own encoder')
-    print_unread(sentences)
+    if not isinstance(encoder, SentenceEncoder):  # others read other letters
+        print_unread(sentences)
     # One at a time: in a batch, the rounding of each would depend on the others, and `--like` could not repeat it.
-    row_of = {sentence: embed_captions(encoder, [sentence], verbose=False)
-              for sentence in tqdm(dict.fromkeys(sentences), 'sentences', leave=False, disable=None)}
-    embeddings = torch.from_numpy(np.concatenate([row_of[sentence] for sentence in sentences]))
-    print(f'{checkpoint} generates images for sentences embedded by {file}:')
-    return embeddings, fingerprint(encoder)
+    row_of = {sentence: embed(encoder, [sentence])
+              for sentence in tqdm(dict.fromkeys(sentences), 'sentences', leave=False, disable=None, delay=2)}
+    embeddings, name = torch.cat([row_of[sentence] for sentence in sentences]), file
+    if isinstance(encoder, SentenceEncoder):
+        name = encoder.name
+        if data.get('shown') and not are_same(embed(encoder, data['shown']), data['shown_embeddings']):
+            raise UserError(f'{name}: has the weights of the sentence encoder that {checkpoint} was trained with, but '
+                            'embeds its captions otherwise; use the files, and the version of its library, that wrote '
+                            'the embeddings')
+    if embeddings.shape[1] != width:
+        raise UserError(f'{name}: gives embeddings of {embeddings.shape[1]} numbers, and {checkpoint} reads {width}, '
+                        'those of another sentence encoder; give the right one with --encoder')
+    print(f'{checkpoint} generates images for sentences embedded by {name}:')
+    return embeddings, fingerprint_of(encoder)
 
 
 def find_encoder(checkpoint, data, encoder_file, hdf5_file, device='cpu'):
@@ -100,18 +127,22 @@ def find_encoder(checkpoint, data, encoder_file, hdf5_file, device='cpu'):
     beside = os.path.dirname(os.path.abspath(checkpoint))
     kept = [os.path.join(folder, run.ENCODER) for folder in (beside, os.path.dirname(beside))
             if os.path.isfile(os.path.join(folder, run.OPTIONS))]
+    given = encoder_file and sentence_encoders.given(encoder_file, device)
     places = [encoder_file] if encoder_file else [*kept, os.path.join(beside, run.ENCODER),
                                                   layout.encoder_beside(hdf5_file)]
-    found = [place for place in dict.fromkeys(places) if os.path.isfile(place)]
+    found = [place for place in dict.fromkeys(places) if given or os.path.isfile(place)]
     if encoder_file and not found:
         raise UserError(f'--encoder {encoder_file}: no sentence encoder there; give the encoder.pt of a run, the '
                         'char_cnn_rnn.pt of a run of char_cnn_rnn/main.py, or the published FILE.t7')
+    if not found and sentence_encoders.kind_of(data.get('encoder')):
+        raise UserError(f'{places[-1]}: no sentence encoder; {checkpoint} was trained with {data["encoder"]}: give it '
+                        'with --encoder FOLDER, or for open_clip --encoder ARCHITECTURE:FILE')
     if not found:
         raise UserError(f'{places[-1]}: no sentence encoder; train one with: python char_cnn_rnn/main.py --train, then '
                         'python char_cnn_rnn/main.py --embed; or give the published one with --encoder FILE.t7')
     unknown, data = None, data or _kept_description(kept)
     for place in found:
-        encoder = load_encoder(place, device)
+        encoder = given or load(place, device)
         matches = is_encoder_of(data, encoder)
         if matches:
             return place, encoder, True
@@ -125,33 +156,36 @@ def find_encoder(checkpoint, data, encoder_file, hdf5_file, device='cpu'):
 
 def is_encoder_of(data, encoder):
     """Return whether `encoder` wrote the embeddings that `data` describes, or None if that is unknown."""
-    if data.get('encoder') and data['encoder'] == fingerprint(encoder):
+    if data.get('encoder') and data['encoder'] == fingerprint_of(encoder):
         return True
+    if data.get('encoder') and isinstance(encoder, SentenceEncoder):
+        return False  # without reading its weights, which may not be on this machine
     if len(data.get('shown_embeddings', ())):
-        read_here = torch.from_numpy(embed_captions(encoder, data['shown'], verbose=False))
-        return are_same(read_here, data['shown_embeddings'])
+        return are_same(embed(encoder, data['shown']), data['shown_embeddings'])
     return False if data.get('encoder') else None
 
 
 def are_same(embeddings, others):
-    """Return whether two sets of embeddings [N, 1024] are equal up to rounding, that is, from the same encoder."""
+    """Return whether two sets of embeddings [N, D] are equal up to rounding, that is, from the same encoder."""
     if embeddings.shape != others.shape:
         return False
     distance, length = (embeddings - others).norm(dim=1), others.norm(dim=1)
     return bool((distance <= TOLERANCE * length.clamp(min=1e-6)).all())
 
 
-def check_embeddings(data, dataset, checkpoint):
+def check_embeddings(data, dataset, checkpoint, width):
     """Check that the embeddings of `dataset` come from the encoder that the model in `checkpoint` was trained with.
 
-    `data` describes its training data. Raises UserError if they come from another encoder; prints a message if that is
-    unknown.
+    `data` describes its training data, and `width` is that of its embeddings. Raises UserError if they come from
+    another encoder; prints a message if that is unknown.
     """
-    matches = _are_of_its_encoder(data, dataset)
+    has_width = dataset.embed_dim == width
+    matches = has_width and _are_of_its_encoder(data, dataset)
     if matches is False:
+        why = '' if has_width else f': they have {dataset.embed_dim} numbers, not {width}'
         raise UserError(f'{dataset.file}: its embeddings are not of the sentence encoder that {checkpoint} was trained '
-                        f'with{_named(data)}; write them again with that one (python char_cnn_rnn/main.py --embed '
-                        '--encoder RUN/encoder.pt), or use a model that was trained on these embeddings')
+                        f'with{_named(data)}{why}; write them again with that one ({_how_to_write(data)}), or use a '
+                        'model that was trained on these embeddings')
     if matches is None:
         print(f'{checkpoint}: does not say which encoder it was trained with; if the embeddings of {dataset.file} come '
               'from another one, the images will not match the captions')
@@ -201,11 +235,18 @@ def _kept_description(kept):
     with contextlib.suppress(UserError):  # a damaged run: its snapshots are what is left
         file = newest(os.path.join(folder, f'{run.read_options(folder).get("model")}.pt'))
         described = description(file) if os.path.isfile(file) else {}
-    return described or {'encoder': fingerprint(load_encoder(in_run))}
+    return described or {'encoder': fingerprint_of(load(in_run))}
 
 
 def _named(data):
     return f' ({data["encoder"]})' if data.get('encoder') else ''
+
+
+def _how_to_write(data):
+    """Return the command that writes the embeddings of the encoder in a description."""
+    kind = sentence_encoders.kind_of(data.get('encoder'))
+    return f'python data/embed.py NAME --{kind}' if kind else ('python char_cnn_rnn/main.py --embed --encoder '
+                                                               'RUN/encoder.pt')
 
 
 def print_unread_captions(path, captions):
@@ -247,9 +288,9 @@ def keep_encoder(dataset, run_dir):
     """
     beside, kept = layout.encoder_beside(dataset.file), os.path.join(run_dir, run.ENCODER)
     data = describe(dataset)
-    if os.path.isfile(kept) and is_encoder_of(data, load_encoder(kept)) is not False or not os.path.isfile(beside):
+    if os.path.isfile(kept) and is_encoder_of(data, load(kept)) is not False or not os.path.isfile(beside):
         return
-    if is_encoder_of(data, load_encoder(beside)):
+    if is_encoder_of(data, load(beside)):
         with open(beside, 'rb') as encoder, atomic_write(kept) as copy:
             shutil.copyfileobj(encoder, copy)
     else:

@@ -1,5 +1,6 @@
 """Manage run folders: one for each run, never cleared, never overwritten, each with the options it was made with."""
 import argparse
+import contextlib
 import errno
 import json
 import os
@@ -170,7 +171,11 @@ def begin(model, networks, resumed, out_dir, name, options, data, prepare=None, 
     if resumed:
         if ranks.rank() == 0 and (not dry_run or os.path.exists(os.path.join(resumed, 'lock'))):
             lock(resumed)
-        model.load_from(resumed)
+        try:
+            model.load_from(resumed)
+        except UserError:
+            check_same_data_as_checkpoint(resumed, model.name, data)
+            raise
         check_resumable(resumed, model)
         check_same_data(resumed, model.data, data)
     elif dry_run:
@@ -217,6 +222,18 @@ def check_same_data(run_dir, before, now):
                         'holds now; restore the data it was trained on, or start a new run')
     if not before:
         print(f'{run_dir}: has no record of its training data, so whether the data is still the same is not checked')
+
+
+def check_same_data_as_checkpoint(run_dir, name, now):
+    """Raise UserError if a run whose checkpoint NAME.pt does not fit was trained on other data than `now`.
+
+    The widths of networks depend on it.
+    """
+    file, before = checkpoint.newest(os.path.join(run_dir, f'{name}.pt')), {}
+    with contextlib.suppress(UserError):  # a damaged checkpoint, which has its own message
+        before = checkpoint.description(file)
+    if before:
+        check_same_data(run_dir, before, now)
 
 
 def checkpoint_file(model, out_dir, given, resumed, find=checkpoint.find, pretrained=None, **wanted):

@@ -69,7 +69,7 @@ class Jpegs:
 class Split:
     """A split in memory.
 
-    `pictures` is uint8 [photographs, 3, size, size] or None, `embeddings` float32 [captions, 1024] or None.
+    `pictures` is uint8 [photographs, 3, size, size] or None, `embeddings` float32 [captions, D] or None.
     `fingerprint` holds 16 hexadecimal digits each of 'captions' (with names, classes and boxes), 'pictures' (the bytes
     of the JPEGs) and 'embeddings' (None if there are none). `encoder` is the file's fingerprint of the encoder that
     wrote the embeddings, or None. `bad_embeddings` says what is wrong with the embeddings if they cannot be used, else
@@ -199,13 +199,13 @@ def _read_split(folder, path):
         stored = _read_index(folder)
         if stored['stamp'] != _stamp(path) or stored['changed_ns'] != _changed(path):
             return None
-        index = layout.Index(**stored['index'])
+        index, width = layout.Index(**stored['index']), stored.get('width', layout.EMBED_DIM)  # as all had at first
         found = Split(index, Jpegs(path, stored['stamp'], index.places), stored['fingerprint'], stored['encoder'],
                       stored.get('bad_embeddings'))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if found.fingerprint['embeddings']:
-        found.embeddings = _load_mapped(folder, 'embeddings.npy', (len(index.keys), layout.EMBED_DIM), np.float32)
+        found.embeddings = _load_mapped(folder, 'embeddings.npy', (len(index.keys), width), np.float32)
         return None if found.embeddings is None else found
     return found
 
@@ -225,9 +225,10 @@ def _write_split(folder, path, split):
         _check_space(folder, embeddings.nbytes)
         with checked_files.write(folder, 'embeddings.npy') as file:
             np.lib.format.write_array(file, embeddings, allow_pickle=False)
+    width = layout.EMBED_DIM if embeddings is None else embeddings.shape[1]
     with checked_files.write(folder, 'index.json') as file:  # written last: it shows that the others are complete
         file.write(json.dumps({'stamp': stamp, 'changed_ns': changed, 'fingerprint': fingerprint, 'encoder': encoder,
-                               'bad_embeddings': bad, 'index': vars(index)}).encode())
+                               'bad_embeddings': bad, 'width': width, 'index': vars(index)}).encode())
     if checked_files.is_dry_run():
         IN_MEMORY[folder] = Split(index, jpegs, fingerprint, encoder, bad)
         IN_MEMORY[folder].embeddings = None if embeddings is None else torch.from_numpy(embeddings)
@@ -280,9 +281,9 @@ def _read_answer(stream):
     """Return (the dict that READER wrote, {} if it is incomplete; the embeddings after it or None)."""
     answer = stream.readline()
     stored = json.loads(answer) if answer.endswith(b'\n') else {}
-    if not stored.get('has_embeddings'):
+    if not stored.get('width'):
         return stored, None
-    embeddings = np.empty((len(stored['index']['keys']), layout.EMBED_DIM), np.float32)
+    embeddings = np.empty((len(stored['index']['keys']), stored['width']), np.float32)
     is_whole = stream.readinto(memoryview(embeddings).cast('B')) == embeddings.nbytes
     return (stored if is_whole else {}), embeddings
 

@@ -13,7 +13,7 @@ class CaptionedPhotographs(Dataset):
     """A split (0: train, 1: valid, 2: test) of an HDF5 file in the layout of `data.layout`.
 
     Attributes: `index` (`layout.Index`), `captions`, `classes`, `photo_of` (long [captions], the number of each
-    caption's photograph), `embeddings` (float32 [captions, 1024], or None if there are none or bad ones), and with
+    caption's photograph), `embeddings` (float32 [captions, D], or None if there are none or bad ones), and with
     `size` the photographs `pictures`, prepared by `decode(jpeg, size)`. `bad_embeddings`, `fingerprint` and `encoder`
     are those of `data.cache.Split`.
 
@@ -49,6 +49,11 @@ class CaptionedPhotographs(Dataset):
             self.block_size, self.block_start = torch.ones_like(class_of), self.place
         else:
             self.block_size, self.block_start = block_size[class_of], block_start[class_of]
+
+    @property
+    def embed_dim(self):
+        """Return the width D of the embeddings, which another encoder than the chapter's may have."""
+        return layout.EMBED_DIM if self.embeddings is None else self.embeddings.shape[1]
 
     @classmethod
     def held_out(cls, datasetFile, **arguments):

@@ -4,7 +4,7 @@
         NAME_0 .. NAME_9         one group for each caption of the photograph NAME (CLASS.NAME if two classes have it)
             name                 str, the photograph's name, without folder and extension
             img                  void, the bytes of the JPEG
-            embeddings           float32 [1024], the sentence embedding (absent until an encoder has been run)
+            embeddings           float32 [D], the sentence embedding (absent until an encoder has been run)
             class                str
             txt                  str, UTF-8
             bbox                 float32 [4]: x, y, width, height in pixels (absent in the public file)
@@ -12,7 +12,7 @@
 This is the layout of the file that the chapter downloads, which has five captions for each photograph and five copies
 of its bytes. Here `img`, `name`, `class` and `bbox` exist once for each photograph and are hard-linked from the groups
 of all its captions, so that code for either file reads the other. As in CUB-200-2011, `bbox` refers to the image as it
-is stored, before its EXIF orientation is applied.
+is stored, before its EXIF orientation is applied. D is 1,024 for the chapter's encoder, and the same in a whole split.
 
 Files from others may be damaged, or crafted to read other files of the machine: `data.plain_hdf5` refuses what is
 unsafe, and `data.read_split` reads them in a separate process.
@@ -36,7 +36,8 @@ from data.checked_files import stamp_of
 
 ENDINGS = ('.hdf5', '.h5')
 SPLITS = ('train', 'valid', 'test')
-EMBED_DIM = 1024
+EMBED_DIM = 1024  # of the chapter's encoder; others have other widths
+WIDEST = 16_384   # numbers of an embedding
 ENCODER_LENGTH = 200  # characters of the attribute `encoder`, at most
 TEXT = h5py.string_dtype('utf-8')
 # These store groups as compact link messages, not as B-trees and heaps: half the overhead at ten groups per photograph.
@@ -54,7 +55,7 @@ class BadEmbeddings(ValueError):
 class Photograph:
     """A photograph with everything that the file holds about it.
 
-    `embeddings` is float32 [number of captions, 1024] or None; `bbox` is (x, y, width, height) in pixels or None.
+    `embeddings` is float32 [number of captions, D] or None; `bbox` is (x, y, width, height) in pixels or None.
     """
     name: str
     class_name: str
@@ -211,7 +212,8 @@ def write_photograph(file, split, photograph):
     captions, embeddings = photograph.captions, photograph.embeddings
     group_name = _group_name(file[split], photograph)
     _reserve(file, len(photograph.jpeg) + sum(len(caption.encode()) for caption in captions)
-             + len(captions) * (CAPTION_BYTES + len(group_name) + (0 if embeddings is None else EMBEDDING_BYTES)))
+             + len(captions) * (CAPTION_BYTES + len(group_name)
+                                + (0 if embeddings is None else embedding_bytes(np.shape(embeddings)[-1]))))
     once = {}
     for k, caption in enumerate(captions):
         group = file[split].create_group(f'{group_name}_{k}')
@@ -244,7 +246,7 @@ def _group_name(split, photograph):
 def write_embeddings(path, embeddings, source, encoder=None, stamp=None):
     """Write every caption's embedding, atomically.
 
-    `embeddings` maps a split to float32 [captions, 1024] in the order of `read_index`. The file's attributes store
+    `embeddings` maps a split to float32 [captions, D] in the order of `read_index`. The file's attributes store
     `source`, which describes what made them, and `encoder`, the fingerprint of the sentence encoder's weights, if
     given. Raises UserError if the file is no longer the version `stamp` (`checked_files.stamp_of`), if given.
     """
@@ -259,14 +261,15 @@ def write_embeddings(path, embeddings, source, encoder=None, stamp=None):
             if not np.isfinite(rows).all():
                 raise UserError(f'{path}: {source} gives embeddings with numbers that are infinite or NaN, so none '
                                 'are written; use another encoder')
-    check_room(path, sum(map(len, embeddings.values())))
+    width = width_of(embeddings, source)
+    check_room(path, sum(map(len, embeddings.values())), width=width)
     with replace_file(path, copy=True) as file:
         if stamp and stamp_of(path) != stamp:  # `replace_file` checks once more before the copy replaces the file
             raise _has_changed(path)
         for split, rows in embeddings.items():
             bar = tqdm(file[split], f'{split}: writing embeddings', unit='', leave=False, disable=None, delay=2)
             for key, row in zip(bar, rows):
-                _reserve(file, EMBEDDING_BYTES)
+                _reserve(file, embedding_bytes(width))
                 _write_embedding(_own_group(_own_group(file, split), key), row)
         file.attrs['embeddings'] = source.encode('utf-8', 'replace').decode()  # file names need not be UTF-8
         file.attrs.pop('encoder', None)  # of the previous embeddings
@@ -286,20 +289,34 @@ def _own_group(parent, key):
     return parent[key]
 
 
-def check_room(path, count, encoder_bytes=0):
+def width_of(embeddings, source):
+    """Return the width D of {split: rows [captions, D]}. Raises UserError if they differ, or D is no possible width."""
+    widths = {np.shape(rows)[1] for rows in embeddings.values() if len(rows)} or {EMBED_DIM}
+    if len(widths) > 1 or not 0 < min(widths) <= WIDEST:
+        raise UserError(f'{source}: gives embeddings of {" and ".join(map(str, sorted(widths)))} numbers; all need the '
+                        f'same width, up to {WIDEST:,}')
+    return min(widths)
+
+
+def embedding_bytes(width):
+    """Return how many bytes an embedding of this width takes in the file."""
+    return EMBEDDING_BYTES + 4 * (width - EMBED_DIM)
+
+
+def check_room(path, count, encoder_bytes=0, width=EMBED_DIM):
     """Raise CannotWrite if the disk has no space for a copy of the HDF5 file `path` with `count` new embeddings.
 
     The same holds for `encoder_bytes` of the encoder beside it. Either file may be a link to another disk.
     """
-    check_space(path, os.path.getsize(path) + count * EMBEDDING_BYTES + encoder_bytes)
+    check_space(path, os.path.getsize(path) + count * embedding_bytes(width) + encoder_bytes)
     check_space(encoder_beside(path), encoder_bytes)
 
 
 def _write_embedding(group, embedding):
     embedding = np.asarray(embedding, np.float32)
-    if embedding.shape != (EMBED_DIM,):
-        raise UserError(f'{group.name}: an embedding of shape {embedding.shape} in place of {EMBED_DIM} numbers; use '
-                        'another encoder')
+    if embedding.ndim != 1 or not 0 < len(embedding) <= WIDEST:
+        raise UserError(f'{group.name}: an embedding of shape {embedding.shape} in place of 1 to {WIDEST:,} numbers; '
+                        'use another encoder')
     if 'embeddings' in group:
         del group['embeddings']
     group.create_dataset('embeddings', data=embedding)
@@ -399,8 +416,12 @@ def has_embeddings(file, split):
 
 
 def read_embeddings(file, split, keys):
-    """Return float32 [len(keys), 1024]. Raises BadEmbeddings if one is missing, not finite or of another width."""
-    embeddings, group = np.empty((len(keys), EMBED_DIM), np.float32), _group(file, split)
+    """Return float32 [len(keys), D], with the width D of the first embedding in the split.
+
+    Raises BadEmbeddings if one is missing, not finite or of another width.
+    """
+    group = _group(file, split)
+    embeddings = np.empty((len(keys), _first_width(file, split, group, keys)), np.float32)
     bar = tqdm(keys, f'{split}: embeddings', unit='', leave=False, disable=None, delay=2)
     for row, key in zip(embeddings, plain_hdf5.with_time_limit(bar)):
         with _convert_errors(file, split, key):
@@ -410,13 +431,28 @@ def read_embeddings(file, split, keys):
     return embeddings
 
 
+def _first_width(file, split, group, keys):
+    """Return the width of the first embedding in a split. Raises BadEmbeddings if it is not a possible one."""
+    for key in plain_hdf5.with_time_limit(keys):
+        with _convert_errors(file, split, key):
+            caption = plain_hdf5.open_group(group, key)
+            if plain_hdf5.has(caption, 'embeddings'):
+                width = len(plain_hdf5.read_numbers(file, caption, 'embeddings'))
+                break
+    else:
+        return EMBED_DIM
+    if width > WIDEST:
+        raise BadEmbeddings(f'/{split}/{key} has an embedding of {width:,} numbers, more than {WIDEST:,}')
+    return width
+
+
 def _read_embedding(file, caption, row):
     """Read an embedding into `row`; return what is wrong with it, or None."""
     if not plain_hdf5.has(caption, 'embeddings'):
-        return f'no embedding of {EMBED_DIM} numbers'
+        return f'no embedding of {len(row)} numbers'
     numbers = plain_hdf5.read_numbers(file, caption, 'embeddings')
-    if len(numbers) != EMBED_DIM:
-        return f'no embedding of {EMBED_DIM} numbers, but one of {len(numbers)}'
+    if len(numbers) != len(row):
+        return f'no embedding of {len(row)} numbers, but one of {len(numbers)}'
     with np.errstate(over='ignore'):  # numbers beyond the range of float32 become infinite
         row[:] = numbers
     if not np.isfinite(row).all():

@@ -36,7 +36,7 @@ class MultiscaleDataset(CaptionedPhotographs):
     An item is a dict:
         right_images  list of float32 [3, S, S] in [-1, 1], small to large: S = base_size * 2 ** i, i < branches
         wrong_images  the same for a random photograph of another class
-        right_embed   float32 [1024], the embedding of a random caption of the photograph
+        right_embed   float32 [D], the embedding of a random caption of the photograph
         txt           str, that caption
         class, name   str, of the photograph
     If the file has no embeddings, items have no `right_embed`. Every access draws new random crops, flips, captions and

@@ -3,9 +3,9 @@
     python data/read_split.py FILE SPLIT
 
 A damaged file may make libhdf5 loop forever, take all memory, or crash; in this process, that does no harm. It writes
-to stdout a line of JSON ({'index': ..., 'encoder': ..., 'has_embeddings': ..., 'bad_embeddings': what is wrong with
-them, or None}, or {'error': ...}), then the bytes of the embeddings. It writes no file, so it leaves none behind if it
-is killed.
+to stdout a line of JSON ({'index': ..., 'encoder': ..., 'width': of the embeddings or None, 'bad_embeddings': what is
+wrong with them, or None}, or {'error': ...}), then the bytes of the embeddings. It writes no file, so it leaves none
+behind if it is killed.
 """
 import json
 import os
@@ -18,7 +18,7 @@ from data import layout, plain_hdf5  # noqa: E402
 
 
 def read(path, split):
-    """Limit this process's resources; return (the line of JSON, embeddings float32 [captions, 1024] or None)."""
+    """Limit this process's resources; return (the line of JSON, embeddings float32 [captions, D] or None)."""
     plain_hdf5.limit_resources(os.path.getsize(path))
     try:
         file = layout.open_file(path)  # never closed: for a damaged file, closing can fail, too
@@ -28,8 +28,8 @@ def read(path, split):
                 embeddings = layout.read_embeddings(file, split, index.keys)
         except layout.BadEmbeddings as error:  # the captions are needed to write new embeddings
             bad = str(error)
-        answer = {'index': vars(index), 'encoder': encoder, 'has_embeddings': embeddings is not None,
-                  'bad_embeddings': bad}
+        width = None if embeddings is None else embeddings.shape[1]
+        answer = {'index': vars(index), 'encoder': encoder, 'width': width, 'bad_embeddings': bad}
         return json.dumps(answer), embeddings
     except UserError as error:
         return json.dumps({'error': str(error)}), None

@@ -29,9 +29,9 @@ class Text2ImageDataset(CaptionedPhotographs):
 
     An item is a dict:
         right_images  float32 [3, 64, 64] in [-1, 1], the image that the caption describes
-        right_embed   float32 [1024], the caption's embedding
+        right_embed   float32 [D], the caption's embedding
         wrong_images  float32 [3, 64, 64] in [-1, 1], a random image of another class
-        inter_embed   float32 [1024], the embedding of a random caption, to interpolate with
+        inter_embed   float32 [D], the embedding of a random caption, to interpolate with
         txt           str, the caption
     If the file has no embeddings, items have no `right_embed` and `inter_embed`. `transform`, if given, is applied to
     each image. With `drawn=False`, items have neither `wrong_images` nor `inter_embed`, for a training that does not
@@ -52,7 +52,7 @@ class Text2ImageDataset(CaptionedPhotographs):
         self.transform, self.drawn, self.flip, self.pairs = transform, drawn, flip, pairs
 
     def to(self, device):
-        """Move images (12 KB each) and embeddings (4 KB each) to the memory of `device`. Returns the data set."""
+        """Move images (12 KB each) and embeddings (4 D bytes each) to the memory of `device`. Returns the data set."""
         self.pictures = self.pictures.to(device)
         self.embeddings = None if self.embeddings is None else self.embeddings.to(device)
         return self

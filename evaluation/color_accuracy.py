@@ -56,7 +56,7 @@ def main():
                         'python data/toy_birds/prepare.py')
     file = options.checkpoint or newest_checkpoint(options.out_dir)
     model, _ = load_generator(file, device=flags.choose_device(torch.cuda.is_available()))
-    reading.check_embeddings(model.data, dataset, file)
+    reading.check_embeddings(model.data, dataset, file, model.netG.embed_dim)
 
     captions = torch.linspace(0, len(dataset) - 1, min(options.count, len(dataset))).long()
     parts = dataset.embeddings[captions].split(BATCH)

@@ -97,7 +97,7 @@ def held_out_captions(run):
 
 def generate(run, sentences, seed, device):
     """Return images of a run for the sentences, [B, 3, S, S] in [-1, 1] on the CPU."""
-    embeddings, _ = reading.read(sentences, run.file, run.model.data, None, run.hdf5_file, device)
+    embeddings, _ = reading.read(sentences, run.file, run.model.data, None, run.hdf5_file, device, run.embed_dim)
     batches = tqdm(in_batches(run.generate, embeddings, BATCH, seed), 'generating', -(-len(sentences) // BATCH),
                    unit=' batches', leave=False, disable=None, delay=2)
     return torch.cat(list(batches))

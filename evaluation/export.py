@@ -19,11 +19,11 @@ if __name__ == '__main__':
 import argparse
 
 from char_cnn_rnn import reading
-from char_cnn_rnn.build_encoder import load_encoder
 from common import checkpoint, flags, run
 from common.errors import UserError, run_command
 from common.files import convert_os_errors
 from common.progress import new_progress
+from data.sentence_encoders import SentenceEncoder
 from text2image import checkpoints
 from text2image.build_gan import load_generator
 
@@ -52,10 +52,11 @@ def main():
     checkpoint.save(os.path.join(options.out, 'text2image.pt'), {
         'netG': halved(model.netG.state_dict() | averages), 'options': kept, 'data': model.data,
         'progress': new_progress() | {'step': step, 'epoch': epoch}})
-    checkpoint.save(os.path.join(options.out, run.ENCODER),
+    is_other = isinstance(encoder, SentenceEncoder)
+    checkpoint.save(os.path.join(options.out, run.ENCODER), encoder.contents() if is_other else
                     {'variant': encoder.variant, 'encoder': halved(encoder.state_dict())})
     load_generator(options.out)  # this, and the next, check that 16 bits could hold the numbers
-    load_encoder(os.path.join(options.out, run.ENCODER))
+    reading.load(os.path.join(options.out, run.ENCODER))
     run.write_options(options.out, kept)
     size = sum(os.path.getsize(os.path.join(options.out, name)) for name in ('text2image.pt', run.ENCODER))
     print(f'{file} (epoch {epoch}, step {step}) and {place}: {size / 1e6:.1f} MB in {options.out}')

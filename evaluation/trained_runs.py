@@ -22,9 +22,9 @@ class TrainedRun:
     """A run of text2image, StackGAN or StackGAN++ that was trained with sentences.
 
     `path` is the run folder or a checkpoint in it, `file` the checkpoint, `saved_ns` when it was saved, `folder` its
-    run folder, `section` the name of its GAN, `step` its number of training steps, `epoch` that of its epochs, `size`
-    the width of its largest images in pixels, and `prepared` how its photographs are prepared. Raises UserError if it
-    is no such run, or its checkpoint cannot be read.
+    run folder, `section` the name of its GAN, `step` its number of training steps, `epoch` that of its epochs,
+    `embed_dim` the width of its embeddings, `size` that of its largest images in pixels, and `prepared` how its
+    photographs are prepared. Raises UserError if it is no such run, or its checkpoint cannot be read.
     """
 
     def __init__(self, path, device):
@@ -47,11 +47,12 @@ class TrainedRun:
         if not getattr(self.model.netG, 'conditional', True):
             raise UserError(f'{self.file}: was trained without sentences; give a run whose generator reads them')
         speed.prepare_evaluation(self.model.netG, device)
-        self.size = self.generate(torch.zeros(1, layout.EMBED_DIM)).shape[-1]
+        self.embed_dim = getattr(self.model.netG, 'embed_dim', None) or self.model.netG.text_dim
+        self.size = self.generate(torch.zeros(1, self.embed_dim)).shape[-1]
         self.prepared = f'{preparation}_{self.size}'
 
     def generate(self, embeddings, seed=0, truncation=None):
-        """Generate the largest images, [B, 3, size, size] in [-1, 1] on the CPU, for embeddings [B, 1024]."""
+        """Generate the largest images, [B, 3, size, size] in [-1, 1] on the CPU, for embeddings [B, embed_dim]."""
         images = self.model.generate(embeddings, seed, truncation)
         return (images if torch.is_tensor(images) else images[-1]).float().cpu()
 
@@ -65,7 +66,7 @@ class TrainedRun:
 
     def check(self, dataset):
         """Raise UserError if the embeddings of a data set are not of the encoder that the run was trained with."""
-        reading.check_embeddings(self.model.data, dataset, self.file)
+        reading.check_embeddings(self.model.data, dataset, self.file, self.embed_dim)
 
 
 def _whole_photographs(file, split, _):

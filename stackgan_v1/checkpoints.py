@@ -55,7 +55,9 @@ def _build_like(weights, file):
             return Stage1Generator(width // (8 * 4 * 4), size_in - condition_dim, text_dim, condition_dim)
         stage1 = {key.removeprefix('STAGE1_G.'): value for key, value in weights.items() if key.startswith('STAGE1_G.')}
         residuals = sum(re.fullmatch(r'residual\.\d+\.block\.0\.weight', key) is not None for key in weights)
-        return Stage2Generator(_build_like(stage1, file), len(weights['encoder.0.weight']), condition_dim, text_dim,
-                               residuals)
+        stage1 = _build_like(stage1, file)
+        if stage1.text_dim != text_dim:
+            raise UserError(f'{file}: Stage-I reads embeddings of {stage1.text_dim} numbers, Stage-II of {text_dim}')
+        return Stage2Generator(stage1, len(weights['encoder.0.weight']), condition_dim, text_dim, residuals)
     except (KeyError, AttributeError, IndexError, TypeError, ValueError) as error:
         raise UserError(f'{file}: holds no generator of StackGAN (no weights of a Stage-I or Stage-II)') from error

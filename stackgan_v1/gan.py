@@ -56,7 +56,7 @@ class Stage1Generator(nn.Module):
 
     def __init__(self, gf_dim=128, z_dim=100, text_dim=1024, condition_dim=128):
         super().__init__()
-        self.z_dim, self.width = z_dim, 8 * gf_dim
+        self.z_dim, self.text_dim, self.width = z_dim, text_dim, 8 * gf_dim
         self.ca_net = ConditioningAugmentation(text_dim, condition_dim)
         self.fc = nn.Sequential(nn.Linear(z_dim + condition_dim, self.width * 4 * 4, bias=False),
                                 nn.BatchNorm1d(self.width * 4 * 4), nn.ReLU(inplace=True))
@@ -99,7 +99,7 @@ class Stage2Generator(nn.Module):
     def __init__(self, stage1, gf_dim=128, condition_dim=128, text_dim=1024, residuals=4):
         super().__init__()
         self.STAGE1_G = stage1.requires_grad_(False)
-        self.z_dim = stage1.z_dim
+        self.z_dim, self.text_dim = stage1.z_dim, text_dim
         self.ca_net = ConditioningAugmentation(text_dim, condition_dim)
         self.encoder = nn.Sequential(
             conv3x3(3, gf_dim), nn.ReLU(inplace=True),                                   # [B, gf_dim, 64, 64]

@@ -111,8 +111,8 @@ def train(options, device, resumed):
     reading.require_embeddings(dataset)
     stage1 = load_stage1(options, resumed, dataset) if options.stage == 2 else None
     run.complete(options, z_dim=stage1.z_dim if stage1 else Z_DIM)
-    networks = make_networks(stage1, options.gf_dim, options.df_dim, options.z_dim, residuals=options.residuals,
-                             condition_dim=options.condition_dim, device=device)
+    networks = make_networks(stage1, options.gf_dim, options.df_dim, options.z_dim, dataset.embed_dim,
+                             options.condition_dim, options.residuals, device)
     batches = shuffled_batches(dataset, options.batch_size, options.workers, device)
     run.check_batches(options.batch_size, len(batches.sampler))
     model = Model(options.model, device, batches, *networks, options.kl_coef)
@@ -162,7 +162,7 @@ def load_stage1(options, resumed, dataset):
         raise UserError(f'--z_dim {options.z_dim}: the Stage-I in {file} was trained with {stage1.z_dim}; '
                         'leave out --z_dim')
     if not resumed:  # in a resumed run, `run.begin` compares the data
-        reading.check_embeddings(model.data, dataset, file)
+        reading.check_embeddings(model.data, dataset, file, stage1.text_dim)
     return stage1
 
 
@@ -174,7 +174,7 @@ def evaluate(options, device, resumed):
     dataset = reading.require_embeddings(CroppedDataset.held_out(flags.dataset_file(options)))
     if options.checkpoint or resumed:
         run.refuse_given(['out_dir'], 'in an evaluation of a given run, which writes beside its checkpoint')
-    reading.check_embeddings(model.data, dataset, file)
+    reading.check_embeddings(model.data, dataset, file, model.netG.text_dim)
     speed.prepare_evaluation(model.netG, device)
     print(f'{file} generates images for {len(dataset.captions)} captions of /{dataset.split}', flush=True)
     write_evaluation(os.path.join(os.path.dirname(file), f'epoch{epochs}'), dataset,
@@ -193,7 +193,7 @@ def generate(options, device, resumed):
                                dataset=run.if_given('dataset', options.dataset), stage=options.stage)
     model, file, _ = load_generator(file, options.model, device, options.stage)
     embeddings, encoder = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options),
-                                       device)
+                                       device, model.netG.text_dim)
     made_with = provenance.made_with(file, model.netG.state_dict(), encoder)
     provenance.check(like, made_with, options.checkpoint or resumed)
     sentences, embeddings = flags.repeated(sentences, embeddings, options.count)

@@ -118,7 +118,7 @@ class Generator(nn.Module):
     def __init__(self, branches=3, gf_dim=64, z_dim=100, text_dim=1024, embedding_dim=128, residuals=2,
                  conditional=True):
         super().__init__()
-        self.branches, self.z_dim, self.conditional = branches, z_dim, conditional
+        self.branches, self.z_dim, self.text_dim, self.conditional = branches, z_dim, text_dim, conditional
         condition_dim = embedding_dim if conditional else z_dim
         if conditional:
             self.ca_net = ConditioningAugmentation(text_dim, embedding_dim)

@@ -115,7 +115,7 @@ def train(options, device, resumed):
     dataset = load_dataset(options)
     batches = shuffled_batches(dataset, options.batch_size, options.workers, device)
     run.check_batches(options.batch_size, len(batches.sampler))
-    model = make_model(options, device, batches)
+    model = make_model(options, device, batches, dataset.embed_dim if options.conditional else None)
     speed.prepare(model.netG, model.netsD, device=device, precision=options.precision, compile=options.compile,
                   accumulate=options.accumulate, batch_size=options.batch_size, large_images=True)
     if options.checkpoint and not resumed:
@@ -151,11 +151,10 @@ def load_dataset(options):
     return reading.require_embeddings(dataset) if options.conditional else dataset
 
 
-def make_model(options, device, data_loader):
-    """Create a Model from the options."""
-    netG, netsD = make_networks(options.branches, options.gf_dim, options.df_dim, options.z_dim,
-                                embedding_dim=options.embedding_dim, residuals=options.residuals,
-                                conditional=options.conditional, device=device)
+def make_model(options, device, data_loader, text_dim):
+    """Create a Model from the options, for embeddings of `text_dim` numbers, or None without text."""
+    netG, netsD = make_networks(options.branches, options.gf_dim, options.df_dim, options.z_dim, text_dim,
+                                options.embedding_dim, options.residuals, options.conditional, device)
     return Model(options.model, device, data_loader, netG, netsD, options.kl_coef, options.uncond_coef,
                  options.color_coef)
 
@@ -184,7 +183,7 @@ def evaluate(options, device, resumed):
     dataset = reading.require_embeddings(MultiscaleDataset.held_out(flags.dataset_file(options)))
     if options.checkpoint or resumed:
         run.refuse_given(['out_dir'], 'in an evaluation of a given run, which writes beside its checkpoint')
-    reading.check_embeddings(model.data, dataset, file)
+    reading.check_embeddings(model.data, dataset, file, model.netG.text_dim)
     print(f'{file} generates images for {len(dataset.captions)} captions of /{dataset.split}', flush=True)
     write_evaluation(os.path.join(os.path.dirname(file), f'iteration{steps}'), dataset,
                      lambda embed, seed: model.generate(embed, seed)[-1], options.batch_size, options.seed,
@@ -209,7 +208,7 @@ def generate(options, device, resumed):
         raise UserError(f'{file}: was trained without text, so it reads no sentences; '
                         'leave them out, and use --count N to generate images')
     embeddings, encoder = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options),
-                                       device)
+                                       device, model.netG.text_dim)
     if options.interpolate:
         # One at a time, so that all have the same noise and the same epsilon.
         between = [torch.lerp(*embeddings, weight)[None] for weight in torch.linspace(0, 1, STRIP)]

@@ -31,15 +31,17 @@ class Model:
 
     `data_loader` yields batches as in `data/txt2image_dataset.py`. `l1_coef` is the weight of feature matching,
     `l2_coef` that of the pixel loss. Two losses of Reed et al. (ICML 2016) that the chapter leaves out have the weights
-    `cls_coef` (GAN-CLS, section 4.2) and `int_coef` (GAN-INT, section 4.3), both 0 by default.
+    `cls_coef` (GAN-CLS, section 4.2) and `int_coef` (GAN-INT, section 4.3), both 0 by default. `embed_dim` is the width
+    of the sentence embeddings.
     """
 
     lr_ratio = 1  # the discriminator's learning rate, divided by the generator's
 
-    def __init__(self, name, device, data_loader, channels, l1_coef, l2_coef, cls_coef=0.0, int_coef=0.0):
+    def __init__(self, name, device, data_loader, channels, l1_coef, l2_coef, cls_coef=0.0, int_coef=0.0,
+                 embed_dim=1024):
         self.name, self.device, self.data_loader, self.channels = name, torch.device(device), data_loader, channels
-        self.netG = Generator(self.channels).apply(_weights_init).to(self.device)
-        self.netD = Discriminator(self.channels).apply(_weights_init).to(self.device)
+        self.netG = Generator(self.channels, embed_dim=embed_dim).apply(_weights_init).to(self.device)
+        self.netD = Discriminator(self.channels, embed_dim=embed_dim).apply(_weights_init).to(self.device)
         self.loss_adv = nn.BCELoss()
         self.loss_l1 = nn.L1Loss()
         self.loss_l2 = nn.MSELoss()
@@ -147,7 +149,7 @@ class Model:
 
     @torch.no_grad()
     def generate(self, embed, seed=0, truncation=None):
-        """Generate images [B, channels, 64, 64] in [-1, 1] for sentence embeddings [B, 1024].
+        """Generate images [B, channels, 64, 64] in [-1, 1] for sentence embeddings [B, D].
 
         `seed` sets the noise, and `truncation` limits it (see `common.sampling.truncate`).
         """
@@ -198,13 +200,16 @@ class Model:
 
 
 def load_generator(path, name='text2image', device='cpu', data_loader=None, channels=3):
-    """Load a generator, whatever its discriminator was. Returns (Model that only generates, file that was read).
+    """Load a generator for embeddings of any width, whatever its discriminator was.
+
+    Returns (Model that only generates, file that was read).
 
     `path` and errors are as in `Model.load_from`. Also raises UserError if the file holds no generator.
     """
     file, contents = checkpoints.read(path, name, mapped=True)
     if 'netG' not in contents:
         raise UserError(f'{file}: holds a discriminator, no generator; give the file of the generator')
-    model = Model(name, device, data_loader, channels, l1_coef=0, l2_coef=0)
+    model = Model(name, device, data_loader, channels, l1_coef=0, l2_coef=0,
+                  embed_dim=checkpoints.embed_dim_of(contents['netG'], file))
     model._load({'netG': model.netG}, contents, file)
     return model, file

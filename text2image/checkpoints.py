@@ -1,7 +1,10 @@
 """Read checkpoints of text2image: our own format, and those of the chapter's scripts."""
 import os
 
+import torch
+
 from common import checkpoint
+from data import layout
 
 PRETRAINED = {'netG', 'progress', 'options', 'data'}  # the parts of a checkpoint that `evaluation/export.py` wrote
 
@@ -28,3 +31,13 @@ def read(path, name, mapped=False):
         return file, {'netG': contents, 'netD': checkpoint.load(beside, mapped)}
     is_discriminator = any('output.0.weight' in str(key) for key in contents)
     return file, {'netD' if is_discriminator else 'netG': contents}
+
+
+def embed_dim_of(weights, file):
+    """Return the width of the embeddings that a generator with these weights reads.
+
+    If they say none, or none that is possible, it is the chapter's; these weights cannot be loaded then.
+    """
+    first = checkpoint.without_module(weights, file).get('text_embedding.0.weight')
+    is_possible = torch.is_tensor(first) and first.dim() == 2 and 0 < first.shape[1] <= layout.WIDEST
+    return first.shape[1] if is_possible else layout.EMBED_DIM

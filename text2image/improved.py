@@ -30,7 +30,7 @@ def improve(model, discriminator, augment_images, pairs, lr_ratio):
     """
     model.lr_ratio = lr_ratio
     if discriminator == PRETRAINED:
-        model.netD = PretrainedDiscriminator().to(model.device)
+        model.netD = PretrainedDiscriminator(model.netG.embed_dim).to(model.device)
         model.loss_adv = BCELossOfAll()
     if augment_images:
         model.netD.register_forward_pre_hook(lambda _, inputs: (augment(inputs[0], pairs), *inputs[1:]))

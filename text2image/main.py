@@ -85,7 +85,7 @@ def train(options, device, resumed):
     dataset = reading.require_embeddings(dataset).to(device)
     loader = DataLoader(dataset, options.batch_size, sampler=ranks.sampler(dataset), collate_fn=dataset.collate)
     run.check_batches(options.batch_size, len(loader.sampler))
-    model = make_model(options, device, loader)
+    model = make_model(options, device, loader, dataset.embed_dim)
     speed.prepare(model.netG, [model.netD], device=device, precision=options.precision, compile=options.compile,
                   batch_size=options.batch_size)
     if options.checkpoint and not resumed:
@@ -117,7 +117,7 @@ def evaluate(options, device, resumed):
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
                                dataset=options.dataset)
     model, file = load_generator(file, options.model, device, loader, options.channels)
-    reading.check_embeddings(model.data, dataset, file)
+    reading.check_embeddings(model.data, dataset, file, model.netG.embed_dim)
     images, captions = model.eval()
     print(f'{file} generates images for captions of /{dataset.split}:')
     write_images(run.new_run(options.out_dir, 'eval', vars(options)), [[images]], captions)
@@ -132,7 +132,7 @@ def generate(options, device, resumed):
                                PRETRAINED, dataset=run.if_given('dataset', options.dataset))
     model, file = load_generator(file, options.model, device, channels=options.channels)
     embeddings, encoder = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options),
-                                       device)
+                                       device, model.netG.embed_dim)
     made_with = provenance.made_with(file, (model.average_G or model.netG).state_dict(), encoder)
     provenance.check(like, made_with, options.checkpoint or resumed)
     sentences, embeddings = flags.repeated(sentences, embeddings, options.count)
@@ -142,10 +142,10 @@ def generate(options, device, resumed):
     write_images(run.new_run(options.out_dir, 'text', vars(options)), batches, sentences, records=records)
 
 
-def make_model(options, device, data_loader):
-    """Create a Model to train from the options."""
+def make_model(options, device, data_loader, embed_dim):
+    """Create a Model to train from the options, for embeddings of `embed_dim` numbers."""
     model = Model(options.model, device, data_loader, options.channels, options.l1_coef, options.l2_coef,
-                  options.cls_coef, options.int_coef)
+                  options.cls_coef, options.int_coef, embed_dim)
     improved.improve(model, options.discriminator, options.augment, options.pairs, options.lr_ratio)
     return model
 
