@@ -44,7 +44,7 @@ def page(runs, differing, sentences, columns):
              for i, name in enumerate(names)]
     parts = ['<h1>Runs side by side</h1>', '<h2>What differs</h2>', _options(runs, heads, differing),
              '<h2>Images of the same sentences and the same noise</h2>', _images(heads, sentences, columns),
-             '<h2>Losses</h2>', _losses(runs), '<h2>Measured by metrics.py</h2>', _metrics(runs, heads),
+             '<h2>Losses</h2>', losses(runs), '<h2>Measured by metrics.py</h2>', _metrics(runs, heads),
              '<h2>Samples during training</h2>', _films(runs, heads)]
     return (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{GENERATOR}\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -68,12 +68,12 @@ def _options(runs, heads, differing):
 
 
 def _images(heads, sentences, columns):
-    rows = [[html.escape(sentence), *(_picture(to_pil(images[row]), sentence) for images in columns)]
+    rows = [[html.escape(sentence), *(picture(to_pil(images[row]), sentence) for images in columns)]
             for row, sentence in enumerate(sentences)]
     return _table(['', *heads], rows, 'images')
 
 
-def _picture(image, text, file_format='PNG'):
+def picture(image, text, file_format='PNG'):
     """Return an image as an element that contains its own bytes."""
     buffer = io.BytesIO()
     image.save(buffer, file_format)
@@ -81,7 +81,8 @@ def _picture(image, text, file_format='PNG'):
     return f'<img src="data:image/{file_format.lower()};base64,{code}" alt="{html.escape(text)}">'
 
 
-def _losses(runs):
+def losses(runs):
+    """Return figures of the losses of `TrainedRun`s over one another, each run in the color of its place, as HTML."""
     curves = [logged(run.folder) for run in runs]
     names = list(dict.fromkeys(name for of_run in curves for name in of_run))
     return '\n'.join(_plot(name, [of_run.get(name, []) for of_run in curves]) for name in names) or (
@@ -175,5 +176,5 @@ def _frames(folder):
             shown = html.escape(str(error))
         else:
             image.thumbnail((FRAME, 4 * FRAME))
-            shown = _picture(image, caption, 'JPEG')
+            shown = picture(image, caption, 'JPEG')
         yield f'<figure>{shown}<figcaption>{html.escape(caption)}</figcaption></figure>'

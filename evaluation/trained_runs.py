@@ -1,7 +1,9 @@
 """Read the run of any of the three GANs: its generator, and its data prepared as that section prepares it."""
+import contextlib
 import os
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 import stackgan_v1.build_gan
 import stackgan_v1.checkpoints
@@ -16,6 +18,22 @@ from data import layout
 from data.cropped_dataset import CroppedDataset
 from data.multiscale_dataset import MultiscaleDataset
 from data.txt2image_dataset import Text2ImageDataset
+
+
+class Truncated(TorchFunctionMode):
+    """A context in which the numbers that `torch.randn` draws outside [-limit, limit] are drawn again."""
+
+    def __init__(self, limit):
+        super().__init__()
+        self.limit = limit
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.randn:
+            settings = {name: value for name, value in (kwargs or {}).items() if name in ('generator', 'device')}
+            while (outside := result.abs() > self.limit).any():
+                result[outside] = torch.randn(int(outside.sum()), **settings)
+        return result
 
 
 class TrainedRun:
@@ -52,8 +70,16 @@ class TrainedRun:
 
     def generate(self, embeddings, seed=0):
         """Generate the largest images, [B, 3, size, size] in [-1, 1] on the CPU, for embeddings [B, 1024]."""
-        images = self.model.generate(embeddings, seed)
-        return (images if torch.is_tensor(images) else images[-1]).float().cpu()
+        return self.all_sizes(embeddings, seed)[-1]
+
+    def all_sizes(self, embeddings, seed=0, truncation=None):
+        """Generate the images of all branches or stages, a list like `generate`, small to large.
+
+        With `truncation`, noise outside [-truncation, truncation] is drawn again.
+        """
+        with Truncated(truncation) if truncation else contextlib.nullcontext():
+            images = self.model.generate(embeddings, seed)
+        return [of_size.float().cpu() for of_size in ([images] if torch.is_tensor(images) else images)]
 
     def dataset(self, split):
         """Return (data set of a split, function from the number of a photograph to uint8 [3, size, size]).
