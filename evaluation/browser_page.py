@@ -1,6 +1,7 @@
 """Lay out the page of app.py with Gradio: type a sentence, see what runs generate for it."""
 import html
 import threading
+from functools import partial
 
 import gradio
 
@@ -78,12 +79,12 @@ def build(runs):
         settings = [chosen, seed, count, truncation]
         quiet = {'api_visibility': 'private', 'show_progress': 'hidden'}
         for event in (button.click, sentence.submit):
-            event(lambda *values: answer(runs, *values), [sentence, *settings], [said, images, photographs], **quiet)
+            event(partial(answer, runs), [sentence, *settings], [said, images, photographs], **quiet)
         for event in (other.submit, place.change):
-            event(lambda *values: between_two(runs, *values), [sentence, other, place, *settings],
+            event(partial(between_two, runs), [sentence, other, place, *settings],
                   [said_between, between], trigger_mode='always_last', **quiet)
         for event in (page.load, chosen.change):
-            event(lambda numbers: curves_of(_of(runs, numbers)), chosen, curves, **quiet)
+            event(partial(curves_of, runs), chosen, curves, **quiet)
     return page
 
 
@@ -123,11 +124,12 @@ def between_two(runs, first, second, place, numbers, seed, count, truncation):
         yield _warning(error), ''
 
 
-def curves_of(runs):
-    """Return the losses of runs over one another, as HTML."""
+def curves_of(runs, numbers):
+    """Return the losses of the `runs` with these numbers over one another, as HTML."""
+    chosen = [runs[number] for number in sorted(numbers or ())]
     names = ''.join(f'<p><span style="color:{COLORS[place % len(COLORS)]}">&#9632;</span> {html.escape(title(run))}'
-                    '</p>' for place, run in enumerate(runs))
-    return f'{names}<div class="runs">{losses(runs)}</div>' if runs else ''
+                    '</p>' for place, run in enumerate(chosen))
+    return f'{names}<div class="runs">{losses(chosen)}</div>' if chosen else ''
 
 
 def checked(sentence, name='sentence'):
