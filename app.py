@@ -99,16 +99,14 @@ class WithPolicy:
 
 def serve(browser_page, runs, port, share):
     """Serve the page until a signal. Raises UserError if the port is in use."""
-    import gradio
     from starlette.middleware import Middleware
     not_proxied = os.environ.get('no_proxy') or os.environ.get('NO_PROXY')
     os.environ['no_proxy'] = f'{not_proxied},{HOST}' if not_proxied else HOST  # Gradio asks its own server first
     page = browser_page.build(runs)
     try:
         page.launch(server_name=HOST, server_port=port, share=share, prevent_thread_lock=True, quiet=True,
-                    theme=gradio.themes.Base(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace']),
-                    css=browser_page.STYLE, footer_links=[], run_history=False, ssr_mode=False, mcp_server=False,
-                    pwa=False, enable_monitoring=False, max_file_size=1,
+                    theme=browser_page.THEME, css=browser_page.STYLE, footer_links=[], run_history=False,
+                    ssr_mode=False, mcp_server=False, pwa=False, enable_monitoring=False, max_file_size=1,
                     app_kwargs={'middleware': [Middleware(WithPolicy)]})
     except OSError as error:
         raise UserError(f'--port {port or PORT}: is in use; give another one, or leave it out') from error

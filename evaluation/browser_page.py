@@ -1,5 +1,6 @@
 """Lay out the page of app.py with Gradio: type a sentence, see what runs generate for it."""
 import html
+import os
 import threading
 from functools import partial
 
@@ -16,44 +17,52 @@ EXAMPLE = 'a small red bird with black wings'
 LONGEST = 1000                 # characters of a sentence; the encoder reads 201
 MOST_IMAGES = 8                # of a sentence
 LARGEST_SEED = 2 ** 31 - 1
+LARGE = 256                    # pixels from which an image is shown in its own size
 NO_LIMIT = 3.0                 # truncation from which noise is not limited
 NEAREST, PHOTOGRAPH = 4, 320   # photographs shown, and their longer side in pixels
 LOCK = threading.Lock()        # the noise comes from PyTorch's global generator, so one image batch at a time
 
 STYLE = """
 .gradio-container { max-width: 960px !important; margin: 0 auto !important; }
-.gradio-container :focus-visible { outline: 3px solid #3366cc !important; outline-offset: 2px; }
-.gradio-container h1 { margin: 1rem 0 0; }
-.gradio-container h2 { margin: 1.5rem 0 0; }
+.gradio-container .main { padding: .5rem !important; }
+.gradio-container.gradio-container.gradio-container :focus-visible {
+  outline: 3px solid #3b82f6 !important; outline-offset: 2px !important; }
+.gradio-container .form { gap: 1rem !important; background: none !important; border: none !important; }
+.gradio-container .html-container { padding: 0 !important; }
+.gradio-container h1, .gradio-container h2 { margin: 1rem 0 0; }
 .runs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 1.5rem; }
-.runs h3, .row p { overflow-wrap: anywhere; margin: .2rem 0; }
-.row { margin-bottom: 1rem; }
-.row > div { display: flex; flex-wrap: wrap; gap: 8px; }
-.row img { max-width: 100%; margin: 0; border-radius: 4px; height: auto; }
-.row figure { margin: 0; width: 192px; }
-.row .photograph { width: 192px; height: 144px; object-fit: cover; }
-figcaption { font-size: .9rem; overflow-wrap: anywhere; }
+.runs h3, .runs p { margin: .2rem 0; overflow-wrap: anywhere; }
+.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--least)), 1fr)); gap: 8px; }
+.row img { width: 100%; margin: 0; border-radius: 4px; }
+.row figure { margin: 0; }
+.small { --least: 200px; }
+.large { --least: 256px; }
+figcaption, .warning { overflow-wrap: anywhere; }
 .runs svg { max-width: 100%; height: auto; }
 .runs svg text { fill: currentColor; font-size: 11px; }
-.warning { border-left: 4px solid #ff9900; padding-left: .6rem; margin: .4rem 0; overflow-wrap: anywhere; }
-@media (max-width: 500px) { .row img.small, .row figure, .row .photograph { width: 160px !important; } }
+.warning { border-left: 4px solid #ff9900; padding-left: .6rem; margin: .4rem 0; }
+@media (max-width: 500px) { .small { --least: 160px; } }
 """
+THEME = gradio.themes.Base(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace']).set(
+    body_text_color_subdued='*neutral_600', body_text_color_subdued_dark='*neutral_300',
+    block_info_text_color='*neutral_600', block_info_text_color_dark='*neutral_300')
 # Screen readers announce changes inside an element that has this role from the beginning.
 ANNOUNCED = "element.setAttribute('role', 'status')"
 
 
 def build(runs):
     """Return the page, a `gradio.Blocks`, for a list of `BrowsedRun`s."""
-    with gradio.Blocks(title='From a sentence to an image', analytics_enabled=False) as page:
+    with gradio.Blocks(title='From a sentence to an image', analytics_enabled=False, fill_width=True) as page:
         gradio.HTML('<h1>From a sentence to an image</h1>'
                     '<p>Sentences like the captions of the photographs work best: English, colors and parts of birds.'
                     '</p>')
         sentence = gradio.Textbox(EXAMPLE, label='Sentence', max_lines=1, max_length=LONGEST)
         with gradio.Row():
-            count = gradio.Slider(1, MOST_IMAGES, 4, step=1, label='Number of images')
-            truncation = gradio.Slider(0.1, NO_LIMIT, NO_LIMIT, step=0.1, label='Truncation',
-                                       info=f'Largest noise. Less: images more alike. {NO_LIMIT:g}: any noise.')
-            seed = gradio.Number(1, label='Seed', info='Another seed, another noise.', precision=0, minimum=0,
+            count = gradio.Slider(1, MOST_IMAGES, 4, step=1, label='Number of images', buttons=[])
+            truncation = gradio.Slider(0.1, NO_LIMIT, NO_LIMIT, step=0.1, label='Truncation', buttons=[],
+                                       info=f'The largest noise. {NO_LIMIT:g} is any noise; with less, '
+                                            'images are more alike.')
+            seed = gradio.Number(1, label='Seed', info='Another seed gives another noise.', precision=0, minimum=0,
                                  maximum=LARGEST_SEED)
         chosen = gradio.CheckboxGroup([(title(run), place) for place, run in enumerate(runs)], label='Runs',
                                       value=list(range(len(runs))), info='They get the same sentence and noise.',
@@ -62,18 +71,19 @@ def build(runs):
         said = gradio.HTML(js_on_load=ANNOUNCED, elem_id='said')
         images = gradio.HTML(elem_id='images')
 
-        gradio.HTML('<h2>The nearest real captions</h2><p>What the photographs look like whose captions, among those '
-                    'that the run was trained on, are nearest to the sentence.</p>')
+        gradio.HTML('<h2>Nearest real captions</h2><p>Of all captions that the run was trained on, these are nearest '
+                    'to the sentence. The photographs are real.</p>')
         photographs = gradio.HTML(elem_id='photographs')
 
         gradio.HTML('<h2>Between two sentences</h2>')
         other = gradio.Textbox(label='Second sentence', max_lines=1, max_length=LONGEST,
                                placeholder='a small blue bird with white wings')
-        place = gradio.Slider(0, 1, 0.5, step=0.05, label='From the first sentence (0) to the second (1)')
+        place = gradio.Slider(0, 1, 0.5, step=0.05, buttons=[],
+                              label='From the first sentence (0) to the second (1)')
         said_between = gradio.HTML(js_on_load=ANNOUNCED, elem_id='said_between')
         between = gradio.HTML(elem_id='between')
 
-        gradio.HTML('<h2>The curves of the training</h2><p>Load the page again to see newer values.</p>')
+        gradio.HTML('<h2>Losses during training</h2><p>Load the page again to see newer values.</p>')
         curves = gradio.HTML(elem_id='curves')
 
         settings = [chosen, seed, count, truncation]
@@ -176,23 +186,21 @@ def _warning(line):
 
 
 def _images(runs, columns, sentence):
-    """Return a block for each run, side by side, with a row for each size of its images."""
-    differing = differences([run.options for run in runs])
+    """Return a block for each run, side by side, with a row for each size of its images, as HTML."""
     blocks = []
-    for run, all_sizes, options in zip(runs, columns, differing):
+    for run, all_sizes, options in zip(runs, columns, differences([run.options for run in runs])):
         what = ' '.join(f'--{name} {value}' for name, value in options.items())
-        rows = [_row(images, sentence) for images in all_sizes]
-        blocks.append(f'<section><h3>{html.escape(title(run))}</h3><p>{html.escape(what)}</p>{"".join(rows)}</section>')
+        heading = f'<h3>{html.escape(title(run))}</h3>' + (what and f'<p>{html.escape(what)}</p>')
+        blocks.append(f'<section>{heading}{"".join(_row(images, sentence) for images in all_sizes)}</section>')
     return f'<div class="runs">{"".join(blocks)}</div>'
 
 
 def _row(images, sentence):
     size = images.shape[-1]
-    shown = ''.join(
-        picture(to_pil(image), f'{sentence}, image {number} of {len(images)}, {size} pixels').replace(
-            '<img', f'<img {"class=small " * (size < 192)}width="{max(192, size)}"', 1)
-        for number, image in enumerate(images, 1))
-    return f'<div class="row"><p>{size} x {size} pixels</p><div>{shown}</div></div>'
+    shown = [picture(to_pil(image), f'{sentence}, image {number} of {len(images)}, {size} pixels')
+             for number, image in enumerate(images, 1)]
+    return (f'<p>{size} x {size} pixels</p><div class="row {"large" if size >= LARGE else "small"}">{"".join(shown)}'
+            '</div>')
 
 
 def _by_data(runs, embeddings):
@@ -206,7 +214,7 @@ def _by_data(runs, embeddings):
 def _photographs(run, embedding):
     """Return the photographs with the captions nearest to an embedding [1, 1024], or why there are none, as HTML."""
     if run.captions is None:
-        return f'<p>{html.escape(title(run))}: no photographs to show. {html.escape(run.no_captions)}</p>'
+        return f'<p>No photographs of {html.escape(title(run))}: {html.escape(run.no_captions)}</p>'
     try:
         found = run.nearest(embedding, NEAREST)
     except UserError as error:
@@ -214,6 +222,7 @@ def _photographs(run, embedding):
     figures = []
     for caption, photograph in found:
         photograph.thumbnail((PHOTOGRAPH, PHOTOGRAPH))
-        image = picture(photograph, f'photograph: {caption}', 'JPEG').replace('<img', '<img class="photograph"', 1)
-        figures.append(f'<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>')
-    return f'<div class="row"><p>{html.escape(title(run))}</p><div>{"".join(figures)}</div></div>'
+        figures.append(f'<figure>{picture(photograph, f"photograph: {caption}", "JPEG")}'
+                       f'<figcaption>{html.escape(caption)}</figcaption></figure>')
+    name = html.escape(os.path.basename(run.hdf5_file))
+    return f'<p>From {name}</p><div class="row small">{"".join(figures)}</div>'
