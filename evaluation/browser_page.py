@@ -23,7 +23,7 @@ NEAREST, PHOTOGRAPH = 4, 320   # photographs shown, and their longer side in pix
 LOCK = threading.Lock()        # the noise comes from PyTorch's global generator, so one image batch at a time
 
 STYLE = """
-.gradio-container { max-width: 960px !important; margin: 0 auto !important; }
+.gradio-container { max-width: 960px !important; margin: 0 auto !important; overflow-wrap: anywhere; }
 .gradio-container .main { padding: .5rem !important; }
 .gradio-container.gradio-container.gradio-container :focus-visible {
   outline: 3px solid #3b82f6 !important; outline-offset: 2px !important; }
@@ -31,13 +31,12 @@ STYLE = """
 .gradio-container .html-container { padding: 0 !important; }
 .gradio-container h1, .gradio-container h2 { margin: 1rem 0 0; }
 .runs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 1.5rem; }
-.runs h3, .runs p { margin: .2rem 0; overflow-wrap: anywhere; }
+.runs h3, .runs p { margin: .2rem 0; }
 .row { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--least)), 1fr)); gap: 8px; }
 .row img { width: 100%; margin: 0; border-radius: 4px; }
 .row figure { margin: 0; }
 .small { --least: 200px; }
 .large { --least: 256px; }
-figcaption, .warning { overflow-wrap: anywhere; }
 .runs svg { max-width: 100%; height: auto; }
 .runs svg text { fill: currentColor; font-size: 11px; }
 .warning { border-left: 4px solid #ff9900; padding-left: .6rem; margin: .4rem 0; }
@@ -188,11 +187,18 @@ def _warning(line):
 def _images(runs, columns, sentence):
     """Return a block for each run, side by side, with a row for each size of its images, as HTML."""
     blocks = []
-    for run, all_sizes, options in zip(runs, columns, differences([run.options for run in runs])):
-        what = ' '.join(f'--{name} {value}' for name, value in options.items())
+    for place, (run, all_sizes) in enumerate(zip(runs, columns)):
+        what = _what_differs(runs, place)
         heading = f'<h3>{html.escape(title(run))}</h3>' + (what and f'<p>{html.escape(what)}</p>')
         blocks.append(f'<section>{heading}{"".join(_row(images, sentence) for images in all_sizes)}</section>')
     return f'<div class="runs">{"".join(blocks)}</div>'
+
+
+def _what_differs(runs, place):
+    """Return the options in which the run at `place` differs from others of the same GAN, as they are typed."""
+    same = [number for number, run in enumerate(runs) if run.section == runs[place].section]
+    options = differences([runs[number].options for number in same])[same.index(place)]
+    return ' '.join(f'--{name} {value}' for name, value in options.items())
 
 
 def _row(images, sentence):

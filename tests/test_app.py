@@ -108,7 +108,7 @@ def test_images_are_those_of_the_command(runs, folders, tmp_path, monkeypatch, p
 
 
 def test_two_runs_get_the_same_noise_and_their_difference_is_named(runs):
-    shown = answered(runs, numbers=[1, 0])[1]
+    shown = answered(runs, numbers=[1, 0, 4])[1]  # StackGAN++ has no such flag
     assert re.findall('<p>(--.*?)</p>', shown) == ['--l1_coef 0', '--l1_coef 50']
     twice = images_in(answered([runs[0], runs[0]], numbers=[0, 1])[1])
     assert twice[0].tobytes() == twice[2].tobytes() and twice[0].tobytes() != images_in(shown)[2].tobytes()
@@ -336,7 +336,7 @@ def test_the_page_in_a_browser(served):
         box = page.get_by_label('Sentence', exact=True)
         box.focus()
         page.keyboard.press('Control+A')
-        page.keyboard.type(f'{HOSTILE} ${{1+1}} é')
+        page.keyboard.type(f'{HOSTILE} ${{1+1}} é {"long" * 20}')
         page.keyboard.press('Enter')
         page.locator('#images img').first.wait_for()
         said = page.locator('#said').get_by_role('status')
