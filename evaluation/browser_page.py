@@ -171,7 +171,7 @@ def _of(runs, numbers):
 def _generate(run, embedding, seed, count, truncation):
     """Return images of all sizes, as `TrainedRun.all_sizes` does, for `count` times the embedding [1, 1024]."""
     with LOCK:
-        return run.all_sizes(embedding.repeat(count, 1), seed, truncation if truncation < NO_LIMIT else None)
+        return run.all_sizes(embedding.repeat(int(count), 1), seed, truncation if truncation < NO_LIMIT else None)
 
 
 def _status(done, sentences, runs):
