@@ -23,7 +23,8 @@ NEAREST, PHOTOGRAPH = 4, 320   # photographs shown, and their longer side in pix
 LOCK = threading.Lock()        # the noise comes from PyTorch's global generator, so one image batch at a time
 
 STYLE = """
-.gradio-container { max-width: 960px !important; margin: 0 auto !important; overflow-wrap: anywhere; }
+.gradio-container { max-width: 960px !important; margin: 0 auto !important; }
+.gradio-container .html-container, .gradio-container fieldset { overflow-wrap: anywhere; }
 .gradio-container .main { padding: .5rem !important; }
 .gradio-container.gradio-container.gradio-container :focus-visible {
   outline: 3px solid #3b82f6 !important; outline-offset: 2px !important; }
