@@ -114,6 +114,8 @@ def serve(browser_page, runs, port, share):
         if page.server_port != (port or PORT):
             print(f'port {PORT} is in use, so the page has the next free one')
         print(f'open {page.local_url} in a browser; Ctrl-C ends this program', flush=True)
+        if not share:
+            signals.end_at_once()  # there is nothing to save, and PyTorch takes long to free its memory
         threading.Event().wait()
     finally:
         page.close(verbose=False)
