@@ -3,6 +3,7 @@ import hashlib
 import os
 
 import torch
+from tqdm import tqdm
 
 from char_cnn_rnn import torch7
 from char_cnn_rnn.encoder import EMBED_DIM, VARIANTS, CharCnnRnn, init_weights, one_hot, sje_loss

@@ -93,8 +93,7 @@ def read(sentences, checkpoint, data, encoder_file, hdf5_file, device, width):
     """
     file, encoder, is_known = find_encoder(checkpoint, data, encoder_file, hdf5_file, device)
     if not is_known:
-        print(f'{checkpoint}: does not say which encoder it was trained with; if it was not {file}, '
-              'the images will not match the sentences')
+        print(unknown_encoder(checkpoint, file))
     unused = [f'--{name}' for name in ('data_dir', 'dataset') if name in run.GIVEN_FLAGS]
     if unused and {'checkpoint', 'resume'} & set(run.GIVEN_FLAGS) and file != layout.encoder_beside(hdf5_file):
         print(f'{" and ".join(unused)}: not used, because the run is named and has its own encoder')
@@ -152,6 +151,12 @@ def find_encoder(checkpoint, data, encoder_file, hdf5_file, device='cpu'):
         raise UserError(f'{found[0]}: is not the sentence encoder that {checkpoint} was trained with'
                         f'{_named(data)}, and would misread every sentence; give the right one with --encoder')
     return unknown
+
+
+def unknown_encoder(checkpoint, file):
+    """Return the line that says that the encoder in `file` may not be the one `checkpoint` was trained with."""
+    return (f'{checkpoint}: does not say which encoder it was trained with; if it was not {file}, '
+            'the images will not match the sentences')
 
 
 def is_encoder_of(data, encoder):
@@ -265,13 +270,19 @@ def print_unread_captions(path, captions):
 
 def print_unread(sentences):
     """Print which characters of the sentences the encoder cannot read, and which are beyond its length."""
+    for line in unread_lines(sentences):
+        print(line)
+
+
+def unread_lines(sentences):
+    """Yield the lines that `print_unread` prints."""
     for sentence in sentences:
         letters, surplus = unread(sentence)
         if letters:
-            print(f'"{sentence}": the encoder cannot read {" ".join(sorted(letters))}; it reads '
-                  f'"{"".join(letter for letter in sentence.lower() if letter not in letters)[:LENGTH]}"')
+            yield (f'"{sentence}": the encoder cannot read {" ".join(sorted(letters))}; it reads '
+                   f'"{"".join(letter for letter in sentence.lower() if letter not in letters)[:LENGTH]}"')
         if surplus:
-            print(f'"{sentence}": the encoder reads only the first {LENGTH} characters, not the {surplus} after them')
+            yield f'"{sentence}": the encoder reads only the first {LENGTH} characters, not the {surplus} after them'
 
 
 def bytes_to_keep(dataset, run_dir):

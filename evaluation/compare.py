@@ -39,8 +39,8 @@ CAPTION = 30               # letters in a line of a caption
 BATCH, ROWS = 64, 256      # images generated at once, and sentences on a sheet
 SHOWN = 8                  # held-out captions that are shown if no sentence is given
 # Options that say where a run is and how it computes, not what it learns.
-NOT_SHOWN = {'cache', 'compile', 'cuda', 'data_dir', 'encoder', 'gpu', 'keep', 'log_interval', 'model', 'out_dir',
-             'precision', 'resume', 'text', 'text_file', 'train', 'workers'}
+NOT_SHOWN = {'cache', 'compile', 'count', 'cuda', 'data_dir', 'encoder', 'gpu', 'keep', 'log_interval', 'model',
+             'out_dir', 'precision', 'resume', 'text', 'text_file', 'train', 'workers'}
 
 
 def main():

@@ -20,7 +20,7 @@ def page(runs, differing, sentences, columns):
              for i, name in enumerate(names)]
     parts = ['<h1>Runs side by side</h1>', '<h2>What differs</h2>', _options(runs, heads, differing),
              '<h2>Images of the same sentences and the same noise</h2>', _images(heads, sentences, columns),
-             '<h2>Losses</h2>', _losses(runs), '<h2>Measured by metrics.py</h2>', _metrics(runs, heads),
+             '<h2>Losses</h2>', losses(runs), '<h2>Measured by metrics.py</h2>', _metrics(runs, heads),
              '<h2>Samples during training</h2>', _films(runs, heads)]
     return document(', '.join(names), GENERATOR, parts)
 
@@ -38,7 +38,8 @@ def _images(heads, sentences, columns):
     return table(['', *heads], rows, 'images')
 
 
-def _losses(runs):
+def losses(runs):
+    """Return figures of the losses of `TrainedRun`s over one another, each run in the color of its place, as HTML."""
     curves = [logged(run.folder) for run in runs]
     names = list(dict.fromkeys(name for of_run in curves for name in of_run))
     return '\n'.join(plot(name, [of_run.get(name, []) for of_run in curves]) for name in names) or (

@@ -53,8 +53,12 @@ class TrainedRun:
 
     def generate(self, embeddings, seed=0, truncation=None):
         """Generate the largest images, [B, 3, size, size] in [-1, 1] on the CPU, for embeddings [B, embed_dim]."""
+        return self.all_sizes(embeddings, seed, truncation)[-1]
+
+    def all_sizes(self, embeddings, seed=0, truncation=None):
+        """Generate the images of all branches or stages, a list of what `generate` returns, small to large."""
         images = self.model.generate(embeddings, seed, truncation)
-        return (images if torch.is_tensor(images) else images[-1]).float().cpu()
+        return [of_size.float().cpu() for of_size in ([images] if torch.is_tensor(images) else images)]
 
     def dataset(self, split):
         """Return (data set of a split, function from the number of a photograph to uint8 [3, size, size]).
