@@ -20,7 +20,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 TRAIN, RESUME, EVALUATE, TEXT, LIKE = 'train', 'resume', 'evaluate', 'text', 'like'
 TRAINING, GENERATING = (TRAIN, RESUME), (EVALUATE, TEXT, LIKE)
 ALL = (*TRAINING, *GENERATING)
-NEWEST = True  # the value of `--resume` without a folder, which no path equals
+NEWEST = str(b'newest', 'ascii')  # `--resume` without a folder: a text of its own, as a folder may have that name
 
 LARGEST = 2 ** 31 - 1      # number that a flag takes: larger ones are typing errors, and overflow
 LARGEST_SEED = 10 ** 18
