@@ -63,7 +63,7 @@ class RunPage:
 
 def command_of_this_process():
     """Return what a page has to know about the training's command: its script and the default values of its flags."""
-    script = os.path.abspath(sys.argv[0])
+    script = os.path.realpath(sys.argv[0])
     inside = os.path.relpath(script, ROOT)
     return {'script': script if inside.startswith(os.pardir) else inside, 'ranks': ranks.world_size(),
             'defaults': {name: value for name, value in run.DEFAULTS.items() if name != 'out_dir'}}

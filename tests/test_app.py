@@ -14,7 +14,7 @@ import urllib.request
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 
 from char_cnn_rnn import reading
 from common.flags import ROOT
@@ -23,6 +23,7 @@ from stackgan_v2 import main as stackgan_v2
 from tests import tiny
 from tests.commands import newest
 from tests.errors import one_line
+from tests.test_provenance import make_vivid
 from text2image import main as text2image
 
 gradio = pytest.importorskip('gradio')
@@ -59,7 +60,10 @@ def folders(tmp_path_factory):
                 flags = [newest(folder / 'one', 'tiny') if value == folder / 'one' else value for value in flags]
             type_in(patch, module, '--train', '--data_dir', folder / 'data', '--dataset', 'tiny', '--epochs', 1,
                     '--out_dir', folder / name, *flags)
-    return {name: newest(folder / name, 'tiny') for name in ('zero', 'fifty', 'one', 'two', 'tree')}
+    found = {name: newest(folder / name, 'tiny') for name in ('zero', 'fifty', 'one', 'two', 'tree')}
+    make_vivid(found['two'] / 'stackgan_v1.pt', factor=2)
+    make_vivid(found['tree'] / 'stackgan_v2.pt', factor=2)
+    return found
 
 
 @pytest.fixture(scope='module')
@@ -103,7 +107,8 @@ def test_images_are_those_of_the_command(runs, folders, tmp_path, monkeypatch, p
             '--count', 2, '--seed', 3, '--out_dir', tmp_path)
     shown = images_in(answered(runs, numbers=[place])[1])[-2:]
     files = [Image.open(newest(tmp_path, 'text') / f'00{number}.png') for number in (1, 2)]
-    assert [image.tobytes() for image in shown] == [image.tobytes() for image in files]
+    for image, file in zip(shown, files, strict=True):  # the page fuses batch norms, which rounds differently
+        assert max(high for _, high in ImageChops.difference(image, file).getextrema()) <= 2  # of 255
     assert shown[0].tobytes() != shown[1].tobytes()
 
 
@@ -115,7 +120,7 @@ def test_two_runs_get_the_same_noise_and_their_difference_is_named(runs):
 
 
 @pytest.mark.parametrize('place', [0, 3, 4])
-def test_truncated_noise_is_drawn_again(runs, place):
+def test_truncation_limits_the_noise(runs, place):
     run, seen = runs[place], []
     hook = run.model.netG.register_forward_pre_hook(lambda net, inputs: seen.append(
         next(one for one in inputs if torch.is_tensor(one) and one.shape[-1] != 1024).flatten(1)))
@@ -126,8 +131,7 @@ def test_truncated_noise_is_drawn_again(runs, place):
     before, limited, again = seen
     assert before.abs().max() > 2 and limited.abs().max() <= 0.5 and limited.std() > 0.2
     assert torch.equal(before, again)
-    is_inside = before.abs() <= 0.5
-    assert is_inside.any() and torch.equal(before[is_inside], limited[is_inside])
+    assert torch.equal(before.flatten().argsort(), limited.flatten().argsort())
     assert not torch.equal(free[-1], truncated[-1])
     limit = browser_page.NO_LIMIT
     assert answered(runs, numbers=[place], truncation=limit)[1] != answered(runs, numbers=[place], truncation=0.5)[1]
@@ -357,8 +361,8 @@ def test_the_page_in_a_browser(served):
         before = page.locator('#between img').first.get_attribute('src')
         page.get_by_label('range slider for From the first').focus()
         page.keyboard.press('ArrowRight')
-        page.wait_for_function("document.querySelector('#said_between').innerText.includes('55%')")
-        page.wait_for_function('before => document.querySelector("#between img").src != before', arg=before)
+        page.locator('#said_between').filter(has_text='55%').wait_for()
+        sync_api.expect(page.locator('#between img').first).not_to_have_attribute('src', before, timeout=60_000)
         for width in (375, 1000):
             page.set_viewport_size({'width': width, 'height': 700})
             assert page.evaluate('document.documentElement.scrollWidth') <= width

@@ -40,11 +40,11 @@ def call(request, tmp_path, monkeypatch, capsys):
     return call
 
 
-def make_vivid(file):
+def make_vivid(file, factor=10):
     """Enlarge a generator's weights, so that its images are not all gray as after one epoch."""
     contents = torch.load(file, weights_only=True)
     for name in {'netG', 'average_G'} & set(contents):
-        contents[name] = {key: value * 10 if value.dim() == 4 else value for key, value in contents[name].items()}
+        contents[name] = {key: value * factor if value.dim() == 4 else value for key, value in contents[name].items()}
     torch.save(contents, file)
 
 
