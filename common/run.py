@@ -263,8 +263,9 @@ def existing(path, model, find=checkpoint.find):
     file = find(path, model)
     if not os.path.exists(file):
         if has_options(path) and not any(CHECKPOINT.search(name) for name in _names_in(path) if name != ENCODER):
-            raise UserError(f'{path}: has no checkpoint: its training ended before the first one, or has not reached '
-                            'it yet, or it holds the output of a trained model; give another run')
+            raise UserError(f'{path}: is a run without a checkpoint: it has no {model}.pt, as its training ended '
+                            'before the first one or has not reached it yet, or it holds the output of a trained '
+                            'model; give another run')
         if has_options(path):
             raise UserError(f'{path}: is a run, but not of this section or --model: it has no {model}.pt')
         raise UserError(f'{file}: no such checkpoint here; give a run folder, its {model}.pt or a snapshot in its '

@@ -294,7 +294,7 @@ def test_numbers_can_have_a_limit():
 def test_a_run_without_a_checkpoint_is_called_that(tmp_path):
     folder = run.new_run(str(tmp_path), 'birds', {'model': 'text2image'})
     (tmp_path / folder / run.ENCODER).touch()
-    with pytest.raises(UserError, match=f'^{folder}: has no checkpoint: its training ended before the first one, or'):
+    with pytest.raises(UserError, match=f'^{folder}: is a run without a checkpoint: it has no text2image.pt, as its'):
         run.existing(folder, 'text2image')
     (tmp_path / folder / 'other.pt').touch()
     with pytest.raises(UserError, match=f'^{folder}: is a run, but not of this section or --model: it has no text2'):

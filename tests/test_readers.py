@@ -80,7 +80,7 @@ def test_nested_keys_are_joined_with_dots(values):
     def count(inside):
         return sum(count(value) if isinstance(value, dict) else 1 for value in inside.values())
 
-    flat = _flatten(values)
+    flat = _flatten(values, 'a.yml')
     assert len(flat) == count(values) and all(value is value_of(key) for key, value in flat.items())
 
 

@@ -105,8 +105,10 @@ def trained_once(folder, tmp_path_factory):
 
 @pytest.fixture
 def trained(trained_once, tmp_path):
-    """Return a copy of a run of text2image."""
-    return Path(shutil.copytree(trained_once, tmp_path / 'out' / trained_once.name))
+    """Return a copy of a run of text2image, whose page names its new place."""
+    copied = Path(shutil.copytree(trained_once, tmp_path / 'out' / trained_once.name))
+    run_page.renew(copied)
+    return copied
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from common.flags import ROOT
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
-NUMBERS = 'BIRDS, ENCODER_EPOCHS, GAN_EPOCHS = 900, 40, 3'
+NUMBERS = 'BIRDS, ENCODER_EPOCHS, GAN_EPOCHS = 600, 30, 2'
 
 
 def cells():
