@@ -61,8 +61,9 @@ def folders(tmp_path_factory):
             type_in(patch, module, '--train', '--data_dir', folder / 'data', '--dataset', 'tiny', '--epochs', 1,
                     '--out_dir', folder / name, *flags)
     found = {name: newest(folder / name, 'tiny') for name in ('zero', 'fifty', 'one', 'two', 'tree')}
-    make_vivid(found['two'] / 'stackgan_v1.pt', factor=2)
-    make_vivid(found['tree'] / 'stackgan_v2.pt', factor=2)
+    for name, file in (('zero', 'text2image.pt'), ('fifty', 'text2image.pt'), ('two', 'stackgan_v1.pt'),
+                       ('tree', 'stackgan_v2.pt')):
+        make_vivid(found[name] / file, factor=2)  # else a step of the slider changes no pixel
     return found
 
 

@@ -1,4 +1,4 @@
-"""walkthrough.ipynb: its cells work one after another, with smaller numbers, and were committed with their results."""
+"""walkthrough.ipynb: its ten cells work one after another, with smaller numbers."""
 import ast
 import json
 import os
@@ -10,7 +10,7 @@ from common.flags import ROOT
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
-NUMBERS = 'BIRDS, ENCODER_EPOCHS, GAN_EPOCHS = 600, 30, 2'
+NUMBERS = 'BIRDS, ENCODER_EPOCHS, GAN_EPOCHS = 480, 24, 2'
 
 
 def cells():
@@ -21,6 +21,7 @@ def cells():
 
 def test_the_cells_work_from_top_to_bottom(capsys):
     names, shown = {}, []
+    assert NUMBERS in ''.join(cells()[0]['source']) and len(cells()) == 10
     for cell in cells():
         code = ast.parse(''.join(cell['source']).replace(NUMBERS, 'BIRDS, ENCODER_EPOCHS, GAN_EPOCHS = 100, 1, 1'))
         last = code.body.pop() if isinstance(code.body[-1], ast.Expr) else None  # what the notebook shows
@@ -31,13 +32,3 @@ def test_the_cells_work_from_top_to_bottom(capsys):
     assert names['images'].shape == (8, 3, 64, 64) and names['images'].abs().max() <= 1
     said = capsys.readouterr().out
     assert "'right_images': (16, 3, 64, 64)" in said and 'colors exchanged' in said and 'loss_D' in said
-
-
-def test_the_notebook_shows_its_results():
-    assert NUMBERS in ''.join(cells()[0]['source']) and len(cells()) == 10
-    outputs = [output for cell in cells() for output in cell['outputs']]
-    assert sum('image/png' in output.get('data', {}) for output in outputs) == 4
-    assert not any(output['output_type'] == 'error' for output in outputs)
-    for output in outputs:
-        text = ''.join(output.get('text', []))
-        assert os.path.expanduser('~') not in text or os.path.expanduser('~') == '/'
