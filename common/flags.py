@@ -314,11 +314,6 @@ def check_values(parser, values, path):
         raise UserError(f'{path}: a list in place of one value: remove {too_much}')
 
 
-def has_sentences(options):
-    """Return whether the options ask for images of sentences."""
-    return bool(options.text or options.text_file or options.like)
-
-
 def mode_of(options, *own_modes):
     """Return the mode that the options select: one of `ALL`, or of `own_modes`, the flags that are modes themselves."""
     if options.train:

@@ -1,5 +1,7 @@
-"""Define which letters the sentence encoder reads, and find what it ignores in a sentence."""
+"""Define which letters the sentence encoder reads and which are not printed, and find what it ignores in a sentence."""
+import re
 
+CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]')  # control characters, which a terminal may obey
 LENGTH = 201  # characters of a sentence that are read
 # The minus occurs twice; as in the authors' table of letters, its later position counts and the first one is unused.
 ALPHABET = 'abcdefghijklmnopqrstuvwxyz0123456789-,;.!?:\'"/\\|_@#$%^&*~`+-=<>()[]{} '

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import atomic_write, convert_os_errors
+from common.letters import CONTROL
 from common.pictures import caption_sheet, grid, side_by_side, to_pil, to_pixels
 
 GRID_IMAGES = 64      # images on a sheet without captions, and rows on a sheet with several sizes
@@ -21,7 +22,6 @@ SHEET_COLUMNS = 8     # of a sheet without captions
 MAX_QUEUED = 128      # images in the queue of the writing threads
 COMPRESS_LEVEL = 2    # of a PNG: Pillow's default 6 saves a tenth of the bytes but takes three times as long
 MAX_NAME_BYTES = 200  # of a name from a data file: disks allow 255, and size, sentence and extension are appended
-CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]')
 EXAMPLE_COLUMNS = 5   # images in a row of the grid of a photograph's captions
 
 

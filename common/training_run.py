@@ -207,6 +207,7 @@ def _progress_bar(data_loader, progress, epochs, verbose, unit):
 
 
 def items_in(batch):
+    """Return the number of items in a batch: a dict of tensors, or of lists of tensors for several sizes."""
     items = batch.get('right_images', next(iter(batch.values())))
     return len(items[-1] if isinstance(items, (list, tuple)) else items)
 

@@ -1,14 +1,13 @@
 """List and read files from others: bounded in size, never a pipe, in UTF-8, with one-line errors that name the file."""
 import json
 import os
-import re
 import unicodedata
 
 from common.errors import UserError
 from common.files import check_is_file
+from common.letters import CONTROL
 
 LIST_BYTES = 64 << 20  # of a list that is read
-CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]')  # control characters, which a terminal may obey
 
 
 def normalized(name):

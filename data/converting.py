@@ -230,17 +230,17 @@ def expected_size(entries, has_embeddings):
     return jpegs + len(entries) * 10 * caption
 
 
-def convert(entries, skipped, args, where, advice, source=None, look_up=None):
-    """Read the photographs of `entries`, write them to `args.out` unless it is a dry run, and print a report.
+def convert(entries, skipped, out, dry_run, where, advice, source=None, look_up=None):
+    """Read the photographs of `entries`, write them to the HDF5 file `out` unless `dry_run`, and print a report.
 
     Adds those that cannot be used to `skipped`. `look_up` finds the embeddings of a photograph in `source`, if there
     are any. Raises UserError, with `where` the photographs are and `advice`, if no photograph can be used.
     """
     count, letters = Counter(), set()
-    with contextlib.nullcontext() if args.dry_run else layout.replace_file(args.out) as file:
+    with contextlib.nullcontext() if dry_run else layout.replace_file(out) as file:
         if file is None:
-            check_can_write(args.out)
-        check_space(args.out, expected_size(entries, look_up))
+            check_can_write(out)
+        check_space(out, expected_size(entries, look_up))
         for split, photograph, remarks in read_all(entries, look_up, skipped):
             count.update({(split, 'photographs'): 1, (split, 'captions'): len(photograph.captions),
                           'bytes': len(photograph.jpeg), **dict.fromkeys(remarks, 1)})
@@ -292,7 +292,7 @@ def some(names):
     return shown(', '.join(names[:ABSENT])) + ', ...' * bool(names[ABSENT:])
 
 
-def report_end(args, skipped, start):
+def report_end(out, dry_run, skipped, start):
     """Print which file was written, how long that took since `start`, and how many photographs are not in it."""
-    done = 'would write' if args.dry_run else f'wrote {os.path.getsize(args.out) / 1e6:.1f} MB to'
-    print(f'{done} {args.out} ({time.time() - start:.0f} s); skipped {len(skipped)} photographs')
+    done = 'would write' if dry_run else f'wrote {os.path.getsize(out) / 1e6:.1f} MB to'
+    print(f'{done} {out} ({time.time() - start:.0f} s); skipped {len(skipped)} photographs')

@@ -9,7 +9,7 @@ The encoder that the chapter uses writes its own: python char_cnn_rnn/main.py --
 import os
 import sys
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+HERE = os.path.dirname(os.path.realpath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
 from common import signals

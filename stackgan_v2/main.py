@@ -102,8 +102,8 @@ def main():
     """Parse the flags, then train, evaluate, or generate images for sentences."""
     options, resumed = parse_flags()
     device = flags.set_up(options)
-    has_sentences = flags.has_sentences(options) or options.interpolate
-    task = train if options.train else generate if has_sentences else evaluate
+    mode = flags.mode_of(options, INTERPOLATE)
+    task = train if options.train else evaluate if mode == flags.EVALUATE else generate
     with checked_files.only_read(options.dry_run):
         task(options, device, resumed)
     ranks.leave()

@@ -71,7 +71,7 @@ def main():
     """Parse the flags, then train, evaluate, or generate images for sentences."""
     options, resumed = parse_flags()
     device = flags.set_up(options)
-    task = train if options.train else generate if flags.has_sentences(options) else evaluate
+    task = train if options.train else evaluate if flags.mode_of(options) == flags.EVALUATE else generate
     with checked_files.only_read(options.dry_run):
         task(options, device, resumed)
     ranks.leave()

@@ -8,7 +8,8 @@ from collections import Counter
 from functools import partial
 
 from common.errors import UserError
-from data.bounded_files import CONTROL, normalized, read_numbered
+from common.letters import CONTROL
+from data.bounded_files import normalized, read_numbered
 from data.boxes import read_box
 from data.converting import Entry, read_captions, read_class_lists, split_of_classes
 

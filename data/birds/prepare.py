@@ -71,10 +71,10 @@ def main():
                         '--test_classes FILE')
     converting.check_lists(entries, lists, os.path.join(args.cub[0], 'images'))
     converting.check_names(chosen)
-    converting.convert(chosen, skipped, args, args.cub[0], 'check --cub, --text and the class lists',
+    converting.convert(chosen, skipped, args.out, args.dry_run, args.cub[0], 'check --cub, --text and the class lists',
                        *open_embeddings(args))
     converting.report_unlisted(entries, split_of if any(lists.values()) else {})
-    converting.report_end(args, skipped, start)
+    converting.report_end(args.out, args.dry_run, skipped, start)
 
 
 if __name__ == '__main__':

@@ -88,14 +88,15 @@ def main():
     converting.check_lists(entries, lists, args.text)
     chosen = [entry for entry in entries if entry.split]
     source = (ICML, open_icml(args.icml)) if args.icml else ()
-    converting.convert(chosen, skipped, args, args.images, 'check --images, --text and the class lists', *source)
+    converting.convert(chosen, skipped, args.out, args.dry_run, args.images,
+                       'check --images, --text and the class lists', *source)
     with_captions = {entry.name for entry in entries}
     without = [name for name, ending in map(os.path.splitext, os.listdir(args.images))
                if ending == '.jpg' and name not in with_captions]
     if without:
         print(f'without captions: {len(without)} photographs ({converting.some(without)})')
     converting.report_unlisted(entries, split_of)
-    converting.report_end(args, skipped, start)
+    converting.report_end(args.out, args.dry_run, skipped, start)
 
 
 if __name__ == '__main__':

