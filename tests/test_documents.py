@@ -18,6 +18,7 @@ FENCE = re.compile(r'^ *```.*?\n(.*?)^ *```$', re.M | re.S)
 SPAN = re.compile(r'`([^`]+)`')
 HEADING = re.compile(r'^(#+) +(.*)$', re.M)
 LINK = re.compile(r'(!\[[^]]*)?]\(([^)\s]+)[^)]*\)')  # of an image, or of a link, whose text may be an image
+SOURCE = re.compile(r'(?:src|srcset)="([^"]+)"')  # of an image in HTML, which a dark page shows another version of
 COMMAND = re.compile(r'\b(?:python|torchrun .*?) ([a-z0-9_./]*\b(?:main|prepare)\.py)\b(.*)')  # not CHAPTER/main.py
 
 
@@ -70,8 +71,8 @@ def rows(section):
 
 def links(section):
     """Return the targets of links and, marked with !, of images, except for links to the other language."""
-    return sorted('!' * bool(image) + target for image, target in LINK.findall(without_code(section))
-                  if target not in READMES)
+    found = LINK.findall(without_code(section)) + [('!', target) for target in SOURCE.findall(without_code(section))]
+    return sorted('!' * bool(image) + target for image, target in found if target not in READMES)
 
 
 def numbers(section):
@@ -109,7 +110,8 @@ def anchors(document):
 @pytest.mark.parametrize('document', documents())
 def test_links_lead_somewhere(document):
     broken = []
-    for _, target in LINK.findall(without_code(read(document))):
+    text = without_code(read(document))
+    for target in [target for _, target in LINK.findall(text)] + SOURCE.findall(text):
         path, _, anchor = target.partition('#')
         if re.match('https?:', target):
             continue
