@@ -1,18 +1,38 @@
 """Read the bounding box of a photograph from CUB's list, from YOLO's text file or from Pascal VOC's XML file.
 
-Functions return (x, y, width, height) in pixels of the photograph as it is seen, with x and y of the upper left corner,
-or None without a box. They raise ValueError with the reason if it cannot be used.
+Except for `read_boxes`, functions return (x, y, width, height) in pixels of the photograph as it is seen, with x and y
+of the upper left corner, or None without a box. They raise ValueError with the reason if it cannot be used.
 """
+import os
+from collections import Counter
 from xml.parsers import expat
 
 import numpy as np
 
-from data.bounded_files import contents
+from common.errors import UserError
+from data.bounded_files import contents, read_numbered
 
 MAX_BYTES = 1 << 20  # of a photograph's file of boxes
 MAX_COORDINATE = 1e9  # pixels; boxes are stored as float32, which is exact only for small numbers
 DEPTH = ('annotation', 'object', 'bndbox')  # where an XML file has the sides of a box
 SIDES = ('xmin', 'ymin', 'xmax', 'ymax')
+
+
+def read_boxes(boxes_path, images_path, pairs, advice):
+    """Return {image number: text of its box} for the (number, path) pairs of images.txt at `images_path`.
+
+    There are none without the file. Raises UserError with `advice` if it is not clear whose box a line is.
+    """
+    boxes = read_numbered(boxes_path, advice) if os.path.exists(boxes_path) else []
+    for path, numbered in ((images_path, pairs), (boxes_path, boxes)):
+        number, count = Counter(number for number, _ in numbered).most_common(1)[0] if numbered else (None, 1)
+        if count > 1:
+            raise UserError(f'{path}: {count} lines have the number {number}, so boxes are ambiguous; {advice}')
+    boxes = dict(boxes)
+    if boxes and ('0' in boxes) != ('0' in dict(pairs)):  # photographs may lack boxes, and boxes photographs
+        raise UserError(f'{boxes_path}: only one of this file and images.txt counts from 0, so boxes would be of '
+                        'the wrong photographs; number both the same way')
+    return boxes
 
 
 def read_box(text):
@@ -110,6 +130,8 @@ def _around(boxes):
     box = min(left), min(top), max(right) - min(left), max(bottom) - min(top)
     if not _is_valid(box) or not all(one[0] < one[2] and one[1] < one[3] for one in boxes):
         raise ValueError('one of its boxes has no area')
+    if max(box) <= 1:  # in a file, this means fractions
+        raise ValueError('its boxes have only the first pixel')
     return box
 
 

@@ -2,7 +2,6 @@
 
 The `prepare.py` of each data set lists its photographs as `Entry`s. Those that cannot be used are named and skipped.
 """
-import argparse
 import contextlib
 import io
 import os
@@ -14,6 +13,7 @@ from PIL import ExifTags, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from common import signals
+from common.argument_types import path
 from common.errors import UserError
 from common.files import check_can_write, check_space
 from common.letters import LENGTH, unread
@@ -59,13 +59,6 @@ def add_flags(parser, default, out, lists):
                             help=f'text files with the classes of /{split}, one on each line (default, if there are '
                                  f'no class lists: {lists})')
     parser.add_argument('--dry_run', action='store_true', help='print what would be written and skipped, write nothing')
-
-
-def path(text):
-    """Check text as an argparse type: any path except '', which is often an unset variable of the shell."""
-    if not text:
-        raise argparse.ArgumentTypeError('is empty; leave out the flag, or give a path')
-    return os.path.expanduser(text)  # which the shell does not do in --flag=~/x
 
 
 # --- which photographs ------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from char_cnn_rnn.image_encoder import _checksums
-from common import config, flags, run
+from common import argument_types, config, flags, run
 from common.errors import UserError
 from common.progress import new_progress, rng_state
 from data.bounded_files import read_lines
@@ -278,10 +278,10 @@ def test_the_home_folder_in_a_path(monkeypatch):
 
 
 def test_fractions_are_below_one():
-    assert flags.fraction('0.999') == 0.999 and flags.fraction('0') == 0
+    assert argument_types.fraction('0.999') == 0.999 and argument_types.fraction('0') == 0
     for text in ('1', '-0.1', 'nan', 'inf'):
         with pytest.raises(argparse.ArgumentTypeError):
-            flags.fraction(text)
+            argument_types.fraction(text)
 
 
 def test_numbers_can_have_a_limit():

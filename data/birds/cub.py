@@ -4,13 +4,12 @@ If a whole folder cannot be used, functions raise UserError.
 """
 import json
 import os
-from collections import Counter
 from functools import partial
 
 from common.errors import UserError
 from common.letters import CONTROL
 from data.bounded_files import normalized, read_numbered
-from data.boxes import read_box
+from data.boxes import read_box, read_boxes
 from data.converting import Entry, read_captions, read_class_lists, split_of_classes
 
 DEFAULT_SPLIT = os.path.join(os.path.dirname(os.path.realpath(__file__)), 'split_150_50.json')
@@ -58,23 +57,6 @@ def list_photographs(cub, text, split_of):
         raise UserError(f'{text}: holds none of the class folders of {cub}; '
                         'give --text the folder text_c10, which holds CLASS/NAME.txt')
     return entries, strange
-
-
-def read_boxes(boxes_path, images_path, pairs, advice):
-    """Return {image number: text of its box} for the (number, path) pairs of images.txt at `images_path`.
-
-    There are none without the file. Raises UserError with `advice` if it is not clear whose box a line is.
-    """
-    boxes = read_numbered(boxes_path, advice) if os.path.exists(boxes_path) else []
-    for path, numbered in ((images_path, pairs), (boxes_path, boxes)):
-        number, count = Counter(number for number, _ in numbered).most_common(1)[0] if numbered else (None, 1)
-        if count > 1:
-            raise UserError(f'{path}: {count} lines have the number {number}, so boxes are ambiguous; {advice}')
-    boxes = dict(boxes)
-    if boxes and ('0' in boxes) != ('0' in dict(pairs)):  # photographs may lack boxes, and boxes photographs
-        raise UserError(f'{boxes_path}: only one of this file and images.txt counts from 0, so boxes would be of '
-                        'the wrong photographs; number both the same way')
-    return boxes
 
 
 def _box(text, size):

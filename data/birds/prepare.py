@@ -18,10 +18,10 @@ if __name__ == '__main__':
 
 import time
 
+from common.argument_types import path
 from common.errors import OneLineParser, UserError, run_command
 from data import converting, layout
 from data.birds import cub, published_embeddings
-from data.converting import path
 
 
 def parse_args():

@@ -19,11 +19,12 @@ if __name__ == '__main__':
 import time
 from functools import partial
 
+from common.argument_types import path
 from common.errors import OneLineParser, UserError, run_command
 from data import converting, layout
 from data.birds.published_embeddings import ICML, open_icml
 from data.bounded_files import files_in, is_plain, normalized, shown
-from data.converting import Entry, path, read_captions, skip
+from data.converting import Entry, read_captions, skip
 
 LISTS = {'train': 'trainclasses.txt', 'valid': 'valclasses.txt', 'test': 'testclasses.txt'}  # as Reed calls them
 

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict, namedtuple
 from functools import partial
 
 from common.errors import UserError
-from data.bounded_files import files_in, is_plain, normalized, read_json, read_lines, read_text, shown
+from data.bounded_files import files_in, is_plain, normalized, read_json, read_text, shown
 from data.converting import checked_captions, read_captions
 
 METADATA = ('metadata.csv', 'metadata.jsonl')
@@ -21,8 +21,9 @@ COCO_SPLITS = {'train': 'train', 'val': 'test'}  # of captions_train2014.json: t
 HOW = 'data/README.md says how captions can be given'
 
 # Where captions are from; `of(picture)` returns the function that reads those of a picture; {file: class} and
-# {file: split} of what is known about pictures beside; files that have captions, but are not pictures of the folder.
-Captions = namedtuple('Captions', 'source of classes splits absent')
+# {file: split} of what is known about pictures beside; files that have captions, but are not pictures of the folder;
+# the folder of NAME.txt, if captions are in such files.
+Captions = namedtuple('Captions', 'source of classes splits absent folder', defaults=[None])
 
 
 def find(pictures, given, folder, with_objects):
@@ -39,7 +40,7 @@ def find(pictures, given, folder, with_objects):
         if listed:
             return read_metadata(pictures, given, listed)
         return Captions(f'text files in {given}', lambda picture: partial(
-            read_captions, os.path.join(given, f'{picture.key}.txt')), {}, {}, set())
+            read_captions, os.path.join(given, f'{picture.key}.txt')), {}, {}, set(), given)
     if not os.path.exists(given):
         raise UserError(f'--captions {given}: no such file or folder; {HOW}')
     if given.endswith('.json'):
@@ -99,7 +100,9 @@ def read_rows(path):
         except csv.Error as error:
             raise UserError(f'{path}: line {reader.line_num} is not CSV ({error}); {advice}') from error
         return
-    for number, line in enumerate(read_lines(path, advice), 1):
+    for number, line in enumerate(read_text(path, advice).split('\n'), 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -145,10 +148,10 @@ def read_coco(pictures, paths, with_objects):
             else:
                 absent.add(name)
         for one in _records(data, 'annotations', path, advice):
-            file, text = files.get(_id(one, 'image_id')), one.get('caption')
+            text = one.get('caption')
             if not isinstance(text, str):
                 raise UserError(f'{path}: an annotation has no caption; {advice}')
-            if file:
+            if file := files.get(_id(one, 'image_id', path, advice)):
                 texts[file].append(' '.join(text.split()))
         objects = os.path.join(os.path.dirname(path), kind.replace('captions_', 'instances_', 1))
         if with_objects and objects != path and os.path.exists(objects):
@@ -162,21 +165,24 @@ def _largest_objects(path, files):
     """Return {file: name of the category whose objects cover the largest area} from one of COCO's instances_*.json."""
     advice = 'give an instances_*.json of COCO, with "annotations" and "categories", or use --classes own'
     data, area = read_json(path, advice, JSON_BYTES['instances']), defaultdict(Counter)
-    names = {_id(one, 'id'): checked_class(one.get('name', ''), path)
+    names = {_id(one, 'id', path, advice): checked_class(one.get('name', ''), path)
              for one in _records(data, 'categories', path, advice)}
     for one in _records(data, 'annotations', path, advice):
-        file, category = files.get(_id(one, 'image_id')), _id(one, 'category_id')
+        image, category = (_id(one, name, path, advice) for name in ('image_id', 'category_id'))
         if category not in names or not isinstance(one.get('area', 0), int | float):
             raise UserError(f'{path}: an annotation has an unknown category or no area; {advice}')
-        if file:
-            area[file][names[category]] += one.get('area', 0)
+        if image in files:
+            area[files[image]][names[category]] += one.get('area', 0)
     return {file: max(sorted(found), key=found.get) for file, found in area.items()}
 
 
 def _names_by_id(data, path, advice):
-    names = {_id(one, 'id'): one.get('file_name') for one in _records(data, 'images', path, advice)}
+    images = _records(data, 'images', path, advice)
+    names = {_id(one, 'id', path, advice): one.get('file_name') for one in images}
     if not all(isinstance(name, str) and name for name in names.values()):
         raise UserError(f'{path}: an image has no file_name; {advice}')
+    if len(names) < len(images):
+        raise UserError(f'{path}: two images have the same id, so captions are ambiguous; {advice}')
     return names
 
 
@@ -187,6 +193,8 @@ def _records(data, name, path, advice):
     return records
 
 
-def _id(record, name):
+def _id(record, name, path, advice):
     value = record.get(name)
-    return value if isinstance(value, int | str) else None
+    if not isinstance(value, int | str):
+        raise UserError(f'{path}: a record has no {name}, or one that is neither a whole number nor text; {advice}')
+    return value

@@ -7,19 +7,22 @@ from data.bounded_files import files_in, is_plain, normalized, shown
 
 ENDINGS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp')
 HELPERS = ('.txt', '.xml', '.json', '.jsonl', '.csv')  # beside pictures: captions, boxes, lists
+SPLITS = {'train': 'train', 'valid': 'valid', 'validation': 'valid', 'val': 'valid', 'dev': 'valid', 'test': 'test'}
 
-# `key` is the path in the folder without ending, `file` with it, `class_name` that of its sub-folder or None.
-Picture = namedtuple('Picture', 'key file path class_name')
+# `key` is the path in the folder without ending, `file` with it, `class_name` that of its sub-folder or None, and
+# `name` the key without that. `split` is that of the folder that it is in, such as test/, if splits have folders.
+Picture = namedtuple('Picture', 'key file path class_name name split')
 
 
 def list_pictures(folder):
     """Return (list of `Picture`s, names that cannot be used, Counter of the endings of other files).
 
-    Hidden files are left out. Links are followed, but not twice into one folder. Raises UserError without a picture.
+    Hidden files are left out. Links are followed, but not twice into one folder. Sub-folders are classes, except where
+    they all are called as splits, train and others: then those in them are. Raises UserError without a picture.
     """
     if not os.path.isdir(folder):
         raise UserError(f'--images {folder}: no such folder; give the folder of the pictures')
-    pictures, strange, others = [], [], Counter()
+    files, strange, others = [], [], Counter()
     for file in files_in(folder):
         stem, ending = os.path.splitext(file)
         if ending.lower() not in ENDINGS:
@@ -27,9 +30,21 @@ def list_pictures(folder):
         elif not is_plain(file):
             strange.append(shown(file))
         else:
-            top, below, _ = normalized(file).partition('/')
-            pictures.append(Picture(stem, file, os.path.join(folder, file), top if below else None))
-    if not pictures:
+            files.append(file)
+    if not files:
         found = f' (its files are {shown(", ".join(sorted(others)[:5]))})' if others else ''
         raise UserError(f'--images {folder}: holds no JPEG, PNG or WebP picture{found}; give the folder that does')
-    return pictures, strange, others
+    tops = {file.lower().partition('/')[0] if '/' in file else None for file in files}
+    has_splits = 'train' in tops and len(tops) > 1 and tops <= SPLITS.keys()
+    return [_picture(folder, file, has_splits) for file in files], strange, others
+
+
+def _picture(folder, file, has_splits):
+    key = os.path.splitext(file)[0]
+    top, _, below = key.rpartition('/')[0].partition('/')
+    class_name = normalized(below.partition('/')[0] if has_splits else top) or None
+    parts = key.split('/')
+    if class_name:
+        del parts[int(has_splits)]
+    split = SPLITS[top.lower()] if has_splits else None
+    return Picture(key, file, os.path.join(folder, file), class_name, '/'.join(parts), split)

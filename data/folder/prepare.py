@@ -22,18 +22,18 @@ import random
 import time
 from functools import partial
 
+from common.argument_types import fraction, path, plain_name
 from common.errors import OneLineParser, UserError, run_command
 from data import converting, layout
-from data.birds import cub
-from data.bounded_files import normalized, read_lines, read_numbered
-from data.boxes import read_box, read_voc, read_yolo
-from data.converting import Entry, path, skip, some
+from data.bounded_files import files_in, normalized, read_lines, read_numbered
+from data.boxes import read_box, read_boxes, read_voc, read_yolo
+from data.converting import Entry, skip, some
 from data.folder import captions
 from data.folder.pictures import list_pictures
 
 DATA = os.path.dirname(HERE)
 TEST_SHARE = 0.1  # of the pictures, if nothing is said about splits
-LONGEST_NAME = 100  # characters of --name
+BOX_ENDINGS = {'.xml': read_voc, '.txt': read_yolo}
 
 
 def parse_args():
@@ -57,7 +57,7 @@ def parse_args():
         parser.add_argument(f'--{split}_list', type=path, metavar='FILE',
                             help=f'text file with the pictures of /{split}, one path below --images on each line')
     for split in layout.SPLITS[1:]:
-        parser.add_argument(f'--{split}_share', type=share, metavar='S',
+        parser.add_argument(f'--{split}_share', type=fraction, metavar='S',
                             help=f'share of the pictures for /{split}, chosen at random (default: '
                                  f'{TEST_SHARE if split == "test" else 0})')
     parser.add_argument('--share_of', choices=('pictures', 'classes'), default='pictures',
@@ -65,21 +65,6 @@ def parse_args():
                              'are never seen in training (default: pictures)')
     parser.add_argument('--seed', type=int, help='seed of the random shares (default: 1)')
     return parser.parse_args()
-
-
-def plain_name(text):
-    """Check text as an argparse type: the name of a folder and a file."""
-    if not text.strip(' .') or set(text) & set('/\\\0') or not text.isprintable() or len(text) > LONGEST_NAME:
-        raise argparse.ArgumentTypeError(f'{text[:100]!r} cannot be the name of a file')
-    return text
-
-
-def share(text):
-    """Convert text to a number from 0 to below 1, a share (an argparse type)."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f'{text} is not between 0 and 1')
-    return value
 
 
 def output(args):
@@ -94,7 +79,7 @@ def output(args):
 
 
 def list_entries(args, skipped):
-    """Return (an `Entry` without a split for each picture, {file: split} if COCO's files say it); print what is odd."""
+    """Return (an `Entry` without a split for each picture, {key: split} that the files say); print what is odd."""
     pictures, strange, others = list_pictures(args.images)
     for file in strange:
         skip(skipped, file, 'its name has control characters or is not UTF-8')
@@ -104,45 +89,53 @@ def list_entries(args, skipped):
     print(f'captions: {found.source}')
     if found.absent:
         print(f'not in {args.images}: {len(found.absent)} pictures that have captions ({some(found.absent)})')
-    box_of = find_boxes(args.boxes)
+    box_of = find_boxes(args.boxes, found.folder)
     is_coco = bool(found.splits)  # its sub-folders are no classes
-    entries = []
+    entries, single = [], 0
     for picture in pictures:
         given = found.classes.get(picture.file) or (None if is_coco else picture.class_name)
         own = normalized(picture.file).replace('/', '-')
         class_name = given if given and args.classes == 'given' else own
-        name = picture.key.partition('/')[2] if class_name == picture.class_name else picture.key
+        name = picture.name if class_name == picture.class_name else picture.key
         entries.append(Entry(None, class_name, name.replace('/', '-'), picture.key, picture.path, found.of(picture),
                              box_of(picture)))
-    single = sum(entry.class_name == normalized(picture.file).replace('/', '-')
-                 for entry, picture in zip(entries, pictures))
+        single += class_name == own
     print(f'classes: {len({entry.class_name for entry in entries})}' + (
         f', of which {single} are single pictures: any other picture is one of another class' if single else ''))
-    return entries, {entry.key: found.splits[picture.file] for entry, picture in zip(entries, pictures)
-                     if picture.file in found.splits}
+    splits = found.splits or {picture.file: picture.split for picture in pictures if picture.split}
+    return entries, {picture.key: splits[picture.file] for picture in pictures if picture.file in splits}
 
 
-def find_boxes(given):
-    """Return a function that returns for a picture the function that reads its box: `Entry.box`."""
+def find_boxes(given, captions_folder):
+    """Return a function that returns for a picture the function that reads its box: `Entry.box`.
+
+    Raises UserError if NAME.txt would be read as captions, too, which are in `captions_folder`.
+    """
     if not given:
         return lambda picture: converting.no_box
     if os.path.isdir(given):
-        return lambda picture: partial(_box_beside, os.path.join(given, picture.key))
+        endings = BOX_ENDINGS
+        if captions_folder and os.path.samefile(given, captions_folder):
+            endings = ('.xml',)
+            if not any(file.endswith(endings) for file in files_in(given)):
+                raise UserError(f'--boxes {given}: its NAME.txt are read as captions; give --captions another folder, '
+                                'or boxes as NAME.xml')
+        return lambda picture: partial(_box_beside, os.path.join(given, picture.key), endings)
     advice = "give --boxes a folder of YOLO's or Pascal VOC's files, or CUB's bounding_boxes.txt with images.txt beside"
     images = os.path.join(os.path.dirname(given), 'images.txt')
     pairs = read_numbered(images, advice)
-    boxes = cub.read_boxes(given, images, pairs, advice)
+    boxes = read_boxes(given, images, pairs, advice)
     text_of = {os.path.splitext(file.replace('\\', '/'))[0]: boxes.get(number) for number, file in pairs}
     if not boxes:
         raise UserError(f'{given}: holds no boxes; {advice}')
     return lambda picture: lambda size: read_box(text_of.get(picture.key))
 
 
-def _box_beside(stem, size):
-    """Return the box in STEM.xml or STEM.txt, or None if there is neither."""
-    for ending, read in (('.xml', read_voc), ('.txt', read_yolo)):
+def _box_beside(stem, endings, size):
+    """Return the box in the first file that exists of STEM with one of the `endings`, or None if there is none."""
+    for ending in endings:
         if os.path.exists(stem + ending):
-            return read(stem + ending, size)
+            return BOX_ENDINGS[ending](stem + ending, size)
     return None
 
 
@@ -167,6 +160,7 @@ def split_entries(entries, args, known):
     if any(picture_lists.values()):
         split_of = read_picture_lists(picture_lists, entries)
     elif known and not has_shares:
+        print('splits: as the folders of the pictures, or the files of captions, are called')
         split_of = known
     else:
         split_of = share_out(entries, args)
@@ -223,7 +217,8 @@ def main():
     if any(split_of):
         converting.report_unlisted(entries, split_of)
     elif len(chosen) < len(entries):
-        print(f'left out: {len(entries) - len(chosen)} photographs that no list contains')
+        lists = 'list' if args.train_list or args.valid_list or args.test_list else 'file of captions'
+        print(f'left out: {len(entries) - len(chosen)} photographs that no {lists} contains')
     if len({entry.class_name for entry in chosen if entry.split == 'train'}) == 1:
         print('one class only in /train: a sentence encoder cannot be trained with it; add --classes own, so that each '
               'picture is a class')
