@@ -14,6 +14,8 @@ if __name__ == '__main__':
     signals.end_at_once()  # the imports below take seconds
 
 import argparse
+import errno
+import socket
 import threading
 
 import torch
@@ -54,7 +56,8 @@ def main():
 def import_page():
     """Return the module of the page. Raises UserError if Gradio is not installed."""
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
-    os.environ['HF_HUB_DISABLE_TELEMETRY'] = '1'
+    # Gradio imports Hugging Face's library, which reads these then: an encoder must not look for files on the hub.
+    os.environ.update(HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_OFFLINE='1', TRANSFORMERS_OFFLINE='1')
     try:
         from evaluation import browser_page
     except ModuleNotFoundError as error:
@@ -82,6 +85,15 @@ def newest(device, encoder):
     return [BrowsedRun(PRETRAINED, device, encoder)]
 
 
+def why_not(port):
+    """Return why the page cannot be served from a port: Gradio only says that it cannot."""
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError as error:
+        return 'is in use' if error.errno == errno.EADDRINUSE else f'cannot be used ({error.strerror})'
+    return 'cannot be used'
+
+
 class WithPolicy:
     """An ASGI middleware that tells browsers to load nothing from other servers."""
 
@@ -98,7 +110,7 @@ class WithPolicy:
 
 
 def serve(browser_page, runs, port, share):
-    """Serve the page until a signal. Raises UserError if the port is in use."""
+    """Serve the page until a signal. Raises UserError if the port cannot be used."""
     from starlette.middleware import Middleware
     not_proxied = os.environ.get('no_proxy') or os.environ.get('NO_PROXY')
     os.environ['no_proxy'] = f'{not_proxied},{HOST}' if not_proxied else HOST  # Gradio asks its own server first
@@ -109,7 +121,7 @@ def serve(browser_page, runs, port, share):
                     ssr_mode=False, mcp_server=False, pwa=False, enable_monitoring=False, max_file_size=1,
                     app_kwargs={'middleware': [Middleware(WithPolicy)]})
     except OSError as error:
-        raise UserError(f'--port {port or PORT}: is in use; give another one, or leave it out') from error
+        raise UserError(f'--port {port or PORT}: {why_not(port or PORT)}; give another one, or leave it out') from error
     try:
         if page.server_port != (port or PORT):
             print(f'port {PORT} is in use, so the page has the next free one')

@@ -102,18 +102,27 @@ def read(sentences, checkpoint, data, encoder_file, hdf5_file, device, width):
     # One at a time: in a batch, the rounding of each would depend on the others, and `--like` could not repeat it.
     row_of = {sentence: embed(encoder, [sentence])
               for sentence in tqdm(dict.fromkeys(sentences), 'sentences', leave=False, disable=None, delay=2)}
-    embeddings, name = torch.cat([row_of[sentence] for sentence in sentences]), file
-    if isinstance(encoder, SentenceEncoder):
-        name = encoder.name
-        if data.get('shown') and not are_same(embed(encoder, data['shown']), data['shown_embeddings']):
-            raise UserError(f'{name}: has the weights of the sentence encoder that {checkpoint} was trained with, but '
-                            'embeds its captions otherwise; use the files, and the version of its library, that wrote '
-                            'the embeddings')
-    if embeddings.shape[1] != width:
-        raise UserError(f'{name}: gives embeddings of {embeddings.shape[1]} numbers, and {checkpoint} reads {width}, '
-                        'those of another sentence encoder; give the right one with --encoder')
+    name = checked_name(file, encoder, data, checkpoint, width)
     print(f'{checkpoint} generates images for sentences embedded by {name}:')
-    return embeddings, fingerprint_of(encoder)
+    return torch.cat([row_of[sentence] for sentence in sentences]), fingerprint_of(encoder)
+
+
+def checked_name(file, encoder, data, checkpoint, width):
+    """Return the name of the encoder in `file`, after a test of what it computes for the model in `checkpoint`.
+
+    Raises UserError if it embeds the captions in `data` otherwise than they were, or the model reads another `width`.
+    """
+    is_other = isinstance(encoder, SentenceEncoder)
+    name, shown = encoder.name if is_other else file, data.get('shown') if is_other else None
+    found = embed(encoder, shown or ['a bird'])
+    if shown and not are_same(found, data['shown_embeddings']):
+        raise UserError(f'{name}: has the weights of the sentence encoder that {checkpoint} was trained with, but '
+                        'embeds its captions otherwise; use the files, and the version of its library, that wrote the '
+                        'embeddings')
+    if found.shape[1] != width:
+        raise UserError(f'{name}: gives embeddings of {found.shape[1]} numbers, and {checkpoint} reads {width}, '
+                        'those of another sentence encoder; give the right one with --encoder')
+    return name
 
 
 def find_encoder(checkpoint, data, encoder_file, hdf5_file, device='cpu'):

@@ -372,15 +372,16 @@ def _tiles(run_dir, legend, captions):
     width, height = (sheet.width - LINE) // columns, (sheet.height - LINE) // len(captions)
     if min(width, height) <= LINE:
         return []
-    for row, of_row in enumerate(captions):
-        for column, caption in enumerate(of_row[:columns]):
-            x, y = column * width, row * height
-            tile = sheet.crop((x + LINE, y + LINE, x + width, y + height))
-            tile.thumbnail((TILE, 4 * TILE))
-            figures.append(f'<figure>{picture(tile, f"{title}: {caption}", "JPEG")}'
-                           f'<figcaption>{text(caption)}</figcaption></figure>')
+    shown = [(row, column, caption) for row, of_row in enumerate(captions)
+             for column, caption in enumerate(of_row[:columns])]
+    for row, column, caption in shown[:TILES]:
+        x, y = column * width, row * height
+        tile = sheet.crop((x + LINE, y + LINE, x + width, y + height))
+        tile.thumbnail((TILE, 4 * TILE))
+        figures.append(f'<figure>{picture(tile, f"{title}: {caption}", "JPEG")}'
+                       f'<figcaption>{text(caption)}</figcaption></figure>')
     kind = 'tiles rows' if width > height else 'tiles'
     return [f'<h2>Images at {text(title)}</h2>', f'<p>{text(legend)}</p>',
-            f'<div class="{kind}">{"".join(figures[:TILES])}</div>']
+            f'<div class="{kind}">{"".join(figures)}</div>']
 
 

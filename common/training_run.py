@@ -67,9 +67,12 @@ class TrainingRun:
         return self
 
     def __exit__(self, *error):
-        if error[0] and self.losses:  # stopped, after some steps
-            self.page.renew(at_once=True)
-        return self.contexts.__exit__(*error)
+        try:
+            if error[0] and self.losses:  # stopped, after some steps
+                self.page.renew(at_once=True)
+        finally:  # also if a second signal arrives
+            is_handled = self.contexts.__exit__(*error)
+        return is_handled
 
     def epochs(self):
         """Yield the number of every epoch that remains to be trained, counted from 0."""

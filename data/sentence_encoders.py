@@ -22,6 +22,7 @@ from data.embedding import embed_unique
 TRANSFORMER, CLIP, ARRAY = 'sentence_transformer', 'open_clip', 'npy'
 LONGEST_NAME = 1000      # characters
 MOST_MODULES = 1 << 20   # bytes of modules.json
+ROUTERS = ('.Router', '.Asym')
 DIGITS = 16              # hexadecimal, of a fingerprint
 UNUSED = ('*.bin', '*.ckpt', '*.h5', '*.msgpack', '*.onnx', '*.ot', '*.pt', '*.pkl', 'onnx/*', 'openvino/*')  # weights
 
@@ -145,11 +146,12 @@ def _from_hub(name, download):
 
 
 def _check_modules(name, folder):
-    """Raise UserError if modules.json names a class outside sentence-transformers, whose code would be executed."""
+    """Raise UserError if modules.json may name a class outside sentence-transformers, whose code would be executed."""
     with open(os.path.join(folder, 'modules.json'), encoding='utf-8') as file:
         modules = json.loads(file.read(MOST_MODULES))
     for module in modules:
-        if not str(module['type']).startswith('sentence_transformers.'):
+        # A router names more classes, in a file of its own.
+        if not str(module['type']).startswith('sentence_transformers.') or str(module['type']).endswith(ROUTERS):
             raise UserError(f'{name}: needs the code of {printable(module["type"])}, which is not executed here; give '
                             'a model that sentence-transformers reads by itself')
 
@@ -164,8 +166,10 @@ def _load_clip(name, download):
         if not os.path.isfile(weights):
             weights = open_clip.download_pretrained(open_clip.get_pretrained_cfg(architecture, weights))
         logging.disable(logging.WARNING)  # that the weights are random: they are loaded below
-        network, tokenize = open_clip.create_model(architecture), open_clip.get_tokenizer(architecture)
-        logging.disable(logging.NOTSET)
+        try:
+            network, tokenize = open_clip.create_model(architecture), open_clip.get_tokenizer(architecture)
+        finally:
+            logging.disable(logging.NOTSET)
         if weights.endswith('.safetensors'):
             from safetensors.torch import load_file
             contents = load_file(weights)

@@ -24,6 +24,7 @@ class BrowsedRun(TrainedRun):
         self.name = min(os.path.relpath(self.folder, ROOT), os.path.abspath(self.folder), key=len)
         encoder, self.encoder, is_known = reading.find_encoder(self.file, self.model.data, encoder_file,
                                                                self.hdf5_file, device)
+        reading.checked_name(encoder, self.encoder, self.model.data, self.file, self.embed_dim)
         self.remark = '' if is_known else reading.unknown_encoder(self.file, encoder)
         self.captions, self.no_captions = None, ''
         try:
@@ -34,23 +35,26 @@ class BrowsedRun(TrainedRun):
             self.no_captions = str(error)
 
     def embed(self, sentence):
-        """Return the embedding [1, embed_dim] of a sentence."""
+        """Return the embedding float32 [1, embed_dim] of a sentence."""
         return reading.embed(self.encoder, [sentence])
 
     def nearest(self, embedding, count):
-        """Return the `count` photographs of /train with the captions nearest to an embedding [1, 1024].
+        """Return the `count` photographs of /train with the captions nearest to an embedding [1, embed_dim].
 
         They are pairs (caption, PIL image), the nearest caption first, by the cosine of the angle between embeddings.
         Raises UserError if a photograph cannot be read.
         """
-        embeddings = self.captions.embeddings
-        nearness = (embeddings @ embedding[0]) / embeddings.norm(dim=1).clamp(min=1e-12)
+        nearness = (self.captions.embeddings @ embedding[0]) / self._lengths
         caption_of = {}  # of each photograph, its nearest caption
         for caption in nearness.argsort(descending=True).tolist():
             caption_of.setdefault(int(self.captions.photo_of[caption]), caption)
             if len(caption_of) == count:
                 break
         return [(self.captions.captions[caption], self._photograph(photo)) for photo, caption in caption_of.items()]
+
+    @functools.cached_property
+    def _lengths(self):
+        return self.captions.embeddings.norm(dim=1).clamp(min=1e-12)
 
     def _photograph(self, photo):
         jpeg, = self.captions.jpegs.read([photo])
@@ -66,5 +70,5 @@ class BrowsedRun(TrainedRun):
 def _training_captions(hdf5_file):
     """Return the data set /train of an HDF5 file, once for all runs. Raises UserError if it is missing or unusable."""
     if os.path.isfile(hdf5_file):
-        print(f'reading {hdf5_file}, which the first time takes minutes ...', flush=True)
+        print(f'reading {hdf5_file}; where it has no cache yet, one is made first ...', flush=True)
     return reading.require_embeddings(CroppedDataset(hdf5_file))

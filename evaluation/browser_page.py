@@ -8,8 +8,8 @@ import gradio
 
 from char_cnn_rnn import reading
 from char_cnn_rnn.encoder import CharCnnRnn
+from common.argument_types import is_valid_text
 from common.errors import UserError
-from common.flags import is_valid_text
 from common.page import COLORS, picture
 from common.pictures import to_pil
 from evaluation.compare import differences
@@ -172,7 +172,7 @@ def _of(runs, numbers):
 
 
 def _generate(run, embedding, seed, count, truncation):
-    """Return images of all sizes, as `TrainedRun.all_sizes` does, for `count` times the embedding [1, 1024]."""
+    """Return images of all sizes, as `TrainedRun.all_sizes` does, for `count` times the embedding [1, D]."""
     with LOCK:
         return run.all_sizes(embedding.repeat(int(count), 1), seed, truncation if truncation < NO_LIMIT else None)
 
@@ -222,7 +222,7 @@ def _by_data(runs, embeddings):
 
 
 def _photographs(run, embedding):
-    """Return the photographs with the captions nearest to an embedding [1, 1024], or why there are none, as HTML."""
+    """Return the photographs with the captions nearest to an embedding [1, D], or why there are none, as HTML."""
     if run.captions is None:
         return f'<p>No photographs of {html.escape(title(run))}: {html.escape(run.no_captions)}</p>'
     try:

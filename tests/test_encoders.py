@@ -12,12 +12,13 @@ import torch
 
 from char_cnn_rnn import reading
 from common import checkpoint
-from common.errors import run_command
+from common.errors import UserError, run_command
 from data import embed as embed_main
 from data import layout, sentence_encoders
 from data.cache import load_split
 from data.sentence_encoders import SentenceEncoder, fingerprint_of
 from data.txt2image_dataset import Text2ImageDataset
+from evaluation.browsed_runs import BrowsedRun
 from stackgan_v1 import main as stackgan_v1
 from stackgan_v2 import main as stackgan_v2
 from tests import tiny
@@ -262,6 +263,8 @@ def test_a_sentence_is_read_by_the_encoder_of_the_embeddings(folder, embed, libr
     monkeypatch.setitem(sentence_encoders.LOADERS, 'sentence_transformer', lambda name, download: (
         library['mine'], lambda *arguments: encode(*arguments) + 1, name))  # such as with another tokenizer
     assert 'but embeds its captions otherwise' in gan.error(*DRAW, run)
+    with pytest.raises(UserError, match='but embeds its captions otherwise'):  # on the page, too
+        BrowsedRun(str(run), torch.device('cpu'))
 
 
 def test_a_run_of_another_encoder_is_exported(folder, embed, library, monkeypatch, capsys):
@@ -318,15 +321,39 @@ def test_a_sentence_transformer_is_read(transformer, folder, embed, monkeypatch,
 def test_unsafe_sentence_transformers_are_refused(transformer, tmp_path):
     unsafe = shutil.copytree(transformer, tmp_path / 'unsafe')
     modules = json.loads((unsafe / 'modules.json').read_text())
-    (unsafe / 'modules.json').write_text(json.dumps([{**modules[0], 'type': 'os.system'}]))
-    encoder = SentenceEncoder('sentence_transformer', str(unsafe))
-    assert "needs the code of 'os.system'" in one_line(encoder.embed, ['a'])
+    for name in ('os.system', 'sentence_transformers.models.Router'):
+        (unsafe / 'modules.json').write_text(json.dumps([{**modules[0], 'type': name}]))
+        encoder = SentenceEncoder('sentence_transformer', str(unsafe))
+        assert f"needs the code of '{name}'" in one_line(encoder.embed, ['a'])
     pickled = shutil.copytree(transformer, tmp_path / 'pickled')
     weights, = pickled.glob('**/model.safetensors')
     weights.rename(weights.parent / 'pytorch_model.bin')
     one_line(SentenceEncoder('sentence_transformer', str(pickled)).embed, ['a'], match='cannot be read as a model')
     for name in ('absent', 'absent/model'):
         one_line(SentenceEncoder('sentence_transformer', name).embed, ['a'], match='neither a folder nor in the cache')
+
+
+def test_the_text_side_of_a_clip_model_is_read(folder, embed, monkeypatch, capsys):
+    """Tiny, with random weights: its letters and words are those of CLIP."""
+    open_clip = pytest.importorskip('open_clip')
+    (folder / 'tiny-clip.json').write_text(json.dumps({
+        'embed_dim': 24, 'vision_cfg': {'image_size': 32, 'layers': 1, 'width': 64, 'patch_size': 16},
+        'text_cfg': {'context_length': 77, 'vocab_size': 49408, 'width': 64, 'heads': 1, 'layers': 1}}))
+    open_clip.add_model_config(folder / 'tiny-clip.json')
+    torch.manual_seed(0)
+    network = open_clip.create_model('tiny-clip')
+    torch.save(network.state_dict(), folder / 'clip.pt')
+    embed('tiny', '--data_dir', 'data', '--open_clip', 'tiny-clip:clip.pt')
+    split = load_split(path_of(folder), 'train')
+    expected = network.eval().encode_text(open_clip.get_tokenizer('tiny-clip')(split.index.captions), normalize=True)
+    assert torch.allclose(split.embeddings, expected.detach(), atol=1e-5) and expected.std(0).max() > 1e-3
+    gan = Caller(text2image, folder, monkeypatch, capsys)
+    gan(*DATA, *TRAINING, '--epochs', '1')
+    assert f'embedded by tiny-clip:{folder}/clip.pt:' in gan(*DRAW, newest(folder / 'out', 'tiny'))
+    for name, said in (('RN50', 'give ARCHITECTURE:FILE, a file of weights'), ('tiny-clip:gone.pt', 'give ARCHITECTURE')):
+        assert said in embed.error('tiny', '--data_dir', 'data', '--open_clip', name)
+    torch.save({**network.state_dict(), 'text_projection': torch.zeros(1)}, folder / 'clip.pt')
+    assert 'clip.pt' in embed.error('tiny', '--data_dir', 'data', '--open_clip', 'tiny-clip:clip.pt')
 
 
 def test_errors_of_the_command_are_one_line(folder, embed, monkeypatch, capsys):
