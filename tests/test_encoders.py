@@ -350,8 +350,9 @@ def test_the_text_side_of_a_clip_model_is_read(folder, embed, monkeypatch, capsy
     gan = Caller(text2image, folder, monkeypatch, capsys)
     gan(*DATA, *TRAINING, '--epochs', '1')
     assert f'embedded by tiny-clip:{folder}/clip.pt:' in gan(*DRAW, newest(folder / 'out', 'tiny'))
-    for name, said in (('RN50', 'give ARCHITECTURE:FILE, a file of weights'), ('tiny-clip:gone.pt', 'give ARCHITECTURE')):
-        assert said in embed.error('tiny', '--data_dir', 'data', '--open_clip', name)
+    for name in ('RN50', 'tiny-clip:gone.pt'):
+        assert 'give ARCHITECTURE:FILE, a file of weights' in embed.error('tiny', '--data_dir', 'data', '--open_clip',
+                                                                          name)
     torch.save({**network.state_dict(), 'text_projection': torch.zeros(1)}, folder / 'clip.pt')
     assert 'clip.pt' in embed.error('tiny', '--data_dir', 'data', '--open_clip', 'tiny-clip:clip.pt')
 
