@@ -11,11 +11,12 @@ import time
 import torch
 from tqdm import tqdm
 
-from common import checkpoint
+from common import checkpoint, run, run_page
 from common.errors import CannotWrite
 from common.files import free_space
 from common.log import Log
 from common.progress import rng_state
+from common.run_page import FRAMES, PAGE, History, sample_names
 from common.training_run import adapt_progress, convert_errors, items_in, to_floats
 
 SECONDS = 2  # of steps after the warm-up step, of which there is at least one
@@ -45,15 +46,16 @@ def report(model, networks, epochs, log_interval, run_dir, *, caches=None, copie
     image = sample() if sample else None
     sampling = time.perf_counter() - started
     _print_memory(model.device, getattr(loader, 'num_workers', 0))
-    at_start, of_step, of_epoch, of_image = _log_sizes(progress, epochs, losses, image, unit)
-
     left, lines = epochs - progress['epoch'], last // log_interval - done // log_interval
+    at_start, of_step, of_epoch, of_image, of_page = _log_sizes(model, epochs, losses, image, unit, left)
+
     files = [(file, size, _computed(seconds)) for file, (size, seconds) in (caches or {}).items()]
     files += [(os.path.join(run_dir, name), size, '') for name, size in (copied or {}).items() if size]
     snapshots = last // snapshot_steps - done // snapshot_steps + (last % snapshot_steps > 0)
     files += _checkpoints(model, run_dir, snapshot, snapshots)
     if image:
         files.append((os.path.join(run_dir, 'samples'), left * of_image, f'{left:,} of {_megabytes(of_image)}'))
+    files.append((os.path.join(run_dir, PAGE), of_page, ''))
     files.append((os.path.join(run_dir, 'log.txt'), at_start + lines * of_step + left * of_epoch,
                   f'{_counted(lines, "line")}, with the TensorBoard curves'))
     _print_files(files)
@@ -132,11 +134,12 @@ def _print_memory(device, workers):
     print(f'  peak memory   {_megabytes(peak)} of this process, with PyTorch and the data{others}')
 
 
-def _log_sizes(progress, epochs, losses, image, unit):
-    """Return the bytes of log and curves at the start, for a line of losses and for a sample, and those of a sample.
+def _log_sizes(model, epochs, losses, image, unit, left):
+    """Return the bytes of log and curves at the start, for a line of losses and for a sample; of a sample; of the page.
 
-    They are written to a temporary folder, which is removed.
+    They are written to a temporary folder, which is removed. The page is that with the samples of `left` epochs.
     """
+    progress = model.progress
     with tempfile.TemporaryDirectory() as folder, Log(folder, False, progress['step'], unit) as log:
         empty = _bytes_in(folder)
         log.losses(progress, epochs, losses, tqdm(disable=True))
@@ -146,7 +149,14 @@ def _log_sizes(progress, epochs, losses, image, unit):
         of_image = _bytes_in(os.path.join(folder, 'samples'))
         for error in log.failures.values():
             raise CannotWrite(error)
-        return empty, with_losses - empty, _bytes_in(folder) - with_losses - of_image, of_image
+        with_image = _bytes_in(folder)
+        run.write_options(folder, model.options)
+        for name in sample_names(folder):
+            for number in range(1, min(left, FRAMES)):  # the others are of about the same size
+                os.link(os.path.join(folder, 'samples', name), os.path.join(folder, 'samples', f'{number}.png'))
+        run_page.write(folder, History(folder), {})
+        of_page = os.path.getsize(os.path.join(folder, PAGE))
+        return empty, with_losses - empty, with_image - with_losses - of_image, of_image, of_page
 
 
 def _bytes_in(folder):

@@ -165,7 +165,8 @@ def begin(model, networks, resumed, out_dir, name, options, data, prepare=None, 
 
     `options` (a dict) is written to it; `data` describes the training data as `describe` does. `prepare()`, which may
     take minutes, is called after all checks. Rank 0 locks the folder; the other ranks write nothing and get ''.
-    Afterwards all ranks have the same weights in `networks`. A `dry_run` does the same without writing, and gets ''.
+    Afterwards all ranks have the same weights in `networks`. A `dry_run` does the same without writing, and gets
+    the folder of the run, with DATE in its name if it were a new one.
     Raises UserError if a resumed run would start from the beginning, or continue with other data than before.
     """
     if resumed:
@@ -183,12 +184,14 @@ def begin(model, networks, resumed, out_dir, name, options, data, prepare=None, 
     if prepare:
         prepare()
     run_dir = ''
-    if ranks.rank() == 0 and not dry_run:
-        run_dir = resumed or new_run(out_dir, name, options)
-    if run_dir and resumed:
+    if dry_run:
+        run_dir = resumed or os.path.join(out_dir, f'{name}_DATE')
+    elif ranks.rank() == 0 and resumed:
+        run_dir = resumed
         keep_links_apart(resumed)
         write_options(resumed, options)
-    elif run_dir:
+    elif ranks.rank() == 0:
+        run_dir = new_run(out_dir, name, options)
         lock(run_dir)
     model.options, model.data = options, data
     ranks.synchronize(networks)

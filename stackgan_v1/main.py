@@ -126,17 +126,16 @@ def train(options, device, resumed):
     run_dir = run.begin(model, [model.netG, model.netD], resumed, options.out_dir,
                         f'{options.dataset}_{options.config_name}', vars(options), reading.describe(dataset),
                         dataset.cached if options.cache else None, options.dry_run)
-    if run_dir:
-        reading.keep_encoder(dataset, run_dir)
     model.lr_decay_epoch, model.snapshot_interval = options.lr_decay_epoch, options.snapshot_interval
     model.keep = options.keep
     if options.dry_run:
-        folder = resumed or os.path.join(options.out_dir, f'{options.dataset}_{options.config_name}_DATE')
         return dry_run.report(model, {'netG': model.netG, 'netD': model.netD}, options.epochs, options.log_interval,
-                              folder, caches=checked_files.planned(), sample=model.sample_grid,
-                              copied={run.ENCODER: reading.bytes_to_keep(dataset, folder)},
+                              run_dir, caches=checked_files.planned(), sample=model.sample_grid,
+                              copied={run.ENCODER: reading.bytes_to_keep(dataset, run_dir)},
                               snapshot=lambda place: model.save_snapshot(place, options.epochs),
                               snapshot_steps=options.snapshot_interval * len(batches))
+    if run_dir:
+        reading.keep_encoder(dataset, run_dir)
     print(f'Training Stage-{"I" * options.stage} on {len(dataset)} photographs; everything goes to {run_dir}',
           flush=True)
     model.train(options.epochs, options.log_interval, run_dir)

@@ -128,16 +128,15 @@ def train(options, device, resumed):
                         f'{options.dataset}_{options.config_name}', vars(options), reading.describe(dataset),
                         dataset.cached if is_cached else None, options.dry_run)
     model.set_lr(options.lr)
-    if options.conditional and run_dir:
-        reading.keep_encoder(dataset, run_dir)
     model.snapshot_interval, model.keep = options.snapshot_interval, options.keep
     if options.dry_run:
-        folder = resumed or os.path.join(options.out_dir, f'{options.dataset}_{options.config_name}_DATE')
         networks = {'netG': model.netG, **{f'netD{i}': netD for i, netD in enumerate(model.netsD)}}
-        return dry_run.report(model, networks, options.epochs, options.log_interval, folder,
+        return dry_run.report(model, networks, options.epochs, options.log_interval, run_dir,
                               caches=checked_files.planned(), sample=model.sample_grid, snapshot=model.save_snapshot,
                               snapshot_steps=options.snapshot_interval, copied={
-                                  run.ENCODER: options.conditional and reading.bytes_to_keep(dataset, folder)})
+                                  run.ENCODER: options.conditional and reading.bytes_to_keep(dataset, run_dir)})
+    if options.conditional and run_dir:
+        reading.keep_encoder(dataset, run_dir)
     print(f'Training on {len(dataset)} images; everything goes to {run_dir}', flush=True)
     model.train(options.epochs, options.log_interval, run_dir)
     print(f'done: {run_dir} holds samples/, log.txt, TensorBoard curves, {options.model}.pt and Model/')

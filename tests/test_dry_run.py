@@ -121,6 +121,9 @@ def test_a_dry_run_writes_nothing_and_says_what_the_training_then_does(name, cal
     log = sum(path.stat().st_size for path in run_dir.iterdir() if path.name.startswith(('log', 'events')))
     assert size_of(re.search(r'(\S+ kB)  \S+log.txt \(', said)[1]) == pytest.approx(log, rel=0.3)
 
+    page = size_of(re.search(r'(\S+ kB)  \S+index.html\n', said)[1])
+    assert page == pytest.approx((run_dir / 'index.html').stat().st_size, rel=0.25, abs=4000)  # other images
+
     (run_dir / 'lock').unlink()
     resumed = dry(call, place, '--train', '--resume', str(run_dir), '--epochs', '5')
     assert ': 3 epochs' in resumed and not caches(resumed) and ', 1 are there' in resumed and str(run_dir) in resumed

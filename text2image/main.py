@@ -98,10 +98,9 @@ def train(options, device, resumed):
     model.keep_average(options.average)
     model.keep = options.keep
     if options.dry_run:
-        folder = resumed or os.path.join(options.out_dir, f'{options.dataset}_DATE')
         return dry_run.report(model, {'netG': model.netG, 'netD': model.netD}, options.epochs, options.log_interval,
-                              folder, caches=checked_files.planned(), sample=model.sample_grid,
-                              copied={run.ENCODER: reading.bytes_to_keep(dataset, folder)})
+                              run_dir, caches=checked_files.planned(), sample=model.sample_grid,
+                              copied={run.ENCODER: reading.bytes_to_keep(dataset, run_dir)})
     if run_dir:
         reading.keep_encoder(dataset, run_dir)
     print(f'Training on {len(dataset)} captions of {len(dataset.pictures)} photographs; everything goes to {run_dir}',

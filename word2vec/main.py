@@ -123,7 +123,7 @@ def train(options, device, resumed):
     model.keep = options.keep
     if options.dry_run:
         return dry_run.report(model, {'net': model.net}, options.epochs, options.log_interval,
-                              resumed or os.path.join(options.out_dir, f'{options.dataset}_DATE'),
+                              run_dir,
                               caches=checked_files.planned(), unit='words', smallest=1)
     print(f'Training on {len(split.index.captions)} captions: {len(windows.words)} words, {len(vocabulary)} of them '
           f'different; everything goes to {run_dir}', flush=True)
