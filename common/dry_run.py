@@ -14,9 +14,10 @@ from tqdm import tqdm
 from common import checkpoint, run, run_page
 from common.errors import CannotWrite
 from common.files import free_space
+from common.history import History
 from common.log import Log
 from common.progress import rng_state
-from common.run_page import FRAMES, PAGE, History, sample_names
+from common.run_page import FRAMES, PAGE, sample_names
 from common.training_run import adapt_progress, convert_errors, items_in, to_floats
 
 SECONDS = 2  # of steps after the warm-up step, of which there is at least one

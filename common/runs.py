@@ -24,8 +24,9 @@ from collections import Counter
 
 from common import flags, run
 from common.errors import OneLineParser, UserError, run_command
+from common.history import TAIL, History, measured
 from common.page import plain
-from common.run_page import TAIL, History, measured, shown_size, size_of, started
+from common.run_page import shown_size, size_of, started
 
 HEAD = ('run', 'started', 'data', 'epoch', 'size', 'losses', 'measured')
 GAP = 2        # spaces between two columns

@@ -1,9 +1,10 @@
 """Lay out a comparison of runs as one HTML file, without scripts and without references to other files."""
 import os
 
+from common.history import logged, measured
 from common.page import COLORS, document, picture, plot, table, text
 from common.pictures import to_pil
-from common.run_page import frames, logged, measured
+from common.run_page import frames
 
 FRAMES, FRAME = 6, 260  # samples shown of each run, and their width in pixels
 GENERATOR = 'evaluation/compare.py'

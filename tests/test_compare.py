@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from common import history
 from common import page as page_module
-from common import run_page
 from evaluation import compare
 from tests import tiny
 from tests.errors import one_line
@@ -108,7 +108,7 @@ def test_a_page_of_damaged_records(runs, tmp_path, monkeypatch):
 def test_curves_are_thinned_and_repeated_steps_replaced(tmp_path):
     lines = [f'epoch 1/2  step {step}  loss_D {step}.0  loss_G 2  3.1 images/s' for step in (*range(900), 5)]
     (tmp_path / 'log.txt').write_text('\n'.join(['loaded', *lines, 'epoch 1/2  step 5  loss_D 7.5  3.1 images/s']))
-    curves = run_page.logged(str(tmp_path))
+    curves = history.logged(str(tmp_path))
     assert len(curves['loss_D']) == len(curves['loss_G']) == 900 and curves['loss_D'][5] == (5, 7.5)
     assert page_module.thinned(curves['loss_D'])[1:3] == [(4, pytest.approx((3 + 4 + 7.5) / 3)), (7, 7)]
 

@@ -20,9 +20,10 @@ import word2vec.main
 from common import run_page
 from common.errors import CannotWrite, run_command
 from common.flags import ROOT
+from common.history import KEPT, History
 from common.log import CAPTIONS, Log
 from common.pictures import grid, to_pil, with_captions
-from common.run_page import History, RunPage, frames
+from common.run_page import RunPage, frames
 from tests.commands import DATA, Caller, newest
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -298,7 +299,7 @@ def test_long_logs_are_thinned_in_bounded_memory(tmp_path):
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
     points = history.curves()['loss_D']
-    assert run_page.KEPT / 2 <= len(points) <= run_page.KEPT and points[-1] == (1_200_000, 1_200_000)
+    assert KEPT / 2 <= len(points) <= KEPT and points[-1] == (1_200_000, 1_200_000)
     assert all(step == value for step, value in points) and points == sorted(points)
     with open(tmp_path / 'log.txt', 'a') as log:
         log.write('epoch 2/2  step 1200000  loss_D 5  loss_G 2  3.1 images/s\nepoch 2/2  step 1200001  loss_D 6  3 im')
