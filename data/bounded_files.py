@@ -8,6 +8,7 @@ from common.files import check_is_file
 from common.letters import CONTROL
 
 LIST_BYTES = 64 << 20  # of a list that is read
+FEW = 5  # names that are printed
 
 
 def normalized(name):
@@ -25,13 +26,18 @@ def shown(name):
     return CONTROL.sub('?', name).encode('utf-8', 'backslashreplace').decode()
 
 
-def files_in(folder):
-    """Yield the paths of all files in a folder, relative to it and with /, in alphabetical order."""
+def files_in(folder, again=None):
+    """Yield the paths of all files in a folder, relative to it and with /, in alphabetical order.
+
+    Links to folders that were read already are not followed, but added to the list `again`.
+    """
     seen = set()
     for place, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
         real = os.path.realpath(place)
-        if real in seen:  # a link leads back
+        if real in seen:
             folders.clear()
+            if again is not None:
+                again.append(os.path.relpath(place, folder).replace(os.sep, '/'))
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith('.'))
@@ -42,6 +48,12 @@ def files_in(folder):
 
 def _refuse(error):
     raise UserError(f'{shown(error.filename)}: cannot be listed ({error.strerror}); make it readable') from error
+
+
+def some(names):
+    """Return the first few of a set of names in one line, without control characters."""
+    names = sorted(names)
+    return shown(', '.join(names[:FEW])) + ', ...' * bool(names[FEW:])
 
 
 def contents(path, what, most):

@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.files import check_can_write, check_space
 from common.letters import LENGTH, unread
 from data import layout
-from data.bounded_files import contents, normalized, read_lines, shown
+from data.bounded_files import contents, normalized, read_lines, some
 from data.boxes import to_stored_orientation
 from data.pictures import PIXELS, on_white, opened
 from data.plain_hdf5 import TEXT_BYTES
@@ -26,7 +26,6 @@ from data.plain_hdf5 import TEXT_BYTES
 CHUNK = 32  # photographs that are read ahead
 READERS = 4  # threads at most: decoding one of the largest photographs takes half a GB
 SHOWN = 20  # unknown letters that are printed
-ABSENT = 5  # missing classes that are printed
 
 PHOTOGRAPH_BYTES, CAPTIONS_BYTES = 4 * PIXELS, 16 << 20  # of a file that is read
 MAX_CAPTIONS = 1000  # of a photograph
@@ -267,6 +266,8 @@ def report(count, letters, source):
         print(f'longer than the {LENGTH} characters that the sentence encoder reads: {count["long"]} captions')
     print(f'embeddings: {source or "none yet; see data/README.md"}')
     print(f'JPEGs: {count["bytes"] / 1e6:.1f} MB')
+    if not count['train', 'photographs']:
+        print('nothing to train on: /train is empty')
 
 
 def report_unlisted(entries, split_of):
@@ -277,12 +278,6 @@ def report_unlisted(entries, split_of):
     absent = set(split_of) - {entry.class_name for entry in entries}
     if absent:
         print(f'not in the data: {len(absent)} of the {len(split_of)} classes in the class lists ({some(absent)})')
-
-
-def some(names):
-    """Return the first few of a set of names in one line, without control characters."""
-    names = sorted(names)
-    return shown(', '.join(names[:ABSENT])) + ', ...' * bool(names[ABSENT:])
 
 
 def report_end(out, dry_run, skipped, start):

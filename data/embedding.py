@@ -2,9 +2,11 @@
 import os
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from common import checkpoint
+from common.errors import UserError
 from common.files import check_can_write
 from data import layout
 from data.cache import load_split
@@ -34,11 +36,29 @@ def embed_file(path, width, encoder_bytes, embed):
 def save_encoder(path, contents):
     """Save `contents`, an encoder or what names it, beside the HDF5 file `path`, where `--text` looks for it.
 
-    Returns its file. An earlier one is kept as FILE.1.
+    Returns its file. An earlier one is kept as FILE.1, unless it is the same.
     """
     beside = layout.encoder_beside(path)
-    checkpoint.save(beside, contents, keep=KEEP)
+    if not is_saved(beside, contents):
+        checkpoint.save(beside, contents, keep=KEEP)
     return beside
+
+
+def is_saved(path, contents):
+    """Return whether the file `path` holds the same: a dict of texts, or of dicts of tensors."""
+    try:
+        saved = checkpoint.load(path) if os.path.isfile(path) else {}
+    except UserError:  # it is damaged
+        return False
+    return are_equal(saved, contents)
+
+
+def are_equal(one, other):
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(are_equal(one[name], other[name]) for name in one)
+    if torch.is_tensor(one) and torch.is_tensor(other):
+        return torch.equal(one, other.cpu())
+    return type(one) is type(other) and one == other
 
 
 def embed_unique(encode, captions, width, batch_size=256, verbose=True):

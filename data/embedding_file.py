@@ -70,6 +70,10 @@ class EmbeddingFile:
         """Return the shape of an array. Raises ValueError if its type, or its size in memory, cannot be that."""
         with archive.open(f'{name}.npy') as file:
             shape, _, dtype = HEADERS[np.lib.format.read_magic(file)](file)
+        if name == 'embeddings' and len(shape) == 2 and shape[1] > layout.WIDEST:
+            raise ValueError(f'embeddings is {list(shape)}, with more than {layout.WIDEST:,} numbers each')
+        if name == 'encoder' and dtype.itemsize > 4 * LONGEST_NAME:
+            raise ValueError(f'encoder has more than {LONGEST_NAME:,} characters')
         length = 1 if name == 'encoder' else self.count
         most = length * (dtype.itemsize * layout.WIDEST if name == 'embeddings' else 4 * LONGEST_NAME)
         if dtype.kind != ('f' if name == 'embeddings' else 'U'):

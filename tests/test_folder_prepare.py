@@ -125,6 +125,10 @@ def test_metadata_files(tmp_path, here, name, text, where):
     ('metadata.csv', 'file,text\na.jpg,x\n', 'no column file_name (it has file, text)'),
     ('metadata.csv', 'file_name,text\na.jpg\n', 'line 2 has no file_name or no text'),
     ('metadata.csv', 'file_name,text\na.jpg,' + 'x' * 200000, 'is not CSV (field larger'),
+    ('metadata.csv', 'file_name,text,class\na.jpg,black, with long wings,auk\n', 'line 2 has more cells than'),
+    ('metadata.csv', 'file_name,text\n\na.jpg,"a bird\na.jpg,x\na.jpg,"y"\n', 'line 3 is not CSV'),
+    ('metadata.csv', 'file_name,text\na.jpg,"a "small" bird"\n', 'line 2 is not CSV'),
+    ('metadata.csv', 'file_name,text,class\na.jpg,x,auk\na.jpg,y,jay\n', 'line 3 has the class jay, and an earlier'),
     ('metadata.csv', b'file_name,text\na.jpg,\xe9\n', 'is not a UTF-8 text file'),
     ('metadata.csv', 'file_name,text,class\na.jpg,x,b\x1b[2J\n', "'b\\x1b[2J' cannot be the name of a class"),
     ('metadata.jsonl', '{"file_name": "a.jpg"}', 'line 1 has no file_name or no text'),
@@ -147,6 +151,28 @@ def test_line_numbers_count_blank_lines(tmp_path, error):
     images = fill(tmp_path / 'in', ['a'])
     write(images / 'metadata.jsonl', '{"file_name": "a.jpg", "text": "x"}\n\n\n[1]\n')
     assert 'metadata.jsonl: line 4 is not a JSON object' in error('--images', images)
+
+
+def test_a_space_after_a_comma_and_classes_that_are_numbers(tmp_path, here):
+    images = fill(tmp_path / 'in', ['a', 'b'], captions=False)
+    write(images / 'metadata.csv', 'file_name, text\na.jpg, "first, red bird"\nb.jpg, second\n')
+    here('--images', images, *ALL)
+    assert [captions for captions, _ in made(tmp_path)['train'].values()] == [['first, red bird'], ['second']]
+    os.rename(images / 'metadata.csv', tmp_path / 'metadata.csv')
+    write(images / 'metadata.jsonl', '\n'.join(json.dumps({'file_name': f'{name}.jpg', 'text': 'x', 'class': number})
+                                               for number, name in enumerate('ab')))
+    assert 'classes: 2\n' in here('--images', images, *ALL)
+    assert set(made(tmp_path)['train']) == {('0', 'a'), ('1', 'b')}
+
+
+def test_metadata_is_about_pictures_beside_it(tmp_path, here, error):
+    images = fill(tmp_path / 'in', ['a', 'red/a'], captions=False)
+    write(images / 'red' / 'metadata.csv', 'file_name,text\na.jpg,in red\n')
+    for given in ([], ['--captions', images / 'red' / 'metadata.csv']):
+        here('--images', images, *given, *ALL)
+        assert made(tmp_path)['train'] == {('red', 'a'): (['in red'], None)}
+    write(images / 'red' / 'metadata.jsonl', '{"file_name": "a.jpg", "text": "in red"}')
+    assert error('--images', images).startswith(f'{images}/red: has both metadata.csv and metadata.jsonl')
 
 
 @pytest.mark.parametrize('records, message', [
@@ -305,6 +331,50 @@ def test_lists_of_classes_and_of_pictures(tmp_path, here, error):
     assert said == f"{tmp_path}/bad.txt: 'x/3.jpg' is not a picture in the folder; write paths such as x/1"
     assert 'is in the lists of both train and test' in error(
         '--images', images, '--train_list', tmp_path / 'one.txt', '--test_list', tmp_path / 'one.txt')
+    write(tmp_path / 'empty.txt', '\n')
+    assert f'{tmp_path}/empty.txt: is empty' in error('--images', images, '--train_list', tmp_path / 'empty.txt')
+
+
+def test_pictures_of_one_name_are_listed_apart(tmp_path, here):
+    images = fill(tmp_path / 'in', ['a', 'b'])
+    write(images / 'a.png', picture('PNG'))
+    write(tmp_path / 'train.txt', 'a.jpg\nb\n')
+    write(tmp_path / 'test.txt', 'a.png\n')
+    here('--images', images, '--train_list', tmp_path / 'train.txt', '--test_list', tmp_path / 'test.txt')
+    assert {split: set(found) for split, found in made(tmp_path).items()} == {
+        'train': {('a.jpg', 'a'), ('b.jpg', 'b')}, 'valid': set(), 'test': {('a.png', 'a')}}
+
+
+def test_shares_are_of_the_pictures_with_captions(tmp_path, here):
+    images = fill(tmp_path / 'in', [f'{k:02}' for k in range(40)], captions=False)
+    for k in range(0, 40, 4):
+        write(images / f'{k:02}.txt', 'a bird')
+    for seed in range(4):
+        said = here('--images', images, '--test_share', '0.3', '--seed', seed)
+        assert 'train: 7 photographs' in said and 'test: 3 photographs' in said
+    write(tmp_path / 'test.txt', '00')
+    assert 'nothing to train on: /train is empty' in here('--images', images, '--test_list', tmp_path / 'test.txt')
+
+
+def test_a_second_link_to_a_folder_is_named(tmp_path, here):
+    images = fill(tmp_path / 'in', ['blue/a'])
+    os.symlink('blue', images / 'red')
+    os.symlink('..', images / 'blue' / 'back')
+    assert 'not read: 2 links to folders that are read already (blue/back, red)' in here('--images', images, *ALL)
+
+
+def test_a_name_has_no_ending(tmp_path, monkeypatch):
+    images = fill(tmp_path / 'in', ['a'])
+    monkeypatch.setattr(sys, 'argv', ['prepare.py', '--name', 'pets.hdf5', '--images', str(images)])
+    with pytest.raises(UserError, match='--name pets.hdf5: give the name without its ending, pets'):
+        prepare.main()
+
+
+def test_captions_of_names_with_accents(tmp_path, here):
+    images = fill(tmp_path / 'in', ['\u00e9'], captions=False)
+    write(tmp_path / 'texts' / 'e\u0301.TXT', 'composed otherwise')
+    here('--images', images, '--captions', tmp_path / 'texts', *ALL)
+    assert [captions for captions, _ in made(tmp_path)['train'].values()] == [['composed otherwise']]
 
 
 # --- boxes ------------------------------------------------------------------------------------------------------------
@@ -332,14 +402,19 @@ def test_boxes_of_labelimg_yolo_and_cub(tmp_path, here):
 
 def test_a_text_file_is_not_read_as_captions_and_as_boxes(tmp_path, here, error):
     images = fill(tmp_path / 'in', ['a'], captions=False)
-    write(images / 'a.txt', '0 0.5 0.5 0.2 0.2')
+    write(images / 'a.txt', '0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.1 0.1\n')
+    assert 'mostly because its text file holds boxes, as those of YOLO, no captions' in error('--images', images,
+                                                                                                    *ALL)
+    write(images / 'a.txt', 'a bird')
     assert error('--images', images, '--boxes', images).startswith(
         f'--boxes {images}: its NAME.txt are read as captions; give --captions another folder')
     write(images / 'a.xml', '<annotation><object><bndbox><xmin>2</xmin><ymin>3</ymin><xmax>9</xmax><ymax>9</ymax>'
                             '</bndbox></object></annotation>')
     here('--images', images, '--boxes', images, *ALL)
     (captions, box), = made(tmp_path)['train'].values()
-    assert captions == ['0 0.5 0.5 0.2 0.2'] and list(box) == [1, 2, 8, 7]
+    assert captions == ['a bird'] and list(box) == [1, 2, 8, 7]
+    assert error('--images', images, '--boxes', tmp_path / 'none.txt').startswith(
+        f'--boxes {tmp_path}/none.txt: no such file or folder')
 
 
 @pytest.mark.parametrize('name, text, message', [
@@ -410,6 +485,25 @@ def test_coco_has_its_objects_as_classes_and_its_splits(tmp_path, here):
     assert len(train) == 4 and len(test) == 1 and not train & test
     said = here('--images', coco / 'train2014', '--captions', coco / 'annotations' / 'captions_train2014.json')
     assert 'classes: 4, of which 1' in said and 'train: 12 photographs' in said and 'test: 0' in said
+
+
+def test_coco_with_paths_and_with_numbers_as_pandas_writes_them(tmp_path, here, error):
+    images = fill(tmp_path / 'in', ['a/1', 'b/1', 'b/2'], captions=False)
+
+    def write_coco(name, *files):
+        write(tmp_path / 'json' / name, json.dumps({
+            'images': [{'id': float(k), 'file_name': file} for k, file in enumerate(files)],
+            'annotations': [{'image_id': float(k), 'caption': f'of {file}'} for k, file in enumerate(files)]}))
+    write_coco('captions_train.json', 'a/1.jpg', 'b/1.jpg', 'c/1.jpg', '2.jpg')
+    said = here('--images', images, '--captions', tmp_path / 'json', *ALL)
+    assert f'not in {images}: 1 pictures that have captions (c/1.jpg)' in said
+    found = [captions for captions, _ in made(tmp_path)['train'].values()]
+    assert found == [['of a/1.jpg'], ['of b/1.jpg'], ['of 2.jpg']]
+    write_coco('captions_val.json', 'b/2.jpg')
+    assert 'b/2.jpg has captions for both train and test' in error('--images', images, '--captions', tmp_path / 'json')
+    write_coco('captions_val.json', 'b/2.jpg', '2.jpg')
+    assert 'captions_val.json: b/2.jpg and 2.jpg are both b/2.jpg among the pictures' in error(
+        '--images', images, '--captions', tmp_path / 'json' / 'captions_val.json')
 
 
 @pytest.mark.usefixtures('one_thread')

@@ -17,13 +17,14 @@ if __name__ == '__main__':
     signals.end_at_once()  # while the imports take seconds
 
 import time
+from collections import Counter
 from functools import partial
 
 from common.argument_types import path
 from common.errors import OneLineParser, UserError, run_command
 from data import converting, layout
 from data.birds.published_embeddings import ICML, open_icml
-from data.bounded_files import files_in, is_plain, normalized, shown
+from data.bounded_files import files_in, is_plain, normalized, shown, some
 from data.converting import Entry, read_captions, skip
 
 LISTS = {'train': 'trainclasses.txt', 'valid': 'valclasses.txt', 'test': 'testclasses.txt'}  # as Reed calls them
@@ -71,6 +72,10 @@ def list_photographs(images, text, split_of):
         class_name = normalized(class_name)
         entries.append(Entry(split_of.get(class_name), class_name, name, key, os.path.join(images, f'{name}.jpg'),
                              partial(read_captions, os.path.join(text, file)), converting.no_box))
+    for name, count in Counter(entry.name for entry in entries).items():
+        if count > 1:
+            keys = [entry.key for entry in entries if entry.name == name]
+            raise UserError(f'{text}: {keys[0]}.txt and {keys[1]}.txt are both of {name}.jpg; leave one')
     if not entries:
         raise UserError(f'{text}: holds no CLASS/NAME.txt; give --text the folder text_c10 of the flowers')
     return entries, strange
@@ -95,7 +100,7 @@ def main():
     without = [name for name, ending in map(os.path.splitext, os.listdir(args.images))
                if ending == '.jpg' and name not in with_captions]
     if without:
-        print(f'without captions: {len(without)} photographs ({converting.some(without)})')
+        print(f'without captions: {len(without)} photographs ({some(without)})')
     converting.report_unlisted(entries, split_of)
     converting.report_end(args.out, args.dry_run, skipped, start)
 

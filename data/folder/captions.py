@@ -4,9 +4,9 @@ Each function returns `Captions`. One that reads lists raises UserError, with th
 be; a single text file that cannot be used does not stop the conversion.
 """
 import csv
-import io
 import json
 import os
+import re
 from collections import Counter, defaultdict, namedtuple
 from functools import partial
 
@@ -17,6 +17,7 @@ from data.converting import checked_captions, read_captions
 METADATA = ('metadata.csv', 'metadata.jsonl')
 JSON_BYTES = {'captions': 256 << 20, 'instances': 1 << 30}  # COCO's largest have 92 MB and 470 MB
 LONGEST_CLASS = 200  # characters
+YOLO = re.compile(r'\d+( [\d.]+){4,5}')  # a line of its boxes
 COCO_SPLITS = {'train': 'train', 'val': 'test'}  # of captions_train2014.json: the authors test on COCO's val
 HOW = 'data/README.md says how captions can be given'
 
@@ -33,14 +34,17 @@ def find(pictures, given, folder, with_objects):
     """
     if os.path.isdir(given):
         files = list(filter(is_plain, files_in(given)))
+        texts = {normalized(stem): file for stem, ending in map(os.path.splitext, files) for file in [stem + ending]
+                 if ending.lower() == '.txt'}
         coco = [os.path.join(given, file) for file in files if file.startswith('captions_') and file.endswith('.json')]
         listed = [file for file in files if os.path.basename(file) in METADATA]
         if coco:
             return read_coco(pictures, coco, with_objects)
         if listed:
-            return read_metadata(pictures, given, listed)
-        return Captions(f'text files in {given}', lambda picture: partial(
-            read_captions, os.path.join(given, f'{picture.key}.txt')), {}, {}, set(), given)
+            return read_metadata(pictures, given, listed, folder)
+        return Captions(
+            f'text files in {given}', lambda picture: partial(read_text_file, os.path.join(
+                given, texts.get(normalized(picture.key), f'{picture.key}.txt'))), {}, {}, set(), given)
     if not os.path.exists(given):
         raise UserError(f'--captions {given}: no such file or folder; {HOW}')
     if given.endswith('.json'):
@@ -50,33 +54,47 @@ def find(pictures, given, folder, with_objects):
     raise UserError(f'--captions {given}: is neither a folder nor a .csv, .jsonl or .json file; {HOW}')
 
 
-def read_metadata(pictures, root, files, folder=None):
+def read_text_file(path):
+    """Return the captions in a text file, as `read_captions` does. Raises ValueError also if it holds YOLO's boxes."""
+    captions = read_captions(path)
+    if all(map(YOLO.fullmatch, captions)):
+        raise ValueError('its text file holds boxes, as those of YOLO, no captions')
+    return captions
+
+
+def read_metadata(pictures, root, files, folder):
     """Return the `Captions` in metadata.csv or metadata.jsonl files, `files` in `root`.
 
     As Hugging Face's ImageFolder has it, `file_name` is the path of a picture from the file's folder, and `text` its
-    caption; several lines of a picture are several captions. `class` may name its class. With `folder`, the folder of
-    the pictures, paths from there are read as well.
+    caption; several lines of a picture are several captions. `class` may name its class. If the file does not lie
+    beside the pictures, `file_name` is the path from `folder`, that of the pictures, or from the same sub-folder in it.
     """
     known = {normalized(picture.file): picture.file for picture in pictures}
     texts, classes, absent = defaultdict(list), {}, set()
+    for place, count in Counter(map(os.path.dirname, files)).items():
+        if count > 1:
+            raise UserError(f'{os.path.join(root, place)}: has both metadata.csv and metadata.jsonl; leave one there')
     for file in files:
         path, beside = os.path.join(root, file), os.path.dirname(file)
+        from_pictures = os.path.relpath(os.path.dirname(os.path.abspath(path)), os.path.abspath(folder))
         for number, row in read_rows(path):
             name, text, class_name = (row.get(key) for key in ('file_name', 'text', 'class'))
             lines = text if isinstance(text, list) else [text]
             if not isinstance(name, str) or not name.strip() or not all(isinstance(line, str) for line in lines):
                 raise UserError(f'{path}: line {number} has no file_name or no text; give both, in quotation marks if '
                                 'they contain commas')
-            name = normalized(_path(beside, name.strip().replace('\\', '/')))
-            if folder and name not in known:  # the list lies elsewhere
-                name = os.path.relpath(os.path.join(root, name), folder).replace(os.sep, '/')
-            if name not in known:
-                absent.add(name)
+            name = name.strip().replace('\\', '/')
+            places = [normalized(_path(place, name)) for place in (from_pictures, beside)]
+            found = next((known[place] for place in places if place in known), None)
+            if found is None:
+                absent.add(places[-1])
                 continue
-            name = known[name]
-            texts[name] += [' '.join(line.split()) for line in lines]
-            if class_name:
-                classes[name] = checked_class(class_name, f'{path}: line {number}')
+            texts[found] += [' '.join(line.split()) for line in lines]
+            if class_name not in (None, ''):
+                class_name = checked_class(class_name, f'{path}: line {number}')
+                if classes.setdefault(found, class_name) != class_name:
+                    raise UserError(f'{path}: line {number} has the class {class_name}, and an earlier one of {found} '
+                                    f'{classes[found]}; give one class')
     source = ', '.join(files[:3]) + ', ...' * bool(files[3:])
     return Captions(source, lambda picture: partial(checked_captions, texts.get(picture.file, ())), classes, {}, absent)
 
@@ -88,19 +106,35 @@ def _path(*parts):
 def read_rows(path):
     """Yield (line number, {column: value}) for each row of a .csv or .jsonl file. Raises UserError if it is neither."""
     advice = 'give a file with file_name and text in each row'
-    if path.endswith('.csv'):
-        reader = csv.DictReader(io.StringIO(read_text(path, advice)))
-        try:
-            missing = [name for name in ('file_name', 'text') if name not in (reader.fieldnames or ())]
-            if missing:
-                found = shown(', '.join(map(str, reader.fieldnames or ['nothing'])))[:100]
-                raise UserError(f'{path}: its first line has no column {" and no column ".join(missing)} (it has '
-                                f'{found}); {advice}')
-            yield from ((reader.line_num, row) for row in reader)
-        except csv.Error as error:
-            raise UserError(f'{path}: line {reader.line_num} is not CSV ({error}); {advice}') from error
-        return
-    for number, line in enumerate(read_text(path, advice).split('\n'), 1):
+    lines = read_text(path, advice).split('\n')
+    return _csv_rows(path, lines, advice) if path.endswith('.csv') else _json_rows(path, lines, advice)
+
+
+def _csv_rows(path, lines, advice):
+    reader, line = csv.DictReader((f'{line}\n' for line in lines), skipinitialspace=True, strict=True), 1
+
+    def first_line():  # of the next row, which may have several
+        return next((number for number in range(reader.line_num + 1, len(lines) + 1) if lines[number - 1].strip()), 0)
+
+    try:
+        missing = [name for name in ('file_name', 'text') if name not in (reader.fieldnames or ())]
+        if missing:
+            found = shown(', '.join(map(str, reader.fieldnames or ['nothing'])))[:100]
+            raise UserError(f'{path}: its first line has no column {" and no column ".join(missing)} (it has {found}); '
+                            f'{advice}')
+        line = first_line()
+        for row in reader:
+            if None in row:
+                raise UserError(f'{path}: line {line} has more cells than there are columns; put text with commas in '
+                                'quotation marks')
+            yield line, row
+            line = first_line()
+    except csv.Error as error:
+        raise UserError(f'{path}: line {line} is not CSV ({error}); {advice}') from error
+
+
+def _json_rows(path, lines, advice):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -136,17 +170,11 @@ def read_coco(pictures, paths, with_objects):
         data = read_json(path, advice, JSON_BYTES['captions'])
         names, kind = _names_by_id(data, path, advice), os.path.basename(path)
         split = next((split for part, split in COCO_SPLITS.items() if kind.startswith(f'captions_{part}')), None)
-        files = {}
-        for number, name in names.items():
-            found = places.get(name.rpartition('/')[2], ())
-            if len(found) > 1:
-                raise UserError(f'{path}: {len(found)} pictures are called {shown(name)} ({found[0]} and '
-                                f'{found[1]}); give --images the folder of one of them')
-            if found:
-                files[number] = found[0]
-                splits |= {found[0]: split} if split else {}
-            else:
-                absent.add(name)
+        files = _files_of(names, places, path)
+        absent |= {name for number, name in names.items() if number not in files}
+        for file in files.values() if split else ():
+            if splits.setdefault(file, split) != split:
+                raise UserError(f'{path}: {file} has captions for both {splits[file]} and {split}; leave it in one')
         for one in _records(data, 'annotations', path, advice):
             text = one.get('caption')
             if not isinstance(text, str):
@@ -159,6 +187,33 @@ def read_coco(pictures, paths, with_objects):
     source = ', '.join(map(os.path.basename, paths))
     return Captions(source, lambda picture: partial(checked_captions, texts.get(picture.file, ())), classes, splits,
                     absent)
+
+
+def _files_of(names, places, path):
+    """Return {id: file} for the images {id: name} of one of COCO's files that are among the pictures.
+
+    `places` are {name of a picture: files that are called so, in whatever folders}. Raises UserError if it is not clear
+    which one an image is, or if two are the same.
+    """
+    files = {}
+    for number, name in names.items():
+        found = places.get(name.rpartition('/')[2], [])
+        exact = [file for file in found if f'/{file}'.endswith(f'/{name}')]
+        if '/' in name and len(found) > 1 and not exact:
+            continue
+        found = exact or found
+        if len(found) > 1:
+            raise UserError(f'{path}: {len(found)} pictures are called {shown(name)} ({found[0]} and {found[1]}); give '
+                            '--images the folder of one of them')
+        if found:
+            files[number] = found[0]
+    taken = {}
+    for number, file in files.items():
+        other = taken.setdefault(file, number)
+        if other != number:
+            raise UserError(f'{path}: {shown(names[other])} and {shown(names[number])} are both {file} among the '
+                            'pictures; leave one, or give --images a folder that has both')
+    return files
 
 
 def _largest_objects(path, files):
@@ -195,6 +250,8 @@ def _records(data, name, path, advice):
 
 def _id(record, name, path, advice):
     value = record.get(name)
+    if isinstance(value, float) and value.is_integer():  # pandas writes such ones
+        value = int(value)
     if not isinstance(value, int | str):
         raise UserError(f'{path}: a record has no {name}, or one that is neither a whole number nor text; {advice}')
     return value

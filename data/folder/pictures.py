@@ -3,7 +3,7 @@ import os
 from collections import Counter, namedtuple
 
 from common.errors import UserError
-from data.bounded_files import files_in, is_plain, normalized, shown
+from data.bounded_files import files_in, is_plain, normalized, shown, some
 
 ENDINGS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp')
 HELPERS = ('.txt', '.xml', '.json', '.jsonl', '.csv')  # beside pictures: captions, boxes, lists
@@ -22,8 +22,8 @@ def list_pictures(folder):
     """
     if not os.path.isdir(folder):
         raise UserError(f'--images {folder}: no such folder; give the folder of the pictures')
-    files, strange, others = [], [], Counter()
-    for file in files_in(folder):
+    files, strange, others, again = [], [], Counter(), []
+    for file in files_in(folder, again):
         stem, ending = os.path.splitext(file)
         if ending.lower() not in ENDINGS:
             others.update([ending.lower() or 'no ending'] if ending.lower() not in HELPERS else [])
@@ -34,6 +34,8 @@ def list_pictures(folder):
     if not files:
         found = f' (its files are {shown(", ".join(sorted(others)[:5]))})' if others else ''
         raise UserError(f'--images {folder}: holds no JPEG, PNG or WebP picture{found}; give the folder that does')
+    if again:
+        print(f'not read: {len(again)} links to folders that are read already ({some(again)})')
     tops = {file.lower().partition('/')[0] if '/' in file else None for file in files}
     has_splits = 'train' in tops and len(tops) > 1 and tops <= SPLITS.keys()
     return [_picture(folder, file, has_splits) for file in files], strange, others

@@ -25,9 +25,9 @@ from functools import partial
 from common.argument_types import fraction, path, plain_name
 from common.errors import OneLineParser, UserError, run_command
 from data import converting, layout
-from data.bounded_files import files_in, normalized, read_lines, read_numbered
+from data.bounded_files import files_in, normalized, read_lines, read_numbered, some
 from data.boxes import read_box, read_boxes, read_voc, read_yolo
-from data.converting import Entry, skip, some
+from data.converting import Entry, skip
 from data.folder import captions
 from data.folder.pictures import list_pictures
 
@@ -69,6 +69,8 @@ def parse_args():
 
 def output(args):
     """Return the path of the HDF5 file. Raises UserError if --dataset NAME would not find it, or it is another's."""
+    if args.name.endswith(('.hdf5', '.h5')):
+        raise UserError(f'--name {args.name}: give the name without its ending, {os.path.splitext(args.name)[0]}')
     if os.path.exists(os.path.join(DATA, args.name, 'prepare.py')) and not args.out:
         raise UserError(f'--name {args.name}: is the name of the data set of data/{args.name}/prepare.py; give another')
     out = os.path.abspath(args.out or os.path.join(DATA, args.name, f'{args.name}.hdf5'))
@@ -79,7 +81,7 @@ def output(args):
 
 
 def list_entries(args, skipped):
-    """Return (an `Entry` without a split for each picture, {key: split} that the files say); print what is odd."""
+    """Return (an `Entry` without a split for each picture, {path: split} that the files say); print what is odd."""
     pictures, strange, others = list_pictures(args.images)
     for file in strange:
         skip(skipped, file, 'its name has control characters or is not UTF-8')
@@ -103,7 +105,7 @@ def list_entries(args, skipped):
     print(f'classes: {len({entry.class_name for entry in entries})}' + (
         f', of which {single} are single pictures: any other picture is one of another class' if single else ''))
     splits = found.splits or {picture.file: picture.split for picture in pictures if picture.split}
-    return entries, {picture.key: splits[picture.file] for picture in pictures if picture.file in splits}
+    return entries, {picture.path: splits[picture.file] for picture in pictures if picture.file in splits}
 
 
 def find_boxes(given, captions_folder):
@@ -122,6 +124,8 @@ def find_boxes(given, captions_folder):
                                 'or boxes as NAME.xml')
         return lambda picture: partial(_box_beside, os.path.join(given, picture.key), endings)
     advice = "give --boxes a folder of YOLO's or Pascal VOC's files, or CUB's bounding_boxes.txt with images.txt beside"
+    if not os.path.exists(given):
+        raise UserError(f'--boxes {given}: no such file or folder; {advice}')
     images = os.path.join(os.path.dirname(given), 'images.txt')
     pairs = read_numbered(images, advice)
     boxes = read_boxes(given, images, pairs, advice)
@@ -142,7 +146,7 @@ def _box_beside(stem, endings, size):
 # --- splits -----------------------------------------------------------------------------------------------------------
 
 def split_entries(entries, args, known):
-    """Return the entries with their splits, from class lists, picture lists, shares, or `known`, {key: split}.
+    """Return the entries with their splits, from class lists, picture lists, shares, or `known`, {path: split}.
 
     Raises UserError if several of these are given, or a list is not of this data.
     """
@@ -158,38 +162,51 @@ def split_entries(entries, args, known):
         converting.check_lists(entries, lists, args.images)
         return entries, split_of
     if any(picture_lists.values()):
-        split_of = read_picture_lists(picture_lists, entries)
+        split_of = read_picture_lists(picture_lists, entries, args.images)
     elif known and not has_shares:
         print('splits: as the folders of the pictures, or the files of captions, are called')
         split_of = known
     else:
         split_of = share_out(entries, args)
-    return [entry._replace(split=split_of.get(entry.key)) for entry in entries], {}
+    return [entry._replace(split=split_of.get(entry.image_path)) for entry in entries], {}
 
 
-def read_picture_lists(picture_lists, entries):
-    """Return {key: split} from {split: path of a list of pictures}. Raises UserError if a picture is unknown."""
-    keys = {normalized(entry.key): entry.key for entry in entries}
+def read_picture_lists(picture_lists, entries, folder):
+    """Return {path: split} from {split: list of pictures}, each with or without ending, as a path in `folder`.
+
+    Raises UserError if a list is empty, or a picture is unknown or in two lists.
+    """
+    paths = {normalized(entry.key): entry.image_path for entry in entries}
+    paths |= {normalized(os.path.relpath(entry.image_path, folder).replace(os.sep, '/')): entry.image_path
+              for entry in entries}
     split_of = {}
     for split, file in picture_lists.items():
         advice = f'--{split}_list takes a file with one path of a picture on each line'
-        for line in read_lines(file, advice) if file else ():
+        lines = read_lines(file, advice) if file else ()
+        if file and not lines:
+            raise UserError(f'{file}: is empty; {advice}')
+        for line in lines:
             line = normalized(line.replace('\\', '/').removeprefix('./'))
-            key = keys.get(line) or keys.get(os.path.splitext(line)[0])
-            if key is None:
+            path = paths.get(line) or paths.get(os.path.splitext(line)[0])
+            if path is None:
                 raise UserError(f'{file}: {line[:100]!r} is not a picture in the folder; write paths such as '
                                 f'{entries[0].key}')
-            if split_of.setdefault(key, split) != split:
-                raise UserError(f'{file}: {line[:100]!r} is in the lists of both {split_of[key]} and {split}; '
+            if split_of.setdefault(path, split) != split:
+                raise UserError(f'{file}: {line[:100]!r} is in the lists of both {split_of[path]} and {split}; '
                                 'leave it in one')
     return split_of
 
 
 def share_out(entries, args):
-    """Return {key: split}, chosen at random: shares of the pictures, or of the classes, which stay whole."""
+    """Return {path: split}, chosen at random: shares of the pictures, or of the classes, which stay whole.
+
+    Shares are of those with captions: others are left out later, whatever their split.
+    """
     shares = {'valid': args.valid_share or 0, 'test': TEST_SHARE if args.test_share is None else args.test_share}
-    item_of = {entry.key: entry.class_name if args.share_of == 'classes' else entry.key for entry in entries}
-    items, split_of, at = sorted(set(item_of.values())), {}, 0
+    of_classes = args.share_of == 'classes'
+    item_of = {entry.image_path: entry.class_name if of_classes else entry.image_path for entry in entries}
+    usable = list(filter(has_captions, entries)) or entries
+    items, split_of, at = sorted({item_of[entry.image_path] for entry in usable}), {}, 0
     random.Random(1 if args.seed is None else args.seed).shuffle(items)
     for split, part in shares.items():
         count = max(1, round(part * len(items))) if part else 0
@@ -198,7 +215,14 @@ def share_out(entries, args):
     if at >= len(items):
         raise UserError(f'{len(items)} {args.share_of} are too few for these shares: none would be left to train on; '
                         'give --test_share 0, or smaller shares')
-    return {key: split_of.get(item, 'train') for key, item in item_of.items()}
+    return {path: split_of.get(item, 'train') for path, item in item_of.items()}
+
+
+def has_captions(entry):
+    try:
+        return bool(entry.captions())
+    except ValueError:
+        return False
 
 
 def main():
@@ -217,8 +241,9 @@ def main():
     if any(split_of):
         converting.report_unlisted(entries, split_of)
     elif len(chosen) < len(entries):
-        lists = 'list' if args.train_list or args.valid_list or args.test_list else 'file of captions'
-        print(f'left out: {len(entries) - len(chosen)} photographs that no {lists} contains')
+        has_lists = args.train_list or args.valid_list or args.test_list
+        print(f'left out: {len(entries) - len(chosen)} photographs that no '
+              f'{"list" if has_lists else "captions_train*.json or captions_val*.json"} contains')
     if len({entry.class_name for entry in chosen if entry.split == 'train'}) == 1:
         print('one class only in /train: a sentence encoder cannot be trained with it; add --classes own, so that each '
               'picture is a class')
