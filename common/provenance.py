@@ -15,7 +15,7 @@ from common import flags, run
 from common.errors import UserError
 from common.files import check_is_file
 
-MOST_ROWS = 65536  # of a batch: more would be a record that no command here wrote
+MOST_ROWS = 8192  # of a batch: more would be a record that no command here wrote
 FINGERPRINT = re.compile(r'[\w ]{0,80}', re.ASCII)  # '' if unknown
 
 

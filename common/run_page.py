@@ -27,17 +27,19 @@ FRAMES, FRAME = 40, 340              # samples in the film strip, and their widt
 TILES, TILE = 16, 512                # images of the newest sample that are shown with captions, and their largest width
 PIXELS = 50_000_000                  # of the largest sample that is decoded
 COMMAND = re.compile(r' data-command="([^"]*)"')
+EVENTS = re.compile(r'events\.out\.tfevents\.(\d{1,11})\.')  # the time is in seconds
 STARTED = re.compile(r'_(\d{8}_\d{6})(_\d+)?$')
 
 
 class RunPage:
     """The page of a run that is being trained, renewed so rarely that it takes less than a hundredth of the time.
 
-    `log` is the `common.log.Log` that reports what cannot be written.
+    `log` is the `common.log.Log` that reports what cannot be written, and `progress` that of the training, which ends
+    after `epochs` epochs.
     """
 
-    def __init__(self, run_dir, log):
-        self.run_dir, self.log = run_dir, log
+    def __init__(self, run_dir, log, progress, epochs):
+        self.run_dir, self.log, self.progress, self.epochs = run_dir, log, progress, epochs
         self.due, self.history, self.warned = 0, History(run_dir), False
 
     def renew(self, at_once=False):
@@ -52,7 +54,9 @@ class RunPage:
             self.warned = True
             return
         with self.log.attempt('the page'):
-            write(self.run_dir, self.history, command_of_this_process())
+            done = self.progress['epoch']
+            at = [done + (self.progress['batch'] > 0), done, self.epochs, self.progress['step']]
+            write(self.run_dir, self.history, command_of_this_process() | {'position': at})
         self.due = time.monotonic() + SHARE * (time.monotonic() - start)
 
 
@@ -75,13 +79,36 @@ def renew(run_dir):
 
     Raises CannotWrite.
     """
-    head = head_of(os.path.join(run_dir, PAGE), GENERATOR)
-    if head is None:
-        return
-    command = {}
+    if head_of(os.path.join(run_dir, PAGE), GENERATOR) is not None:
+        write(run_dir, History(run_dir), noted(run_dir))
+
+
+def noted(run_dir):
+    """Return what the page of a run notes about its training, a dict; {} if it has no page."""
     with suppress(ValueError, RecursionError, TypeError):
-        command = json.loads(html.unescape(COMMAND.search(head)[1]))
-    write(run_dir, History(run_dir), command if isinstance(command, dict) else {})
+        command = json.loads(html.unescape(COMMAND.search(head_of(os.path.join(run_dir, PAGE), GENERATOR))[1]))
+        if isinstance(command, dict):
+            return command
+    return {}
+
+
+def position(history, command):
+    """Return (epochs begun, epochs done, epochs in all, steps) as the page notes them in `command`, or as the log says.
+
+    The log is newer while a training goes on, but it does not say whether the epoch of its last line is done.
+    """
+    found = command.get('position')
+    if isinstance(found, list) and len(found) == 4 and all(type(number) is int and 0 <= number < LARGEST
+                                                           for number in found) and found[3] >= history.step:
+        begun, *others = found
+        return history.epoch if found[3] == history.step > 0 else begun, *others
+    return history.epoch, history.epoch - (history.epoch < history.epochs), history.epochs, history.step
+
+
+def epoch_shown(position, between):
+    """Return in which epoch a run is, such as '2/5', with `between` the two numbers."""
+    begun, done, epochs, _ = position
+    return f'{begun:,}{between}{epochs:,}{" (not done)" if done < begun == epochs else ""}'
 
 
 def write(run_dir, history, command):
@@ -101,30 +128,32 @@ def page(run_dir, history, command):
     name = os.path.basename(os.path.abspath(run_dir))
     options = run.read_options(run_dir)
     legend, captions = read_captions(run_dir)
-    parts = [f'<h1>{text(name)}</h1>', f'<p>{_summary(run_dir, options, history)}</p>',
+    parts = [f'<h1>{text(name)}</h1>', f'<p>{_summary(run_dir, options, position(history, command))}</p>',
              *_tiles(run_dir, legend, captions),
              '<h2>Losses</h2>', _losses(history), *_film(run_dir), *_measured(run_dir),
              '<h2>Options</h2>', _options(options, command.get('defaults')),
-             '<h2>Commands</h2>', _commands(run_dir, options, history, command, captions)]
+             '<h2>Commands</h2>', _commands(run_dir, options, command, captions, position(history, command))]
     noted = html.escape(json.dumps(command, sort_keys=True, default=str))
     return document(name, GENERATOR, parts, f' data-command="{noted}"')
 
 
-def _summary(run_dir, options, history):
+def _summary(run_dir, options, position):
     facts = [f'started {started(run_dir)}', f'data: {text(options.get("dataset"))}']
-    if history.newest:
-        facts.append(f'epoch {history.epoch:,} of {history.epochs:,}, step {history.step:,}')
+    if position[2]:
+        facts.append(f'epoch {epoch_shown(position, " of ")}, step {position[3]:,}')
     facts += [shown_size(size_of(run_dir)), f'this page: {time.strftime("%Y-%m-%d %H:%M")}']
     return f'<strong>{text(options.get("model"))}</strong> &middot; ' + ' &middot; '.join(facts)
 
 
 def started(run_dir):
-    """Return when a run was started, as its folder's name says, or else when its options were written."""
+    """Return when a run was started, as its folder's name says, or else the names of its curves, or its options."""
     stamp = STARTED.search(os.path.basename(os.path.abspath(run_dir)))
     with suppress(ValueError, TypeError):
         return time.strftime('%Y-%m-%d %H:%M', time.strptime(stamp[1], '%Y%m%d_%H%M%S'))
     try:
-        return time.strftime('%Y-%m-%d %H:%M', time.localtime(os.path.getmtime(os.path.join(run_dir, run.OPTIONS))))
+        seconds = [int(found[1]) for found in map(EVENTS.match, os.listdir(run_dir)) if found]
+        first = min(seconds, default=None) or os.path.getmtime(os.path.join(run_dir, run.OPTIONS))
+        return time.strftime('%Y-%m-%d %H:%M', time.localtime(first))
     except (OSError, OverflowError, ValueError):
         return 'at an unknown time'
 
@@ -187,13 +216,14 @@ def _is_point(step, value):
     return type(step) is int and 0 <= step < LARGEST and isinstance(value, float) and abs(value) < LARGEST
 
 
-def _commands(run_dir, options, history, command, captions):
+def _commands(run_dir, options, command, captions, position):
     """Return the commands that continue the run and generate with it, as they are typed in the repository's root."""
     place = os.path.relpath(os.path.abspath(run_dir), ROOT)
     place = shlex.quote(os.path.abspath(run_dir) if place.startswith(os.pardir) else place)
     script, count = shlex.quote(plain(command.get('script', 'main.py'))), command.get('ranks')
     launcher = f'torchrun --nproc_per_node={count}' if type(count) is int and count > 1 else 'python'
-    longer = f' --epochs {2 * history.epochs}' if history.newest and history.epoch >= history.epochs else ''
+    _, done, epochs, _ = position
+    longer = f' --epochs {2 * epochs}' if epochs and done >= epochs else ''
     lines = [('Continue', f'{launcher} {script} --train --resume {place}{longer}')]
     if 'text' in options:
         sentence = f' --text {shlex.quote(plain(captions[0][0]))}' if captions else ''

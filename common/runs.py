@@ -2,7 +2,8 @@
 
     python common/runs.py [DIR]
 
-DIR is a run folder, a folder of runs, or one whose folders have runs in `output/` (default: this repository).
+DIR is a run folder, a folder of runs, or one that has runs in `output/` or in `FOLDER/output/` (default: this
+repository).
 """
 import os
 import sys
@@ -16,6 +17,7 @@ if __name__ == '__main__':
 
 import argparse
 import glob
+import itertools
 import re
 import shutil
 import textwrap
@@ -26,7 +28,7 @@ from common import flags, run
 from common.errors import OneLineParser, UserError, run_command
 from common.history import TAIL, History, measured
 from common.page import plain
-from common.run_page import shown_size, size_of, started
+from common.run_page import epoch_shown, noted, position, shown_size, size_of, started
 
 HEAD = ('run', 'started', 'data', 'epoch', 'size', 'losses', 'measured')
 GAP = 2        # spaces between two columns
@@ -75,14 +77,15 @@ def find(folder):
 
 
 def candidates(folder):
-    """Return the folders that are runs or, by their names, were: `folder`, or those in it and in each `output` below.
+    """Return the folders that are runs or, by their names, were: `folder`, or those in it, in `output` and below.
 
     All others are foreign, and not mentioned.
     """
     if run.has_options(folder):
         return [folder]
     found = []
-    for place in [folder, *glob.glob(os.path.join(glob.escape(folder), '*', 'output'))]:
+    below = (glob.glob(os.path.join(glob.escape(folder), *parts)) for parts in (['output'], ['*', 'output']))
+    for place in [folder, *itertools.chain(*below)]:
         try:
             names = sorted(os.listdir(place))
         except OSError as error:
@@ -97,11 +100,12 @@ def candidates(folder):
 def row(path, options):
     """Return the cells of a run's row."""
     history = History(path).read(tail=TAIL)
+    at = position(history, noted(path))
     numbers = measured(path)
     measures = [f'{name} {value}' for name, value in numbers.items() if name not in HOW]
     shortest = min(os.path.relpath(path), path, key=len)
     return [plain(shortest), started(path), plain(options.get('dataset'), 40),
-            f'{history.epoch}/{history.epochs}' if history.epochs else '-', shown_size(size_of(path)),
+            epoch_shown(at, '/') if at[2] else '-', shown_size(size_of(path)),
             ' '.join(f'{plain(name)} {plain(value)}' for name, value in history.newest.items()) or '-',
             ' '.join(map(plain, measures)) or '-']
 

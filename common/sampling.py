@@ -11,6 +11,7 @@ import torch
 from PIL import PngImagePlugin
 from tqdm import tqdm
 
+from common import torch_errors
 from common.errors import UserError
 from common.files import atomic_write, convert_os_errors
 from common.letters import CONTROL
@@ -68,14 +69,20 @@ def in_batches(generate, embeddings, batch_size, seed, truncation=None, like=Non
     """Yield `generate(embeddings, seed, truncation)`, a list of images [B, 3, S, S] per size, for each batch.
 
     With `like`, the record of an image as `common.provenance` reads it, each of the embeddings gives one image, from
-    the noise of that one.
+    the noise of that one. Raises UserError if the batch of that one does not fit into memory.
     """
     if like is None:
         for number, part in enumerate(embeddings.split(batch_size)):
             yield generate(part, seed + number, truncation)
         return
     for embedding in embeddings:  # a batch of the same size, as results are rounded differently in another
-        images = generate(embedding.expand(like['batch'], -1), like['seed'], like['truncation'])
+        try:
+            images = generate(embedding.expand(like['batch'], -1), like['seed'], like['truncation'])
+        except (RuntimeError, MemoryError) as error:
+            if not (torch_errors.is_out_of_memory(error) or isinstance(error, torch.OutOfMemoryError)):
+                raise
+            raise UserError(f'--like {like["file"]}: was one of a batch of {like["batch"]:,} images, which has to be '
+                            'generated again, and does not fit into the memory here') from error
         yield [of_size[like['row'], None] for of_size in images]
 
 

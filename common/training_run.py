@@ -62,7 +62,7 @@ class TrainingRun:
             self.writer = stack.enter_context(Log(self.out_dir, self.verbose, self.progress['step'], self.unit))
             stack.enter_context(convert_errors(self.out_dir, lambda: self.progress['step'] + 1))
             self.checkpoints = _CheckpointWriter(self.model, self.out_dir, self.writer)
-            self.page = RunPage(self.out_dir, self.writer)
+            self.page = RunPage(self.out_dir, self.writer, self.progress, self.last_epoch)
             self.contexts = stack.pop_all()
         return self
 

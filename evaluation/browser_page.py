@@ -64,8 +64,8 @@ def build(runs):
             truncation = gradio.Slider(0.1, NO_LIMIT, NO_LIMIT, step=0.1, label='Truncation', buttons=[],
                                        info=f'The largest noise. {NO_LIMIT:g} is any noise; with less, '
                                             'images are more alike.')
-            seed = gradio.Number(1, label='Seed', info='Another seed gives another noise.', precision=0, minimum=0,
-                                 maximum=LARGEST_SEED)
+            # Its limits are checked below: Gradio would only say `Error`, and print a traceback in the terminal.
+            seed = gradio.Number(1, label='Seed', info='Another seed gives another noise.')
         chosen = gradio.CheckboxGroup([(title(run), place) for place, run in enumerate(runs)], label='Runs',
                                       value=list(range(len(runs))), info='They get the same sentence and noise.',
                                       visible=len(runs) > 1)
@@ -157,10 +157,11 @@ def checked(sentence, name='sentence'):
 
 
 def checked_seed(seed):
-    """Return a seed. Raises UserError if there is none."""
-    if seed is None:
-        raise UserError(f'The seed is empty; type a whole number from 0 to {LARGEST_SEED:,}')
-    return seed
+    """Return a seed. Raises UserError if there is none, or it is no whole number, or too large."""
+    if seed is None or not 0 <= seed <= LARGEST_SEED or seed != int(seed):
+        raise UserError(f'The seed is {"empty" if seed is None else seed}; type a whole number from 0 to '
+                        f'{LARGEST_SEED:,}')
+    return int(seed)
 
 
 def _of(runs, numbers):

@@ -183,6 +183,8 @@ def test_a_sentence_that_cannot_be_read_is_one_line(runs, sentence, why):
 
 def test_no_run_and_no_seed_are_one_line(runs):
     assert 'choose one' in answered(runs, numbers=[])[0] and 'seed is empty' in answered(runs, seed=None)[0]
+    for seed in (-5, 1.7, browser_page.LARGEST_SEED + 1):
+        assert f'The seed is {seed}; type a whole number' in answered(runs, seed=seed)[0]
     assert browser_page.curves_of(runs, []) == ''
 
 

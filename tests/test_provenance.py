@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from common import provenance
+from common import provenance, sampling
 from common.errors import UserError
 from common.sampling import truncate
 from stackgan_v1 import main as stackgan_v1
@@ -189,3 +189,13 @@ def test_truncation_changes_the_images(section, call):
             assert max((a - b).abs().max() for a, b in zip(plain, values)) <= 1
         else:
             assert not torch.equal(values[0], plain[0])
+
+
+@pytest.mark.parametrize('error', [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: ..."),
+                                   torch.OutOfMemoryError('CUDA out of memory')])
+def test_a_batch_that_does_not_fit_into_memory_is_named(error):
+    def generate(*_):
+        raise error
+    like = {'file': 'one.png', 'batch': 4096, 'row': 0, 'seed': 1, 'truncation': None}
+    with pytest.raises(UserError, match='--like one.png: was one of a batch of 4,096 images, which has to be'):
+        list(sampling.in_batches(generate, torch.zeros(1, 8), 4, 1, like=like))

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import shutil
+import time
 import tracemalloc
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,12 +18,13 @@ import stackgan_v1.main
 import stackgan_v2.main
 import text2image.main
 import word2vec.main
-from common import run_page
+from common import run_page, runs
 from common.errors import CannotWrite, run_command
 from common.flags import ROOT
 from common.history import KEPT, History
 from common.log import CAPTIONS, Log
 from common.pictures import grid, to_pil, with_captions
+from common.progress import new_progress
 from common.run_page import RunPage, frames
 from tests.commands import DATA, Caller, newest
 
@@ -246,7 +248,7 @@ def test_a_page_that_cannot_be_written_stops_no_training(error, words, call, mon
 def test_a_page_takes_little_of_the_time(words, monkeypatch):
     with Log(str(words), False, 0) as log:
         written, now = [], [1000.0]
-        page = RunPage(str(words), log)
+        page = RunPage(str(words), log, new_progress(), 1)
         monkeypatch.setattr(run_page.time, 'monotonic', lambda: now[0])
 
         def write(*_):
@@ -260,7 +262,7 @@ def test_a_page_takes_little_of_the_time(words, monkeypatch):
         assert 2 * len(written) < 0.01 * (now[0] - 1000) and len(written) > 20
         page.renew(at_once=True)
         assert written[-1] == now[0] - 2
-        RunPage('', log).renew(at_once=True)  # no folder: another rank, or no `out_dir`
+        RunPage('', log, new_progress(), 1).renew(at_once=True)  # no folder: another rank, or no `out_dir`
         (words / 'options.json').unlink()
         count = len(written)
         page.renew(at_once=True)
@@ -280,6 +282,34 @@ def test_a_stopped_run_has_a_page(call, tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         call('--train', *DATA, '--out_dir', tmp_path, '--epochs', 9, '--log_interval', 1, *TYPED['word2vec'])
     assert 'epoch 1 of 9' in page_of(newest(tmp_path, 'tiny_')).text
+
+
+def test_a_page_says_what_is_done_also_of_epochs_without_a_line(call, tmp_path, monkeypatch):
+    call('--train', *DATA, '--out_dir', tmp_path, '--epochs', 2, '--log_interval', 1000, *TYPED['word2vec'])
+    run_dir = newest(tmp_path, 'tiny_')
+    assert 'epoch 2 of 2, ' in page_of(run_dir).text and page_of(run_dir).cells[-1].endswith('--epochs 4')
+    assert '  2/2  ' in '\n'.join(runs.lines(runs.find(str(run_dir))[0], None))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        train_step = main.Model.train_step
+
+        def stopped(self, batch):
+            if self.progress['batch'] == 2:
+                raise KeyboardInterrupt
+            return train_step(self, batch)
+
+        patch.setattr(main.Model, 'train_step', stopped)
+        call('--train', '--resume', run_dir, '--epochs', 3)
+    assert 'epoch 3 of 3 (not done), ' in page_of(run_dir).text
+    assert '--epochs' not in page_of(run_dir).cells[-1]  # the run has that number
+    assert '  3/3 (not done)  ' in '\n'.join(runs.lines(runs.find(str(run_dir))[0], None))
+
+
+def test_a_renamed_run_keeps_its_start(call, words, tmp_path):
+    before = run_page.started(words)
+    moved = shutil.copytree(words, tmp_path / 'renamed')
+    (moved / 'events.out.tfevents.1262304000.mine').write_bytes(b'')
+    call('--train', '--resume', moved, '--epochs', 3)
+    assert run_page.started(moved) == time.strftime('%Y-%m-%d %H:%M', time.localtime(1262304000)) != before
 
 
 def test_writing_a_page_draws_no_random_numbers(words):

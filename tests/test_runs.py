@@ -48,7 +48,7 @@ def test_runs_are_listed_by_time(tmp_path, listed):
                                '1.25', 'loss_G', '-3', 'step', '20', 'species', '0.5']
     assert rows[0].index('birds') == rows[1].index('owls') == head.index('data')
     assert last == 'not listed: 1 of text (folders of generated images)'
-    for folder in (second, second.parent):
+    for folder in (second, second.parent, second.parent.parent):
         assert [line.split() for line in listed(folder)] == [head.split(), rows[1].split()]
 
 
