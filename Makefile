@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint chaos fuzz clean
+.PHONY: help demo test extras lint chaos fuzz clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -24,6 +24,10 @@ demo: .venv/ready  ## make a data set of toy birds, train on it, generate images
 
 test: .venv/ready  ## run the tests, with short forms of chaos and fuzz
 	$(PY) -m pytest -n 2 --dist loadfile
+
+extras: .venv/ready  ## install the optional packages of the page and of other encoders, and run their tests
+	$(PY) -m pip install --quiet -r requirements-app.txt -r requirements-encoders.txt
+	$(PY) -m pytest -n 2 tests/test_app.py tests/test_encoders.py
 
 lint: .venv/ready  ## check the style with ruff
 	$(PY) -m ruff check .
