@@ -1,5 +1,6 @@
 """A folder of one's own pictures, with captions, classes, boxes and splits as people have them -> HDF5 -> training."""
 import json
+import math
 import os
 import signal
 import subprocess
@@ -133,6 +134,10 @@ def test_metadata_files(tmp_path, here, name, text, where):
     ('metadata.csv', 'file_name,text,class\na.jpg,x,b\x1b[2J\n', "'b\\x1b[2J' cannot be the name of a class"),
     ('metadata.jsonl', '{"file_name": "a.jpg"}', 'line 1 has no file_name or no text'),
     ('metadata.jsonl', '{"file_name": "a.jpg", "text": [1]}', 'line 1 has no file_name or no text'),
+    ('metadata.csv', 'file_name,text,text\na.jpg,x,y\n', "its first line has the column 'text' twice"),
+    ('metadata.jsonl', '{"file_name": "a.jpg", "text": "x", "text": "y"}', "line 1 has 'text' twice"),
+    ('metadata.jsonl', '{"file_name": "a.jpg", "text": "x", "class": true}', 'line 1: True cannot be the name of a'),
+    ('metadata.jsonl', '{"file_name": "a.jpg", "text": "x", "class": [1]}', 'line 1: [1] cannot be the name of a'),
     ('metadata.jsonl', '[1]', 'line 1 is not a JSON object'),
     ('metadata.jsonl', '[' * 100000, 'line 1 is not a JSON object'),
     ('captions_x.json', '[' * 100000, 'is not a JSON file'),
@@ -163,6 +168,9 @@ def test_a_space_after_a_comma_and_classes_that_are_numbers(tmp_path, here):
                                                for number, name in enumerate('ab')))
     assert 'classes: 2\n' in here('--images', images, *ALL)
     assert set(made(tmp_path)['train']) == {('0', 'a'), ('1', 'b')}
+    write(images / 'metadata.jsonl', '\n'.join(json.dumps({'file_name': f'{name}.jpg', 'text': 'x', 'class': math.nan})
+                                               for name in 'ab'))
+    assert 'classes: 2, of which 2 are single pictures' in here('--images', images, *ALL)
 
 
 def test_metadata_is_about_pictures_beside_it(tmp_path, here, error):
@@ -501,6 +509,10 @@ def test_coco_with_paths_and_with_numbers_as_pandas_writes_them(tmp_path, here, 
     assert found == [['of a/1.jpg'], ['of b/1.jpg'], ['of 2.jpg']]
     write_coco('captions_val.json', 'b/2.jpg')
     assert 'b/2.jpg has captions for both train and test' in error('--images', images, '--captions', tmp_path / 'json')
+    write_coco('captions_train (1).json', 'b/1.jpg')
+    os.remove(tmp_path / 'json' / 'captions_val.json')
+    assert 'captions_train.json: has captions of b/1.jpg, and captions_train (1).json has, too' in error(
+        '--images', images, '--captions', tmp_path / 'json')
     write_coco('captions_val.json', 'b/2.jpg', '2.jpg')
     assert 'captions_val.json: b/2.jpg and 2.jpg are both b/2.jpg among the pictures' in error(
         '--images', images, '--captions', tmp_path / 'json' / 'captions_val.json')

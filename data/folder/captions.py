@@ -90,7 +90,7 @@ def read_metadata(pictures, root, files, folder):
                 absent.add(places[-1])
                 continue
             texts[found] += [' '.join(line.split()) for line in lines]
-            if class_name not in (None, ''):
+            if not is_absent(class_name):
                 class_name = checked_class(class_name, f'{path}: line {number}')
                 if classes.setdefault(found, class_name) != class_name:
                     raise UserError(f'{path}: line {number} has the class {class_name}, and an earlier one of {found} '
@@ -122,6 +122,10 @@ def _csv_rows(path, lines, advice):
             found = shown(', '.join(map(str, reader.fieldnames or ['nothing'])))[:100]
             raise UserError(f'{path}: its first line has no column {" and no column ".join(missing)} (it has {found}); '
                             f'{advice}')
+        repeated = [name for name, count in Counter(reader.fieldnames).items() if count > 1]
+        if repeated:
+            raise UserError(f'{path}: its first line has the column {shown(repeated[0])!r} twice; give one, and a row '
+                            'for each caption')
         line = first_line()
         for row in reader:
             if None in row:
@@ -138,16 +142,35 @@ def _json_rows(path, lines, advice):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_without_repetition)
         except (ValueError, RecursionError) as error:
-            raise UserError(f'{path}: line {number} is not a JSON object; {advice}') from error
+            why = error if isinstance(error, _Repeated) else 'is not a JSON object'
+            raise UserError(f'{path}: line {number} {why}; {advice}') from error
         if not isinstance(row, dict):
             raise UserError(f'{path}: line {number} is not a JSON object; {advice}')
         yield number, row
 
 
+class _Repeated(ValueError):
+    """A key that an object of a JSON file has twice: of two values, one would be lost."""
+
+
+def _without_repetition(pairs):
+    for name, count in Counter(name for name, _ in pairs).items():
+        if count > 1:
+            raise _Repeated(f'has {shown(name)[:60]!r} twice')
+    return dict(pairs)
+
+
+def is_absent(value):
+    """Return whether the value of a cell is none: pandas writes NaN for it."""
+    return value in (None, '') or value != value
+
+
 def checked_class(name, where):
     """Return the name of a class. Raises UserError, which begins with `where`, if it cannot be one."""
+    if isinstance(name, bool) or not isinstance(name, str | int | float):
+        raise UserError(f'{where}: {shown(str(name))[:60]} cannot be the name of a class; write text or a number')
     name = normalized(str(name).strip())
     if not name or '/' in name or not is_plain(name) or len(name) > LONGEST_CLASS:
         raise UserError(f'{where}: {name[:60]!r} cannot be the name of a class; write up to {LONGEST_CLASS} '
@@ -165,16 +188,18 @@ def read_coco(pictures, paths, with_objects):
     places = defaultdict(list)
     for picture in pictures:
         places[os.path.basename(picture.file)].append(picture.file)
-    texts, classes, splits, absent = defaultdict(list), {}, {}, set()
+    texts, classes, splits, origins, absent = defaultdict(list), {}, {}, {}, set()
     for path in paths:
         data = read_json(path, advice, JSON_BYTES['captions'])
         names, kind = _names_by_id(data, path, advice), os.path.basename(path)
         split = next((split for part, split in COCO_SPLITS.items() if kind.startswith(f'captions_{part}')), None)
         files = _files_of(names, places, path)
         absent |= {name for number, name in names.items() if number not in files}
-        for file in files.values() if split else ():
-            if splits.setdefault(file, split) != split:
+        for file in files.values():
+            if split and splits.setdefault(file, split) != split:
                 raise UserError(f'{path}: {file} has captions for both {splits[file]} and {split}; leave it in one')
+            if origins.setdefault(file, kind) != kind:
+                raise UserError(f'{path}: has captions of {file}, and {origins[file]} has, too; leave it in one')
         for one in _records(data, 'annotations', path, advice):
             text = one.get('caption')
             if not isinstance(text, str):
