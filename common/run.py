@@ -256,9 +256,24 @@ def checkpoint_file(model, out_dir, given, resumed, find=checkpoint.find, pretra
         is_any_run = not any(wanted.values()) and not {'out_dir', 'model', 'data_dir'} & set(GIVEN_FLAGS)
         if not (pretrained and is_any_run and os.path.isdir(pretrained)):
             raise
-        print(f'no run of your own yet: generating with the pretrained weights in {pretrained}')
+        print(f'{no_run_yet(out_dir, model)}: generating with the pretrained weights in {pretrained}')
         folder = pretrained
     return checkpoint.newest(os.path.join(folder, f'{model}.pt'))
+
+
+def no_run_yet(out_dir, model):
+    """Return why there is no run to generate with: a line that names a run with another `--model`, if there is one."""
+    for name in sorted(_names_in(out_dir), reverse=True):
+        if files := _checkpoints_in(os.path.join(out_dir, name)):
+            other = os.path.join(out_dir, name, files[0])
+            return f'no run with a {model}.pt yet (to generate with {name}, add --checkpoint {other})'
+    return 'no run of your own yet'
+
+
+def _checkpoints_in(run_dir):
+    """Return the names of a run's checkpoints, [] if the folder is no run."""
+    names = _names_in(run_dir) if has_options(run_dir) else []
+    return sorted(name for name in names if name.endswith('.pt') and name != ENCODER)
 
 
 def existing(path, model, find=checkpoint.find):
@@ -270,7 +285,9 @@ def existing(path, model, find=checkpoint.find):
                             'before the first one or has not reached it yet, or it holds the output of a trained '
                             'model; give another run')
         if has_options(path):
-            raise UserError(f'{path}: is a run, but not of this section or --model: it has no {model}.pt')
+            others = _checkpoints_in(path)
+            advice = f'; give {os.path.join(path, others[0])} if it is that one' if others else ''
+            raise UserError(f'{path}: is a run, but not of this section or --model: it has no {model}.pt{advice}')
         raise UserError(f'{file}: no such checkpoint here; give a run folder, its {model}.pt or a snapshot in its '
                         'Model/')
     return file

@@ -67,7 +67,7 @@ def main():
     if len(sentences) > ROWS:
         raise UserError(f'{len(sentences)} sentences: too many for one sheet; give {ROWS} or fewer')
     columns = [generate(run, sentences, options.seed, device) for run in runs]
-    differing = differences([run.options for run in runs])
+    differing = differing_options(runs)
     sections = [run.section for run in runs] if len({run.section for run in runs}) > 1 else [''] * len(runs)
     titles = [f'{section} {title_of(of_run)}, {run.step:,} steps'.strip()
               for section, run, of_run in zip(sections, runs, differing)]
@@ -101,6 +101,16 @@ def generate(run, sentences, seed, device):
     batches = tqdm(in_batches(run.generate, embeddings, BATCH, seed), 'generating', -(-len(sentences) // BATCH),
                    unit=' batches', leave=False, disable=None, delay=2)
     return torch.cat(list(batches))
+
+
+def differing_options(runs):
+    """Return the `differences` of each run from all others, and those from the others of the same GAN."""
+    found = differences([run.options for run in runs])
+    for section in {run.section for run in runs}:
+        same = [number for number, run in enumerate(runs) if run.section == section]
+        for number, within in zip(same, differences([runs[number].options for number in same])):
+            found[number] = dict(sorted({**found[number], **within}.items()))
+    return found
 
 
 def differences(all_options):

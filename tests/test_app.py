@@ -185,6 +185,10 @@ def test_no_run_and_no_seed_are_one_line(runs):
     assert 'choose one' in answered(runs, numbers=[])[0] and 'seed is empty' in answered(runs, seed=None)[0]
     for seed in (-5, 1.7, browser_page.LARGEST_SEED + 1):
         assert f'The seed is {seed}; type a whole number' in answered(runs, seed=seed)[0]
+    assert 'The number of images is 2.5; type a whole number from 1 to 8' in answered(runs, count=2.5)[0]
+    assert 'The truncation is 0; type a number from 0.1 to 3.0' in answered(runs, truncation=0)[0]
+    between = browser_page.between_two(runs, RED, 'a blue bird', None, [0], 1, 1, 1)
+    assert 'The place between the sentences is empty; type a number from 0 to 1' in last(between)[0]
     assert browser_page.curves_of(runs, []) == ''
 
 
