@@ -370,6 +370,11 @@ def test_the_page_in_a_browser(served):
         page.keyboard.press('ArrowRight')
         page.locator('#said_between').filter(has_text='55%').wait_for()
         sync_api.expect(page.locator('#between img').first).not_to_have_attribute('src', before, timeout=60_000)
+        number = page.get_by_label('number input for From the first')
+        number.fill('')  # as while another number is typed; the server prints no traceback: see `served`
+        page.locator('#said_between').filter(has_text='is empty; type a number from 0 to 1').wait_for()
+        number.fill('1')
+        page.locator('#said_between').filter(has_text='100%').wait_for()
         for width in (375, 1000):
             page.set_viewport_size({'width': width, 'height': 700})
             assert page.evaluate('document.documentElement.scrollWidth') <= width
