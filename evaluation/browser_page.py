@@ -88,8 +88,8 @@ def build(runs):
 
         settings = [chosen, seed, count, truncation]
         quiet = {'api_visibility': 'private', 'show_progress': 'hidden'}
-        for event in (button.click, sentence.submit):
-            event(partial(answer, runs), [sentence, *settings], [said, images, photographs], **quiet)
+        gradio.on([button.click, sentence.submit], partial(answer, runs), [sentence, *settings],
+                  [said, images, photographs], trigger_mode='always_last', **quiet)
         for event in (other.submit, place.change):
             event(partial(between_two, runs), [sentence, other, place, *settings],
                   [said_between, between], trigger_mode='always_last', **quiet)

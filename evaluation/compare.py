@@ -39,6 +39,7 @@ CAPTION = 30               # letters in a line of a caption
 BATCH, ROWS = 64, 256      # images generated at once, and sentences on a sheet
 SHOWN = 8                  # held-out captions that are shown if no sentence is given
 # Options that say where a run is and how it computes, not what it learns.
+LONGEST = 100  # letters of a value that is shown
 NOT_SHOWN = {'cache', 'compile', 'count', 'cuda', 'data_dir', 'encoder', 'gpu', 'keep', 'log_interval', 'model',
              'out_dir', 'precision', 'resume', 'text', 'text_file', 'train', 'workers'}
 
@@ -118,13 +119,18 @@ def differences(all_options):
 
     Options that not all runs have are left out, those of another section.
     """
-    def shown(options, name):  # a default of 50 and a typed 50.0 are the same
+    def whole(options, name):  # a default of 50 and a typed 50.0 are the same
         value = options[name]
-        return str(int(value) if isinstance(value, float) and value.is_integer() else value)[:100]
+        return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
     names = sorted(set.intersection(*map(set, all_options)) - NOT_SHOWN)
-    differing = [name for name in names if len({shown(one, name) for one in all_options}) > 1]
-    return [{name: shown(one, name) for name in differing} for one in all_options]
+    differing = [name for name in names if len({whole(one, name) for one in all_options}) > 1]
+    return [{name: shortened(whole(one, name)) for name in differing} for one in all_options]
+
+
+def shortened(value):
+    """Return the end of a long value, a path, in which two are more likely to differ."""
+    return value if len(value) <= LONGEST else f'...{value[3 - LONGEST:]}'
 
 
 def title_of(differing):

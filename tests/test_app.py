@@ -181,6 +181,14 @@ def test_a_sentence_that_cannot_be_read_is_one_line(runs, sentence, why):
         assert why.removeprefix('The sentence') in found[0] and found[0].count('<p') == 1 and set(found[1:]) == {''}
 
 
+def test_the_last_request_wins(runs):
+    """Whether by the button or with Enter: else the images of earlier settings would stay."""
+    generating = [event for event in browser_page.build(runs).config['dependencies']
+                  if {name for _, name in event['targets']} & {'click', 'submit'}]
+    assert sorted(len(event['targets']) for event in generating) == [1, 2]
+    assert {event['trigger_mode'] for event in generating} == {'always_last'}
+
+
 def test_no_run_and_no_seed_are_one_line(runs):
     assert 'choose one' in answered(runs, numbers=[])[0] and 'seed is empty' in answered(runs, seed=None)[0]
     for seed in (-5, 1.7, browser_page.LARGEST_SEED + 1):

@@ -72,6 +72,12 @@ def test_titles_say_what_differs(runs):
     assert seeds == [{'seed': '12345678'}, {'seed': '12345679'}]  # no option that the other section lacks
 
 
+def test_long_values_are_compared_as_a_whole():
+    first, second = (f'/home/{"long/" * 30}run{number}/text2image.pt' for number in (1, 2))
+    found = compare.differences([{'checkpoint': first}, {'checkpoint': second}])
+    assert found[0] != found[1] and all(len(one['checkpoint']) == 100 for one in found)
+
+
 def test_titles_say_what_differs_among_runs_of_a_gan_beside_those_of_another():
     runs = [SimpleNamespace(section=section, options=options) for section, options in (
         ('a', {'lr': 1, 'l1_coef': 0}), ('b', {'lr': 2, 'stage': 1}), ('a', {'lr': 1, 'l1_coef': 50}))]
