@@ -318,8 +318,16 @@ def test_folders_of_splits_are_no_classes(tmp_path, here, captions):
     assert {split: set(found) for split, found in made(tmp_path).items()} == {
         'train': {('cat', 'train-a'), ('cat', 'train-b'), ('dog', 'train-a')}, 'valid': {('cat', 'Validation-a')},
         'test': {('dog', 'test-a'), ('test-loose.jpg', 'test-loose')}}
-    assert 'splits: as' not in here('--images', images, *ALL)
+    assert 'splits: at random, as the flags of shares say, not as the folders' in here('--images', images, *ALL)
     assert len(made(tmp_path)['train']) == 6
+    fill(images, ['loose'])
+    if captions == 'text':  # it is in no split
+        assert 'left out: 1 photographs in no folder' in here('--images', images)
+        assert {split: len(found) for split, found in made(tmp_path).items()} == {'train': 3, 'valid': 1, 'test': 2}
+    fill(images / 'extra', ['a'])
+    said = here('--images', images)
+    assert 'train and others are classes, not splits, as there are other folders (extra)' in said
+    assert 'splits:' not in said
 
 
 def test_lists_of_classes_and_of_pictures(tmp_path, here, error):
@@ -411,8 +419,10 @@ def test_boxes_of_labelimg_yolo_and_cub(tmp_path, here):
 def test_a_text_file_is_not_read_as_captions_and_as_boxes(tmp_path, here, error):
     images = fill(tmp_path / 'in', ['a'], captions=False)
     write(images / 'a.txt', '0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.1 0.1\n')
-    assert 'mostly because its text file holds boxes, as those of YOLO, no captions' in error('--images', images,
-                                                                                                    *ALL)
+    for line in ('0 0.5 0.5 0.2 0.2', '0 0.05 0.75 0.1 0.8 0.2 0.9', '1\t0.5\t0.5\t0.1\t0.1', '2  0.5 0.5 5e-05 1E-1'):
+        write(images / 'a.txt', f'{line}\n1 0.5 0.5 0.1 0.1\n')
+        said = error('--images', images, *ALL)
+        assert 'mostly because its text file holds boxes, as those of YOLO, no captions' in said
     write(images / 'a.txt', 'a bird')
     assert error('--images', images, '--boxes', images).startswith(
         f'--boxes {images}: its NAME.txt are read as captions; give --captions another folder')

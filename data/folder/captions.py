@@ -17,7 +17,7 @@ from data.converting import checked_captions, read_captions
 METADATA = ('metadata.csv', 'metadata.jsonl')
 JSON_BYTES = {'captions': 256 << 20, 'instances': 1 << 30}  # COCO's largest have 92 MB and 470 MB
 LONGEST_CLASS = 200  # characters
-YOLO = re.compile(r'\d+( [\d.]+){4,5}')  # a line of its boxes
+YOLO = re.compile(r'\d+(\s+[-+]?[\d.]+(e[-+]?\d+)?){4,}', re.IGNORECASE)  # a line of its boxes or polygons
 COCO_SPLITS = {'train': 'train', 'val': 'test'}  # of captions_train2014.json: the authors test on COCO's val
 HOW = 'data/README.md says how captions can be given'
 

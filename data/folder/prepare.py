@@ -167,6 +167,8 @@ def split_entries(entries, args, known):
         print('splits: as the folders of the pictures, or the files of captions, are called')
         split_of = known
     else:
+        if known:
+            print('splits: at random, as the flags of shares say, not as the folders or files of captions are called')
         split_of = share_out(entries, args)
     return [entry._replace(split=split_of.get(entry.image_path)) for entry in entries], {}
 
@@ -242,8 +244,8 @@ def main():
         converting.report_unlisted(entries, split_of)
     elif len(chosen) < len(entries):
         has_lists = args.train_list or args.valid_list or args.test_list
-        print(f'left out: {len(entries) - len(chosen)} photographs that no '
-              f'{"list" if has_lists else "captions_train*.json or captions_val*.json"} contains')
+        where = 'that no list contains' if has_lists else 'in no folder or file of captions of a split'
+        print(f'left out: {len(entries) - len(chosen)} photographs {where}')
     if len({entry.class_name for entry in chosen if entry.split == 'train'}) == 1:
         print('one class only in /train: a sentence encoder cannot be trained with it; add --classes own, so that each '
               'picture is a class')
