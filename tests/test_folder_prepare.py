@@ -173,6 +173,25 @@ def test_a_space_after_a_comma_and_classes_that_are_numbers(tmp_path, here):
     assert 'classes: 2, of which 2 are single pictures' in here('--images', images, *ALL)
 
 
+def test_a_column_says_the_splits_and_others_are_named(tmp_path, here, error):
+    images = fill(tmp_path / 'in', ['red/a', 'red/b', 'blue/c'], captions=False)
+    rows = ['red/a.jpg,x,train,1', 'red/b.jpg,x,Testing,2', 'blue/c.jpg,x,train,3']
+    write(images / 'metadata.csv', '\n'.join(['file_name,text,split,label', *rows]))
+    said = here('--images', images)
+    assert 'not read: the columns label' in said and 'splits: as the folders of the pictures, or the files' in said
+    assert {split: set(found) for split, found in made(tmp_path).items()} == {
+        'train': {('red', 'a'), ('blue', 'c')}, 'valid': set(), 'test': {('red', 'b')}}
+    write(images / 'metadata.csv', '\n'.join(['file_name,text,split,label', *rows, 'blue/c.jpg,y,test,3']))
+    assert 'line 5 has another split than train, validation or test, or than an earlier one of blue/c.jpg' in error(
+        '--images', images)
+
+
+def test_training_and_testing_are_splits(tmp_path, here):
+    here('--images', fill(tmp_path / 'in', ['Training/cat/a', 'Training/dog/a', 'Testing/cat/a']))
+    assert {split: set(found) for split, found in made(tmp_path).items()} == {
+        'train': {('cat', 'Training-a'), ('dog', 'Training-a')}, 'valid': set(), 'test': {('cat', 'Testing-a')}}
+
+
 def test_metadata_is_about_pictures_beside_it(tmp_path, here, error):
     images = fill(tmp_path / 'in', ['a', 'red/a'], captions=False)
     write(images / 'red' / 'metadata.csv', 'file_name,text\na.jpg,in red\n')
@@ -314,15 +333,15 @@ def test_folders_of_splits_are_no_classes(tmp_path, here, captions):
             rows = [f'{name.partition("/")[2]}.jpg,a picture\n' for name in names if name.startswith(split)]
             write(images / split / 'metadata.csv', 'file_name,text\n' + ''.join(rows))
     said = here('--images', images)
-    assert 'splits: as the folders of the pictures' in said
+    assert 'splits: as the folders of the pictures, or the files of captions, say' in said
     assert {split: set(found) for split, found in made(tmp_path).items()} == {
         'train': {('cat', 'train-a'), ('cat', 'train-b'), ('dog', 'train-a')}, 'valid': {('cat', 'Validation-a')},
         'test': {('dog', 'test-a'), ('test-loose.jpg', 'test-loose')}}
-    assert 'splits: at random, as the flags of shares say, not as the folders' in here('--images', images, *ALL)
+    assert 'splits: at random, as the flags of shares say, not as folders' in here('--images', images, *ALL)
     assert len(made(tmp_path)['train']) == 6
     fill(images, ['loose'])
     if captions == 'text':  # it is in no split
-        assert 'left out: 1 photographs in no folder' in here('--images', images)
+        assert 'left out: 1 photographs whose split neither a folder nor' in here('--images', images)
         assert {split: len(found) for split, found in made(tmp_path).items()} == {'train': 3, 'valid': 1, 'test': 2}
     fill(images / 'extra', ['a'])
     said = here('--images', images)
@@ -519,6 +538,13 @@ def test_coco_with_paths_and_with_numbers_as_pandas_writes_them(tmp_path, here, 
     assert found == [['of a/1.jpg'], ['of b/1.jpg'], ['of 2.jpg']]
     write_coco('captions_val.json', 'b/2.jpg')
     assert 'b/2.jpg has captions for both train and test' in error('--images', images, '--captions', tmp_path / 'json')
+    write_coco('captions_val.json', 'c/1.jpg')
+    write_coco('captions_test.json', 'b/2.jpg')
+    write_coco('captions_train.json', 'a/1.jpg', 'b/1.jpg')
+    here('--images', images, '--captions', tmp_path / 'json')
+    assert {split: len(found) for split, found in made(tmp_path).items()} == {'train': 2, 'valid': 0, 'test': 1}
+    write_coco('captions_train.json', 'a/1.jpg', 'b/1.jpg', 'c/1.jpg', '2.jpg')
+    os.remove(tmp_path / 'json' / 'captions_test.json')
     write_coco('captions_train (1).json', 'b/1.jpg')
     os.remove(tmp_path / 'json' / 'captions_val.json')
     assert 'captions_train.json: has captions of b/1.jpg, and captions_train (1).json has, too' in error(

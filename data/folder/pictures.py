@@ -7,7 +7,8 @@ from data.bounded_files import files_in, is_plain, normalized, shown, some
 
 ENDINGS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp')
 HELPERS = ('.txt', '.xml', '.json', '.jsonl', '.csv')  # beside pictures: captions, boxes, lists
-SPLITS = {'train': 'train', 'valid': 'valid', 'validation': 'valid', 'val': 'valid', 'dev': 'valid', 'test': 'test'}
+SPLITS = {'train': 'train', 'training': 'train', 'test': 'test', 'testing': 'test',
+          'valid': 'valid', 'validation': 'valid', 'val': 'valid', 'dev': 'valid'}
 
 # `key` is the path in the folder without ending, `file` with it, `class_name` that of its sub-folder or None, and
 # `name` the key without that. `split` is that of the folder that it is in, such as test/, if splits have folders.
@@ -37,7 +38,8 @@ def list_pictures(folder):
     if again:
         print(f'not read: {len(again)} links to folders that are read already ({some(again)})')
     tops = {file.lower().partition('/')[0] for file in files if '/' in file}
-    looks_split = 'train' in tops and len(tops & SPLITS.keys()) > 1
+    splits = {SPLITS[top] for top in tops & SPLITS.keys()}
+    looks_split = 'train' in splits and len(splits) > 1
     has_splits = looks_split and tops <= SPLITS.keys()
     if looks_split and not has_splits:
         print(f'train and others are classes, not splits, as there are other folders ({some(tops - SPLITS.keys())})')
