@@ -177,7 +177,8 @@ def load_model(options, device):
         model.encoder = encoder
     else:
         raise UserError(f'{source}: has no image side, so it can be evaluated only with the features that it was '
-                        'trained with; add --image_encoder googlenet if these were GoogLeNet\'s')
+                        'trained with; give the char_cnn_rnn.pt of its training, or add --image_encoder googlenet if '
+                        'these were GoogLeNet\'s')
     return model, source
 
 

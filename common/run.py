@@ -252,10 +252,12 @@ def checkpoint_file(model, out_dir, given, resumed, find=checkpoint.find, pretra
         return existing(given, model, find)
     try:
         folder = resumed or find_run(out_dir, f'{model}.pt', **wanted)
-    except NoRun:
+    except NoRun as error:
         is_any_run = not any(wanted.values()) and not {'out_dir', 'model', 'data_dir'} & set(GIVEN_FLAGS)
-        if not (pretrained and is_any_run and os.path.isdir(pretrained)):
+        if not (pretrained and os.path.isdir(pretrained)):
             raise
+        if not is_any_run:
+            raise NoRun(f'{error}, or add --checkpoint {pretrained}, the pretrained weights') from error
         print(f'{no_run_yet(out_dir, model)}: generating with the pretrained weights in {pretrained}')
         folder = pretrained
     return checkpoint.newest(os.path.join(folder, f'{model}.pt'))

@@ -34,7 +34,7 @@ from evaluation.page import GENERATOR, page
 from evaluation.trained_runs import TrainedRun
 
 SIDE, GAP = 96, 8          # pixels of an image on the sheet, and between two of them
-LETTER, LINE = 6, 14       # pixels of a letter and of a line of text
+LETTER, LINE = 6, 15       # pixels of a letter and of a line of text
 CAPTION = 30               # letters in a line of a caption
 BATCH, ROWS = 64, 256      # images generated at once, and sentences on a sheet
 SHOWN = 8                  # held-out captions that are shown if no sentence is given
