@@ -106,8 +106,7 @@ def train(options, device, resumed):
     model.keep = options.keep
     if options.dry_run:
         return dry_run.report(model, {'encoder': model.encoder, 'image_side': model.image_side}, options.epochs,
-                              options.log_interval, run_dir,
-                              caches=checked_files.planned())
+                              options.log_interval, run_dir, caches=checked_files.planned())
     print(f'Training on {len(index.captions)} captions of {len(index.names)} photographs of '
           f'{len(set(index.classes))} classes; everything goes to {run_dir}', flush=True)
     model.train(options.epochs, options.log_interval, run_dir)

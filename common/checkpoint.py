@@ -24,7 +24,7 @@ from common.errors import CannotWrite, UserError
 from common.files import convert_os_errors, partial_file
 
 SIZES = []  # {file: bytes} of the block `measured`, in which `save` writes nothing
-DAMAGED = set()  # files that `newest` has found to be
+DAMAGED = set()  # files that `newest` has found to be damaged
 COUNT = re.compile(r'_(\d+)\.pth$')  # steps or epochs, in the name of a snapshot
 KEEP = 2  # number of checkpoints that a run keeps, the newest included
 

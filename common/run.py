@@ -165,9 +165,9 @@ def begin(model, networks, resumed, out_dir, name, options, data, prepare=None, 
 
     `options` (a dict) is written to it; `data` describes the training data as `describe` does. `prepare()`, which may
     take minutes, is called after all checks. Rank 0 locks the folder; the other ranks write nothing and get ''.
-    Afterwards all ranks have the same weights in `networks`. A `dry_run` does the same without writing, and gets
-    the folder of the run, with DATE in its name if it were a new one.
-    Raises UserError if a resumed run would start from the beginning, or continue with other data than before.
+    Afterwards all ranks have the same weights in `networks`. A `dry_run` does the same without writing, and gets the
+    folder that the run would have, with DATE in the name of a new one. Raises UserError if a resumed run would start
+    from the beginning, or continue with other data than before.
     """
     if resumed:
         if ranks.rank() == 0 and (not dry_run or os.path.exists(os.path.join(resumed, 'lock'))):

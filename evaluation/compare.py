@@ -38,8 +38,8 @@ LETTER, LINE = 6, 15       # pixels of a letter and of a line of text
 CAPTION = 30               # letters in a line of a caption
 BATCH, ROWS = 64, 256      # images generated at once, and sentences on a sheet
 SHOWN = 8                  # held-out captions that are shown if no sentence is given
+LONGEST = 100              # letters of a value that is shown
 # Options that say where a run is and how it computes, not what it learns.
-LONGEST = 100  # letters of a value that is shown
 NOT_SHOWN = {'cache', 'compile', 'count', 'cuda', 'data_dir', 'encoder', 'gpu', 'keep', 'log_interval', 'model',
              'out_dir', 'precision', 'resume', 'text', 'text_file', 'train', 'workers'}
 

@@ -220,6 +220,7 @@ def share_out(entries, args):
 
 
 def has_captions(entry):
+    """Return whether the captions of an `Entry` can be used."""
     try:
         return bool(entry.captions())
     except ValueError:
