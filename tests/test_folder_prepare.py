@@ -212,6 +212,38 @@ def test_ids_that_do_not_tell_images_apart_are_refused(tmp_path, error, records,
     assert message in error('--images', images)
 
 
+@pytest.mark.parametrize('part, message', [
+    *(({'annotations': [{'image_id': 1, 'category_id': 1, **area}]},
+       'an annotation has an unknown category or no area of 0 or more pixels')
+      for area in ({}, *({'area': bad} for bad in (None, '9', True, math.nan, math.inf, -1, 10 ** 400)))),
+    ({'categories': [{'id': 1, 'name': 'ant'}, {'id': 1, 'name': 'zebra'}]}, 'two categories have the same id')])
+def test_objects_that_do_not_tell_the_class_are_refused(tmp_path, error, part, message):
+    images, listed = fill(tmp_path / 'in', ['a'], captions=False), [{'id': 1, 'file_name': 'a.jpg'}]
+    write(images / 'captions_x.json', json.dumps({'images': listed, 'annotations': []}))
+    objects = {'images': listed, 'annotations': [], 'categories': [{'id': 1, 'name': 'ant'}]}
+    write(images / 'instances_x.json', json.dumps(objects | part))
+    assert error('--images', images).startswith(f'{images}/instances_x.json: {message}')
+
+
+def test_captions_of_images_that_coco_does_not_list_are_counted(tmp_path, here):
+    images = fill(tmp_path / 'in', ['a'], captions=False)
+    write(images / 'captions_x.json', json.dumps({
+        'images': [{'id': 0, 'file_name': 'a.jpg'}, {'id': 1, 'file_name': 'gone.jpg'}],
+        'annotations': [{'image_id': number, 'caption': 'x'} for number in (0, 1, '0', 7)]}))
+    assert (f"not read: 2 captions of images that {images}/captions_x.json does not list (such as image_id '0')\n"
+            in here('--images', images, *ALL))
+    assert made(tmp_path)['train'] == {('a.jpg', 'a'): (['x'], None)}
+
+
+@pytest.mark.parametrize('name', ['sub\\\u00e9.jpg', 'sub/e\u0301.jpg'])
+def test_coco_with_paths_of_windows_and_decomposed_names(tmp_path, here, name):
+    images = fill(tmp_path / 'in', ['sub/\u00e9', '\u00e9'], captions=False)
+    write(images / 'captions_x.json', json.dumps({'images': [{'id': 1, 'file_name': name}],
+                                                  'annotations': [{'image_id': 1, 'caption': 'x'}]}))
+    here('--images', images, *ALL)
+    assert made(tmp_path)['train'] == {('sub', '\u00e9'): (['x'], None)}
+
+
 @pytest.mark.parametrize('name, most', [('metadata.csv', 64 << 20), ('captions_x.json', JSON_BYTES['captions'])])
 def test_lists_are_bounded_in_size_and_no_pipes(tmp_path, error, name, most):
     images = fill(tmp_path / 'in', ['a'])
