@@ -186,6 +186,23 @@ def test_a_column_says_the_splits_and_others_are_named(tmp_path, here, error):
         '--images', images)
 
 
+def test_folders_say_the_splits_that_a_column_leaves_out(tmp_path, here):
+    images = fill(tmp_path / 'in', ['train/a', 'train/b', 'test/c', 'test/d'], captions=False)
+    write(images / 'metadata.csv',
+          'file_name,text,split\ntrain/a.jpg,x,\ntrain/b.jpg,x,valid\ntest/c.jpg,x,\ntest/d.jpg,x,test\n')
+    assert 'left out' not in here('--images', images)
+    assert {split: [name for _, name in found] for split, found in made(tmp_path).items()} == {
+        'train': ['train-a'], 'valid': ['train-b'], 'test': ['test-c', 'test-d']}
+
+
+def test_text_files_beside_pictures_that_metadata_leaves_out_are_counted(tmp_path, here):
+    images = fill(tmp_path / 'in', ['a', 'b', 'c'])
+    write(images / 'metadata.csv', 'file_name,text\na.jpg,x\n')
+    said = here('--images', images, *ALL)
+    assert 'not read as captions: 2 NAME.txt beside pictures of which metadata.csv has none\n' in said
+    assert 'skipped b: it has no captions' in said and 'skipped 2 photographs' in said
+
+
 def test_training_and_testing_are_splits(tmp_path, here):
     here('--images', fill(tmp_path / 'in', ['Training/cat/a', 'Training/dog/a', 'Testing/cat/a']))
     assert {split: set(found) for split, found in made(tmp_path).items()} == {
@@ -402,7 +419,7 @@ def test_lists_of_classes_and_of_pictures(tmp_path, here, error):
     assert f'{tmp_path}/empty.txt: is empty' in error('--images', images, '--train_list', tmp_path / 'empty.txt')
 
 
-def test_pictures_of_one_name_are_listed_apart(tmp_path, here):
+def test_pictures_of_one_name_are_listed_apart(tmp_path, here, error):
     images = fill(tmp_path / 'in', ['a', 'b'])
     write(images / 'a.png', picture('PNG'))
     write(tmp_path / 'train.txt', 'a.jpg\nb\n')
@@ -410,6 +427,10 @@ def test_pictures_of_one_name_are_listed_apart(tmp_path, here):
     here('--images', images, '--train_list', tmp_path / 'train.txt', '--test_list', tmp_path / 'test.txt')
     assert {split: set(found) for split, found in made(tmp_path).items()} == {
         'train': {('a.jpg', 'a'), ('b.jpg', 'b')}, 'valid': set(), 'test': {('a.png', 'a')}}
+    for name in ('a', 'a.webp'):
+        write(tmp_path / 'test.txt', f'{name}\n')
+        assert error('--images', images, '--test_list', tmp_path / 'test.txt') == (
+            f"{tmp_path}/test.txt: '{name}' is both a.jpg and a.png; write the ending")
 
 
 def test_shares_are_of_the_pictures_with_captions(tmp_path, here):
@@ -444,16 +465,27 @@ def test_captions_of_names_with_accents(tmp_path, here):
     assert [captions for captions, _ in made(tmp_path)['train'].values()] == [['composed otherwise']]
 
 
+@pytest.mark.parametrize('flag, first, second', [('--captions', 'x/\u00e9.TXT', 'x/\u00e9.txt'),
+                                                 ('--captions', 'x/e\u0301.txt', 'x/\u00e9.txt'),
+                                                 ('--boxes', 'x/\u00e9.XML', 'x/\u00e9.xml')])
+def test_two_files_of_a_picture_are_refused(tmp_path, error, flag, first, second):
+    for name in (first, second):
+        write(tmp_path / 'more' / name, 'x')
+    said = error('--images', fill(tmp_path / 'in', ['x/\u00e9']), flag, tmp_path / 'more')
+    assert said == f'{tmp_path}/more/{second}: is of the same picture as {first}; leave one'
+
+
 # --- boxes ------------------------------------------------------------------------------------------------------------
 
 VOC = '''<annotation><filename>a.jpg</filename><size><width>40</width><height>30</height><depth>3</depth></size>
 <object><name>cat</name><bndbox><xmin>3</xmin><ymin>5</ymin><xmax>12</xmax><ymax>14</ymax></bndbox></object>{}
 </annotation>'''
 SECOND = '<object><bndbox><ymin>1</ymin><xmin>20</xmin><xmax>30</xmax><ymax>4</ymax></bndbox></object>'
+YOLO = '0 0.175 0.3 0.25 0.333333333'
 LAUGHS = '<!DOCTYPE a [<!ENTITY b "3"><!ENTITY c "&b;&b;">]>' + VOC.replace('<xmin>3', '<xmin>&c;')
 
 
-def test_boxes_of_labelimg_yolo_and_cub(tmp_path, here):
+def test_boxes_of_labelimg_yolo_and_cub(tmp_path, here, error):
     images = fill(tmp_path / 'in', ['a', 'b'])
     write(tmp_path / 'xml' / 'a.xml', VOC.format(SECOND))
     here('--images', images, '--boxes', tmp_path / 'xml', *ALL)
@@ -465,6 +497,25 @@ def test_boxes_of_labelimg_yolo_and_cub(tmp_path, here):
     write(tmp_path / 'cub' / 'bounding_boxes.txt', '2 1 2 30.5 20\n')
     here('--images', images, '--boxes', tmp_path / 'cub' / 'bounding_boxes.txt', *ALL)
     assert [box for _, box in made(tmp_path)['train'].values()] == [None, [1, 2, 30.5, 20]]
+    write(tmp_path / 'cub' / 'images.txt', '1 a.jpg\n2 b.jpg\n3 a.jpg\n')
+    assert error('--images', images, '--boxes', tmp_path / 'cub' / 'bounding_boxes.txt') == (
+        f'{tmp_path}/cub/images.txt: a.jpg has two numbers, 1 and 3, so its box is ambiguous; list it once')
+
+
+@pytest.mark.parametrize('file, text, given', [('sub/e\u0301.XML', VOC.format(''), ''), ('sub/e\u0301.Txt', YOLO, ''),
+                                               ('boxes.txt', '1 2 4 10 10', 'boxes.txt')])
+def test_boxes_of_names_with_accents_and_capital_endings(tmp_path, here, file, text, given):
+    write(tmp_path / 'boxes' / file, text)
+    write(tmp_path / 'boxes' / 'images.txt', '1 sub\\e\u0301.jpg\n')
+    here('--images', fill(tmp_path / 'in', ['sub/\u00e9']), '--boxes', tmp_path / 'boxes' / given, *ALL)
+    assert made(tmp_path)['train']['sub', '\u00e9'][1] == pytest.approx([2, 4, 10, 10])
+
+
+def test_boxes_behind_two_links_to_one_folder(tmp_path, here):
+    write(tmp_path / 'boxes' / 'red' / 'a.xml', VOC.format(''))
+    os.symlink('red', tmp_path / 'boxes' / 'blue')
+    here('--images', fill(tmp_path / 'in', ['red/a', 'blue/a']), '--boxes', tmp_path / 'boxes', *ALL)
+    assert [box for _, box in made(tmp_path)['train'].values()] == [[2, 4, 10, 10]] * 2
 
 
 def test_a_text_file_is_not_read_as_captions_and_as_boxes(tmp_path, here, error):

@@ -13,7 +13,7 @@ from functools import partial
 from common.errors import UserError
 from data.bounded_files import files_in, is_plain, normalized, read_json, read_text, shown, some
 from data.converting import checked_captions, read_captions
-from data.folder.pictures import SPLITS
+from data.folder.pictures import SPLITS, paths_beside
 
 METADATA = ('metadata.csv', 'metadata.jsonl')
 JSON_BYTES = {'captions': 256 << 20, 'instances': 1 << 30}  # COCO's largest have 92 MB and 470 MB
@@ -38,17 +38,15 @@ def find(pictures, given, folder, with_objects):
     """
     if os.path.isdir(given):
         files = list(filter(is_plain, files_in(given)))
-        texts = {normalized(stem): file for stem, ending in map(os.path.splitext, files) for file in [stem + ending]
-                 if ending.lower() == '.txt'}
         coco = [os.path.join(given, file) for file in files if file.startswith('captions_') and file.endswith('.json')]
         listed = [file for file in files if os.path.basename(file) in METADATA]
         if coco:
             return read_coco(pictures, coco, with_objects)
         if listed:
             return read_metadata(pictures, given, listed, folder)
-        return Captions(
-            f'text files in {given}', lambda picture: partial(read_text_file, os.path.join(
-                given, texts.get(normalized(picture.key), f'{picture.key}.txt'))), {}, {}, set(), given)
+        path_of = paths_beside(given, '.txt')
+        return Captions(f'text files in {given}', lambda picture: partial(read_text_file, path_of(picture)), {}, {},
+                        set(), given)
     if not os.path.exists(given):
         raise UserError(f'--captions {given}: no such file or folder; {HOW}')
     if given.endswith('.json'):
