@@ -303,6 +303,14 @@ def test_defects_are_named_and_the_rest_is_written(tmp_path, here):
     assert list(made(tmp_path)['train']) == [('good.jpg', 'good')]
 
 
+def test_half_of_a_character_is_named(tmp_path, here):
+    images = fill(tmp_path / 'in', ['a', 'b'], captions=False)
+    write(images / 'metadata.jsonl', '{"file_name": "a.jpg", "text": "x \\ud83d"}\n{"file_name": "b.jpg", "text": "y"}')
+    said = here('--images', images, *ALL)
+    assert 'skipped a: its captions contain half of a character (a lone surrogate)\n' in said
+    assert made(tmp_path)['train'] == {('b.jpg', 'b'): (['y'], None)}
+
+
 def test_orientation_boxes_and_dry_run(tmp_path, here):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -314,6 +322,13 @@ def test_orientation_boxes_and_dry_run(tmp_path, here):
     assert 'no bounding box: 1 photographs' in said and 'would write' in said and not (tmp_path / 'made').exists()
     here('--images', images, '--boxes', tmp_path / 'labels', *ALL)
     assert made(tmp_path)['train']['a.jpg', 'a'][1] == pytest.approx([18, 12, 4, 6])
+    os.remove(tmp_path / 'labels' / 'a.txt')
+    box = '<annotation><object><bndbox>{}<ymin>2</ymin><ymax>9</ymax></bndbox></object></annotation>'
+    for sides, apart in (('<xmin>31</xmin><xmax>40</xmax>', 1), ('<xmin>30</xmin><xmax>40</xmax>', 0)):  # of 30 columns
+        write(tmp_path / 'labels' / 'a.xml', box.format(sides))
+        said = here('--images', images, '--boxes', tmp_path / 'labels', *ALL)
+        assert ('bounding box lies outside: 1 photographs' in said) == apart
+        assert (made(tmp_path)['train']['a.jpg', 'a'][1] is None) == apart
 
 
 def test_two_pictures_of_one_name_are_refused(tmp_path, error):
