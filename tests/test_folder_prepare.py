@@ -548,6 +548,9 @@ def test_a_text_file_is_not_read_as_captions_and_as_boxes(tmp_path, here, error)
     here('--images', images, '--boxes', images, *ALL)
     (captions, box), = made(tmp_path)['train'].values()
     assert captions == ['a bird'] and list(box) == [1, 2, 8, 7]
+    os.rename(images / 'a.xml', images / 'a.XML')
+    here('--images', images, '--boxes', images, *ALL)
+    assert made(tmp_path)['train']['a.jpg', 'a'] == (captions, box)
     assert error('--images', images, '--boxes', tmp_path / 'none.txt').startswith(
         f'--boxes {tmp_path}/none.txt: no such file or folder')
 
