@@ -16,6 +16,7 @@ from common.errors import UserError
 from data import boxes, layout
 from data.folder import openmoji, prepare
 from data.folder.captions import JSON_BYTES
+from data.folder.pictures import named_by
 from data.txt2image_dataset import Text2ImageDataset
 from stackgan_v1 import main as stackgan_v1
 from tests.commands import Caller
@@ -446,6 +447,12 @@ def test_pictures_of_one_name_are_listed_apart(tmp_path, here, error):
         write(tmp_path / 'test.txt', f'{name}\n')
         assert error('--images', images, '--test_list', tmp_path / 'test.txt') == (
             f"{tmp_path}/test.txt: '{name}' is both a.jpg and a.png; write the ending")
+
+
+@pytest.mark.parametrize('line, is_found', [('a.jpg 1', False), ('a.10', False), ('b.2.x', False), ('b', False),
+                                            ('a.PNG', True), ('b.2', True), ('b.2.webp', True)])
+def test_only_the_ending_of_a_picture_may_differ(line, is_found):
+    assert bool(named_by(['a.jpg', 'b.2.jpg'])(line, 'list.txt')) == is_found
 
 
 def test_shares_are_of_the_pictures_with_captions(tmp_path, here):
