@@ -130,6 +130,10 @@ def test_metadata_files(tmp_path, here, name, text, where):
     ('metadata.csv', 'file_name,text,class\na.jpg,black, with long wings,auk\n', 'line 2 has more cells than'),
     ('metadata.csv', 'file_name,text\n\na.jpg,"a bird\na.jpg,x\na.jpg,"y"\n', 'line 3 is not CSV'),
     ('metadata.csv', 'file_name,text\na.jpg,"a "small" bird"\n', 'line 2 is not CSV'),
+    ('metadata.csv', 'file_name,text\n\nx/a.jpg,"a bird\nno.jpg,y\nx/a.jpg,of 5"\n',
+     'line 3 has a cell that goes on over the row of a.jpg; close its quotation mark'),
+    ('metadata.csv', 'text,file_name\n"a bird,a.jpg\na bird, a.jpg\nof 5",a.jpg\n',
+     'line 2 has a cell that goes on over the row of a.jpg; close its quotation mark'),
     ('metadata.csv', 'file_name,text,class\na.jpg,x,auk\na.jpg,y,jay\n', 'line 3 has the class jay, and an earlier'),
     ('metadata.csv', b'file_name,text\na.jpg,\xe9\n', 'is not a UTF-8 text file'),
     ('metadata.csv', 'file_name,text,class\na.jpg,x,b\x1b[2J\n', "'b\\x1b[2J' cannot be the name of a class"),
@@ -172,6 +176,20 @@ def test_a_space_after_a_comma_and_classes_that_are_numbers(tmp_path, here):
     write(images / 'metadata.jsonl', '\n'.join(json.dumps({'file_name': f'{name}.jpg', 'text': 'x', 'class': math.nan})
                                                for name in 'ab'))
     assert 'classes: 2, of which 2 are single pictures' in here('--images', images, *ALL)
+
+
+@pytest.mark.parametrize('cell, captions', [
+    (str(["it's red", 'a "dog", \u00e9']), ["it's red", 'a "dog", \u00e9']),
+    (json.dumps(["it's red", '\U0001f426']), ["it's red", '\U0001f426']),
+    ("['red'\n 'blue']", ['red', 'blue']),  # of NumPy
+    *((text, [text]) for text in ('[]', '[1]', "['red' bird]", '["red\\"]', "['red', ['blue']]", 'a bird [left]')),
+    ('red,\nno.jpg of a.jpg', ['red, no.jpg of a.jpg'])])
+def test_a_cell_may_hold_a_list_of_captions(tmp_path, here, cell, captions):
+    images = fill(tmp_path / 'in', ['a'], captions=False)
+    quoted = cell.replace('"', '""')
+    write(images / 'metadata.csv', f'file_name,text\na.jpg,"{quoted}"\n')
+    here('--images', images, *ALL)
+    assert made(tmp_path)['train'] == {('a.jpg', 'a'): (captions, None)}
 
 
 def test_a_column_says_the_splits_and_others_are_named(tmp_path, here, error):

@@ -3,6 +3,8 @@
 Each function returns `Captions`. One that reads lists raises UserError, with the line, if a list is not what it should
 be; a single text file that cannot be used does not stop the conversion.
 """
+import ast
+import contextlib
 import csv
 import json
 import os
@@ -20,6 +22,8 @@ JSON_BYTES = {'captions': 256 << 20, 'instances': 1 << 30}  # COCO's largest hav
 LONGEST_CLASS = 200  # characters
 LARGEST_AREA = 1e18  # pixels
 YOLO = re.compile(r'\d+(\s+[-+]?[\d.]+(e[-+]?\d+)?){4,}', re.IGNORECASE)  # a line of its boxes or polygons
+STRING = r'''(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')'''
+LIST = re.compile(rf'\[\s*(?:{STRING}[\s,]*)+\]')  # of strings, as Python, NumPy and JSON write it
 COCO_SPLITS = {'train': 'train', 'val': 'test'}  # of captions_train2014.json: the authors test on COCO's val
 WITH_TEST = {'train': 'train', 'val': 'valid', 'test': 'test'}  # if there is a captions_test*.json, which COCO has not
 COLUMNS = ('file_name', 'text', 'class', 'split')
@@ -80,7 +84,7 @@ def read_metadata(pictures, root, files, folder):
     for file in files:
         path, beside = os.path.join(root, file), os.path.dirname(file)
         from_pictures = os.path.relpath(os.path.dirname(os.path.abspath(path)), os.path.abspath(folder))
-        for number, row in read_rows(path):
+        for number, row in read_rows(path, known):
             name, text, class_name, split = map(row.get, COLUMNS)
             unread |= row.keys() - set(COLUMNS)
             lines = text if isinstance(text, list) else [text]
@@ -115,14 +119,18 @@ def _path(*parts):
     return os.path.normpath(os.path.join(*parts)).replace(os.sep, '/')
 
 
-def read_rows(path):
-    """Yield (line number, {column: value}) for each row of a .csv or .jsonl file. Raises UserError if it is neither."""
+def read_rows(path, pictures):
+    """Yield (line number, {column: value}) for each row of a .csv or .jsonl file. Raises UserError if it is neither.
+
+    With the files `pictures`, a quotation mark that is not closed, so that a cell goes on over other rows, is noticed.
+    """
     advice = 'give a file with file_name and text in each row'
     lines = read_text(path, advice).split('\n')
-    return _csv_rows(path, lines, advice) if path.endswith('.csv') else _json_rows(path, lines, advice)
+    return _csv_rows(path, lines, advice, pictures) if path.endswith('.csv') else _json_rows(path, lines, advice)
 
 
-def _csv_rows(path, lines, advice):
+def _csv_rows(path, lines, advice, pictures):
+    names = set(map(os.path.basename, pictures))
     reader, line = csv.DictReader((f'{line}\n' for line in lines), skipinitialspace=True, strict=True), 1
 
     def first_line():  # of the next row, which may have several
@@ -143,10 +151,26 @@ def _csv_rows(path, lines, advice):
             if None in row:
                 raise UserError(f'{path}: line {line} has more cells than there are columns; put text with commas in '
                                 'quotation marks')
-            yield line, row
+            swallowed = names.intersection(
+                normalized(re.split(r'[/\\]', cell)[-1].strip()) for text in row.values()
+                for inner in (text or '').split('\n')[1:] if ',' in inner for cell in inner.split(','))
+            if swallowed:
+                raise UserError(f'{path}: line {line} has a cell that goes on over the row of {min(swallowed)}; close '
+                                'its quotation mark')
+            yield line, row | {'text': _listed(row['text'])}
             line = first_line()
     except csv.Error as error:
         raise UserError(f'{path}: line {line} is not CSV ({error}); {advice}') from error
+
+
+def _listed(text):
+    """Return the list of captions that a cell holds if it is one, written as by pandas or in JSON, else the cell."""
+    if not text or not LIST.fullmatch(text):
+        return text
+    for read in (json.loads, lambda text: list(map(ast.literal_eval, re.findall(STRING, text)))):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return read(text)
+    return text
 
 
 def _json_rows(path, lines, advice):
