@@ -561,7 +561,8 @@ def test_boxes_behind_two_links_to_one_folder(tmp_path, here):
 def test_a_text_file_is_not_read_as_captions_and_as_boxes(tmp_path, here, error):
     images = fill(tmp_path / 'in', ['a'], captions=False)
     write(images / 'a.txt', '0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.1 0.1\n')
-    for line in ('0 0.5 0.5 0.2 0.2', '0 0.05 0.75 0.1 0.8 0.2 0.9', '1\t0.5\t0.5\t0.1\t0.1', '2  0.5 0.5 5e-05 1E-1'):
+    for line in ('0 0.5 0.5 0.2 0.2', '0 0.05 0.75 0.1 0.8 0.2 0.9', '1\t0.5\t0.5\t0.1\t0.1', '2  0.5 0.5 5e-05 1E-1',
+                 '0.000000 .5 0.5 0.4 0.4', '0.0 0.5 0.5 0.4 0.4 0.98', 'bird 0.5 0.5 0.4 0.4'):
         write(images / 'a.txt', f'{line}\n1 0.5 0.5 0.1 0.1\n')
         said = error('--images', images, *ALL)
         assert 'mostly because its text file holds boxes, as those of YOLO, no captions' in said
@@ -578,6 +579,14 @@ def test_a_text_file_is_not_read_as_captions_and_as_boxes(tmp_path, here, error)
     assert made(tmp_path)['train']['a.jpg', 'a'] == (captions, box)
     assert error('--images', images, '--boxes', tmp_path / 'none.txt').startswith(
         f'--boxes {tmp_path}/none.txt: no such file or folder')
+
+
+@pytest.mark.parametrize('line', ['a bird . . . .', 'bird 1 2 3', 'bird 1 2 3 4 times', 'a bird 1 2 3 4'])
+def test_captions_with_numbers_are_no_boxes(tmp_path, here, line):
+    images = fill(tmp_path / 'in', ['a'])
+    write(images / 'a.txt', line)
+    here('--images', images, *ALL)
+    assert made(tmp_path)['train']['a.jpg', 'a'] == ([line], None)
 
 
 @pytest.mark.parametrize('name, text, message', [
