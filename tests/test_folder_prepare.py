@@ -214,11 +214,14 @@ def test_folders_say_the_splits_that_a_column_leaves_out(tmp_path, here):
         'train': ['train-a'], 'valid': ['train-b'], 'test': ['test-c', 'test-d']}
 
 
-def test_text_files_beside_pictures_that_metadata_leaves_out_are_counted(tmp_path, here):
-    images = fill(tmp_path / 'in', ['a', 'b', 'c'])
-    write(images / 'metadata.csv', 'file_name,text\na.jpg,x\n')
-    said = here('--images', images, *ALL)
-    assert 'not read as captions: 2 NAME.txt beside pictures of which metadata.csv has none\n' in said
+@pytest.mark.parametrize('place', ['in', 'texts'])
+def test_text_files_of_pictures_that_metadata_leaves_out_are_counted(tmp_path, here, place):
+    images = fill(tmp_path / 'in', ['a', 'b', 'c'], captions=False)
+    for name in 'abc':
+        write(tmp_path / place / f'{name}.txt', 'x')
+    write(tmp_path / place / 'metadata.csv', 'file_name,text\na.jpg,x\n')
+    said = here('--images', images, '--captions', tmp_path / place, *ALL)
+    assert 'not read as captions: 2 NAME.txt of pictures of which metadata.csv has none\n' in said
     assert 'skipped b: it has no captions' in said and 'skipped 2 photographs' in said
 
 
@@ -430,6 +433,21 @@ def test_folders_of_splits_are_no_classes(tmp_path, here, captions):
     said = here('--images', images)
     assert 'train and others are classes, not splits, as there are other folders (extra)' in said
     assert 'splits:' not in said
+
+
+@pytest.mark.parametrize('names, is_refused', [
+    (['set/train/cat/a', 'set/Test/cat/b'], True), (['more/set/train/a', 'more/set/val/b'], True),
+    (['set/train/a', 'set/test/b', 'set/c'], False), (['set/train/a', 'set/test/b', 'c'], False),
+    (['set/train/a', 'set/train/b'], False), (['set/train/a', 'set/cat/b'], False)])
+def test_folders_of_splits_below_one_folder(tmp_path, here, error, names, is_refused):
+    images, parent = fill(tmp_path / 'in', names), names[0].partition('/train')[0]
+    if is_refused:
+        assert error('--images', images) == (
+            f'--images {images}: its pictures are in the folders of splits in {parent}, which would be mixed; give '
+            f'--images {images}/{parent}, or shares, such as --test_share 0.1')
+        assert 'test: 0' in here('--images', images, *ALL)
+    else:
+        assert 'test: 1' in here('--images', images)
 
 
 def test_lists_of_classes_and_of_pictures(tmp_path, here, error):
