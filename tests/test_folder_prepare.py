@@ -192,6 +192,50 @@ def test_a_cell_may_hold_a_list_of_captions(tmp_path, here, cell, captions):
     assert made(tmp_path)['train'] == {('a.jpg', 'a'): (captions, None)}
 
 
+@pytest.mark.parametrize('name', ['Metadata.csv', 'list.CSV', 'metadata.JSONL', 'captions_x.JSON'])
+def test_lists_with_capitals_in_their_names(tmp_path, here, name):
+    images, row = fill(tmp_path / 'in', ['a'], captions=False), {'file_name': 'a.jpg', 'text': 'x'}
+    write(tmp_path / 'lists' / name, {
+        '.csv': 'file_name,text\na.jpg,x\n', '.jsonl': json.dumps(row), '.json': json.dumps({
+            'images': [row | {'id': 1}], 'annotations': [{'image_id': 1, 'caption': 'x'}]})}[
+                os.path.splitext(name)[1].lower()])
+    for given in [name] + [''] * (name != 'list.CSV'):
+        assert f'captions: {name}\n' in here('--images', images, '--captions', tmp_path / 'lists' / given, *ALL)
+        assert made(tmp_path)['train'] == {('a.jpg', 'a'): (['x'], None)}
+
+
+def test_columns_without_a_name_may_be_empty(tmp_path, here, error):
+    images = fill(tmp_path / 'in', ['a'], captions=False)
+    write(images / 'metadata.csv', 'file_name,text,,\na.jpg,x,,\n')
+    assert 'not read' not in here('--images', images, *ALL)
+    assert made(tmp_path)['train'] == {('a.jpg', 'a'): (['x'], None)}
+    write(images / 'metadata.csv', 'file_name,text,,\na.jpg,x, red,\n')
+    assert 'line 2 has more cells than there are columns' in error('--images', images)
+
+
+def test_a_missing_text_of_a_list_leaves_out_one_caption(tmp_path, here):
+    images = fill(tmp_path / 'in', ['a', 'b'], captions=False)
+    rows = [{'file_name': 'a.jpg', 'text': ['x', None, '']}, {'file_name': 'b.jpg', 'text': None}]
+    write(images / 'metadata.jsonl', '\n'.join(map(json.dumps, rows)))
+    assert 'skipped b: it has no captions' in here('--images', images, *ALL)
+    assert made(tmp_path)['train'] == {('a.jpg', 'a'): (['x'], None)}
+
+
+def test_paths_from_the_folder_of_the_list_above_the_pictures(tmp_path, here):
+    fill(tmp_path / 'set' / 'images', ['a', 'red/b'], captions=False)
+    write(tmp_path / 'set' / 'metadata.csv', 'file_name,text\nimages/a.jpg,x\n./images/red/b.jpg,y\n')
+    here('--images', tmp_path / 'set' / 'images', '--captions', tmp_path / 'set', *ALL)
+    assert made(tmp_path)['train'] == {('a.jpg', 'a'): (['x'], None), ('red', 'b'): (['y'], None)}
+
+
+def test_boxes_of_other_pictures_are_named(tmp_path, here):
+    images, folder = fill(tmp_path / 'in', ['a']), tmp_path / 'boxes'
+    write(folder / 'sub' / 'a.txt', '0 0.5 0.5 0.4 0.4')
+    line = f'--boxes {folder}: holds no NAME.xml or NAME.txt of the pictures\n'
+    assert line in here('--images', images, '--boxes', folder, *ALL)
+    assert line not in here('--images', images, '--boxes', folder / 'sub', *ALL)
+
+
 def test_a_column_says_the_splits_and_others_are_named(tmp_path, here, error):
     images = fill(tmp_path / 'in', ['red/a', 'red/b', 'blue/c'], captions=False)
     rows = ['red/a.jpg,x,train,1', 'red/b.jpg,x,Testing,2', 'blue/c.jpg,x,train,3']

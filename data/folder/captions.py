@@ -42,8 +42,9 @@ def find(pictures, given, folder, with_objects):
     """
     if os.path.isdir(given):
         files = list(filter(is_plain, files_in(given)))
-        coco = [os.path.join(given, file) for file in files if file.startswith('captions_') and file.endswith('.json')]
-        listed = [file for file in files if os.path.basename(file) in METADATA]
+        coco = [os.path.join(given, file) for file in files
+                if file.startswith('captions_') and file.lower().endswith('.json')]
+        listed = [file for file in files if os.path.basename(file).lower() in METADATA]
         if coco:
             return read_coco(pictures, coco, with_objects)
         if listed:
@@ -53,9 +54,9 @@ def find(pictures, given, folder, with_objects):
                         set(), given)
     if not os.path.exists(given):
         raise UserError(f'--captions {given}: no such file or folder; {HOW}')
-    if given.endswith('.json'):
+    if given.lower().endswith('.json'):
         return read_coco(pictures, [given], with_objects)
-    if given.endswith(('.csv', '.jsonl')):
+    if given.lower().endswith(('.csv', '.jsonl')):
         return read_metadata(pictures, os.path.dirname(given) or '.', [os.path.basename(given)], folder)
     raise UserError(f'--captions {given}: is neither a folder nor a .csv, .jsonl or .json file; {HOW}')
 
@@ -72,9 +73,8 @@ def read_metadata(pictures, root, files, folder):
     """Return the `Captions` in metadata.csv or metadata.jsonl files, `files` in `root`.
 
     As Hugging Face's ImageFolder has it, `file_name` is the path of a picture from the file's folder, and `text` its
-    caption; several lines of a picture are several captions. `class` may name its class, `split` its split. If the file
-    does not lie beside the pictures, `file_name` is the path from `folder`, that of the pictures, or from the same
-    sub-folder in it.
+    caption; several lines of a picture are several captions. `class` may name its class, `split` its split. If no
+    picture is there, `file_name` is the path from `folder`, that of the pictures, or from the same sub-folder in it.
     """
     known = {normalized(picture.file): picture.file for picture in pictures}
     texts, classes, splits, absent, unread = defaultdict(list), {}, {}, set(), set()
@@ -83,7 +83,6 @@ def read_metadata(pictures, root, files, folder):
             raise UserError(f'{os.path.join(root, place)}: has both metadata.csv and metadata.jsonl; leave one there')
     for file in files:
         path, beside = os.path.join(root, file), os.path.dirname(file)
-        from_pictures = os.path.relpath(os.path.dirname(os.path.abspath(path)), os.path.abspath(folder))
         for number, row in read_rows(path, known):
             name, text, class_name, split = map(row.get, COLUMNS)
             unread |= row.keys() - set(COLUMNS)
@@ -92,7 +91,9 @@ def read_metadata(pictures, root, files, folder):
                 raise UserError(f'{path}: line {number} has no file_name or no text; give both, in quotation marks if '
                                 'they contain commas')
             name = name.strip().replace('\\', '/')
-            places = [normalized(_path(place, name)) for place in (from_pictures, beside)]
+            from_file = os.path.relpath(os.path.join(os.path.dirname(path), name), folder)
+            from_pictures = os.path.normpath(os.path.join(beside, name))
+            places = [normalized(place.replace(os.sep, '/')) for place in (from_file, from_pictures)]
             found = next((known[place] for place in places if place in known), None)
             if found is None:
                 absent.add(places[-1])
@@ -115,10 +116,6 @@ def read_metadata(pictures, root, files, folder):
                     absent)
 
 
-def _path(*parts):
-    return os.path.normpath(os.path.join(*parts)).replace(os.sep, '/')
-
-
 def read_rows(path, pictures):
     """Yield (line number, {column: value}) for each row of a .csv or .jsonl file. Raises UserError if it is neither.
 
@@ -126,7 +123,8 @@ def read_rows(path, pictures):
     """
     advice = 'give a file with file_name and text in each row'
     lines = read_text(path, advice).split('\n')
-    return _csv_rows(path, lines, advice, pictures) if path.endswith('.csv') else _json_rows(path, lines, advice)
+    is_csv = path.lower().endswith('.csv')
+    return _csv_rows(path, lines, advice, pictures) if is_csv else _json_rows(path, lines, advice)
 
 
 def _csv_rows(path, lines, advice, pictures):
@@ -137,6 +135,8 @@ def _csv_rows(path, lines, advice, pictures):
         return next((number for number in range(reader.line_num + 1, len(lines) + 1) if lines[number - 1].strip()), 0)
 
     try:
+        while reader.fieldnames and not reader.fieldnames[-1]:  # Excel writes columns that once had something
+            reader.fieldnames.pop()
         missing = [name for name in ('file_name', 'text') if name not in (reader.fieldnames or ())]
         if missing:
             found = shown(', '.join(map(str, reader.fieldnames or ['nothing'])))[:100]
@@ -148,7 +148,7 @@ def _csv_rows(path, lines, advice, pictures):
                             'for each caption')
         line = first_line()
         for row in reader:
-            if None in row:
+            if any(row.pop(None, ())):
                 raise UserError(f'{path}: line {line} has more cells than there are columns; put text with commas in '
                                 'quotation marks')
             swallowed = names.intersection(
@@ -184,6 +184,9 @@ def _json_rows(path, lines, advice):
             raise UserError(f'{path}: line {number} {why}; {advice}') from error
         if not isinstance(row, dict):
             raise UserError(f'{path}: line {number} is not a JSON object; {advice}')
+        if 'text' in row:
+            texts = row['text'] if isinstance(row['text'], list) else [row['text']]
+            row['text'] = ['' if is_absent(text) else text for text in texts]
         yield number, row
 
 

@@ -129,6 +129,8 @@ def find_boxes(given, captions_folder, pictures):
                 raise UserError(f'--boxes {given}: its NAME.txt are read as captions; give --captions another folder, '
                                 'or boxes as NAME.xml')
         path_of = {ending: paths_beside(given, ending) for ending in endings}
+        if not any(os.path.exists(find(picture)) for find in path_of.values() for picture in pictures):
+            print(f'--boxes {given}: holds no {" or ".join(f"NAME{ending}" for ending in endings)} of the pictures')
         return lambda picture: partial(_box_beside, {ending: path_of[ending](picture) for ending in endings})
     advice = "give --boxes a folder of YOLO's or Pascal VOC's files, or CUB's bounding_boxes.txt with images.txt beside"
     if not os.path.exists(given):
