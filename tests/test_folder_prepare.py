@@ -132,7 +132,7 @@ def test_metadata_files(tmp_path, here, name, text, where):
     ('metadata.csv', 'file_name,text\na.jpg,"a "small" bird"\n', 'line 2 is not CSV'),
     ('metadata.csv', 'file_name,text\n\nx/a.jpg,"a bird\nno.jpg,y\nx/a.jpg,of 5"\n',
      'line 3 has a cell that goes on over the row of a.jpg; close its quotation mark'),
-    ('metadata.csv', 'text,file_name\n"a bird,a.jpg\na bird, a.jpg\nof 5",a.jpg\n',
+    ('metadata.csv', 'text,file_name\n"a bird,a.jpg\nof 5",a.jpg\n',
      'line 2 has a cell that goes on over the row of a.jpg; close its quotation mark'),
     ('metadata.csv', 'file_name,text,class\na.jpg,x,auk\na.jpg,y,jay\n', 'line 3 has the class jay, and an earlier'),
     ('metadata.csv', b'file_name,text\na.jpg,\xe9\n', 'is not a UTF-8 text file'),

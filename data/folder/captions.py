@@ -152,8 +152,8 @@ def _csv_rows(path, lines, advice, pictures):
                 raise UserError(f'{path}: line {line} has more cells than there are columns; put text with commas in '
                                 'quotation marks')
             swallowed = names.intersection(
-                normalized(re.split(r'[/\\]', cell)[-1].strip()) for text in row.values()
-                for inner in (text or '').split('\n')[1:] if ',' in inner for cell in inner.split(','))
+                normalized(re.split(r'[/\\]', cell)[-1].strip()) for text in row.values() if '\n' in (text or '')
+                for inner in text.split('\n') if ',' in inner for cell in inner.split(','))
             if swallowed:
                 raise UserError(f'{path}: line {line} has a cell that goes on over the row of {min(swallowed)}; close '
                                 'its quotation mark')
