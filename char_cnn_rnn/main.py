@@ -91,6 +91,8 @@ def train(options, device, resumed):
     path = flags.dataset_file(options)
     split = load_split(path, 'train')
     index = split.index
+    if not index.names:
+        raise UserError(f'{path}: /train is empty; prepare the data with photographs to train on')
     if len(set(index.classes)) < 2:
         raise UserError(f'{path}: all {len(index.names)} photographs of /train are of one class, and an encoder learns '
                         'by telling classes apart; prepare the data with at least two classes')

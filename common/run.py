@@ -91,17 +91,25 @@ def has_options(run_dir):
 def find_run(out_dir, checkpoint, **wanted):
     """Return the newest run folder in `out_dir` that has the file `checkpoint` and the `wanted` options.
 
-    Options that are None are not compared. Raises UserError if there is no such run.
+    Options that are None are not compared. A newer run that has no checkpoint yet is named. Raises UserError if there
+    is no such run.
     """
     wanted = {name: value for name, value in wanted.items() if value}
-    found = [os.path.join(out_dir, name, checkpoint) for name in _names_in(out_dir)]
-    found = [path for path in found if files_of(path) and
-             all(_option(os.path.dirname(path), name) == value for name, value in wanted.items())]
+    folders = [os.path.join(out_dir, name) for name in _names_in(out_dir)]
+    found = {folder: os.path.getmtime(files[0]) for folder in folders
+             if (files := files_of(os.path.join(folder, checkpoint))) and _has(folder, wanted)}
     if not found:
         which = ' and '.join(f'--{name} {value}' for name, value in wanted.items())
         raise NoRun(f'{out_dir}: no run{which and f" of {which}"} with a {checkpoint} in it yet; train one first '
                         '(--train)')
-    return os.path.dirname(max(found, key=lambda path: os.path.getmtime(files_of(path)[0])))
+    newest = max(found, key=found.get)
+    wanted |= {'train': True, 'model': checkpoint.removesuffix('.pt')}
+    for folder in folders:
+        if folder not in found and has_options(folder) and not _checkpoints_in(folder) and _has(folder, wanted) and (
+                os.path.getmtime(os.path.join(folder, OPTIONS)) > found[newest]):
+            print(f'{folder}: has no {checkpoint} (its training ended before the first one, or has not reached it yet);'
+                  f' taking the older run {newest}')
+    return newest
 
 
 def _names_in(folder):
@@ -111,6 +119,11 @@ def _names_in(folder):
     except OSError as error:
         raise UserError(f'{folder}: its files cannot be listed ({error.strerror}); make it readable, or give another '
                         'folder') from error
+
+
+def _has(run_dir, wanted):
+    """Return whether a run has these options, {name: value}."""
+    return all(_option(run_dir, name) == value for name, value in wanted.items())
 
 
 def _option(run_dir, name):

@@ -224,6 +224,21 @@ def test_the_newest_run_is_the_one_trained_last(tmp_path):
         run.find_run(str(tmp_path), 'a.pt', dataset='fish')
 
 
+@pytest.mark.parametrize('options, age, is_named', [
+    ({}, 200, True), ({'dataset': 'fish'}, 200, False), ({'train': False}, 200, False), ({'model': 'b'}, 200, False),
+    ({}, 50, False)])
+def test_a_newer_run_without_a_checkpoint_is_named(tmp_path, capsys, options, age, is_named):
+    older, newer = (run.new_run(str(tmp_path), 'birds', {'dataset': 'birds', 'train': True, 'model': 'a'} | more)
+                    for more in ({}, options))
+    (tmp_path / older / 'a.pt').touch()
+    os.utime(tmp_path / older / 'a.pt', (100, 100))
+    os.utime(tmp_path / newer / 'options.json', (age, age))
+    assert run.find_run(str(tmp_path), 'a.pt', dataset='birds') == older
+    assert capsys.readouterr().out == is_named * (
+        f'{newer}: has no a.pt (its training ended before the first one, or has not reached it yet); taking the older '
+        f'run {older}\n')
+
+
 def test_a_run_killed_before_its_first_file_is_named(tmp_path, monkeypatch):
     folder = run.new_run(str(tmp_path), 'birds', {'model': 'mine'})
     os.replace(os.path.join(folder, 'options.json'), os.path.join(folder, 'options.json.partial-12345678'))

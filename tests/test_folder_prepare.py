@@ -16,6 +16,7 @@ from common.errors import UserError
 from data import boxes, layout
 from data.folder import openmoji, prepare
 from data.folder.captions import JSON_BYTES
+from data.folder.pictures import named_by
 from data.txt2image_dataset import Text2ImageDataset
 from stackgan_v1 import main as stackgan_v1
 from tests.commands import Caller
@@ -129,6 +130,10 @@ def test_metadata_files(tmp_path, here, name, text, where):
     ('metadata.csv', 'file_name,text,class\na.jpg,black, with long wings,auk\n', 'line 2 has more cells than'),
     ('metadata.csv', 'file_name,text\n\na.jpg,"a bird\na.jpg,x\na.jpg,"y"\n', 'line 3 is not CSV'),
     ('metadata.csv', 'file_name,text\na.jpg,"a "small" bird"\n', 'line 2 is not CSV'),
+    ('metadata.csv', 'file_name,text\n\nx/a.jpg,"a bird\nno.jpg,y\nx/a.jpg,of 5"\n',
+     'line 3 has a cell that goes on over the row of a.jpg; close its quotation mark'),
+    ('metadata.csv', 'text,file_name\n"a bird,a.jpg\nof 5",a.jpg\n',
+     'line 2 has a cell that goes on over the row of a.jpg; close its quotation mark'),
     ('metadata.csv', 'file_name,text,class\na.jpg,x,auk\na.jpg,y,jay\n', 'line 3 has the class jay, and an earlier'),
     ('metadata.csv', b'file_name,text\na.jpg,\xe9\n', 'is not a UTF-8 text file'),
     ('metadata.csv', 'file_name,text,class\na.jpg,x,b\x1b[2J\n', "'b\\x1b[2J' cannot be the name of a class"),
@@ -173,6 +178,64 @@ def test_a_space_after_a_comma_and_classes_that_are_numbers(tmp_path, here):
     assert 'classes: 2, of which 2 are single pictures' in here('--images', images, *ALL)
 
 
+@pytest.mark.parametrize('cell, captions', [
+    (str(["it's red", 'a "dog", \u00e9']), ["it's red", 'a "dog", \u00e9']),
+    (json.dumps(["it's red", '\U0001f426']), ["it's red", '\U0001f426']),
+    ("['red'\n 'blue']", ['red', 'blue']),  # of NumPy
+    *((text, [text]) for text in ('[]', '[1]', "['red' bird]", '["red\\"]', "['red', ['blue']]", 'a bird [left]')),
+    ('red,\nno.jpg of a.jpg', ['red, no.jpg of a.jpg'])])
+def test_a_cell_may_hold_a_list_of_captions(tmp_path, here, cell, captions):
+    images = fill(tmp_path / 'in', ['a'], captions=False)
+    quoted = cell.replace('"', '""')
+    write(images / 'metadata.csv', f'file_name,text\na.jpg,"{quoted}"\n')
+    here('--images', images, *ALL)
+    assert made(tmp_path)['train'] == {('a.jpg', 'a'): (captions, None)}
+
+
+@pytest.mark.parametrize('name', ['Metadata.csv', 'list.CSV', 'metadata.JSONL', 'captions_x.JSON'])
+def test_lists_with_capitals_in_their_names(tmp_path, here, name):
+    images, row = fill(tmp_path / 'in', ['a'], captions=False), {'file_name': 'a.jpg', 'text': 'x'}
+    write(tmp_path / 'lists' / name, {
+        '.csv': 'file_name,text\na.jpg,x\n', '.jsonl': json.dumps(row), '.json': json.dumps({
+            'images': [row | {'id': 1}], 'annotations': [{'image_id': 1, 'caption': 'x'}]})}[
+                os.path.splitext(name)[1].lower()])
+    for given in [name] + [''] * (name != 'list.CSV'):
+        assert f'captions: {name}\n' in here('--images', images, '--captions', tmp_path / 'lists' / given, *ALL)
+        assert made(tmp_path)['train'] == {('a.jpg', 'a'): (['x'], None)}
+
+
+def test_columns_without_a_name_may_be_empty(tmp_path, here, error):
+    images = fill(tmp_path / 'in', ['a'], captions=False)
+    write(images / 'metadata.csv', 'file_name,text,,\na.jpg,x,,\n')
+    assert 'not read' not in here('--images', images, *ALL)
+    assert made(tmp_path)['train'] == {('a.jpg', 'a'): (['x'], None)}
+    write(images / 'metadata.csv', 'file_name,text,,\na.jpg,x, red,\n')
+    assert 'line 2 has more cells than there are columns' in error('--images', images)
+
+
+def test_a_missing_text_of_a_list_leaves_out_one_caption(tmp_path, here):
+    images = fill(tmp_path / 'in', ['a', 'b'], captions=False)
+    rows = [{'file_name': 'a.jpg', 'text': ['x', None, '']}, {'file_name': 'b.jpg', 'text': None}]
+    write(images / 'metadata.jsonl', '\n'.join(map(json.dumps, rows)))
+    assert 'skipped b: it has no captions' in here('--images', images, *ALL)
+    assert made(tmp_path)['train'] == {('a.jpg', 'a'): (['x'], None)}
+
+
+def test_paths_from_the_folder_of_the_list_above_the_pictures(tmp_path, here):
+    fill(tmp_path / 'set' / 'images', ['a', 'red/b'], captions=False)
+    write(tmp_path / 'set' / 'metadata.csv', 'file_name,text\nimages/a.jpg,x\n./images/red/b.jpg,y\n')
+    here('--images', tmp_path / 'set' / 'images', '--captions', tmp_path / 'set', *ALL)
+    assert made(tmp_path)['train'] == {('a.jpg', 'a'): (['x'], None), ('red', 'b'): (['y'], None)}
+
+
+def test_boxes_of_other_pictures_are_named(tmp_path, here):
+    images, folder = fill(tmp_path / 'in', ['a']), tmp_path / 'boxes'
+    write(folder / 'sub' / 'a.txt', '0 0.5 0.5 0.4 0.4')
+    line = f'--boxes {folder}: holds no NAME.xml or NAME.txt of the pictures\n'
+    assert line in here('--images', images, '--boxes', folder, *ALL)
+    assert line not in here('--images', images, '--boxes', folder / 'sub', *ALL)
+
+
 def test_a_column_says_the_splits_and_others_are_named(tmp_path, here, error):
     images = fill(tmp_path / 'in', ['red/a', 'red/b', 'blue/c'], captions=False)
     rows = ['red/a.jpg,x,train,1', 'red/b.jpg,x,Testing,2', 'blue/c.jpg,x,train,3']
@@ -195,11 +258,14 @@ def test_folders_say_the_splits_that_a_column_leaves_out(tmp_path, here):
         'train': ['train-a'], 'valid': ['train-b'], 'test': ['test-c', 'test-d']}
 
 
-def test_text_files_beside_pictures_that_metadata_leaves_out_are_counted(tmp_path, here):
-    images = fill(tmp_path / 'in', ['a', 'b', 'c'])
-    write(images / 'metadata.csv', 'file_name,text\na.jpg,x\n')
-    said = here('--images', images, *ALL)
-    assert 'not read as captions: 2 NAME.txt beside pictures of which metadata.csv has none\n' in said
+@pytest.mark.parametrize('place', ['in', 'texts'])
+def test_text_files_of_pictures_that_metadata_leaves_out_are_counted(tmp_path, here, place):
+    images = fill(tmp_path / 'in', ['a', 'b', 'c'], captions=False)
+    for name in 'abc':
+        write(tmp_path / place / f'{name}.txt', 'x')
+    write(tmp_path / place / 'metadata.csv', 'file_name,text\na.jpg,x\n')
+    said = here('--images', images, '--captions', tmp_path / place, *ALL)
+    assert 'not read as captions: 2 NAME.txt of pictures of which metadata.csv has none\n' in said
     assert 'skipped b: it has no captions' in said and 'skipped 2 photographs' in said
 
 
@@ -413,6 +479,21 @@ def test_folders_of_splits_are_no_classes(tmp_path, here, captions):
     assert 'splits:' not in said
 
 
+@pytest.mark.parametrize('names, is_refused', [
+    (['set/train/cat/a', 'set/Test/cat/b'], True), (['more/set/train/a', 'more/set/val/b'], True),
+    (['set/train/a', 'set/test/b', 'set/c'], False), (['set/train/a', 'set/test/b', 'c'], False),
+    (['set/train/a', 'set/train/b'], False), (['set/train/a', 'set/cat/b'], False)])
+def test_folders_of_splits_below_one_folder(tmp_path, here, error, names, is_refused):
+    images, parent = fill(tmp_path / 'in', names), names[0].partition('/train')[0]
+    if is_refused:
+        assert error('--images', images) == (
+            f'--images {images}: its pictures are in the folders of splits in {parent}, which would be mixed; give '
+            f'--images {images}/{parent}, or shares, such as --test_share 0.1')
+        assert 'test: 0' in here('--images', images, *ALL)
+    else:
+        assert 'test: 1' in here('--images', images)
+
+
 def test_lists_of_classes_and_of_pictures(tmp_path, here, error):
     images = fill(tmp_path / 'in', ['x/1', 'x/2', 'y/1', 'z/1'])
     for name, text in {'train': 'x\ngone\n', 'test': 'y\r\n', 'one': './x/1.jpg\ny/1\n', 'two': 'x\\2.jpg\n',
@@ -446,6 +527,12 @@ def test_pictures_of_one_name_are_listed_apart(tmp_path, here, error):
         write(tmp_path / 'test.txt', f'{name}\n')
         assert error('--images', images, '--test_list', tmp_path / 'test.txt') == (
             f"{tmp_path}/test.txt: '{name}' is both a.jpg and a.png; write the ending")
+
+
+@pytest.mark.parametrize('line, is_found', [('a.jpg 1', False), ('a.10', False), ('b.2.x', False), ('b', False),
+                                            ('a.PNG', True), ('b.2', True), ('b.2.webp', True)])
+def test_only_the_ending_of_a_picture_may_differ(line, is_found):
+    assert bool(named_by(['a.jpg', 'b.2.jpg'])(line, 'list.txt')) == is_found
 
 
 def test_shares_are_of_the_pictures_with_captions(tmp_path, here):
@@ -536,7 +623,8 @@ def test_boxes_behind_two_links_to_one_folder(tmp_path, here):
 def test_a_text_file_is_not_read_as_captions_and_as_boxes(tmp_path, here, error):
     images = fill(tmp_path / 'in', ['a'], captions=False)
     write(images / 'a.txt', '0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.1 0.1\n')
-    for line in ('0 0.5 0.5 0.2 0.2', '0 0.05 0.75 0.1 0.8 0.2 0.9', '1\t0.5\t0.5\t0.1\t0.1', '2  0.5 0.5 5e-05 1E-1'):
+    for line in ('0 0.5 0.5 0.2 0.2', '0 0.05 0.75 0.1 0.8 0.2 0.9', '1\t0.5\t0.5\t0.1\t0.1', '2  0.5 0.5 5e-05 1E-1',
+                 '0.000000 .5 0.5 0.4 0.4', '0.0 0.5 0.5 0.4 0.4 0.98', 'bird 0.5 0.5 0.4 0.4'):
         write(images / 'a.txt', f'{line}\n1 0.5 0.5 0.1 0.1\n')
         said = error('--images', images, *ALL)
         assert 'mostly because its text file holds boxes, as those of YOLO, no captions' in said
@@ -553,6 +641,14 @@ def test_a_text_file_is_not_read_as_captions_and_as_boxes(tmp_path, here, error)
     assert made(tmp_path)['train']['a.jpg', 'a'] == (captions, box)
     assert error('--images', images, '--boxes', tmp_path / 'none.txt').startswith(
         f'--boxes {tmp_path}/none.txt: no such file or folder')
+
+
+@pytest.mark.parametrize('line', ['a bird . . . .', 'bird 1 2 3', 'bird 1 2 3 4 times', 'a bird 1 2 3 4'])
+def test_captions_with_numbers_are_no_boxes(tmp_path, here, line):
+    images = fill(tmp_path / 'in', ['a'])
+    write(images / 'a.txt', line)
+    here('--images', images, *ALL)
+    assert made(tmp_path)['train']['a.jpg', 'a'] == ([line], None)
 
 
 @pytest.mark.parametrize('name, text, message', [

@@ -193,6 +193,9 @@ def test_training_an_encoder_on_one_class_is_refused(folder, monkeypatch, capsys
     command = Caller(encoder_main, folder, monkeypatch, capsys)
     error = command.error(*DATA, '--image_encoder', 'scratch', '--out_dir', 'out')
     assert 'all 3 photographs of /train are of one class' in error and not os.path.exists(folder / 'out')
+    tiny.make(path_of(folder), {'train': {}, 'test': {'002.Jay': 1}})
+    error = command.error(*DATA, '--image_encoder', 'scratch', '--out_dir', 'out')
+    assert '/train is empty; prepare the data with photographs to train on' in error
 
 
 def test_a_run_that_moved_finds_its_data_again(folder, embed, call):

@@ -3,6 +3,8 @@
 Each function returns `Captions`. One that reads lists raises UserError, with the line, if a list is not what it should
 be; a single text file that cannot be used does not stop the conversion.
 """
+import ast
+import contextlib
 import csv
 import json
 import os
@@ -19,7 +21,9 @@ METADATA = ('metadata.csv', 'metadata.jsonl')
 JSON_BYTES = {'captions': 256 << 20, 'instances': 1 << 30}  # COCO's largest have 92 MB and 470 MB
 LONGEST_CLASS = 200  # characters
 LARGEST_AREA = 1e18  # pixels
-YOLO = re.compile(r'\d+(\s+[-+]?[\d.]+(e[-+]?\d+)?){4,}', re.IGNORECASE)  # a line of its boxes or polygons
+YOLO = re.compile(r'\S+(\s+[-+]?\.?\d[\d.]*(e[-+]?\d+)?){4,}', re.IGNORECASE)  # a line of its boxes or polygons
+STRING = r'''(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')'''
+LIST = re.compile(rf'\[\s*(?:{STRING}[\s,]*)+\]')  # of strings, as Python, NumPy and JSON write it
 COCO_SPLITS = {'train': 'train', 'val': 'test'}  # of captions_train2014.json: the authors test on COCO's val
 WITH_TEST = {'train': 'train', 'val': 'valid', 'test': 'test'}  # if there is a captions_test*.json, which COCO has not
 COLUMNS = ('file_name', 'text', 'class', 'split')
@@ -38,8 +42,9 @@ def find(pictures, given, folder, with_objects):
     """
     if os.path.isdir(given):
         files = list(filter(is_plain, files_in(given)))
-        coco = [os.path.join(given, file) for file in files if file.startswith('captions_') and file.endswith('.json')]
-        listed = [file for file in files if os.path.basename(file) in METADATA]
+        coco = [os.path.join(given, file) for file in files
+                if file.startswith('captions_') and file.lower().endswith('.json')]
+        listed = [file for file in files if os.path.basename(file).lower() in METADATA]
         if coco:
             return read_coco(pictures, coco, with_objects)
         if listed:
@@ -49,9 +54,9 @@ def find(pictures, given, folder, with_objects):
                         set(), given)
     if not os.path.exists(given):
         raise UserError(f'--captions {given}: no such file or folder; {HOW}')
-    if given.endswith('.json'):
+    if given.lower().endswith('.json'):
         return read_coco(pictures, [given], with_objects)
-    if given.endswith(('.csv', '.jsonl')):
+    if given.lower().endswith(('.csv', '.jsonl')):
         return read_metadata(pictures, os.path.dirname(given) or '.', [os.path.basename(given)], folder)
     raise UserError(f'--captions {given}: is neither a folder nor a .csv, .jsonl or .json file; {HOW}')
 
@@ -68,9 +73,8 @@ def read_metadata(pictures, root, files, folder):
     """Return the `Captions` in metadata.csv or metadata.jsonl files, `files` in `root`.
 
     As Hugging Face's ImageFolder has it, `file_name` is the path of a picture from the file's folder, and `text` its
-    caption; several lines of a picture are several captions. `class` may name its class, `split` its split. If the file
-    does not lie beside the pictures, `file_name` is the path from `folder`, that of the pictures, or from the same
-    sub-folder in it.
+    caption; several lines of a picture are several captions. `class` may name its class, `split` its split. If no
+    picture is there, `file_name` is the path from `folder`, that of the pictures, or from the same sub-folder in it.
     """
     known = {normalized(picture.file): picture.file for picture in pictures}
     texts, classes, splits, absent, unread = defaultdict(list), {}, {}, set(), set()
@@ -79,8 +83,7 @@ def read_metadata(pictures, root, files, folder):
             raise UserError(f'{os.path.join(root, place)}: has both metadata.csv and metadata.jsonl; leave one there')
     for file in files:
         path, beside = os.path.join(root, file), os.path.dirname(file)
-        from_pictures = os.path.relpath(os.path.dirname(os.path.abspath(path)), os.path.abspath(folder))
-        for number, row in read_rows(path):
+        for number, row in read_rows(path, known):
             name, text, class_name, split = map(row.get, COLUMNS)
             unread |= row.keys() - set(COLUMNS)
             lines = text if isinstance(text, list) else [text]
@@ -88,7 +91,9 @@ def read_metadata(pictures, root, files, folder):
                 raise UserError(f'{path}: line {number} has no file_name or no text; give both, in quotation marks if '
                                 'they contain commas')
             name = name.strip().replace('\\', '/')
-            places = [normalized(_path(place, name)) for place in (from_pictures, beside)]
+            from_file = os.path.relpath(os.path.join(os.path.dirname(path), name), folder)
+            from_pictures = os.path.normpath(os.path.join(beside, name))
+            places = [normalized(place.replace(os.sep, '/')) for place in (from_file, from_pictures)]
             found = next((known[place] for place in places if place in known), None)
             if found is None:
                 absent.add(places[-1])
@@ -111,24 +116,27 @@ def read_metadata(pictures, root, files, folder):
                     absent)
 
 
-def _path(*parts):
-    return os.path.normpath(os.path.join(*parts)).replace(os.sep, '/')
+def read_rows(path, pictures):
+    """Yield (line number, {column: value}) for each row of a .csv or .jsonl file. Raises UserError if it is neither.
 
-
-def read_rows(path):
-    """Yield (line number, {column: value}) for each row of a .csv or .jsonl file. Raises UserError if it is neither."""
+    With the files `pictures`, a quotation mark that is not closed, so that a cell goes on over other rows, is noticed.
+    """
     advice = 'give a file with file_name and text in each row'
     lines = read_text(path, advice).split('\n')
-    return _csv_rows(path, lines, advice) if path.endswith('.csv') else _json_rows(path, lines, advice)
+    is_csv = path.lower().endswith('.csv')
+    return _csv_rows(path, lines, advice, pictures) if is_csv else _json_rows(path, lines, advice)
 
 
-def _csv_rows(path, lines, advice):
+def _csv_rows(path, lines, advice, pictures):
+    names = set(map(os.path.basename, pictures))
     reader, line = csv.DictReader((f'{line}\n' for line in lines), skipinitialspace=True, strict=True), 1
 
     def first_line():  # of the next row, which may have several
         return next((number for number in range(reader.line_num + 1, len(lines) + 1) if lines[number - 1].strip()), 0)
 
     try:
+        while reader.fieldnames and not reader.fieldnames[-1]:  # Excel writes columns that once had something
+            reader.fieldnames.pop()
         missing = [name for name in ('file_name', 'text') if name not in (reader.fieldnames or ())]
         if missing:
             found = shown(', '.join(map(str, reader.fieldnames or ['nothing'])))[:100]
@@ -140,13 +148,29 @@ def _csv_rows(path, lines, advice):
                             'for each caption')
         line = first_line()
         for row in reader:
-            if None in row:
+            if any(row.pop(None, ())):
                 raise UserError(f'{path}: line {line} has more cells than there are columns; put text with commas in '
                                 'quotation marks')
-            yield line, row
+            swallowed = names.intersection(
+                normalized(re.split(r'[/\\]', cell)[-1].strip()) for text in row.values() if '\n' in (text or '')
+                for inner in text.split('\n') if ',' in inner for cell in inner.split(','))
+            if swallowed:
+                raise UserError(f'{path}: line {line} has a cell that goes on over the row of {min(swallowed)}; close '
+                                'its quotation mark')
+            yield line, row | {'text': _listed(row['text'])}
             line = first_line()
     except csv.Error as error:
         raise UserError(f'{path}: line {line} is not CSV ({error}); {advice}') from error
+
+
+def _listed(text):
+    """Return the list of captions that a cell holds if it is one, written as by pandas or in JSON, else the cell."""
+    if not text or not LIST.fullmatch(text):
+        return text
+    for read in (json.loads, lambda text: list(map(ast.literal_eval, re.findall(STRING, text)))):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return read(text)
+    return text
 
 
 def _json_rows(path, lines, advice):
@@ -160,6 +184,9 @@ def _json_rows(path, lines, advice):
             raise UserError(f'{path}: line {number} {why}; {advice}') from error
         if not isinstance(row, dict):
             raise UserError(f'{path}: line {number} is not a JSON object; {advice}')
+        if 'text' in row:
+            texts = row['text'] if isinstance(row['text'], list) else [row['text']]
+            row['text'] = ['' if is_absent(text) else text for text in texts]
         yield number, row
 
 

@@ -74,7 +74,8 @@ def paths_beside(folder, ending):
 def named_by(files):
     """Return a function that returns which of the `files` a line of the list `where` names, or None.
 
-    The line may lack the ending, or have another. The function raises UserError if that leaves several files.
+    The line may lack the ending of a picture, or have another. The function raises UserError if that leaves several
+    files.
     """
     places = defaultdict(list)
     for file in files:
@@ -83,7 +84,8 @@ def named_by(files):
 
     def find(line, where):
         line = normalized(line.replace('\\', '/').removeprefix('./'))
-        found = places.get(line) or places.get(os.path.splitext(line)[0]) or [None]
+        stem, ending = os.path.splitext(line)
+        found = places.get(line) or places.get(stem if ending.lower() in ENDINGS else None) or [None]
         found = [file for file in found if file and normalized(file) == line] or found
         if len(found) > 1:
             raise UserError(f'{where}: {line[:100]!r} is both {found[0]} and {found[1]}; write the ending')

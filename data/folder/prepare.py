@@ -29,7 +29,7 @@ from data.bounded_files import files_in, normalized, read_lines, read_numbered, 
 from data.boxes import read_box, read_boxes, read_voc, read_yolo
 from data.converting import Entry, skip
 from data.folder import captions
-from data.folder.pictures import list_pictures, named_by, paths_beside
+from data.folder.pictures import SPLITS, list_pictures, named_by, paths_beside
 
 DATA = os.path.dirname(HERE)
 TEST_SHARE = 0.1  # of the pictures, if nothing is said about splits
@@ -103,10 +103,12 @@ def list_entries(args, skipped):
         single += class_name == own
     print(f'classes: {len({entry.class_name for entry in entries})}' + (
         f', of which {single} are single pictures: any other picture is one of another class' if single else ''))
+    roots = (args.images, args.captions or args.images)
     unread = 0 if found.folder else sum(
-        os.path.exists(f'{os.path.splitext(entry.image_path)[0]}.txt') and not has_captions(entry) for entry in entries)
+        any(os.path.exists(os.path.join(root, f'{entry.key}.txt')) for root in roots) and not has_captions(entry)
+        for entry in entries)
     if unread:
-        print(f'not read as captions: {unread} NAME.txt beside pictures of which {found.source} has none')
+        print(f'not read as captions: {unread} NAME.txt of pictures of which {found.source} has none')
     splits = {picture.file: picture.split for picture in pictures if picture.split} | found.splits
     return entries, {picture.path: splits[picture.file] for picture in pictures if picture.file in splits}
 
@@ -127,6 +129,8 @@ def find_boxes(given, captions_folder, pictures):
                 raise UserError(f'--boxes {given}: its NAME.txt are read as captions; give --captions another folder, '
                                 'or boxes as NAME.xml')
         path_of = {ending: paths_beside(given, ending) for ending in endings}
+        if not any(os.path.exists(find(picture)) for find in path_of.values() for picture in pictures):
+            print(f'--boxes {given}: holds no {" or ".join(f"NAME{ending}" for ending in endings)} of the pictures')
         return lambda picture: partial(_box_beside, {ending: path_of[ending](picture) for ending in endings})
     advice = "give --boxes a folder of YOLO's or Pascal VOC's files, or CUB's bounding_boxes.txt with images.txt beside"
     if not os.path.exists(given):
@@ -179,8 +183,21 @@ def split_entries(entries, args, known):
     else:
         if known:
             print('splits: at random, as the flags of shares say, not as folders or files of captions do')
+        elif not has_shares:
+            check_no_splits_below(entries, args.images)
         split_of = share_out(entries, args)
     return [entry._replace(split=split_of.get(entry.image_path)) for entry in entries], {}
+
+
+def check_no_splits_below(entries, folder):
+    """Raise UserError if all pictures are in train/, test/ and so on of one sub-folder, which would not be splits."""
+    places = [os.path.dirname(entry.key) for entry in entries]
+    above = os.path.commonpath(places)
+    splits = {SPLITS.get(place.removeprefix(f'{above}/').partition('/')[0].lower()) for place in places}
+    if above and {'train'} < splits <= set(layout.SPLITS):
+        raise UserError(f'--images {folder}: its pictures are in the folders of splits in {above}, which would be '
+                        f'mixed; give --images {os.path.join(folder, above)}, or shares, such as --test_share '
+                        f'{TEST_SHARE}')
 
 
 def read_picture_lists(picture_lists, entries, folder):
