@@ -86,7 +86,7 @@ def color_accuracy(images, body_colors, wing_colors):
     """Return the shares of images whose body, and whose wings, have the requested color: two numbers in [0, 1].
 
     `images` is float [B, 3, 64, 64] in [-1, 1] (or another size that 32 divides); the colors are B names each (see
-    `colors_of`). Images that ignore the requested colors score about 1/6.
+    `colors_of`). Images that ignore the requested colors score about 1/10.
     """
     guesses = [guess_colors(image) for image in images.detach().cpu().float().numpy()]
     hits = [(body == asked_body, wings == asked_wings)
@@ -122,12 +122,11 @@ def likelihood(pixels, colors, spread=40):
 
 @functools.lru_cache(maxsize=1)
 def pose_masks(samples=40):
-    """Return how often a pixel shows background, body or wing in each pose: float32 [3, 4 poses, 32 * 32]."""
+    """Return how often a pixel shows background, body or wing in the pose of each scene: float32 [3, 6, 32 * 32]."""
     rng, poses = random.Random(0), []
-    for facing in (1, -1):
-        for raised in (True, False):
-            labels = [label_map(random_bird(rng, 'red', 'blue', facing=facing, raised=raised)) for _ in range(samples)]
-            poses.append([np.mean(np.equal(labels, part), 0) for part in range(3)])
+    for scene in SCENES:
+        labels = [label_map(random_bird(rng, 'red', 'blue', scene=scene)) for _ in range(samples)]
+        poses.append([np.mean(np.equal(labels, part), 0) for part in range(3)])
     return np.array(poses, np.float32).swapaxes(0, 1)
 
 
