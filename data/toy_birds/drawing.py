@@ -19,8 +19,8 @@ SCENES = {
     'sand': ((184, 194, 200), (202, 186, 160)), 'plain': ((190, 174, 180), (178, 174, 192)),
 }
 BARK = (132, 114, 100)
-# How a bird holds itself in each scene: (facing right 1 or left -1, wings raised, tilt in radians). A sentence that names
-# the scene so determines the outline, and a generator need not average over outlines.
+# How a bird holds itself in each scene: (facing right 1 or left -1, wings raised, tilt in radians). So a sentence that
+# names the scene determines the outline, and a generator need not average over outlines.
 POSES = {'sky': (1, True, .3), 'grass': (1, False, -.3), 'water': (-1, False, 0), 'branch': (-1, False, .35),
          'sand': (-1, True, 0), 'plain': (1, False, .1)}
 
@@ -60,9 +60,10 @@ def random_bird(rng, body, wings, **given):
     others = [color for color in PALETTE if color not in (body, wings)]
     given = {'scene': rng.choice(list(SCENES)), **given}
     facing, raised, tilt = POSES[given['scene']]
+    patch = rng.choice([None, None, None, None, 'crown', 'crown', 'belly'])     # both would make long captions
     bird = {
-        'crown': rng.choice(others) if rng.random() < .3 else body,
-        'belly': rng.choice(others) if rng.random() < .1 else body,
+        'crown': rng.choice(others) if patch == 'crown' else body,
+        'belly': rng.choice(others) if patch == 'belly' else body,
         'beak': rng.choice(list(BEAKS)), 'beak_length': rng.choice(['short', 'long']),
         'beak_shape': rng.choice(['pointed', 'curved']), 'raised': raised, 'facing': facing,
         'scale': rng.uniform(.27, .31), 'tilt': tilt + rng.uniform(-.04, .04), 'plump': rng.uniform(.96, 1.06),
