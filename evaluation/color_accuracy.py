@@ -3,7 +3,7 @@
     python evaluation/color_accuracy.py [--checkpoint FILE] [--count 500]
 
 The newest run of text2image on toy_birds generates images for sentences of /test. Each color in them occurs in /train,
-but no pair of body and wing color does. The last two lines compare with shuffled colors: that is chance.
+but no pair of body and wing color does. The lines with shuffled colors show what chance would reach.
 """
 import os
 import sys
@@ -64,12 +64,13 @@ def main():
     colors = [colors_of(dataset.classes[photo]) for photo in dataset.photo_of[captions].tolist()]
     shuffled = [colors[i] for i in torch.randperm(len(colors), generator=torch.Generator().manual_seed(0)).tolist()]
     some = torch.linspace(0, len(images) - 1, min(SHOWN, len(images))).long()
-    write_images(run.new_run(options.out_dir, 'color_accuracy', vars(options)), [[images[some]]],
-                   [dataset.captions[i] for i in captions[some].tolist()])
+    folder = write_images(run.new_run(options.out_dir, 'color_accuracy', vars(options)), [[images[some]]],
+                          [dataset.captions[i] for i in captions[some].tolist()])
     print(f'{file}: {len(images)} images for sentences with pairs of colors that are not in /train')
     for what, pairs in (('asked for', colors), ('shuffled', shuffled)):
         for part, accuracy in zip(('body', 'wings'), color_accuracy(images, *map(list, zip(*pairs)))):
             print(f'  {part:5} has the color {what}: {accuracy:.3f}')
+    print(f'{len(some)} of the images, above their sentences: {os.path.join(folder, "sheet.png")}')
 
 
 def newest_checkpoint(out_dir):
