@@ -1,6 +1,6 @@
 """Generate captions of drawn birds from a grammar with synonyms, each with the colors of body and wings."""
 CAPTIONS = 10
-CAPTION_LENGTH = 75     # characters; the encoder's time grows with them, and 201 is the most that it reads
+CAPTION_LENGTH = 85     # characters; the encoder's time grows with them, and 201 is the most that it reads
 PLACES = {
     'sky': ('in flight', 'in the sky', 'flying'), 'grass': ('in the grass', 'in a meadow'),
     'water': ('in the water', 'in a pond'), 'branch': ('on a branch', 'on a twig'),
@@ -46,7 +46,7 @@ def make_sentence(bird, rng):
 def details(bird, rng):
     """Return noun phrases for crown and belly, if they have a color of their own, and at times for the beak."""
     found = []
-    if rng.random() < .25:
+    if rng.random() < .3:
         adjectives = [bird.beak_length, bird.beak_shape, bird.beak]
         said = [word for word in adjectives if rng.random() < .4] or adjectives[-1:]
         found.append(f'a {" ".join(said)} {rng.choice(["beak", "bill"])}')
