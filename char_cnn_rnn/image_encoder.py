@@ -39,21 +39,17 @@ class ScratchCNN(nn.Module):
     """
 
     LENGTH = 10
-    SQUARES = 16
 
     def __init__(self):
         super().__init__()
-
-        def layer(*sizes):
-            return nn.Sequential(nn.Conv2d(*sizes), nn.BatchNorm2d(sizes[1]), nn.ReLU())
-
-        # The first layer tells colors apart before the others mix those of different places.
-        self.layers = nn.Sequential(layer(3, 64, 1), layer(64, 128, 4, 2, 1), layer(128, 256, 4, 2, 1), nn.Flatten(),
-                                    nn.Linear(256 * 4 * 4, EMBED_DIM), nn.BatchNorm1d(EMBED_DIM, affine=False))
+        widths = (3, 32, 64, 128, 256)
+        layers = [nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), nn.BatchNorm2d(b), nn.ReLU())
+                  for a, b in zip(widths, widths[1:])]
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(256 * 4 * 4, EMBED_DIM),
+                                    nn.BatchNorm1d(EMBED_DIM, affine=False))
 
     def forward(self, images):
-        images = F.adaptive_avg_pool2d(images.float() / 127.5 - 1, self.SQUARES)  # enough to see body and wings
-        return self.LENGTH * F.normalize(self.layers(images))
+        return self.LENGTH * F.normalize(self.layers(images.float() / 127.5 - 1))
 
 
 def image_side(name):
