@@ -25,11 +25,10 @@ POSES = {'sky': (1, True, .3), 'grass': (1, False, -.3), 'water': (-1, False, 0)
          'sand': (-1, True, 0), 'plain': (1, False, .1)}
 
 # Outlines in the bird's own coordinates: it faces right, y points down, its body is about 2 wide and 1.5 high. Wings
-# leave head, breast and belly visible, so that every pose shows about as much of one color as of the other.
+# leave head, breast and flanks visible, so that every pose shows about as much of one color as of the other.
 BODY = [(.99, -.58), (.86, -.90), (.56, -.99), (.26, -.84), (-.08, -.60), (-.55, -.34), (-.98, .06), (-.80, .46),
         (-.30, .76), (.28, .76), (.74, .44), (.94, -.06)]
 CROWN = [(.98, -.66), (.86, -.90), (.56, -.99), (.29, -.85), (.5, -.78), (.76, -.73)]
-BELLY = [(.50, .38), (.48, .52), (.22, .69), (-.18, .70), (-.32, .60), (.06, .50)]
 TAIL = [(-.72, -.08), (-1.05, -.04), (-1.40, .0), (-1.46, .18), (-1.10, .34), (-.74, .32)]
 FOLDED = [(.34, -.22), (.04, -.58), (-.46, -.50), (-.98, -.14), (-1.40, .26), (-.95, .44), (-.40, .50), (.14, .32)]
 RAISED = [(.24, -.20), (.18, -.64), (-.06, -1.06), (-.46, -1.40), (-.80, -1.32), (-1.02, -1.02), (-1.02, -.56),
@@ -42,7 +41,6 @@ class Bird:
     body: str
     wings: str
     crown: str
-    belly: str
     beak: str               # color
     beak_length: str        # short or long
     beak_shape: str         # pointed or curved
@@ -60,10 +58,8 @@ def random_bird(rng, body, wings, **given):
     others = [color for color in PALETTE if color not in (body, wings)]
     given = {'scene': rng.choice(list(SCENES)), **given}
     facing, raised, tilt = POSES[given['scene']]
-    patch = rng.choice([None, None, None, None, 'crown', 'crown', 'belly'])     # both would make long captions
     bird = {
-        'crown': rng.choice(others) if patch == 'crown' else body,
-        'belly': rng.choice(others) if patch == 'belly' else body,
+        'crown': rng.choice(others) if rng.random() < .3 else body,
         'beak': rng.choice(list(BEAKS)), 'beak_length': rng.choice(['short', 'long']),
         'beak_shape': rng.choice(['pointed', 'curved']), 'raised': raised, 'facing': facing,
         'scale': rng.uniform(.27, .31), 'tilt': tilt + rng.uniform(-.04, .04), 'plump': rng.uniform(.96, 1.06),
@@ -87,7 +83,7 @@ def shapes(bird):
     wing = np.array(RAISED if bird.raised else FOLDED)
     middle = (.95 + reach) / 2
     parts = {
-        'tail': curve(TAIL), 'body': curve(BODY), 'crown': curve(CROWN), 'belly': curve(BELLY), 'wing': curve(wing),
+        'tail': curve(TAIL), 'body': curve(BODY), 'crown': curve(CROWN), 'wing': curve(wing),
         'coverts': curve((wing - wing[0]) * .62 + wing[0] - (.03, -.02)),
         'beak': [(.9, -.7), (middle, -.63 - bend / 2), (reach, -.52 + bend), (middle, -.50), (.9, -.44)],
     }
@@ -134,8 +130,6 @@ def draw_bird(pen, bird, rng):
     fill('tail', shade(wings, .92))
     fill('beak', BEAKS[bird.beak])
     fill('body', body)
-    if bird.belly != bird.body:
-        fill('belly', jitter(PALETTE[bird.belly], rng), edge=False)
     if bird.crown != bird.body:
         fill('crown', jitter(PALETTE[bird.crown], rng), edge=False)
     fill('wing', wings)
