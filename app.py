@@ -81,7 +81,8 @@ def newest(device, encoder):
         return found
     if not os.path.isdir(PRETRAINED):
         raise UserError('no run yet; train one first (python text2image/main.py --train), or give the folder of one')
-    print(f'no run of your own yet: generating with the pretrained weights in {PRETRAINED}')
+    why = run.no_run_yet(os.path.join(flags.ROOT, 'text2image', 'output'), 'text2image')
+    print(f'{why}: generating with the pretrained weights in {PRETRAINED}')
     return [BrowsedRun(PRETRAINED, device, encoder)]
 
 

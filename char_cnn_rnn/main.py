@@ -106,8 +106,7 @@ def train(options, device, resumed):
     model.keep = options.keep
     if options.dry_run:
         return dry_run.report(model, {'encoder': model.encoder, 'image_side': model.image_side}, options.epochs,
-                              options.log_interval, run_dir,
-                              caches=checked_files.planned())
+                              options.log_interval, run_dir, caches=checked_files.planned())
     print(f'Training on {len(index.captions)} captions of {len(index.names)} photographs of '
           f'{len(set(index.classes))} classes; everything goes to {run_dir}', flush=True)
     model.train(options.epochs, options.log_interval, run_dir)
@@ -177,7 +176,8 @@ def load_model(options, device):
         model.encoder = encoder
     else:
         raise UserError(f'{source}: has no image side, so it can be evaluated only with the features that it was '
-                        'trained with; add --image_encoder googlenet if these were GoogLeNet\'s')
+                        'trained with; give the char_cnn_rnn.pt of its training, or add --image_encoder googlenet if '
+                        'these were GoogLeNet\'s')
     return model, source
 
 

@@ -24,6 +24,7 @@ from common.errors import CannotWrite, UserError
 from common.files import convert_os_errors, partial_file
 
 SIZES = []  # {file: bytes} of the block `measured`, in which `save` writes nothing
+DAMAGED = set()  # files that `newest` has found to be damaged
 COUNT = re.compile(r'_(\d+)\.pth$')  # steps or epochs, in the name of a snapshot
 KEEP = 2  # number of checkpoints that a run keeps, the newest included
 
@@ -105,6 +106,9 @@ class _ChecksumWriter:
 
 def _keep_older(path, keep):
     """Rename PATH.1 to PATH.2 and so on, and link PATH to PATH.1, so that with a new PATH there are `keep` files."""
+    if path in DAMAGED:  # it takes no place among those that are kept
+        DAMAGED.discard(path)
+        return
     kept = itertools.takewhile(os.path.isfile, (f'{path}.{number}' for number in range(1, keep - 1)))
     for number, file in reversed(list(enumerate(kept, 1))):
         os.replace(file, f'{path}.{number + 1}')
@@ -143,6 +147,7 @@ def newest(path):
             checkpoint_file.check(file)
         except Unreadable as error:
             reason = f'since {error}' if file == path else reason
+            DAMAGED.add(file)
         else:
             if file != path:
                 print(f'{file}: used in place of {os.path.basename(path)}, {reason}')

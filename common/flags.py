@@ -2,6 +2,7 @@
 import argparse
 import os
 import random
+import re
 import textwrap
 
 import numpy as np
@@ -332,7 +333,7 @@ def read_sentences(texts, text_file, flag='--text'):
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f'{text_file}: cannot be read as UTF-8 text ({error}); '
                             '--text_file takes one sentence on each line') from error
-    sentences = [sentence.replace('\t', ' ').strip() for sentence in sentences if sentence.strip()]
+    sentences = [re.sub('[ \t]+', ' ', sentence).strip() for sentence in sentences if sentence.strip()]
     for sentence in sentences:
         if not is_valid_text(sentence):
             raise UserError(f'{text_file or flag}: {ascii(sentence[:60])} has control characters, or is not valid '

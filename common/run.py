@@ -165,9 +165,9 @@ def begin(model, networks, resumed, out_dir, name, options, data, prepare=None, 
 
     `options` (a dict) is written to it; `data` describes the training data as `describe` does. `prepare()`, which may
     take minutes, is called after all checks. Rank 0 locks the folder; the other ranks write nothing and get ''.
-    Afterwards all ranks have the same weights in `networks`. A `dry_run` does the same without writing, and gets
-    the folder of the run, with DATE in its name if it were a new one.
-    Raises UserError if a resumed run would start from the beginning, or continue with other data than before.
+    Afterwards all ranks have the same weights in `networks`. A `dry_run` does the same without writing, and gets the
+    folder that the run would have, with DATE in the name of a new one. Raises UserError if a resumed run would start
+    from the beginning, or continue with other data than before.
     """
     if resumed:
         if ranks.rank() == 0 and (not dry_run or os.path.exists(os.path.join(resumed, 'lock'))):
@@ -252,13 +252,30 @@ def checkpoint_file(model, out_dir, given, resumed, find=checkpoint.find, pretra
         return existing(given, model, find)
     try:
         folder = resumed or find_run(out_dir, f'{model}.pt', **wanted)
-    except NoRun:
+    except NoRun as error:
         is_any_run = not any(wanted.values()) and not {'out_dir', 'model', 'data_dir'} & set(GIVEN_FLAGS)
-        if not (pretrained and is_any_run and os.path.isdir(pretrained)):
+        if not (pretrained and os.path.isdir(pretrained)):
             raise
-        print(f'no run of your own yet: generating with the pretrained weights in {pretrained}')
+        if not is_any_run:
+            raise NoRun(f'{error}, or add --checkpoint {pretrained}, the pretrained weights') from error
+        print(f'{no_run_yet(out_dir, model)}: generating with the pretrained weights in {pretrained}')
         folder = pretrained
     return checkpoint.newest(os.path.join(folder, f'{model}.pt'))
+
+
+def no_run_yet(out_dir, model):
+    """Return why there is no run to generate with: a line that names a run with another `--model`, if there is one."""
+    for name in sorted(_names_in(out_dir), reverse=True):
+        if files := _checkpoints_in(os.path.join(out_dir, name)):
+            other = os.path.join(out_dir, name, files[0])
+            return f'no run with a {model}.pt yet (to generate with {name}, add --checkpoint {other})'
+    return 'no run of your own yet'
+
+
+def _checkpoints_in(run_dir):
+    """Return the names of a run's checkpoints, [] if the folder is no run."""
+    names = _names_in(run_dir) if has_options(run_dir) else []
+    return sorted(name for name in names if name.endswith('.pt') and name != ENCODER)
 
 
 def existing(path, model, find=checkpoint.find):
@@ -270,7 +287,9 @@ def existing(path, model, find=checkpoint.find):
                             'before the first one or has not reached it yet, or it holds the output of a trained '
                             'model; give another run')
         if has_options(path):
-            raise UserError(f'{path}: is a run, but not of this section or --model: it has no {model}.pt')
+            others = _checkpoints_in(path)
+            advice = f'; give {os.path.join(path, others[0])} if it is that one' if others else ''
+            raise UserError(f'{path}: is a run, but not of this section or --model: it has no {model}.pt{advice}')
         raise UserError(f'{file}: no such checkpoint here; give a run folder, its {model}.pt or a snapshot in its '
                         'Model/')
     return file

@@ -105,9 +105,9 @@ def position(history, command):
     return history.epoch, history.epoch - (history.epoch < history.epochs), history.epochs, history.step
 
 
-def epoch_shown(position, between):
-    """Return in which epoch a run is, such as '2/5', with `between` the two numbers."""
-    begun, done, epochs, _ = position
+def epoch_shown(at, between):
+    """Return in which epoch a run is, such as '2/5', from its `position`, with `between` the two numbers."""
+    begun, done, epochs, _ = at
     return f'{begun:,}{between}{epochs:,}{" (not done)" if done < begun == epochs else ""}'
 
 
@@ -127,20 +127,20 @@ def page(run_dir, history, command):
     """Return the page, a text."""
     name = os.path.basename(os.path.abspath(run_dir))
     options = run.read_options(run_dir)
-    legend, captions = read_captions(run_dir)
-    parts = [f'<h1>{text(name)}</h1>', f'<p>{_summary(run_dir, options, position(history, command))}</p>',
+    (legend, captions), at = read_captions(run_dir), position(history, command)
+    parts = [f'<h1>{text(name)}</h1>', f'<p>{_summary(run_dir, options, at)}</p>',
              *_tiles(run_dir, legend, captions),
              '<h2>Losses</h2>', _losses(history), *_film(run_dir), *_measured(run_dir),
              '<h2>Options</h2>', _options(options, command.get('defaults')),
-             '<h2>Commands</h2>', _commands(run_dir, options, command, captions, position(history, command))]
-    noted = html.escape(json.dumps(command, sort_keys=True, default=str))
-    return document(name, GENERATOR, parts, f' data-command="{noted}"')
+             '<h2>Commands</h2>', _commands(run_dir, options, command, captions, at)]
+    as_json = html.escape(json.dumps(command, sort_keys=True, default=str))
+    return document(name, GENERATOR, parts, f' data-command="{as_json}"')
 
 
-def _summary(run_dir, options, position):
+def _summary(run_dir, options, at):
     facts = [f'started {started(run_dir)}', f'data: {text(options.get("dataset"))}']
-    if position[2]:
-        facts.append(f'epoch {epoch_shown(position, " of ")}, step {position[3]:,}')
+    if at[2]:
+        facts.append(f'epoch {epoch_shown(at, " of ")}, step {at[3]:,}')
     facts += [shown_size(size_of(run_dir)), f'this page: {time.strftime("%Y-%m-%d %H:%M")}']
     return f'<strong>{text(options.get("model"))}</strong> &middot; ' + ' &middot; '.join(facts)
 
@@ -216,13 +216,13 @@ def _is_point(step, value):
     return type(step) is int and 0 <= step < LARGEST and isinstance(value, float) and abs(value) < LARGEST
 
 
-def _commands(run_dir, options, command, captions, position):
+def _commands(run_dir, options, command, captions, at):
     """Return the commands that continue the run and generate with it, as they are typed in the repository's root."""
     place = os.path.relpath(os.path.abspath(run_dir), ROOT)
     place = shlex.quote(os.path.abspath(run_dir) if place.startswith(os.pardir) else place)
     script, count = shlex.quote(plain(command.get('script', 'main.py'))), command.get('ranks')
     launcher = f'torchrun --nproc_per_node={count}' if type(count) is int and count > 1 else 'python'
-    _, done, epochs, _ = position
+    _, done, epochs, _ = at
     longer = f' --epochs {2 * epochs}' if epochs and done >= epochs else ''
     lines = [('Continue', f'{launcher} {script} --train --resume {place}{longer}')]
     if 'text' in options:

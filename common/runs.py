@@ -69,7 +69,7 @@ def find(folder):
         except UserError as error:
             skipped.append(plain(error))
             continue
-        if options.get('train') is False:
+        if options.get('train') is not True:
             generated[plain(os.path.basename(path).partition('_')[0])] += 1
         else:
             rows.append(row(path, options))

@@ -89,6 +89,7 @@ class TrainingRun:
             self.page.renew(at_once=is_last)
             if is_last:
                 self.checkpoints.finish(self.losses, self.stop)
+                self.page.renew(at_once=True)  # with the last checkpoint
 
     def batches(self):
         """Yield the batches of this epoch that remain to be trained on; save checkpoints when they are due."""

@@ -9,6 +9,7 @@ from common.letters import CONTROL
 
 LIST_BYTES = 64 << 20  # of a list that is read
 FEW = 5  # names that are printed
+SLOW = 50_000_000  # letters of a JSON file, above which reading takes seconds
 
 
 def normalized(name):
@@ -102,6 +103,9 @@ def read_numbered(path, advice):
 def read_json(path, advice, most):
     """Return what a JSON file holds. Raises UserError with `advice` if it is not JSON or has more than `most` bytes."""
     try:
-        return json.loads(read_text(path, advice, most))
+        text = read_text(path, advice, most)
+        if len(text) > SLOW:
+            print(f'reading {path} ...', flush=True)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f'{path}: is not a JSON file ({" ".join(str(error).split())[:100]}); {advice}') from error

@@ -54,6 +54,7 @@ def is_saved(path, contents):
 
 
 def are_equal(one, other):
+    """Return whether two values are equal: dicts, tensors or others."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(are_equal(one[name], other[name]) for name in one)
     if torch.is_tensor(one) and torch.is_tensor(other):

@@ -20,7 +20,7 @@ LONGEST = 1000                 # characters of a sentence; the encoder reads 201
 MOST_IMAGES = 8                # of a sentence
 LARGEST_SEED = 2 ** 31 - 1
 LARGE = 256                    # pixels from which an image is shown in its own size
-NO_LIMIT = 3.0                 # truncation from which noise is not limited
+LEAST_LIMIT, NO_LIMIT = 0.1, 3.0  # truncation: the smallest, and that from which noise is not limited
 NEAREST, PHOTOGRAPH = 4, 320   # photographs shown, and their longer side in pixels
 LOCK = threading.Lock()        # the noise comes from PyTorch's global generator, so one image batch at a time
 
@@ -60,10 +60,9 @@ def build(runs):
                     '</p>')
         sentence = gradio.Textbox(EXAMPLE, label='Sentence', max_lines=1, max_length=LONGEST)
         with gradio.Row():
-            count = gradio.Slider(1, MOST_IMAGES, 4, step=1, label='Number of images', buttons=[])
-            truncation = gradio.Slider(0.1, NO_LIMIT, NO_LIMIT, step=0.1, label='Truncation', buttons=[],
-                                       info=f'The largest noise. {NO_LIMIT:g} is any noise; with less, '
-                                            'images are more alike.')
+            count = slider(1, MOST_IMAGES, 4, step=1, label='Number of images')
+            truncation = slider(LEAST_LIMIT, NO_LIMIT, NO_LIMIT, step=0.1, label='Truncation',
+                                info=f'The largest noise. {NO_LIMIT:g} is any noise; with less, images are more alike.')
             # Its limits are checked below: Gradio would only say `Error`, and print a traceback in the terminal.
             seed = gradio.Number(1, label='Seed', info='Another seed gives another noise.')
         chosen = gradio.CheckboxGroup([(title(run), place) for place, run in enumerate(runs)], label='Runs',
@@ -80,8 +79,7 @@ def build(runs):
         gradio.HTML('<h2>Between two sentences</h2>')
         other = gradio.Textbox(label='Second sentence', max_lines=1, max_length=LONGEST,
                                placeholder='a small blue bird with white wings')
-        place = gradio.Slider(0, 1, 0.5, step=0.05, buttons=[],
-                              label='From the first sentence (0) to the second (1)')
+        place = slider(0, 1, 0.5, step=0.05, label='From the first sentence (0) to the second (1)')
         said_between = gradio.HTML(js_on_load=ANNOUNCED, elem_id='said_between')
         between = gradio.HTML(elem_id='between')
 
@@ -90,14 +88,24 @@ def build(runs):
 
         settings = [chosen, seed, count, truncation]
         quiet = {'api_visibility': 'private', 'show_progress': 'hidden'}
-        for event in (button.click, sentence.submit):
-            event(partial(answer, runs), [sentence, *settings], [said, images, photographs], **quiet)
+        gradio.on([button.click, sentence.submit], partial(answer, runs), [sentence, *settings],
+                  [said, images, photographs], trigger_mode='always_last', **quiet)
         for event in (other.submit, place.change):
             event(partial(between_two, runs), [sentence, other, place, *settings],
                   [said_between, between], trigger_mode='always_last', **quiet)
         for event in (page.load, chosen.change):
             event(partial(curves_of, runs), chosen, curves, **quiet)
     return page
+
+
+def slider(*numbers, **settings):
+    """Return a slider that passes on what its number box holds; `checked_number` tests it.
+
+    While the box is empty, Gradio's own test would show `Error`, and print a traceback in the terminal.
+    """
+    made = gradio.Slider(*numbers, buttons=[], **settings)
+    made.preprocess = lambda value: value
+    return made
 
 
 def title(run):
@@ -111,7 +119,8 @@ def answer(runs, sentence, numbers, seed, count, truncation):
     `numbers` are those of the chosen `runs`. A `truncation` of `NO_LIMIT` is none.
     """
     try:
-        sentence, chosen, seed = checked(sentence), _of(runs, numbers), checked_seed(seed)
+        sentence, chosen = checked(sentence), _of(runs, numbers)
+        seed, count, truncation = checked_settings(seed, count, truncation)
         yield 'Generating images ...', '', ''
         embeddings = [run.embed(sentence) for run in chosen]
         columns = [_generate(run, embedding, seed, count, truncation) for run, embedding in zip(chosen, embeddings)]
@@ -126,7 +135,8 @@ def between_two(runs, first, second, place, numbers, seed, count, truncation):
     """Yield (status, images) for the sentence at `place`, from 0, the first one, to 1, the second one, as HTML."""
     try:
         first, second = checked(first), checked(second, 'second sentence')
-        chosen, seed = _of(runs, numbers), checked_seed(seed)
+        chosen, place = _of(runs, numbers), checked_number('place between the sentences', place, 0, 1)
+        seed, count, truncation = checked_settings(seed, count, truncation)
         yield 'Generating images ...', gradio.skip()
         columns = [_generate(run, run.embed(first).lerp(run.embed(second), place), seed, count, truncation)
                    for run in chosen]
@@ -156,12 +166,20 @@ def checked(sentence, name='sentence'):
     return sentence
 
 
-def checked_seed(seed):
-    """Return a seed. Raises UserError if there is none, or it is no whole number, or too large."""
-    if seed is None or not 0 <= seed <= LARGEST_SEED or seed != int(seed):
-        raise UserError(f'The seed is {"empty" if seed is None else seed}; type a whole number from 0 to '
-                        f'{LARGEST_SEED:,}')
-    return int(seed)
+def checked_settings(seed, count, truncation):
+    """Return the three numbers. Raises UserError as `checked_number` does."""
+    return (checked_number('seed', seed, 0, LARGEST_SEED, int),
+            checked_number('number of images', count, 1, MOST_IMAGES, int),
+            checked_number('truncation', truncation, LEAST_LIMIT, NO_LIMIT))
+
+
+def checked_number(name, value, least, most, kind=float):
+    """Return a number of a type. Raises UserError if it is missing, of another type, or out of bounds."""
+    if not isinstance(value, int | float) or not least <= value <= most or kind(value) != value:
+        what = 'a whole number' if kind is int else 'a number'
+        raise UserError(f'The {name} is {"empty" if value in (None, "") else value}; type {what} from {least:,} to '
+                        f'{most:,}')
+    return kind(value)
 
 
 def _of(runs, numbers):
@@ -175,7 +193,7 @@ def _of(runs, numbers):
 def _generate(run, embedding, seed, count, truncation):
     """Return images of all sizes, as `TrainedRun.all_sizes` does, for `count` times the embedding [1, D]."""
     with LOCK:
-        return run.all_sizes(embedding.repeat(int(count), 1), seed, truncation if truncation < NO_LIMIT else None)
+        return run.all_sizes(embedding.repeat(count, 1), seed, truncation if truncation < NO_LIMIT else None)
 
 
 def _status(done, sentences, runs):

@@ -31,6 +31,7 @@ from common.sampling import write_images
 from data.toy_birds.drawing import PALETTE, SCENES, random_bird, shapes
 from data.toy_birds.prepare import CLASSES, colors_of
 from data.txt2image_dataset import Text2ImageDataset
+from text2image import checkpoints
 from text2image.build_gan import load_generator
 
 BATCH = 100  # images generated at once
@@ -54,7 +55,8 @@ def main():
     if unknown := set(dataset.classes) - set(CLASSES):
         raise UserError(f'{dataset.file}: {min(unknown)} is not a class of toy birds; create the file with: '
                         'python data/toy_birds/prepare.py')
-    file = options.checkpoint or newest_checkpoint(options.out_dir)
+    file = (run.existing(options.checkpoint, 'text2image', checkpoints.find) if options.checkpoint else
+            newest_checkpoint(options.out_dir))
     model, _ = load_generator(file, device=flags.choose_device(torch.cuda.is_available()))
     reading.check_embeddings(model.data, dataset, file, model.netG.embed_dim)
 
@@ -79,8 +81,8 @@ def newest_checkpoint(out_dir):
         return checkpoint.newest(os.path.join(run.find_run(out_dir, 'text2image.pt', dataset='toy_birds'),
                                               'text2image.pt'))
     except UserError as error:
-        raise UserError(f'{out_dir}: no run of text2image on toy_birds; train one with: python text2image/main.py '
-                        '--train --dataset toy_birds, or name one with --checkpoint FILE') from error
+        raise UserError(f'{out_dir}: no run on toy_birds with a text2image.pt; train one with: python '
+                        'text2image/main.py --train --dataset toy_birds, or name one with --checkpoint FILE') from error
 
 
 def color_accuracy(images, body_colors, wing_colors):

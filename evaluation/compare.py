@@ -34,10 +34,11 @@ from evaluation.page import GENERATOR, page
 from evaluation.trained_runs import TrainedRun
 
 SIDE, GAP = 96, 8          # pixels of an image on the sheet, and between two of them
-LETTER, LINE = 6, 14       # pixels of a letter and of a line of text
+LETTER, LINE = 6, 15       # pixels of a letter and of a line of text
 CAPTION = 30               # letters in a line of a caption
 BATCH, ROWS = 64, 256      # images generated at once, and sentences on a sheet
 SHOWN = 8                  # held-out captions that are shown if no sentence is given
+LONGEST = 100              # letters of a value that is shown
 # Options that say where a run is and how it computes, not what it learns.
 NOT_SHOWN = {'cache', 'compile', 'count', 'cuda', 'data_dir', 'encoder', 'gpu', 'keep', 'log_interval', 'model',
              'out_dir', 'precision', 'resume', 'text', 'text_file', 'train', 'workers'}
@@ -67,7 +68,7 @@ def main():
     if len(sentences) > ROWS:
         raise UserError(f'{len(sentences)} sentences: too many for one sheet; give {ROWS} or fewer')
     columns = [generate(run, sentences, options.seed, device) for run in runs]
-    differing = differences([run.options for run in runs])
+    differing = differing_options(runs)
     sections = [run.section for run in runs] if len({run.section for run in runs}) > 1 else [''] * len(runs)
     titles = [f'{section} {title_of(of_run)}, {run.step:,} steps'.strip()
               for section, run, of_run in zip(sections, runs, differing)]
@@ -103,18 +104,33 @@ def generate(run, sentences, seed, device):
     return torch.cat(list(batches))
 
 
+def differing_options(runs):
+    """Return the `differences` of each run from all others, and those from the others of the same GAN."""
+    found = differences([run.options for run in runs])
+    for section in {run.section for run in runs}:
+        same = [number for number, run in enumerate(runs) if run.section == section]
+        for number, within in zip(same, differences([runs[number].options for number in same])):
+            found[number] = dict(sorted({**found[number], **within}.items()))
+    return found
+
+
 def differences(all_options):
     """Return for each run the options in which it differs from another one: a dict of texts.
 
     Options that not all runs have are left out, those of another section.
     """
-    def shown(options, name):  # a default of 50 and a typed 50.0 are the same
+    def whole(options, name):  # a default of 50 and a typed 50.0 are the same
         value = options[name]
-        return str(int(value) if isinstance(value, float) and value.is_integer() else value)[:100]
+        return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
     names = sorted(set.intersection(*map(set, all_options)) - NOT_SHOWN)
-    differing = [name for name in names if len({shown(one, name) for one in all_options}) > 1]
-    return [{name: shown(one, name) for name in differing} for one in all_options]
+    differing = [name for name in names if len({whole(one, name) for one in all_options}) > 1]
+    return [{name: shortened(whole(one, name)) for name in differing} for one in all_options]
+
+
+def shortened(value):
+    """Return the end of a long value, a path, in which two are more likely to differ."""
+    return value if len(value) <= LONGEST else f'...{value[3 - LONGEST:]}'
 
 
 def title_of(differing):

@@ -27,7 +27,8 @@ def page(runs, differing, sentences, columns):
 
 
 def _options(runs, heads, differing):
-    rows = [[f'<code>--{text(name)}</code>', *(text(of_run[name]) for of_run in differing)] for name in differing[0]]
+    names = sorted({name for of_run in differing for name in of_run})
+    rows = [[f'<code>--{text(name)}</code>', *(text(of_run.get(name, '')) for of_run in differing)] for name in names]
     return table(['', *heads], [['section', *(run.section for run in runs)], *rows,
                                 ['steps', *(f'{run.step:,}' for run in runs)],
                                 ['epochs', *(str(run.epoch) for run in runs)]])

@@ -10,10 +10,12 @@ from tests.commands import Caller
 
 @pytest.fixture(scope='session', autouse=True)
 def hear_signals():
-    """Restore SIGINT, which shells make background commands, and all that they start, ignore."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Restore SIGINT and SIGHUP, which shells and nohup make background commands, and all that they start, ignore."""
+    before = {number: signal.signal(number, handler) for number, handler in (
+        (signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL))}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope='module')

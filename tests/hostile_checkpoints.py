@@ -76,8 +76,8 @@ def contents_of(name, folder):
     return torch.load(small_model(name).save_to(str(folder), verbose=False), weights_only=True)
 
 
-STRANGE = (lambda value: value.to(torch.complex64), lambda value: value.to_sparse(), lambda value: value.to('meta'),
-           lambda value: torch.zeros(3, 1).expand(3, 10 ** 7))  # tensors that no file brings in
+STRANGE = (lambda value: value.to(torch.complex64), lambda value: value if value.is_meta else value.to_sparse(),
+           lambda value: value.to('meta'), lambda value: torch.zeros(3, 1).expand(3, 10 ** 7))  # that no file brings in
 
 
 # --- edits of what is in a checkpoint ---------------------------------------------------------------------------------

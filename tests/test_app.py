@@ -181,10 +181,22 @@ def test_a_sentence_that_cannot_be_read_is_one_line(runs, sentence, why):
         assert why.removeprefix('The sentence') in found[0] and found[0].count('<p') == 1 and set(found[1:]) == {''}
 
 
+def test_the_last_request_wins(runs):
+    """Whether by the button or with Enter: else the images of earlier settings would stay."""
+    generating = [event for event in browser_page.build(runs).config['dependencies']
+                  if {name for _, name in event['targets']} & {'click', 'submit'}]
+    assert sorted(len(event['targets']) for event in generating) == [1, 2]
+    assert {event['trigger_mode'] for event in generating} == {'always_last'}
+
+
 def test_no_run_and_no_seed_are_one_line(runs):
     assert 'choose one' in answered(runs, numbers=[])[0] and 'seed is empty' in answered(runs, seed=None)[0]
     for seed in (-5, 1.7, browser_page.LARGEST_SEED + 1):
         assert f'The seed is {seed}; type a whole number' in answered(runs, seed=seed)[0]
+    assert 'The number of images is 2.5; type a whole number from 1 to 8' in answered(runs, count=2.5)[0]
+    assert 'The truncation is 0; type a number from 0.1 to 3.0' in answered(runs, truncation=0)[0]
+    between = browser_page.between_two(runs, RED, 'a blue bird', None, [0], 1, 1, 1)
+    assert 'The place between the sentences is empty; type a number from 0 to 1' in last(between)[0]
     assert browser_page.curves_of(runs, []) == ''
 
 
@@ -366,6 +378,11 @@ def test_the_page_in_a_browser(served):
         page.keyboard.press('ArrowRight')
         page.locator('#said_between').filter(has_text='55%').wait_for()
         sync_api.expect(page.locator('#between img').first).not_to_have_attribute('src', before, timeout=60_000)
+        number = page.get_by_label('number input for From the first')
+        number.fill('')  # as while another number is typed; the server prints no traceback: see `served`
+        page.locator('#said_between').filter(has_text='is empty; type a number from 0 to 1').wait_for()
+        number.fill('1')
+        page.locator('#said_between').filter(has_text='100%').wait_for()
         for width in (375, 1000):
             page.set_viewport_size({'width': width, 'height': 700})
             assert page.evaluate('document.documentElement.scrollWidth') <= width

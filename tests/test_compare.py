@@ -3,6 +3,7 @@ import json
 import os
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,6 +70,18 @@ def test_titles_say_what_differs(runs):
     assert [compare.title_of(one) for one in same] == ['the same options'] * 2
     seeds = compare.differences([{'seed': 12345678, 'stage': 1}, {'seed': 12345679, 'branches': 2}])
     assert seeds == [{'seed': '12345678'}, {'seed': '12345679'}]  # no option that the other section lacks
+
+
+def test_long_values_are_compared_as_a_whole():
+    first, second = (f'/home/{"long/" * 30}run{number}/text2image.pt' for number in (1, 2))
+    found = compare.differences([{'checkpoint': first}, {'checkpoint': second}])
+    assert found[0] != found[1] and all(len(one['checkpoint']) == 100 for one in found)
+
+
+def test_titles_say_what_differs_among_runs_of_a_gan_beside_those_of_another():
+    runs = [SimpleNamespace(section=section, options=options) for section, options in (
+        ('a', {'lr': 1, 'l1_coef': 0}), ('b', {'lr': 2, 'stage': 1}), ('a', {'lr': 1, 'l1_coef': 50}))]
+    assert compare.differing_options(runs) == [{'lr': '1', 'l1_coef': '0'}, {'lr': '2'}, {'lr': '1', 'l1_coef': '50'}]
 
 
 def test_a_page_shows_the_runs_and_needs_no_other_file(runs, tmp_path, monkeypatch, capsys):

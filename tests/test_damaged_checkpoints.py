@@ -260,6 +260,21 @@ def test_the_previous_checkpoint_replaces_a_damaged_one(tmp_path, name, capsys):
     one_line(model.load_from, folder, None, False, match=f'{name}.pt: damaged')
 
 
+def test_a_damaged_checkpoint_takes_no_place_among_those_that_are_kept(tmp_path):
+    model, folder = hostile.small_model('text2image'), str(tmp_path)
+    model.keep = 2
+    for step in (1, 2):
+        model.progress['step'] = step
+        newest = model.save_to(folder, verbose=False)
+    spoil(newest)
+    model.load_from(folder, verbose=False)
+    for step, before in ((3, 1), (4, 3)):
+        model.progress['step'] = step
+        model.save_to(folder, verbose=False)
+        steps = [torch.load(file, weights_only=True)['progress']['step'] for file in (newest, f'{newest}.1')]
+        assert steps == [step, before]
+
+
 @pytest.mark.parametrize('section', [stackgan_v1, stackgan_v2])
 def test_generating_also_uses_the_previous_checkpoint(tmp_path, section, capsys):
     name, folder = section.__name__.partition('.')[0], str(tmp_path / 'run')

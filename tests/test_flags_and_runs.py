@@ -33,7 +33,7 @@ def test_sentences_come_from_the_command_line_and_from_a_file(tmp_path):
         assert '\n' not in str(caught.value)
     for text in ('a \udcff bird', 'a \x1b[2Jbird', 'a\0bird'):  # not UTF-8, and what a terminal would obey
         assert 'control characters, or is not valid UTF-8' in one_line(flags.read_sentences, [text], None)
-    assert flags.read_sentences(['a\tred bird', 'क्‍ष 红鸟'], None) == ['a red bird', 'क्‍ष 红鸟']
+    assert flags.read_sentences(['a\tred   bird', 'क्‍ष 红鸟'], None) == ['a red bird', 'क्‍ष 红鸟']
     file.write_bytes(b'\xff\xfe\x00bird')
     with pytest.raises(UserError, match='UTF-8'):
         flags.read_sentences(None, str(file))

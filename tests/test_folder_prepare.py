@@ -1,5 +1,6 @@
 """A folder of one's own pictures, with captions, classes, boxes and splits as people have them -> HDF5 -> training."""
 import json
+import math
 import os
 import signal
 import subprocess
@@ -133,6 +134,10 @@ def test_metadata_files(tmp_path, here, name, text, where):
     ('metadata.csv', 'file_name,text,class\na.jpg,x,b\x1b[2J\n', "'b\\x1b[2J' cannot be the name of a class"),
     ('metadata.jsonl', '{"file_name": "a.jpg"}', 'line 1 has no file_name or no text'),
     ('metadata.jsonl', '{"file_name": "a.jpg", "text": [1]}', 'line 1 has no file_name or no text'),
+    ('metadata.csv', 'file_name,text,text\na.jpg,x,y\n', "its first line has the column 'text' twice"),
+    ('metadata.jsonl', '{"file_name": "a.jpg", "text": "x", "text": "y"}', "line 1 has 'text' twice"),
+    ('metadata.jsonl', '{"file_name": "a.jpg", "text": "x", "class": true}', 'line 1: True cannot be the name of a'),
+    ('metadata.jsonl', '{"file_name": "a.jpg", "text": "x", "class": [1]}', 'line 1: [1] cannot be the name of a'),
     ('metadata.jsonl', '[1]', 'line 1 is not a JSON object'),
     ('metadata.jsonl', '[' * 100000, 'line 1 is not a JSON object'),
     ('captions_x.json', '[' * 100000, 'is not a JSON file'),
@@ -163,6 +168,28 @@ def test_a_space_after_a_comma_and_classes_that_are_numbers(tmp_path, here):
                                                for number, name in enumerate('ab')))
     assert 'classes: 2\n' in here('--images', images, *ALL)
     assert set(made(tmp_path)['train']) == {('0', 'a'), ('1', 'b')}
+    write(images / 'metadata.jsonl', '\n'.join(json.dumps({'file_name': f'{name}.jpg', 'text': 'x', 'class': math.nan})
+                                               for name in 'ab'))
+    assert 'classes: 2, of which 2 are single pictures' in here('--images', images, *ALL)
+
+
+def test_a_column_says_the_splits_and_others_are_named(tmp_path, here, error):
+    images = fill(tmp_path / 'in', ['red/a', 'red/b', 'blue/c'], captions=False)
+    rows = ['red/a.jpg,x,train,1', 'red/b.jpg,x,Testing,2', 'blue/c.jpg,x,train,3']
+    write(images / 'metadata.csv', '\n'.join(['file_name,text,split,label', *rows]))
+    said = here('--images', images)
+    assert 'not read: the columns label' in said and 'splits: as the folders of the pictures, or the files' in said
+    assert {split: set(found) for split, found in made(tmp_path).items()} == {
+        'train': {('red', 'a'), ('blue', 'c')}, 'valid': set(), 'test': {('red', 'b')}}
+    write(images / 'metadata.csv', '\n'.join(['file_name,text,split,label', *rows, 'blue/c.jpg,y,test,3']))
+    assert 'line 5 has another split than train, validation or test, or than an earlier one of blue/c.jpg' in error(
+        '--images', images)
+
+
+def test_training_and_testing_are_splits(tmp_path, here):
+    here('--images', fill(tmp_path / 'in', ['Training/cat/a', 'Training/dog/a', 'Testing/cat/a']))
+    assert {split: set(found) for split, found in made(tmp_path).items()} == {
+        'train': {('cat', 'Training-a'), ('dog', 'Training-a')}, 'valid': set(), 'test': {('cat', 'Testing-a')}}
 
 
 def test_metadata_is_about_pictures_beside_it(tmp_path, here, error):
@@ -306,12 +333,20 @@ def test_folders_of_splits_are_no_classes(tmp_path, here, captions):
             rows = [f'{name.partition("/")[2]}.jpg,a picture\n' for name in names if name.startswith(split)]
             write(images / split / 'metadata.csv', 'file_name,text\n' + ''.join(rows))
     said = here('--images', images)
-    assert 'splits: as the folders of the pictures' in said
+    assert 'splits: as the folders of the pictures, or the files of captions, say' in said
     assert {split: set(found) for split, found in made(tmp_path).items()} == {
         'train': {('cat', 'train-a'), ('cat', 'train-b'), ('dog', 'train-a')}, 'valid': {('cat', 'Validation-a')},
         'test': {('dog', 'test-a'), ('test-loose.jpg', 'test-loose')}}
-    assert 'splits: as' not in here('--images', images, *ALL)
+    assert 'splits: at random, as the flags of shares say, not as folders' in here('--images', images, *ALL)
     assert len(made(tmp_path)['train']) == 6
+    fill(images, ['loose'])
+    if captions == 'text':  # it is in no split
+        assert 'left out: 1 photographs whose split neither a folder nor' in here('--images', images)
+        assert {split: len(found) for split, found in made(tmp_path).items()} == {'train': 3, 'valid': 1, 'test': 2}
+    fill(images / 'extra', ['a'])
+    said = here('--images', images)
+    assert 'train and others are classes, not splits, as there are other folders (extra)' in said
+    assert 'splits:' not in said
 
 
 def test_lists_of_classes_and_of_pictures(tmp_path, here, error):
@@ -403,8 +438,10 @@ def test_boxes_of_labelimg_yolo_and_cub(tmp_path, here):
 def test_a_text_file_is_not_read_as_captions_and_as_boxes(tmp_path, here, error):
     images = fill(tmp_path / 'in', ['a'], captions=False)
     write(images / 'a.txt', '0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.1 0.1\n')
-    assert 'mostly because its text file holds boxes, as those of YOLO, no captions' in error('--images', images,
-                                                                                                    *ALL)
+    for line in ('0 0.5 0.5 0.2 0.2', '0 0.05 0.75 0.1 0.8 0.2 0.9', '1\t0.5\t0.5\t0.1\t0.1', '2  0.5 0.5 5e-05 1E-1'):
+        write(images / 'a.txt', f'{line}\n1 0.5 0.5 0.1 0.1\n')
+        said = error('--images', images, *ALL)
+        assert 'mostly because its text file holds boxes, as those of YOLO, no captions' in said
     write(images / 'a.txt', 'a bird')
     assert error('--images', images, '--boxes', images).startswith(
         f'--boxes {images}: its NAME.txt are read as captions; give --captions another folder')
@@ -501,6 +538,17 @@ def test_coco_with_paths_and_with_numbers_as_pandas_writes_them(tmp_path, here, 
     assert found == [['of a/1.jpg'], ['of b/1.jpg'], ['of 2.jpg']]
     write_coco('captions_val.json', 'b/2.jpg')
     assert 'b/2.jpg has captions for both train and test' in error('--images', images, '--captions', tmp_path / 'json')
+    write_coco('captions_val.json', 'c/1.jpg')
+    write_coco('captions_test.json', 'b/2.jpg')
+    write_coco('captions_train.json', 'a/1.jpg', 'b/1.jpg')
+    here('--images', images, '--captions', tmp_path / 'json')
+    assert {split: len(found) for split, found in made(tmp_path).items()} == {'train': 2, 'valid': 0, 'test': 1}
+    write_coco('captions_train.json', 'a/1.jpg', 'b/1.jpg', 'c/1.jpg', '2.jpg')
+    os.remove(tmp_path / 'json' / 'captions_test.json')
+    write_coco('captions_train (1).json', 'b/1.jpg')
+    os.remove(tmp_path / 'json' / 'captions_val.json')
+    assert 'captions_train.json: has captions of b/1.jpg, and captions_train (1).json has, too' in error(
+        '--images', images, '--captions', tmp_path / 'json')
     write_coco('captions_val.json', 'b/2.jpg', '2.jpg')
     assert 'captions_val.json: b/2.jpg and 2.jpg are both b/2.jpg among the pictures' in error(
         '--images', images, '--captions', tmp_path / 'json' / 'captions_val.json')

@@ -91,8 +91,12 @@ def test_pretrained_weights_are_used_only_where_nothing_else_is_asked_for(call, 
     assert f'no run of your own yet: generating with the pretrained weights in {tmp_path}/small' in call(*text)
     for more in (['--out_dir', 'empty'], ['--dataset', 'toy_birds'], ['--model', 'mine']):
         assert 'no run' in call.error(*text, *more)
-    shutil.move(newest(call.folder / 'out', 'tiny'), tmp_path / 'section' / 'output')
+    run = shutil.move(newest(call.folder / 'out', 'tiny'), tmp_path / 'section' / 'output')
     assert 'pretrained weights' not in call(*text)
+    os.rename(os.path.join(run, 'text2image.pt'), os.path.join(run, 'mine.pt'))  # trained with --model mine
+    said = call(*text)
+    assert f'no run with a text2image.pt yet (to generate with {os.path.basename(run)}, add --checkpoint ' in said
+    assert f'{run}/mine.pt): generating with the pretrained weights' in said
 
 
 @pytest.mark.skipif(not os.path.isdir(WEIGHTS), reason='this checkout has no pretrained weights')

@@ -38,6 +38,7 @@ def test_runs_are_listed_by_time(tmp_path, listed):
     second = make_run(tmp_path / 'b' / 'output', 'birds_20260102_030405', dataset='owls')
     first = make_run(tmp_path / 'c' / 'output', 'toy_20250102_030405')
     make_run(tmp_path, 'text_20250102_030405', train=False)
+    make_run(tmp_path, 'color_20250102_030405', train=None)  # of a command that has no such flag
     (second / 'log.txt').write_text('epoch 1/5  step 20  loss_D 2  9 images/s\n' + LINE + 'stopped after step 40\n')
     (second / 'metrics.jsonl').write_text('{"step": 20, "split": "test", "species": 0.5}\n')
     (tmp_path / 'notes').mkdir()  # is foreign
@@ -47,7 +48,7 @@ def test_runs_are_listed_by_time(tmp_path, listed):
     assert rows[1].split() == [str(second), '2026-01-02', '03:04', 'owls', '2/5', f'{size(second)}', 'kB', 'loss_D',
                                '1.25', 'loss_G', '-3', 'step', '20', 'species', '0.5']
     assert rows[0].index('birds') == rows[1].index('owls') == head.index('data')
-    assert last == 'not listed: 1 of text (folders of generated images)'
+    assert last == 'not listed: 1 of color, 1 of text (folders of generated images)'
     for folder in (second, second.parent, second.parent.parent):
         assert [line.split() for line in listed(folder)] == [head.split(), rows[1].split()]
 

@@ -32,3 +32,11 @@ def test_the_cells_work_from_top_to_bottom(capsys):
     assert names['images'].shape == (8, 3, 64, 64) and names['images'].abs().max() <= 1
     said = capsys.readouterr().out
     assert "'right_images': (16, 3, 64, 64)" in said and 'colors exchanged' in said and 'loss_D' in said
+
+
+def test_the_notebook_shows_what_its_cells_printed_and_drew():
+    outputs = [output for cell in cells() for output in cell['outputs']]
+    assert all(cell['outputs'] for cell in cells()[1:])
+    assert all(output['output_type'] != 'error' for output in outputs)
+    assert sum('image/jpeg' in output.get('data', {}) for output in outputs) == 4
+    assert os.path.getsize(os.path.join(ROOT, 'walkthrough.ipynb')) < 300_000

@@ -11,20 +11,23 @@ from collections import Counter, defaultdict, namedtuple
 from functools import partial
 
 from common.errors import UserError
-from data.bounded_files import files_in, is_plain, normalized, read_json, read_text, shown
+from data.bounded_files import files_in, is_plain, normalized, read_json, read_text, shown, some
 from data.converting import checked_captions, read_captions
+from data.folder.pictures import SPLITS
 
 METADATA = ('metadata.csv', 'metadata.jsonl')
 JSON_BYTES = {'captions': 256 << 20, 'instances': 1 << 30}  # COCO's largest have 92 MB and 470 MB
 LONGEST_CLASS = 200  # characters
-YOLO = re.compile(r'\d+( [\d.]+){4,5}')  # a line of its boxes
+YOLO = re.compile(r'\d+(\s+[-+]?[\d.]+(e[-+]?\d+)?){4,}', re.IGNORECASE)  # a line of its boxes or polygons
 COCO_SPLITS = {'train': 'train', 'val': 'test'}  # of captions_train2014.json: the authors test on COCO's val
+WITH_TEST = {'train': 'train', 'val': 'valid', 'test': 'test'}  # if there is a captions_test*.json, which COCO has not
+COLUMNS = ('file_name', 'text', 'class', 'split')
 HOW = 'data/README.md says how captions can be given'
 
 # Where captions are from; `of(picture)` returns the function that reads those of a picture; {file: class} and
 # {file: split} of what is known about pictures beside; files that have captions, but are not pictures of the folder;
-# the folder of NAME.txt, if captions are in such files.
-Captions = namedtuple('Captions', 'source of classes splits absent folder', defaults=[None])
+# the folder of NAME.txt, if captions are in such files; whether they are COCO's, whose folders are no classes.
+Captions = namedtuple('Captions', 'source of classes splits absent folder is_coco', defaults=[None, False])
 
 
 def find(pictures, given, folder, with_objects):
@@ -66,11 +69,12 @@ def read_metadata(pictures, root, files, folder):
     """Return the `Captions` in metadata.csv or metadata.jsonl files, `files` in `root`.
 
     As Hugging Face's ImageFolder has it, `file_name` is the path of a picture from the file's folder, and `text` its
-    caption; several lines of a picture are several captions. `class` may name its class. If the file does not lie
-    beside the pictures, `file_name` is the path from `folder`, that of the pictures, or from the same sub-folder in it.
+    caption; several lines of a picture are several captions. `class` may name its class, `split` its split. If the file
+    does not lie beside the pictures, `file_name` is the path from `folder`, that of the pictures, or from the same
+    sub-folder in it.
     """
     known = {normalized(picture.file): picture.file for picture in pictures}
-    texts, classes, absent = defaultdict(list), {}, set()
+    texts, classes, splits, absent, unread = defaultdict(list), {}, {}, set(), set()
     for place, count in Counter(map(os.path.dirname, files)).items():
         if count > 1:
             raise UserError(f'{os.path.join(root, place)}: has both metadata.csv and metadata.jsonl; leave one there')
@@ -78,7 +82,8 @@ def read_metadata(pictures, root, files, folder):
         path, beside = os.path.join(root, file), os.path.dirname(file)
         from_pictures = os.path.relpath(os.path.dirname(os.path.abspath(path)), os.path.abspath(folder))
         for number, row in read_rows(path):
-            name, text, class_name = (row.get(key) for key in ('file_name', 'text', 'class'))
+            name, text, class_name, split = map(row.get, COLUMNS)
+            unread |= row.keys() - set(COLUMNS)
             lines = text if isinstance(text, list) else [text]
             if not isinstance(name, str) or not name.strip() or not all(isinstance(line, str) for line in lines):
                 raise UserError(f'{path}: line {number} has no file_name or no text; give both, in quotation marks if '
@@ -90,13 +95,21 @@ def read_metadata(pictures, root, files, folder):
                 absent.add(places[-1])
                 continue
             texts[found] += [' '.join(line.split()) for line in lines]
-            if class_name not in (None, ''):
+            if not is_absent(class_name):
                 class_name = checked_class(class_name, f'{path}: line {number}')
                 if classes.setdefault(found, class_name) != class_name:
                     raise UserError(f'{path}: line {number} has the class {class_name}, and an earlier one of {found} '
                                     f'{classes[found]}; give one class')
+            if not is_absent(split):
+                split = SPLITS.get(str(split).strip().lower())
+                if split is None or splits.setdefault(found, split) != split:
+                    raise UserError(f'{path}: line {number} has another split than train, validation or test, or than '
+                                    f'an earlier one of {found}; give one of these')
     source = ', '.join(files[:3]) + ', ...' * bool(files[3:])
-    return Captions(source, lambda picture: partial(checked_captions, texts.get(picture.file, ())), classes, {}, absent)
+    if unread:
+        print(f'not read: the columns {some(unread)}')
+    return Captions(source, lambda picture: partial(checked_captions, texts.get(picture.file, ())), classes, splits,
+                    absent)
 
 
 def _path(*parts):
@@ -122,6 +135,10 @@ def _csv_rows(path, lines, advice):
             found = shown(', '.join(map(str, reader.fieldnames or ['nothing'])))[:100]
             raise UserError(f'{path}: its first line has no column {" and no column ".join(missing)} (it has {found}); '
                             f'{advice}')
+        repeated = [name for name, count in Counter(reader.fieldnames).items() if count > 1]
+        if repeated:
+            raise UserError(f'{path}: its first line has the column {shown(repeated[0])!r} twice; give one, and a row '
+                            'for each caption')
         line = first_line()
         for row in reader:
             if None in row:
@@ -138,16 +155,35 @@ def _json_rows(path, lines, advice):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_without_repetition)
         except (ValueError, RecursionError) as error:
-            raise UserError(f'{path}: line {number} is not a JSON object; {advice}') from error
+            why = error if isinstance(error, _Repeated) else 'is not a JSON object'
+            raise UserError(f'{path}: line {number} {why}; {advice}') from error
         if not isinstance(row, dict):
             raise UserError(f'{path}: line {number} is not a JSON object; {advice}')
         yield number, row
 
 
+class _Repeated(ValueError):
+    """A key that an object of a JSON file has twice: of two values, one would be lost."""
+
+
+def _without_repetition(pairs):
+    for name, count in Counter(name for name, _ in pairs).items():
+        if count > 1:
+            raise _Repeated(f'has {shown(name)[:60]!r} twice')
+    return dict(pairs)
+
+
+def is_absent(value):
+    """Return whether the value of a cell is none: pandas writes NaN for it."""
+    return value in (None, '') or value != value
+
+
 def checked_class(name, where):
     """Return the name of a class. Raises UserError, which begins with `where`, if it cannot be one."""
+    if isinstance(name, bool) or not isinstance(name, str | int | float):
+        raise UserError(f'{where}: {shown(str(name))[:60]} cannot be the name of a class; write text or a number')
     name = normalized(str(name).strip())
     if not name or '/' in name or not is_plain(name) or len(name) > LONGEST_CLASS:
         raise UserError(f'{where}: {name[:60]!r} cannot be the name of a class; write up to {LONGEST_CLASS} '
@@ -165,16 +201,20 @@ def read_coco(pictures, paths, with_objects):
     places = defaultdict(list)
     for picture in pictures:
         places[os.path.basename(picture.file)].append(picture.file)
-    texts, classes, splits, absent = defaultdict(list), {}, {}, set()
+    texts, classes, splits, origins, absent = defaultdict(list), {}, {}, {}, set()
+    has_test = any(os.path.basename(path).startswith('captions_test') for path in paths)
+    of_parts = WITH_TEST if has_test else COCO_SPLITS
     for path in paths:
         data = read_json(path, advice, JSON_BYTES['captions'])
         names, kind = _names_by_id(data, path, advice), os.path.basename(path)
-        split = next((split for part, split in COCO_SPLITS.items() if kind.startswith(f'captions_{part}')), None)
+        split = next((split for part, split in of_parts.items() if kind.startswith(f'captions_{part}')), None)
         files = _files_of(names, places, path)
         absent |= {name for number, name in names.items() if number not in files}
-        for file in files.values() if split else ():
-            if splits.setdefault(file, split) != split:
+        for file in files.values():
+            if split and splits.setdefault(file, split) != split:
                 raise UserError(f'{path}: {file} has captions for both {splits[file]} and {split}; leave it in one')
+            if origins.setdefault(file, kind) != kind:
+                raise UserError(f'{path}: has captions of {file}, and {origins[file]} has, too; leave it in one')
         for one in _records(data, 'annotations', path, advice):
             text = one.get('caption')
             if not isinstance(text, str):
@@ -186,7 +226,7 @@ def read_coco(pictures, paths, with_objects):
             classes |= _largest_objects(objects, files)
     source = ', '.join(map(os.path.basename, paths))
     return Captions(source, lambda picture: partial(checked_captions, texts.get(picture.file, ())), classes, splits,
-                    absent)
+                    absent, is_coco=bool(splits))
 
 
 def _files_of(names, places, path):

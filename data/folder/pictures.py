@@ -7,7 +7,8 @@ from data.bounded_files import files_in, is_plain, normalized, shown, some
 
 ENDINGS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp')
 HELPERS = ('.txt', '.xml', '.json', '.jsonl', '.csv')  # beside pictures: captions, boxes, lists
-SPLITS = {'train': 'train', 'valid': 'valid', 'validation': 'valid', 'val': 'valid', 'dev': 'valid', 'test': 'test'}
+SPLITS = {'train': 'train', 'training': 'train', 'test': 'test', 'testing': 'test',
+          'valid': 'valid', 'validation': 'valid', 'val': 'valid', 'dev': 'valid'}
 
 # `key` is the path in the folder without ending, `file` with it, `class_name` that of its sub-folder or None, and
 # `name` the key without that. `split` is that of the folder that it is in, such as test/, if splits have folders.
@@ -36,8 +37,12 @@ def list_pictures(folder):
         raise UserError(f'--images {folder}: holds no JPEG, PNG or WebP picture{found}; give the folder that does')
     if again:
         print(f'not read: {len(again)} links to folders that are read already ({some(again)})')
-    tops = {file.lower().partition('/')[0] if '/' in file else None for file in files}
-    has_splits = 'train' in tops and len(tops) > 1 and tops <= SPLITS.keys()
+    tops = {file.lower().partition('/')[0] for file in files if '/' in file}
+    splits = {SPLITS[top] for top in tops & SPLITS.keys()}
+    looks_split = 'train' in splits and len(splits) > 1
+    has_splits = looks_split and tops <= SPLITS.keys()
+    if looks_split and not has_splits:
+        print(f'train and others are classes, not splits, as there are other folders ({some(tops - SPLITS.keys())})')
     return [_picture(folder, file, has_splits) for file in files], strange, others
 
 
@@ -48,5 +53,5 @@ def _picture(folder, file, has_splits):
     parts = key.split('/')
     if class_name:
         del parts[int(has_splits)]
-    split = SPLITS[top.lower()] if has_splits else None
+    split = SPLITS[top.lower()] if has_splits and top else None
     return Picture(key, file, os.path.join(folder, file), class_name, '/'.join(parts), split)

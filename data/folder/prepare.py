@@ -92,10 +92,9 @@ def list_entries(args, skipped):
     if found.absent:
         print(f'not in {args.images}: {len(found.absent)} pictures that have captions ({some(found.absent)})')
     box_of = find_boxes(args.boxes, found.folder)
-    is_coco = bool(found.splits)  # its sub-folders are no classes
     entries, single = [], 0
     for picture in pictures:
-        given = found.classes.get(picture.file) or (None if is_coco else picture.class_name)
+        given = found.classes.get(picture.file) or (None if found.is_coco else picture.class_name)
         own = normalized(picture.file).replace('/', '-')
         class_name = given if given and args.classes == 'given' else own
         name = picture.name if class_name == picture.class_name else picture.key
@@ -164,9 +163,11 @@ def split_entries(entries, args, known):
     if any(picture_lists.values()):
         split_of = read_picture_lists(picture_lists, entries, args.images)
     elif known and not has_shares:
-        print('splits: as the folders of the pictures, or the files of captions, are called')
+        print('splits: as the folders of the pictures, or the files of captions, say')
         split_of = known
     else:
+        if known:
+            print('splits: at random, as the flags of shares say, not as folders or files of captions do')
         split_of = share_out(entries, args)
     return [entry._replace(split=split_of.get(entry.image_path)) for entry in entries], {}
 
@@ -219,6 +220,7 @@ def share_out(entries, args):
 
 
 def has_captions(entry):
+    """Return whether the captions of an `Entry` can be used."""
     try:
         return bool(entry.captions())
     except ValueError:
@@ -242,8 +244,8 @@ def main():
         converting.report_unlisted(entries, split_of)
     elif len(chosen) < len(entries):
         has_lists = args.train_list or args.valid_list or args.test_list
-        print(f'left out: {len(entries) - len(chosen)} photographs that no '
-              f'{"list" if has_lists else "captions_train*.json or captions_val*.json"} contains')
+        where = 'that no list contains' if has_lists else 'whose split neither a folder nor a file of captions says'
+        print(f'left out: {len(entries) - len(chosen)} photographs {where}')
     if len({entry.class_name for entry in chosen if entry.split == 'train'}) == 1:
         print('one class only in /train: a sentence encoder cannot be trained with it; add --classes own, so that each '
               'picture is a class')

@@ -19,7 +19,6 @@ from common import signals
 if __name__ == '__main__':
     signals.end_at_once()  # while the imports take seconds
 
-import functools
 import io
 import multiprocessing
 import random
@@ -99,14 +98,16 @@ def prepare(out, count, seed):
 
 def draw_all(count, seed):
     """Yield what `make` returns for each number below `count`, in order, made in one process per core."""
-    pool = ProcessPoolExecutor(initializer=init_worker)
+    pool, is_broken = ProcessPoolExecutor(initializer=init_worker), False
     try:
         for numbers in batches(count):
-            yield from pool.map(functools.partial(make, seed=seed), numbers, chunksize=2)
+            for future in [pool.submit(make, number, seed) for number in numbers]:
+                yield future.result()
     except BrokenProcessPool as error:
+        is_broken = True  # then the pool ends its futures itself, and fails with a traceback if they are canceled
         raise UserError('a process that drew birds was killed, perhaps for lack of memory; start again') from error
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(cancel_futures=not is_broken)
 
 
 def main():
