@@ -311,7 +311,7 @@ def keep_encoder(dataset, run_dir):
     if os.path.isfile(kept) and is_encoder_of(data, load(kept)) is not False or not os.path.isfile(beside):
         return
     if is_encoder_of(data, load(beside)):
-        with open(beside, 'rb') as encoder, atomic_write(kept) as copy:
+        with open(beside, 'rb') as encoder, atomic_write(kept, follow_links=False) as copy:
             shutil.copyfileobj(encoder, copy)
     else:
         print(f'{beside}: did not write the embeddings of {dataset.file}, so no encoder is saved with this run; '

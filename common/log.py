@@ -34,8 +34,7 @@ class Log:
         if out_dir:
             with convert_os_errors(out_dir):
                 os.makedirs(out_dir, exist_ok=True)
-            self.text = AppendedFile(os.path.join(out_dir, LOG))
-            self.curves = self._open_curves(step)
+            self.open(step)
 
     def __enter__(self):
         return self
@@ -43,6 +42,15 @@ class Log:
     def __exit__(self, *_):
         for file in filter(None, (self.text, self.curves)):
             file.close()
+
+    def open(self, step):
+        """Open the log and the curves, and close earlier ones, which may be in a folder that was moved."""
+        self.__exit__()
+        self.text = AppendedFile(os.path.join(self.out_dir, LOG))
+        with self.attempt('log.txt'), convert_os_errors(self.text.path):
+            if ends_within_a_line(self.text.path):
+                self.text.write(b'\n')
+        self.curves = self._open_curves(step)
 
     def _open_curves(self, step):
         try:
@@ -102,7 +110,8 @@ class Log:
         full, the image is lost, which is reported; the copy waits like all curves.
         """
         with self.attempt('the sample', ' after the next epoch; samples until then are lost'), atomic_write(
-                os.path.join(self.out_dir, 'samples', f'epoch_{progress["epoch"]:04d}.png')) as file:
+                os.path.join(self.out_dir, 'samples', f'epoch_{progress["epoch"]:04d}.png'),
+                follow_links=False) as file:
             image.save(file, 'PNG')
         captions = os.path.join(self.out_dir, CAPTIONS)
         if image.info.get('captions') and not os.path.lexists(captions):
@@ -111,6 +120,13 @@ class Log:
         if self.curves:
             with self.attempt('the TensorBoard curves'):
                 self.curves.add_image('samples', image, progress['step'])
+
+
+def ends_within_a_line(path):
+    """Return whether a file, which may be empty, ends without a line feed: an editor or a killed process did that."""
+    with open(path, 'rb') as file:
+        file.seek(max(0, os.path.getsize(path) - 1))
+        return file.read(1) not in (b'', b'\n')
 
 
 class AppendedFile:

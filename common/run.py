@@ -62,12 +62,12 @@ def _cannot_make(run_dir, error):
 
 
 def keep_links_apart(run_dir):
-    """Replace links to the options and the log of another run, as in a copy made of links, by copies.
+    """Replace links to the options and the log of another run, as in a copy made of links of any kind, by copies.
 
-    So a resumed run does not write into the files of the other one.
+    So a resumed run does not write into the files of the other one. All other files are replaced as a whole.
     """
     for path in (os.path.join(run_dir, name) for name in (OPTIONS, LOG)):
-        if os.path.islink(path) and os.path.isfile(path):
+        if os.path.isfile(path) and (os.path.islink(path) or os.stat(path).st_nlink > 1):
             with open(path, 'rb') as linked, partial_file(path, follow_links=False) as partial:
                 with convert_os_errors(path), open(partial, 'wb') as copy:
                     shutil.copyfileobj(linked, copy)

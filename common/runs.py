@@ -33,7 +33,7 @@ from common.run_page import epoch_shown, noted, position, shown_size, size_of, s
 HEAD = ('run', 'started', 'data', 'epoch', 'size', 'losses', 'measured')
 GAP = 2        # spaces between two columns
 NARROWEST = 20  # letters of a line
-HOW = ('checkpoint', 'epoch', 'split', 'images')  # of a measurement: not shown, nor compared
+HOW = ('checkpoint', 'epoch', 'split', 'images')  # of a measurement: no measure itself
 
 
 def main():
@@ -103,6 +103,8 @@ def row(path, options):
     at = position(history, noted(path))
     numbers = measured(path)
     measures = [f'{name} {value}' for name, value in numbers.items() if name not in HOW]
+    if 'images' in numbers and 'split' in numbers:
+        measures.append(f'({numbers["images"]} images of /{numbers["split"]})')
     shortest = min(os.path.relpath(path), path, key=len)
     return [plain(shortest), started(path), plain(options.get('dataset'), 40),
             epoch_shown(at, '/') if at[2] else '-', shown_size(size_of(path)),

@@ -123,8 +123,8 @@ def write_images(folder, batches, captions, sizes=None, records=None):
 
 
 def save_sheet(image, path):
-    """Write a PIL image as a PNG. Raises CannotWrite."""
-    with atomic_write(path) as file:
+    """Write a PIL image as a PNG; a link at `path` is replaced. Raises CannotWrite."""
+    with atomic_write(path, follow_links=False) as file:
         image.save(file, 'PNG')
 
 

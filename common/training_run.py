@@ -295,8 +295,11 @@ class _CheckpointWriter:
         """If the run folder was moved or removed during the training, make it again and report it."""
         if self.is_run and not run.has_options(self.out_dir):
             run.write_options(self.out_dir, self.model.options)
+            run.lock(self.out_dir)
+            self.log.open(self.model.progress['step'])
             self.log.line(f'{self.out_dir}: the folder was moved or removed during the training; from now on the run '
-                          'writes to a new folder of that name')
+                          'writes to a new folder of that name; copy what it had before, such as '
+                          f'{run.ENCODER}, from the moved one')
 
     def save(self, losses):
         """Write a checkpoint, or report why that failed, and schedule the next attempt."""

@@ -38,10 +38,12 @@ NO_CAPTIONS = ('its captions are missing', 'it has no captions')
 # or None; both raise ValueError with the reason if they cannot.
 Entry = namedtuple('Entry', 'split class_name name key image_path captions box')
 
-NO_BOX, BOX_OUTSIDE, MADE_JPEG = 'no bounding box', 'bounding box reaches outside', 'stored as JPEG'
+NO_BOX, BOX_OUTSIDE, BOX_APART, MADE_JPEG = (
+    'no bounding box', 'bounding box reaches outside', 'bounding box lies outside', 'stored as JPEG')
 REMARKS = {  # about photographs that are used nevertheless
     NO_BOX: 'their crops are of the whole image',
     BOX_OUTSIDE: 'the part inside is used; data/README.md says how boxes are given',
+    BOX_APART: 'the whole image is used; give boxes in pixels of these images, not of another resolution',
     MADE_JPEG: 'they were PNG or WebP; transparent areas are now white',
 }
 
@@ -157,7 +159,11 @@ def checked_captions(lines):
         raise ValueError(f'it has {len(captions):,} captions; at most {MAX_CAPTIONS:,} are read')
     if any('\0' in caption for caption in captions):
         raise ValueError('its captions contain a NUL character')
-    if max(len(caption.encode()) for caption in captions) > TEXT_BYTES:
+    try:
+        longest = max(len(caption.encode()) for caption in captions)
+    except UnicodeEncodeError as error:
+        raise ValueError('its captions contain half of a character (a lone surrogate)') from error
+    if longest > TEXT_BYTES:
         raise ValueError(f'one of its captions has more than {TEXT_BYTES:,} bytes; write one caption on each line')
     return captions
 
@@ -172,14 +178,16 @@ def read_photograph(entry, look_up=None):
     jpeg, size, orientation, was_another = read_jpeg(entry.image_path)
     box = entry.box(size[::-1] if orientation in SIDEWAYS else size)
     box = box and to_stored_orientation(box, size, orientation)
-    photograph = layout.Photograph(entry.name, entry.class_name, jpeg, captions, bbox=box)
+    is_apart = box and not all(start < most and start + length > 0
+                               for start, length, most in zip(box, box[2:], size))
+    photograph = layout.Photograph(entry.name, entry.class_name, jpeg, captions, bbox=None if is_apart else box)
     if look_up:
         photograph.embeddings = look_up(entry.key)
         if len(photograph.embeddings) != len(captions):
             raise ValueError(f'it has {len(captions)} captions but {len(photograph.embeddings)} embeddings')
-    holds = {MADE_JPEG: was_another, NO_BOX: box is None,
-             BOX_OUTSIDE: box and (min(box[:2]) < -1 or box[0] + box[2] > size[0] + 1
-                                   or box[1] + box[3] > size[1] + 1)}
+    holds = {MADE_JPEG: was_another, NO_BOX: box is None, BOX_APART: is_apart,
+             BOX_OUTSIDE: box and not is_apart and (min(box[:2]) < -1 or box[0] + box[2] > size[0] + 1
+                                                    or box[1] + box[3] > size[1] + 1)}
     return photograph, [remark for remark in REMARKS if holds[remark]]
 
 

@@ -12,7 +12,7 @@ from common.argument_types import is_valid_text
 from common.errors import UserError
 from common.page import COLORS, picture
 from common.pictures import to_pil
-from evaluation.compare import differences
+from evaluation.compare import described, differences
 from evaluation.page import losses
 
 EXAMPLE = 'a small red bird with black wings'
@@ -218,10 +218,10 @@ def _images(runs, columns, sentence):
 
 
 def _what_differs(runs, place):
-    """Return the options in which the run at `place` differs from others of the same GAN, as they are typed."""
+    """Return in what the run at `place` differs from others of the same GAN, options as they are typed."""
     same = [number for number, run in enumerate(runs) if run.section == runs[place].section]
-    options = differences([runs[number].options for number in same])[same.index(place)]
-    return ' '.join(f'--{name} {value}' for name, value in options.items())
+    options = differences([described(runs[number]) for number in same])[same.index(place)]
+    return ' '.join(f'{name} {value}' for name, value in options.items())
 
 
 def _row(images, sentence):

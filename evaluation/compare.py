@@ -40,8 +40,9 @@ BATCH, ROWS = 64, 256      # images generated at once, and sentences on a sheet
 SHOWN = 8                  # held-out captions that are shown if no sentence is given
 LONGEST = 100              # letters of a value that is shown
 # Options that say where a run is and how it computes, not what it learns.
-NOT_SHOWN = {'cache', 'compile', 'count', 'cuda', 'data_dir', 'encoder', 'gpu', 'keep', 'log_interval', 'model',
-             'out_dir', 'precision', 'resume', 'text', 'text_file', 'train', 'workers'}
+NOT_SHOWN = {'--cache', '--compile', '--count', '--cuda', '--data_dir', '--encoder', '--gpu', '--keep',
+             '--log_interval', '--model', '--out_dir', '--precision', '--resume', '--text', '--text_file', '--train',
+             '--workers'}
 
 
 def main():
@@ -65,6 +66,9 @@ def main():
         sentences = flags.read_sentences(options.text, options.text_file)
     else:
         sentences = held_out_captions(runs[0])
+        if len({run.learned_from['captions'] for run in runs}) > 1:
+            print(f'The sentences are captions of /test of {runs[0].hdf5_file}; a run with other data may have been '
+                  'trained on them.')
     if len(sentences) > ROWS:
         raise UserError(f'{len(sentences)} sentences: too many for one sheet; give {ROWS} or fewer')
     columns = [generate(run, sentences, options.seed, device) for run in runs]
@@ -104,20 +108,25 @@ def generate(run, sentences, seed, device):
     return torch.cat(list(batches))
 
 
+def described(run):
+    """Return all of a run in which it can differ from others: its options as typed, --NAME, and its data."""
+    return {**{f'--{name}': value for name, value in run.options.items()}, **run.learned_from}
+
+
 def differing_options(runs):
     """Return the `differences` of each run from all others, and those from the others of the same GAN."""
-    found = differences([run.options for run in runs])
+    found = differences([described(run) for run in runs])
     for section in {run.section for run in runs}:
         same = [number for number, run in enumerate(runs) if run.section == section]
-        for number, within in zip(same, differences([runs[number].options for number in same])):
+        for number, within in zip(same, differences([described(runs[number]) for number in same])):
             found[number] = dict(sorted({**found[number], **within}.items()))
     return found
 
 
 def differences(all_options):
-    """Return for each run the options in which it differs from another one: a dict of texts.
+    """Return for each run what it has `described` in which it differs from another one: a dict of texts.
 
-    Options that not all runs have are left out, those of another section.
+    What not all runs have is left out, options of another section.
     """
     def whole(options, name):  # a default of 50 and a typed 50.0 are the same
         value = options[name]
@@ -134,8 +143,8 @@ def shortened(value):
 
 
 def title_of(differing):
-    """Return options as they are typed, or words for no option."""
-    return ' '.join(f'--{name} {value}' for name, value in differing.items()) or 'the same options'
+    """Return what differs in one line, options as they are typed."""
+    return ' '.join(f'{name} {value}' for name, value in differing.items()) or 'the same options'
 
 
 def sheet(columns, titles, sentences):

@@ -233,7 +233,7 @@ def keep(run, options, count, numbers):
     if os.path.isfile(path):
         with open(path, 'rb') as file:
             before = file.read()
-    with atomic_write(path) as file:
+    with atomic_write(path, follow_links=False) as file:
         file.write(before + b'\n' * (before[-1:] not in (b'', b'\n')) + json.dumps(line).encode() + b'\n')
     try:
         os.makedirs(os.path.join(run.folder, 'metrics'), exist_ok=True)

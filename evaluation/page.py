@@ -13,8 +13,8 @@ GENERATOR = 'evaluation/compare.py'
 def page(runs, differing, sentences, columns):
     """Return the page, a text, for `TrainedRun`s.
 
-    `differing` has a dict for each run of the options in which it differs, and `columns` has its images, [B, 3, S, S]
-    in [-1, 1], one for each of the sentences.
+    `differing` has a dict for each run of what differs, the options as typed, and `columns` has its images,
+    [B, 3, S, S] in [-1, 1], one for each of the sentences.
     """
     names = [os.path.basename(os.path.abspath(run.folder)) for run in runs]
     heads = [f'<span style="color:{COLORS[i % len(COLORS)]}">&#9632;</span> {text(name)}'
@@ -28,7 +28,7 @@ def page(runs, differing, sentences, columns):
 
 def _options(runs, heads, differing):
     names = sorted({name for of_run in differing for name in of_run})
-    rows = [[f'<code>--{text(name)}</code>', *(text(of_run.get(name, '')) for of_run in differing)] for name in names]
+    rows = [[f'<code>{text(name)}</code>', *(text(of_run.get(name, '')) for of_run in differing)] for name in names]
     return table(['', *heads], [['section', *(run.section for run in runs)], *rows,
                                 ['steps', *(f'{run.step:,}' for run in runs)],
                                 ['epochs', *(str(run.epoch) for run in runs)]])

@@ -23,6 +23,7 @@ class TrainedRun:
 
     `path` is the run folder or a checkpoint in it, `file` the checkpoint, `saved_ns` when it was saved, `folder` its
     run folder, `section` the name of its GAN, `step` its number of training steps, `epoch` that of its epochs,
+    `learned_from` the beginnings of its data's fingerprints,
     `embed_dim` the width of its embeddings, `size` that of its largest images in pixels, and `prepared` how its
     photographs are prepared. Raises UserError if it is no such run, or its checkpoint cannot be read.
     """
@@ -46,6 +47,8 @@ class TrainedRun:
         self.step, self.epoch = (checkpoint.count_in(contents, self.file, what) for what in ('step', 'epoch'))
         if not getattr(self.model.netG, 'conditional', True):
             raise UserError(f'{self.file}: was trained without sentences; give a run whose generator reads them')
+        prints = {part: str(self.model.data.get(part) or '') for part in ('captions', 'pictures', 'embeddings')}
+        self.learned_from = {part: fingerprint[:8] or 'not recorded' for part, fingerprint in prints.items()}
         speed.prepare_evaluation(self.model.netG, device)
         self.embed_dim = getattr(self.model.netG, 'embed_dim', None) or self.model.netG.text_dim
         self.size = self.generate(torch.zeros(1, self.embed_dim)).shape[-1]

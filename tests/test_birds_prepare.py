@@ -228,6 +228,18 @@ def test_jpegs_keep_their_bytes_and_orientation(tmp_path, monkeypatch, capsys, o
 def test_boxes_outside_the_photograph_are_counted(tmp_path, monkeypatch, capsys, out):
     run(monkeypatch, *make_cub(tmp_path, birds(), box='2.0 39.0 20.0'), '--out', out)
     assert 'bounding box reaches outside: 4 photographs (' in capsys.readouterr().out
+    with layout.open_file(str(out)) as file:
+        assert None not in layout.read_index(file, 'test').boxes
+    for box, apart in (('40 2 9 9', 1), ('2 30 9 9', 1), ('-9 2 9 9', 1), ('2 -9 9 9', 1), ('39 29 99 99', 0)):
+        write(tmp_path / 'CUB_200_2011/bounding_boxes.txt', f'1 {box}\n2 1 2 30 20\n')
+        run(monkeypatch, '--cub', tmp_path / 'CUB_200_2011', '--text', tmp_path / 'text_c10', '--out', out)
+        said = capsys.readouterr().out
+        assert ('bounding box lies outside: 1 photographs (the whole image is used; ' in said) == apart
+        assert ('bounding box reaches outside: 1 photographs (' in said) != apart
+        assert 'no bounding box: 4 photographs (' in said
+        with layout.open_file(str(out)) as file:
+            stored = layout.read_index(file, 'train')
+        assert (stored.boxes[stored.names.index('Laysan_0')] is None) == apart
 
 
 def test_captions_with_unreadable_characters_are_counted(tmp_path, monkeypatch, capsys, out):

@@ -11,7 +11,10 @@ from PIL import Image
 
 from common import history
 from common import page as page_module
-from evaluation import compare
+from common.history import measurements
+from common.sampling import save_sheet
+from evaluation import compare, metrics
+from evaluation.trained_runs import TrainedRun
 from tests import tiny
 from tests.errors import one_line
 from text2image import main
@@ -49,24 +52,47 @@ def test_a_sheet_of_two_runs(runs, tmp_path, monkeypatch, capsys):
     assert column(twice, 0) == column(twice, 1) and column(both, 0) != column(both, 1)
 
 
-def test_a_copy_made_of_links_is_resumed_without_changing_the_run(runs, tmp_path, monkeypatch):
+@pytest.mark.parametrize('link', [os.symlink, os.link])
+def test_a_copy_made_of_links_is_resumed_without_changing_the_run(link, runs, tmp_path, monkeypatch):
     original, copy = runs[0], tmp_path / 'copy'
+    (original / 'samples' / 'epoch_0002.png').write_bytes(b'of a longer training')
+    save_sheet(Image.new('RGB', (8, 8)), str(original / 'nearest.png'))
+    (original / 'metrics.jsonl').write_text('{"step": 2, "species": 0.5}\n')
     for path in original.rglob('*'):
         if path.is_file():
             (copy / path.relative_to(original)).parent.mkdir(parents=True, exist_ok=True)
-            (copy / path.relative_to(original)).symlink_to(path)
+            link(path, copy / path.relative_to(original))
     before = {path: path.read_bytes() for path in original.rglob('*') if path.is_file()}
     run(monkeypatch, main, '--train', '--resume', copy, '--epochs', 2)
+    save_sheet(Image.new('RGB', (9, 9)), str(copy / 'nearest.png'))
+    metrics.keep(SimpleNamespace(folder=str(copy), file='text2image.pt', step=4, epoch=2),
+                 SimpleNamespace(split='test'), 50, {'species': .25})
     assert {path: path.read_bytes() for path in original.rglob('*') if path.is_file()} == before
     assert torch.load(copy / 'text2image.pt', weights_only=True)['progress']['epoch'] == 2
     assert (copy / 'log.txt').read_text().startswith((original / 'log.txt').read_text())
     assert '"epochs": 2' in (copy / 'options.json').read_text()
+    assert [line['species'] for line in measurements(copy)] == [.5, .25]
+
+
+def test_runs_of_other_data_are_said_to_differ(runs, tmp_path, monkeypatch, capsys):
+    tiny.with_encoder(tmp_path / 'other', {'train': {'003.Owl': 2}, 'test': {'001.Auk': 1}})
+    run(monkeypatch, main, '--data_dir', tmp_path / 'other' / 'data', '--dataset', 'tiny', '--epochs', 1,
+        '--batch_size', 4, '--out_dir', tmp_path / 'out', '--l1_coef', 50, '--log_interval', 1)
+    of_other = next((tmp_path / 'out').iterdir())
+    run(monkeypatch, compare, of_other, runs[1], '--out', tmp_path / 'both.png')
+    assert 'The sentences are captions of /test of ' in capsys.readouterr().out
+    found = compare.differing_options([TrainedRun(str(path), torch.device('cpu')) for path in (of_other, runs[1])])
+    assert set(found[0]) >= {'captions', 'pictures'} and '--l1_coef' not in found[0]
+    assert all(found[0][name] != found[1][name] for name in found[0])
+    page = (tmp_path / 'both.html').read_text()
+    assert '<code>captions</code>' in page and found[0]['captions'] in page
 
 
 def test_titles_say_what_differs(runs):
-    found = compare.differences([{'l1_coef': 0, 'lr': 1, 'out_dir': 'a'}, {'l1_coef': 50, 'lr': 1, 'out_dir': 'b'}])
+    found = compare.differences([{'--l1_coef': 0, '--lr': 1, '--out_dir': 'a'},
+                                 {'--l1_coef': 50, '--lr': 1, '--out_dir': 'b'}])
     assert [compare.title_of(one) for one in found] == ['--l1_coef 0', '--l1_coef 50']
-    same = compare.differences([{'l1_coef': 50}, {'l1_coef': 50.0}])
+    same = compare.differences([{'--l1_coef': 50}, {'--l1_coef': 50.0}])
     assert [compare.title_of(one) for one in same] == ['the same options'] * 2
     seeds = compare.differences([{'seed': 12345678, 'stage': 1}, {'seed': 12345679, 'branches': 2}])
     assert seeds == [{'seed': '12345678'}, {'seed': '12345679'}]  # no option that the other section lacks
@@ -79,9 +105,10 @@ def test_long_values_are_compared_as_a_whole():
 
 
 def test_titles_say_what_differs_among_runs_of_a_gan_beside_those_of_another():
-    runs = [SimpleNamespace(section=section, options=options) for section, options in (
+    runs = [SimpleNamespace(section=section, options=options, learned_from={}) for section, options in (
         ('a', {'lr': 1, 'l1_coef': 0}), ('b', {'lr': 2, 'stage': 1}), ('a', {'lr': 1, 'l1_coef': 50}))]
-    assert compare.differing_options(runs) == [{'lr': '1', 'l1_coef': '0'}, {'lr': '2'}, {'lr': '1', 'l1_coef': '50'}]
+    assert compare.differing_options(runs) == [{'--lr': '1', '--l1_coef': '0'}, {'--lr': '2'},
+                                               {'--lr': '1', '--l1_coef': '50'}]
 
 
 def test_a_page_shows_the_runs_and_needs_no_other_file(runs, tmp_path, monkeypatch, capsys):

@@ -49,6 +49,14 @@ def test_reeds_layout_lists_and_embeddings(tmp_path, monkeypatch, capsys, flower
     np.testing.assert_array_equal(row, embedding('image_08001')[3])
 
 
+def test_other_endings_are_read_and_counted(tmp_path, monkeypatch, capsys, flowers):
+    os.rename(tmp_path / 'text_c10/class_00002/image_05087.txt', tmp_path / 'text_c10/class_00002/image_05087.TXT')
+    write(tmp_path / 'jpg' / 'image_00002.jpeg', jpeg())
+    run(monkeypatch, [*flowers, '--dry_run'])
+    said = capsys.readouterr().out
+    assert 'valid: 1 photographs' in said and 'without captions: 2 photographs (image_00001, image_00002)' in said
+
+
 def test_what_is_missing_is_named(tmp_path, monkeypatch, capsys, flowers):
     os.remove(tmp_path / 'jpg' / 'image_06735.jpg')
     run(monkeypatch, [*flowers, '--train_classes', tmp_path / 'trainvalclasses.txt', '--dry_run'])

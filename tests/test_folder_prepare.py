@@ -186,6 +186,23 @@ def test_a_column_says_the_splits_and_others_are_named(tmp_path, here, error):
         '--images', images)
 
 
+def test_folders_say_the_splits_that_a_column_leaves_out(tmp_path, here):
+    images = fill(tmp_path / 'in', ['train/a', 'train/b', 'test/c', 'test/d'], captions=False)
+    write(images / 'metadata.csv',
+          'file_name,text,split\ntrain/a.jpg,x,\ntrain/b.jpg,x,valid\ntest/c.jpg,x,\ntest/d.jpg,x,test\n')
+    assert 'left out' not in here('--images', images)
+    assert {split: [name for _, name in found] for split, found in made(tmp_path).items()} == {
+        'train': ['train-a'], 'valid': ['train-b'], 'test': ['test-c', 'test-d']}
+
+
+def test_text_files_beside_pictures_that_metadata_leaves_out_are_counted(tmp_path, here):
+    images = fill(tmp_path / 'in', ['a', 'b', 'c'])
+    write(images / 'metadata.csv', 'file_name,text\na.jpg,x\n')
+    said = here('--images', images, *ALL)
+    assert 'not read as captions: 2 NAME.txt beside pictures of which metadata.csv has none\n' in said
+    assert 'skipped b: it has no captions' in said and 'skipped 2 photographs' in said
+
+
 def test_training_and_testing_are_splits(tmp_path, here):
     here('--images', fill(tmp_path / 'in', ['Training/cat/a', 'Training/dog/a', 'Testing/cat/a']))
     assert {split: set(found) for split, found in made(tmp_path).items()} == {
@@ -210,6 +227,38 @@ def test_ids_that_do_not_tell_images_apart_are_refused(tmp_path, error, records,
     images = fill(tmp_path / 'in', ['a', 'b'], captions=False)
     write(images / 'captions_x.json', json.dumps({'images': records, 'annotations': []}))
     assert message in error('--images', images)
+
+
+@pytest.mark.parametrize('part, message', [
+    *(({'annotations': [{'image_id': 1, 'category_id': 1, **area}]},
+       'an annotation has an unknown category or no area of 0 or more pixels')
+      for area in ({}, *({'area': bad} for bad in (None, '9', True, math.nan, math.inf, -1, 10 ** 400)))),
+    ({'categories': [{'id': 1, 'name': 'ant'}, {'id': 1, 'name': 'zebra'}]}, 'two categories have the same id')])
+def test_objects_that_do_not_tell_the_class_are_refused(tmp_path, error, part, message):
+    images, listed = fill(tmp_path / 'in', ['a'], captions=False), [{'id': 1, 'file_name': 'a.jpg'}]
+    write(images / 'captions_x.json', json.dumps({'images': listed, 'annotations': []}))
+    objects = {'images': listed, 'annotations': [], 'categories': [{'id': 1, 'name': 'ant'}]}
+    write(images / 'instances_x.json', json.dumps(objects | part))
+    assert error('--images', images).startswith(f'{images}/instances_x.json: {message}')
+
+
+def test_captions_of_images_that_coco_does_not_list_are_counted(tmp_path, here):
+    images = fill(tmp_path / 'in', ['a'], captions=False)
+    write(images / 'captions_x.json', json.dumps({
+        'images': [{'id': 0, 'file_name': 'a.jpg'}, {'id': 1, 'file_name': 'gone.jpg'}],
+        'annotations': [{'image_id': number, 'caption': 'x'} for number in (0, 1, '0', 7)]}))
+    assert (f"not read: 2 captions of images that {images}/captions_x.json does not list (such as image_id '0')\n"
+            in here('--images', images, *ALL))
+    assert made(tmp_path)['train'] == {('a.jpg', 'a'): (['x'], None)}
+
+
+@pytest.mark.parametrize('name', ['sub\\\u00e9.jpg', 'sub/e\u0301.jpg'])
+def test_coco_with_paths_of_windows_and_decomposed_names(tmp_path, here, name):
+    images = fill(tmp_path / 'in', ['sub/\u00e9', '\u00e9'], captions=False)
+    write(images / 'captions_x.json', json.dumps({'images': [{'id': 1, 'file_name': name}],
+                                                  'annotations': [{'image_id': 1, 'caption': 'x'}]}))
+    here('--images', images, *ALL)
+    assert made(tmp_path)['train'] == {('sub', '\u00e9'): (['x'], None)}
 
 
 @pytest.mark.parametrize('name, most', [('metadata.csv', 64 << 20), ('captions_x.json', JSON_BYTES['captions'])])
@@ -254,6 +303,14 @@ def test_defects_are_named_and_the_rest_is_written(tmp_path, here):
     assert list(made(tmp_path)['train']) == [('good.jpg', 'good')]
 
 
+def test_half_of_a_character_is_named(tmp_path, here):
+    images = fill(tmp_path / 'in', ['a', 'b'], captions=False)
+    write(images / 'metadata.jsonl', '{"file_name": "a.jpg", "text": "x \\ud83d"}\n{"file_name": "b.jpg", "text": "y"}')
+    said = here('--images', images, *ALL)
+    assert 'skipped a: its captions contain half of a character (a lone surrogate)\n' in said
+    assert made(tmp_path)['train'] == {('b.jpg', 'b'): (['y'], None)}
+
+
 def test_orientation_boxes_and_dry_run(tmp_path, here):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -265,6 +322,13 @@ def test_orientation_boxes_and_dry_run(tmp_path, here):
     assert 'no bounding box: 1 photographs' in said and 'would write' in said and not (tmp_path / 'made').exists()
     here('--images', images, '--boxes', tmp_path / 'labels', *ALL)
     assert made(tmp_path)['train']['a.jpg', 'a'][1] == pytest.approx([18, 12, 4, 6])
+    os.remove(tmp_path / 'labels' / 'a.txt')
+    box = '<annotation><object><bndbox>{}<ymin>2</ymin><ymax>9</ymax></bndbox></object></annotation>'
+    for sides, apart in (('<xmin>31</xmin><xmax>40</xmax>', 1), ('<xmin>30</xmin><xmax>40</xmax>', 0)):  # of 30 columns
+        write(tmp_path / 'labels' / 'a.xml', box.format(sides))
+        said = here('--images', images, '--boxes', tmp_path / 'labels', *ALL)
+        assert ('bounding box lies outside: 1 photographs' in said) == apart
+        assert (made(tmp_path)['train']['a.jpg', 'a'][1] is None) == apart
 
 
 def test_two_pictures_of_one_name_are_refused(tmp_path, error):
@@ -370,7 +434,7 @@ def test_lists_of_classes_and_of_pictures(tmp_path, here, error):
     assert f'{tmp_path}/empty.txt: is empty' in error('--images', images, '--train_list', tmp_path / 'empty.txt')
 
 
-def test_pictures_of_one_name_are_listed_apart(tmp_path, here):
+def test_pictures_of_one_name_are_listed_apart(tmp_path, here, error):
     images = fill(tmp_path / 'in', ['a', 'b'])
     write(images / 'a.png', picture('PNG'))
     write(tmp_path / 'train.txt', 'a.jpg\nb\n')
@@ -378,6 +442,10 @@ def test_pictures_of_one_name_are_listed_apart(tmp_path, here):
     here('--images', images, '--train_list', tmp_path / 'train.txt', '--test_list', tmp_path / 'test.txt')
     assert {split: set(found) for split, found in made(tmp_path).items()} == {
         'train': {('a.jpg', 'a'), ('b.jpg', 'b')}, 'valid': set(), 'test': {('a.png', 'a')}}
+    for name in ('a', 'a.webp'):
+        write(tmp_path / 'test.txt', f'{name}\n')
+        assert error('--images', images, '--test_list', tmp_path / 'test.txt') == (
+            f"{tmp_path}/test.txt: '{name}' is both a.jpg and a.png; write the ending")
 
 
 def test_shares_are_of_the_pictures_with_captions(tmp_path, here):
@@ -412,16 +480,27 @@ def test_captions_of_names_with_accents(tmp_path, here):
     assert [captions for captions, _ in made(tmp_path)['train'].values()] == [['composed otherwise']]
 
 
+@pytest.mark.parametrize('flag, first, second', [('--captions', 'x/\u00e9.TXT', 'x/\u00e9.txt'),
+                                                 ('--captions', 'x/e\u0301.txt', 'x/\u00e9.txt'),
+                                                 ('--boxes', 'x/\u00e9.XML', 'x/\u00e9.xml')])
+def test_two_files_of_a_picture_are_refused(tmp_path, error, flag, first, second):
+    for name in (first, second):
+        write(tmp_path / 'more' / name, 'x')
+    said = error('--images', fill(tmp_path / 'in', ['x/\u00e9']), flag, tmp_path / 'more')
+    assert said == f'{tmp_path}/more/{second}: is of the same picture as {first}; leave one'
+
+
 # --- boxes ------------------------------------------------------------------------------------------------------------
 
 VOC = '''<annotation><filename>a.jpg</filename><size><width>40</width><height>30</height><depth>3</depth></size>
 <object><name>cat</name><bndbox><xmin>3</xmin><ymin>5</ymin><xmax>12</xmax><ymax>14</ymax></bndbox></object>{}
 </annotation>'''
 SECOND = '<object><bndbox><ymin>1</ymin><xmin>20</xmin><xmax>30</xmax><ymax>4</ymax></bndbox></object>'
+YOLO = '0 0.175 0.3 0.25 0.333333333'
 LAUGHS = '<!DOCTYPE a [<!ENTITY b "3"><!ENTITY c "&b;&b;">]>' + VOC.replace('<xmin>3', '<xmin>&c;')
 
 
-def test_boxes_of_labelimg_yolo_and_cub(tmp_path, here):
+def test_boxes_of_labelimg_yolo_and_cub(tmp_path, here, error):
     images = fill(tmp_path / 'in', ['a', 'b'])
     write(tmp_path / 'xml' / 'a.xml', VOC.format(SECOND))
     here('--images', images, '--boxes', tmp_path / 'xml', *ALL)
@@ -433,6 +512,25 @@ def test_boxes_of_labelimg_yolo_and_cub(tmp_path, here):
     write(tmp_path / 'cub' / 'bounding_boxes.txt', '2 1 2 30.5 20\n')
     here('--images', images, '--boxes', tmp_path / 'cub' / 'bounding_boxes.txt', *ALL)
     assert [box for _, box in made(tmp_path)['train'].values()] == [None, [1, 2, 30.5, 20]]
+    write(tmp_path / 'cub' / 'images.txt', '1 a.jpg\n2 b.jpg\n3 a.jpg\n')
+    assert error('--images', images, '--boxes', tmp_path / 'cub' / 'bounding_boxes.txt') == (
+        f'{tmp_path}/cub/images.txt: a.jpg has two numbers, 1 and 3, so its box is ambiguous; list it once')
+
+
+@pytest.mark.parametrize('file, text, given', [('sub/e\u0301.XML', VOC.format(''), ''), ('sub/e\u0301.Txt', YOLO, ''),
+                                               ('boxes.txt', '1 2 4 10 10', 'boxes.txt')])
+def test_boxes_of_names_with_accents_and_capital_endings(tmp_path, here, file, text, given):
+    write(tmp_path / 'boxes' / file, text)
+    write(tmp_path / 'boxes' / 'images.txt', '1 sub\\e\u0301.jpg\n')
+    here('--images', fill(tmp_path / 'in', ['sub/\u00e9']), '--boxes', tmp_path / 'boxes' / given, *ALL)
+    assert made(tmp_path)['train']['sub', '\u00e9'][1] == pytest.approx([2, 4, 10, 10])
+
+
+def test_boxes_behind_two_links_to_one_folder(tmp_path, here):
+    write(tmp_path / 'boxes' / 'red' / 'a.xml', VOC.format(''))
+    os.symlink('red', tmp_path / 'boxes' / 'blue')
+    here('--images', fill(tmp_path / 'in', ['red/a', 'blue/a']), '--boxes', tmp_path / 'boxes', *ALL)
+    assert [box for _, box in made(tmp_path)['train'].values()] == [[2, 4, 10, 10]] * 2
 
 
 def test_a_text_file_is_not_read_as_captions_and_as_boxes(tmp_path, here, error):
@@ -450,6 +548,9 @@ def test_a_text_file_is_not_read_as_captions_and_as_boxes(tmp_path, here, error)
     here('--images', images, '--boxes', images, *ALL)
     (captions, box), = made(tmp_path)['train'].values()
     assert captions == ['a bird'] and list(box) == [1, 2, 8, 7]
+    os.rename(images / 'a.xml', images / 'a.XML')
+    here('--images', images, '--boxes', images, *ALL)
+    assert made(tmp_path)['train']['a.jpg', 'a'] == (captions, box)
     assert error('--images', images, '--boxes', tmp_path / 'none.txt').startswith(
         f'--boxes {tmp_path}/none.txt: no such file or folder')
 

@@ -225,6 +225,8 @@ def test_a_run_moved_during_training_can_resume(folder, embed, call, monkeypatch
         said = call(*DATA, *TRAINING)
     trained = newest(folder / 'out', 'tiny')
     assert f'{trained}: the folder was moved or removed during the training' in said
+    assert 'such as encoder.pt, from the moved one' in (trained / 'log.txt').read_text()
+    assert list(trained.glob('events.out.tfevents.*')) and (trained / 'lock').exists()
     assert 'step 4' in call('--resume', trained, '--epochs', '2', '--log_interval', '1')
 
 

@@ -40,13 +40,13 @@ def test_runs_are_listed_by_time(tmp_path, listed):
     make_run(tmp_path, 'text_20250102_030405', train=False)
     make_run(tmp_path, 'color_20250102_030405', train=None)  # of a command that has no such flag
     (second / 'log.txt').write_text('epoch 1/5  step 20  loss_D 2  9 images/s\n' + LINE + 'stopped after step 40\n')
-    (second / 'metrics.jsonl').write_text('{"step": 20, "split": "test", "species": 0.5}\n')
+    (second / 'metrics.jsonl').write_text('{"step": 20, "split": "train", "images": 60, "species": 0.5}\n')
     (tmp_path / 'notes').mkdir()  # is foreign
     head, *rows, last = listed(tmp_path)
     assert head.split() == list(runs.HEAD) and len(rows) == 2
     assert rows[0].split() == [str(first), '2025-01-02', '03:04', 'birds', '-', f'{size(first)}', 'kB', '-', '-']
     assert rows[1].split() == [str(second), '2026-01-02', '03:04', 'owls', '2/5', f'{size(second)}', 'kB', 'loss_D',
-                               '1.25', 'loss_G', '-3', 'step', '20', 'species', '0.5']
+                               '1.25', 'loss_G', '-3', 'step', '20', 'species', '0.5', '(60', 'images', 'of', '/train)']
     assert rows[0].index('birds') == rows[1].index('owls') == head.index('data')
     assert last == 'not listed: 1 of color, 1 of text (folders of generated images)'
     for folder in (second, second.parent, second.parent.parent):

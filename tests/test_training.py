@@ -337,3 +337,12 @@ def test_an_epoch_can_end_with_batches_of_another_size(dataset, tmp_path, batch_
     again.train_step = lambda batch: seen.append(len(batch['txt'])) or train_step(batch)
     again.train(1, 1, str(tmp_path), verbose=False)
     assert sum(seen) == (2 if batch_size == 2 else 6)  # 4 are no whole batch of 6
+
+
+@pytest.mark.parametrize('before', ['', 'stopped\n', 'epoch 1/2  step 20  loss_D 0.5000  36.4 images/s'])
+def test_a_log_that_ends_within_a_line_is_continued_on_a_new_one(before, tmp_path):
+    (tmp_path / 'log.txt').write_text(before)
+    with log.Log(str(tmp_path), False, 20) as lines:
+        lines.line('epoch 2/2  step 40  loss_D 0.2500  36.4 images/s')
+    assert (tmp_path / 'log.txt').read_text().splitlines() == [
+        *before.splitlines(), 'epoch 2/2  step 40  loss_D 0.2500  36.4 images/s']

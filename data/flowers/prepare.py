@@ -63,7 +63,7 @@ def list_photographs(images, text, split_of):
     entries, strange = [], []
     for file in files_in(text):
         key, ending = os.path.splitext(file)
-        if ending != '.txt' or key.count('/') != 1:
+        if ending.lower() != '.txt' or key.count('/') != 1:
             continue
         if not is_plain(file):
             strange.append(shown(file))
@@ -98,7 +98,7 @@ def main():
                        'check --images, --text and the class lists', *source)
     with_captions = {entry.name for entry in entries}
     without = [name for name, ending in map(os.path.splitext, os.listdir(args.images))
-               if ending == '.jpg' and name not in with_captions]
+               if ending.lower() in ('.jpg', '.jpeg') and name not in with_captions]
     if without:
         print(f'without captions: {len(without)} photographs ({some(without)})')
     converting.report_unlisted(entries, split_of)

@@ -13,11 +13,12 @@ from functools import partial
 from common.errors import UserError
 from data.bounded_files import files_in, is_plain, normalized, read_json, read_text, shown, some
 from data.converting import checked_captions, read_captions
-from data.folder.pictures import SPLITS
+from data.folder.pictures import SPLITS, paths_beside
 
 METADATA = ('metadata.csv', 'metadata.jsonl')
 JSON_BYTES = {'captions': 256 << 20, 'instances': 1 << 30}  # COCO's largest have 92 MB and 470 MB
 LONGEST_CLASS = 200  # characters
+LARGEST_AREA = 1e18  # pixels
 YOLO = re.compile(r'\d+(\s+[-+]?[\d.]+(e[-+]?\d+)?){4,}', re.IGNORECASE)  # a line of its boxes or polygons
 COCO_SPLITS = {'train': 'train', 'val': 'test'}  # of captions_train2014.json: the authors test on COCO's val
 WITH_TEST = {'train': 'train', 'val': 'valid', 'test': 'test'}  # if there is a captions_test*.json, which COCO has not
@@ -37,17 +38,15 @@ def find(pictures, given, folder, with_objects):
     """
     if os.path.isdir(given):
         files = list(filter(is_plain, files_in(given)))
-        texts = {normalized(stem): file for stem, ending in map(os.path.splitext, files) for file in [stem + ending]
-                 if ending.lower() == '.txt'}
         coco = [os.path.join(given, file) for file in files if file.startswith('captions_') and file.endswith('.json')]
         listed = [file for file in files if os.path.basename(file) in METADATA]
         if coco:
             return read_coco(pictures, coco, with_objects)
         if listed:
             return read_metadata(pictures, given, listed, folder)
-        return Captions(
-            f'text files in {given}', lambda picture: partial(read_text_file, os.path.join(
-                given, texts.get(normalized(picture.key), f'{picture.key}.txt'))), {}, {}, set(), given)
+        path_of = paths_beside(given, '.txt')
+        return Captions(f'text files in {given}', lambda picture: partial(read_text_file, path_of(picture)), {}, {},
+                        set(), given)
     if not os.path.exists(given):
         raise UserError(f'--captions {given}: no such file or folder; {HOW}')
     if given.endswith('.json'):
@@ -200,7 +199,7 @@ def read_coco(pictures, paths, with_objects):
     advice = 'give a captions_*.json of COCO, with "images" and "annotations"'
     places = defaultdict(list)
     for picture in pictures:
-        places[os.path.basename(picture.file)].append(picture.file)
+        places[normalized(os.path.basename(picture.file))].append(picture.file)
     texts, classes, splits, origins, absent = defaultdict(list), {}, {}, {}, set()
     has_test = any(os.path.basename(path).startswith('captions_test') for path in paths)
     of_parts = WITH_TEST if has_test else COCO_SPLITS
@@ -215,12 +214,19 @@ def read_coco(pictures, paths, with_objects):
                 raise UserError(f'{path}: {file} has captions for both {splits[file]} and {split}; leave it in one')
             if origins.setdefault(file, kind) != kind:
                 raise UserError(f'{path}: has captions of {file}, and {origins[file]} has, too; leave it in one')
+        unlisted = []
         for one in _records(data, 'annotations', path, advice):
             text = one.get('caption')
             if not isinstance(text, str):
                 raise UserError(f'{path}: an annotation has no caption; {advice}')
-            if file := files.get(_id(one, 'image_id', path, advice)):
+            number = _id(one, 'image_id', path, advice)
+            if number not in names:
+                unlisted.append(number)
+            if file := files.get(number):
                 texts[file].append(' '.join(text.split()))
+        if unlisted:
+            print(f'not read: {len(unlisted)} captions of images that {path} does not list (such as image_id '
+                  f'{unlisted[0]!r:.60})')
         objects = os.path.join(os.path.dirname(path), kind.replace('captions_', 'instances_', 1))
         if with_objects and objects != path and os.path.exists(objects):
             classes |= _largest_objects(objects, files)
@@ -238,7 +244,7 @@ def _files_of(names, places, path):
     files = {}
     for number, name in names.items():
         found = places.get(name.rpartition('/')[2], [])
-        exact = [file for file in found if f'/{file}'.endswith(f'/{name}')]
+        exact = [file for file in found if normalized(f'/{file}').endswith(f'/{name}')]
         if '/' in name and len(found) > 1 and not exact:
             continue
         found = exact or found
@@ -260,25 +266,31 @@ def _largest_objects(path, files):
     """Return {file: name of the category whose objects cover the largest area} from one of COCO's instances_*.json."""
     advice = 'give an instances_*.json of COCO, with "annotations" and "categories", or use --classes own'
     data, area = read_json(path, advice, JSON_BYTES['instances']), defaultdict(Counter)
-    names = {_id(one, 'id', path, advice): checked_class(one.get('name', ''), path)
-             for one in _records(data, 'categories', path, advice)}
+    names = {number: checked_class(one.get('name', ''), path)
+             for number, one in _by_id(data, 'categories', path, advice).items()}
     for one in _records(data, 'annotations', path, advice):
         image, category = (_id(one, name, path, advice) for name in ('image_id', 'category_id'))
-        if category not in names or not isinstance(one.get('area', 0), int | float):
-            raise UserError(f'{path}: an annotation has an unknown category or no area; {advice}')
+        covered = one.get('area')
+        if category not in names or type(covered) not in (int, float) or not 0 <= covered <= LARGEST_AREA:
+            raise UserError(f'{path}: an annotation has an unknown category or no area of 0 or more pixels; {advice}')
         if image in files:
-            area[files[image]][names[category]] += one.get('area', 0)
+            area[files[image]][names[category]] += covered
     return {file: max(sorted(found), key=found.get) for file, found in area.items()}
 
 
 def _names_by_id(data, path, advice):
-    images = _records(data, 'images', path, advice)
-    names = {_id(one, 'id', path, advice): one.get('file_name') for one in images}
+    names = {number: one.get('file_name') for number, one in _by_id(data, 'images', path, advice).items()}
     if not all(isinstance(name, str) and name for name in names.values()):
         raise UserError(f'{path}: an image has no file_name; {advice}')
-    if len(names) < len(images):
-        raise UserError(f'{path}: two images have the same id, so captions are ambiguous; {advice}')
-    return names
+    return {number: normalized(name.replace('\\', '/')) for number, name in names.items()}
+
+
+def _by_id(data, name, path, advice):
+    records = _records(data, name, path, advice)
+    found = {_id(one, 'id', path, advice): one for one in records}
+    if len(found) < len(records):
+        raise UserError(f'{path}: two {name} have the same id, so annotations are ambiguous; {advice}')
+    return found
 
 
 def _records(data, name, path, advice):

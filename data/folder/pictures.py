@@ -1,6 +1,6 @@
 """List the pictures in a folder: their paths, what they are called, and the classes that sub-folders give them."""
 import os
-from collections import Counter, namedtuple
+from collections import Counter, defaultdict, namedtuple
 
 from common.errors import UserError
 from data.bounded_files import files_in, is_plain, normalized, shown, some
@@ -55,3 +55,37 @@ def _picture(folder, file, has_splits):
         del parts[int(has_splits)]
     split = SPLITS[top.lower()] if has_splits and top else None
     return Picture(key, file, os.path.join(folder, file), class_name, '/'.join(parts), split)
+
+
+def paths_beside(folder, ending):
+    """Return a function that returns the path of a picture's NAME.txt (`ending`) in `folder`, which need not exist.
+
+    Its ending may have capitals, and its accents be composed in another way. Raises UserError if a picture has several.
+    """
+    found = {}
+    for file in filter(is_plain, files_in(folder)):
+        stem, own = os.path.splitext(file)
+        if own.lower() == ending and found.setdefault(normalized(stem), file) != file:
+            raise UserError(f'{os.path.join(folder, file)}: is of the same picture as {found[normalized(stem)]}; leave '
+                            'one')
+    return lambda picture: os.path.join(folder, found.get(normalized(picture.key), picture.key + ending))
+
+
+def named_by(files):
+    """Return a function that returns which of the `files` a line of the list `where` names, or None.
+
+    The line may lack the ending, or have another. The function raises UserError if that leaves several files.
+    """
+    places = defaultdict(list)
+    for file in files:
+        for name in (file, os.path.splitext(file)[0]):
+            places[normalized(name)].append(file)
+
+    def find(line, where):
+        line = normalized(line.replace('\\', '/').removeprefix('./'))
+        found = places.get(line) or places.get(os.path.splitext(line)[0]) or [None]
+        found = [file for file in found if file and normalized(file) == line] or found
+        if len(found) > 1:
+            raise UserError(f'{where}: {line[:100]!r} is both {found[0]} and {found[1]}; write the ending')
+        return found[0]
+    return find

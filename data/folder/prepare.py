@@ -29,7 +29,7 @@ from data.bounded_files import files_in, normalized, read_lines, read_numbered, 
 from data.boxes import read_box, read_boxes, read_voc, read_yolo
 from data.converting import Entry, skip
 from data.folder import captions
-from data.folder.pictures import list_pictures
+from data.folder.pictures import list_pictures, named_by, paths_beside
 
 DATA = os.path.dirname(HERE)
 TEST_SHARE = 0.1  # of the pictures, if nothing is said about splits
@@ -91,7 +91,7 @@ def list_entries(args, skipped):
     print(f'captions: {found.source}')
     if found.absent:
         print(f'not in {args.images}: {len(found.absent)} pictures that have captions ({some(found.absent)})')
-    box_of = find_boxes(args.boxes, found.folder)
+    box_of = find_boxes(args.boxes, found.folder, pictures)
     entries, single = [], 0
     for picture in pictures:
         given = found.classes.get(picture.file) or (None if found.is_coco else picture.class_name)
@@ -103,14 +103,19 @@ def list_entries(args, skipped):
         single += class_name == own
     print(f'classes: {len({entry.class_name for entry in entries})}' + (
         f', of which {single} are single pictures: any other picture is one of another class' if single else ''))
-    splits = found.splits or {picture.file: picture.split for picture in pictures if picture.split}
+    unread = 0 if found.folder else sum(
+        os.path.exists(f'{os.path.splitext(entry.image_path)[0]}.txt') and not has_captions(entry) for entry in entries)
+    if unread:
+        print(f'not read as captions: {unread} NAME.txt beside pictures of which {found.source} has none')
+    splits = {picture.file: picture.split for picture in pictures if picture.split} | found.splits
     return entries, {picture.path: splits[picture.file] for picture in pictures if picture.file in splits}
 
 
-def find_boxes(given, captions_folder):
-    """Return a function that returns for a picture the function that reads its box: `Entry.box`.
+def find_boxes(given, captions_folder, pictures):
+    """Return a function that returns for each of the `pictures` the function that reads its box: `Entry.box`.
 
-    Raises UserError if NAME.txt would be read as captions, too, which are in `captions_folder`.
+    Raises UserError if NAME.txt would be read as captions, too, which are in `captions_folder`, or if it is not clear
+    whose box one is.
     """
     if not given:
         return lambda picture: converting.no_box
@@ -118,27 +123,33 @@ def find_boxes(given, captions_folder):
         endings = BOX_ENDINGS
         if captions_folder and os.path.samefile(given, captions_folder):
             endings = ('.xml',)
-            if not any(file.endswith(endings) for file in files_in(given)):
+            if not any(file.lower().endswith(endings) for file in files_in(given)):
                 raise UserError(f'--boxes {given}: its NAME.txt are read as captions; give --captions another folder, '
                                 'or boxes as NAME.xml')
-        return lambda picture: partial(_box_beside, os.path.join(given, picture.key), endings)
+        path_of = {ending: paths_beside(given, ending) for ending in endings}
+        return lambda picture: partial(_box_beside, {ending: path_of[ending](picture) for ending in endings})
     advice = "give --boxes a folder of YOLO's or Pascal VOC's files, or CUB's bounding_boxes.txt with images.txt beside"
     if not os.path.exists(given):
         raise UserError(f'--boxes {given}: no such file or folder; {advice}')
     images = os.path.join(os.path.dirname(given), 'images.txt')
     pairs = read_numbered(images, advice)
     boxes = read_boxes(given, images, pairs, advice)
-    text_of = {os.path.splitext(file.replace('\\', '/'))[0]: boxes.get(number) for number, file in pairs}
     if not boxes:
         raise UserError(f'{given}: holds no boxes; {advice}')
-    return lambda picture: lambda size: read_box(text_of.get(picture.key))
+    numbers, find = {}, named_by([picture.file for picture in pictures])
+    for number, line in pairs:
+        file = find(line, images)
+        if file and numbers.setdefault(file, number) != number:
+            raise UserError(f'{images}: {file} has two numbers, {numbers[file]} and {number}, so its box is ambiguous; '
+                            'list it once')
+    return lambda picture: lambda size: read_box(boxes.get(numbers.get(picture.file)))
 
 
-def _box_beside(stem, endings, size):
-    """Return the box in the first file that exists of STEM with one of the `endings`, or None if there is none."""
-    for ending in endings:
-        if os.path.exists(stem + ending):
-            return BOX_ENDINGS[ending](stem + ending, size)
+def _box_beside(paths, size):
+    """Return the box in the first file that exists of `paths`, {ending: path}, or None if there is none."""
+    for ending, file in paths.items():
+        if os.path.exists(file):
+            return BOX_ENDINGS[ending](file, size)
     return None
 
 
@@ -175,20 +186,17 @@ def split_entries(entries, args, known):
 def read_picture_lists(picture_lists, entries, folder):
     """Return {path: split} from {split: list of pictures}, each with or without ending, as a path in `folder`.
 
-    Raises UserError if a list is empty, or a picture is unknown or in two lists.
+    Raises UserError if a list is empty, or a picture is unknown or in two lists, or a line could be two pictures.
     """
-    paths = {normalized(entry.key): entry.image_path for entry in entries}
-    paths |= {normalized(os.path.relpath(entry.image_path, folder).replace(os.sep, '/')): entry.image_path
-              for entry in entries}
-    split_of = {}
+    paths = {os.path.relpath(entry.image_path, folder).replace(os.sep, '/'): entry.image_path for entry in entries}
+    split_of, find = {}, named_by(paths)
     for split, file in picture_lists.items():
         advice = f'--{split}_list takes a file with one path of a picture on each line'
         lines = read_lines(file, advice) if file else ()
         if file and not lines:
             raise UserError(f'{file}: is empty; {advice}')
         for line in lines:
-            line = normalized(line.replace('\\', '/').removeprefix('./'))
-            path = paths.get(line) or paths.get(os.path.splitext(line)[0])
+            path = paths.get(find(line, file))
             if path is None:
                 raise UserError(f'{file}: {line[:100]!r} is not a picture in the folder; write paths such as '
                                 f'{entries[0].key}')
