@@ -19,7 +19,7 @@ demo: .venv/ready  ## make a data set of toy birds, train on it, generate images
 	@echo '--- 1 of 5: generate 900 birds with ten captions each'
 	$(PY) data/toy_birds/prepare.py --count 900
 	@echo '--- 2 of 5: train the sentence encoder on birds and captions'
-	$(PY) char_cnn_rnn/main.py --train --dataset toy_birds --image_encoder scratch --variant birds_cvpr --lr 0.0005 --epochs 40
+	$(PY) char_cnn_rnn/main.py --train --dataset toy_birds --image_encoder color_grid --variant birds_cvpr --lr 0.0005 --epochs 50
 	@echo '--- 3 of 5: turn every caption into 1,024 numbers'
 	$(PY) char_cnn_rnn/main.py --embed --dataset toy_birds
 	@echo '--- 4 of 5: train the GAN; after each epoch, see text2image/output/toy_birds_DATE/samples/ (real images above)'

@@ -108,9 +108,9 @@ def image_side(name):
 def load_photographs(name, path, split, weights=None, device='cpu'):
     """Return the input of the image side: one row per photograph of a split of the HDF5 file `path`, in index order.
 
-    These are uint8 images [N, 3, 64, 64] for a name in `OF_IMAGES`, else float32 features [N, 1024 or 1280], cached for `path`.
-    `weights` is the file of a state dict for GoogLeNet. In a dry run, features that are not cached are those of a few
-    photographs, repeated. Raises UserError if the pretrained network is missing.
+    These are uint8 images [N, 3, 64, 64] for a name in `OF_IMAGES`, else float32 features [N, 1024 or 1280], cached for
+    `path`. `weights` is the file of a state dict for GoogLeNet. In a dry run, features that are not cached are those of
+    a few photographs, repeated. Raises UserError if the pretrained network is missing.
     """
     if name in OF_IMAGES:
         return load_split(path, split, SCRATCH_SIZE, preprocess).pictures

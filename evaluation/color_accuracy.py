@@ -108,7 +108,7 @@ def guess_colors(image):
     colors = likelihood(pixels, list(PALETTE.values()))
     scene = likelihood(pixels, [tone for tones in SCENES.values() for tone in tones]).max(0)
     body, wings = body[:, None] * colors, wings[:, None] * colors
-    # The constant accounts for pixels that are none of these: beak, eye, crown, belly.
+    # The constant accounts for pixels that are none of these: beak, eye, crown.
     pixel = (rest * scene + .02)[:, None, None] + body[:, :, None] + wings[:, None]
     score = np.log(pixel).sum(-1).max(0)
     np.fill_diagonal(score, -np.inf)

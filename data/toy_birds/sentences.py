@@ -1,8 +1,9 @@
 """Generate captions of drawn birds from a small grammar, each with the colors of body and wings."""
 CAPTIONS = 10
 PLACES = {
-    'sky': ('in flight', 'in the sky'), 'grass': ('in the grass', 'in a meadow'), 'water': ('in the water', 'in a pond'),
-    'branch': ('on a branch', 'on a twig'), 'sand': ('on the sand', 'on a beach'), 'plain': ('',),
+    'sky': ('in flight', 'in the sky'), 'grass': ('in the grass', 'in a meadow'),
+    'water': ('in the water', 'in a pond'), 'branch': ('on a branch', 'on a twig'),
+    'sand': ('on the sand', 'on a beach'), 'plain': ('',),
 }
 SENTENCES = (
     'a {size}bird{place} with a {body} body and {wings} wings{more}.',
