@@ -191,7 +191,7 @@ def check_embeddings(data, dataset, checkpoint, width):
     """Check that the embeddings of `dataset` come from the encoder that the model in `checkpoint` was trained with.
 
     `data` describes its training data, and `width` is that of its embeddings. Raises UserError if they come from
-    another encoder; prints a message if that is unknown.
+    another encoder; prints a message if that is unknown, and if the data was another when the model was trained.
     """
     has_width = dataset.embed_dim == width
     matches = has_width and _are_of_its_encoder(data, dataset)
@@ -203,6 +203,16 @@ def check_embeddings(data, dataset, checkpoint, width):
     if matches is None:
         print(f'{checkpoint}: does not say which encoder it was trained with; if the embeddings of {dataset.file} come '
               'from another one, the images will not match the captions')
+    if changed := other_data(data, dataset, checkpoint):
+        print(changed)
+
+
+def other_data(data, dataset, checkpoint):
+    """Return a line that says that a model was trained on other data than the file of `dataset` holds now, or ''."""
+    now = load_split(dataset.file, 'train').fingerprint if data else {}
+    changed = run.changed_parts(data, now, ('captions', 'pictures'))
+    return changed and (f'{checkpoint}: was trained on other {" and ".join(changed)} than {dataset.file} holds now, and '
+                        'perhaps on some of what is held out in it')
 
 
 def print_other_encoder(data, dataset, checkpoint):
@@ -288,7 +298,9 @@ def unread_lines(sentences):
     for sentence in sentences:
         letters, surplus = unread(sentence)
         if letters:
-            yield (f'"{sentence}": the encoder cannot read {" ".join(sorted(letters))}; it reads '
+            shown = (letter if letter.isprintable() and not letter.isspace() else f'U+{ord(letter):04X}'
+                     for letter in sorted(letters))
+            yield (f'"{sentence}": the encoder cannot read {" ".join(shown)}; it reads '
                    f'"{"".join(letter for letter in sentence.lower() if letter not in letters)[:LENGTH]}"')
         if surplus:
             yield f'"{sentence}": the encoder reads only the first {LENGTH} characters, not the {surplus} after them'

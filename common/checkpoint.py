@@ -26,6 +26,7 @@ from common.files import convert_os_errors, partial_file
 SIZES = []  # {file: bytes} of the block `measured`, in which `save` writes nothing
 DAMAGED = set()  # files that `newest` has found to be damaged
 COUNT = re.compile(r'_(\d+)\.pth$')  # steps or epochs, in the name of a snapshot
+NUMBER = re.compile(r'[1-9]\d{0,2}')  # of an older checkpoint
 KEEP = 2  # number of checkpoints that a run keeps, the newest included
 
 
@@ -133,9 +134,12 @@ def _copy(path, target):
 
 
 def files_of(path):
-    """Return the existing files among PATH, PATH.1, PATH.2, ..., newest first."""
-    older = [file for file in glob.glob(f'{glob.escape(path)}.*') if file.removeprefix(f'{path}.').isdecimal()]
-    older.sort(key=lambda file: int(file.removeprefix(f'{path}.')))
+    """Return the existing files among PATH, PATH.1, PATH.2, ..., newest first.
+
+    PATH.20301231, say, is not one of them: someone has named a copy by the date or the step.
+    """
+    numbers = (file.removeprefix(f'{path}.') for file in glob.glob(f'{glob.escape(path)}.*'))
+    older = [f'{path}.{number}' for number in sorted(int(number) for number in numbers if NUMBER.fullmatch(number))]
     return [file for file in (path, *older) if os.path.isfile(file)]
 
 

@@ -145,7 +145,7 @@ def read_options(run_dir):
     seen_from_run = options.pop('seen_from_run', {})
     for name, place in seen_from_run.items() if isinstance(seen_from_run, dict) else ():
         moved = os.path.join(run_dir, str(place))
-        if name in PATH_FLAGS and not os.path.exists(str(options.get(name))) and os.path.exists(moved):
+        if name in (*PATH_FLAGS, 'data_dir') and not os.path.exists(str(options.get(name))) and os.path.exists(moved):
             options[name] = os.path.abspath(moved)
     return options
 
@@ -218,13 +218,17 @@ def check_same_data(run_dir, before, now):
 
     Parts that either lacks are not compared: runs of early versions have no description.
     """
-    changed = [part for part in ('captions', 'pictures', 'embeddings')
-               if before.get(part) and now.get(part) and before[part] != now[part]]
+    changed = changed_parts(before, now, ('captions', 'pictures', 'embeddings'))
     if changed:
         raise UserError(f'{run_dir}: was trained on other {" and ".join(changed)} than {now.get("file", "the data")} '
                         'holds now; restore the data it was trained on, or start a new run')
     if not before:
         print(f'{run_dir}: has no record of its training data, so whether the data is still the same is not checked')
+
+
+def changed_parts(before, now, parts):
+    """Return those of the `parts` that differ in two descriptions of data and that neither lacks."""
+    return [part for part in parts if before.get(part) and now.get(part) and before[part] != now[part]]
 
 
 def check_same_data_as_checkpoint(run_dir, name, now):

@@ -88,6 +88,19 @@ def test_runs_of_other_data_are_said_to_differ(runs, tmp_path, monkeypatch, caps
     assert '<code>captions</code>' in page and found[0]['captions'] in page
 
 
+def test_a_run_and_its_data_are_found_where_they_moved_and_changed_data_is_said(runs, tmp_path, capsys):
+    os.makedirs(tmp_path / 'moved')
+    for name in ('data', '0'):  # options.json has their old places
+        os.rename(tmp_path / name, tmp_path / 'moved' / name)
+    trained = TrainedRun(str(tmp_path / 'moved' / '0' / runs[0].name), torch.device('cpu'))
+    assert trained.hdf5_file == str(tmp_path / 'moved' / 'data' / 'tiny.hdf5')
+    trained.check(trained.dataset('train')[0])
+    assert 'was trained on' not in capsys.readouterr().out
+    tiny.with_encoder(tmp_path / 'moved', {'train': {'001.Auk': 2, '003.Owl': 2}, 'test': {'002.Jay': 2}})
+    trained.check(trained.dataset('test')[0])
+    assert 'was trained on other captions and pictures than ' in capsys.readouterr().out
+
+
 def test_titles_say_what_differs(runs):
     found = compare.differences([{'--l1_coef': 0, '--lr': 1, '--out_dir': 'a'},
                                  {'--l1_coef': 50, '--lr': 1, '--out_dir': 'b'}])

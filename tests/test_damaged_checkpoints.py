@@ -2,6 +2,7 @@
 import errno
 import os
 import random
+import shutil
 import time
 import zipfile
 
@@ -308,6 +309,10 @@ def test_keep_sets_the_number_of_checkpoints(tmp_path, monkeypatch, with_links):
     (tmp_path / 'a.pt.partial-previous').write_bytes(b'left by a process that was killed')
     checkpoint.save(path, {'a': 11}, keep=2)
     assert held() == {'a.pt': 11, 'a.pt.1': 10}
+    shutil.copy(path, f'{path}.20301231')  # someone's copy
+    checkpoint.save(path, {'a': 12}, keep=2)
+    assert held() == {'a.pt': 12, 'a.pt.1': 11, 'a.pt.20301231': 11}
+    assert checkpoint.files_of(path) == [path, f'{path}.1']
 
 
 def test_saving_leaves_the_target_of_a_link_as_it_is(tmp_path):

@@ -181,7 +181,8 @@ def test_characters_that_the_encoder_cannot_read_are_reported(folder, embed, cal
     embed()
     call(*DATA, *TRAINING)
     said = call('--train', 'False', '--out_dir', 'out', '--text', 'красная птица', '--text', 'a café' + ' bird' * 50,
-                '--text', 'a red bird')
+                '--text', 'a red bird', '--text', 'a\xa0red \u200bbird')
+    assert 'the encoder cannot read U+00A0 U+200B; it reads "ared bird"' in said
     assert '"красная птица": the encoder cannot read а и к н п р с т ц я; it reads " "' in said
     assert 'cannot read é; it reads "a caf bird' in said and 'not the 55 after them' in said
     assert '"a red bird": the encoder' not in said
