@@ -70,6 +70,8 @@ class Model:
         init_weights(self.encoder)
         if image_encoder != 'scratch':
             init_weights(self.image_side)
+        if image_encoder == 'color_grid' and data_loader is not None:
+            self.image_side.fit(data_loader.photographs)
         self.optim = None
         self.progress = new_progress()
         self.options, self.data, self.keep = {}, {}, checkpoint.KEEP

@@ -27,7 +27,7 @@ from data.pictures import BadPicture, read_picture
 from data.txt2image_dataset import preprocess
 
 FEATURES = {'googlenet': 1024, 'efficientnet_lite0': 1280}
-CHOICES = (*FEATURES, 'scratch')
+CHOICES = (*FEATURES, 'color_grid', 'scratch')
 SIZE, SCRATCH_SIZE = 224, 64
 BATCH = 32
 
@@ -53,25 +53,66 @@ class ScratchCNN(nn.Module):
         return self.LENGTH * F.normalize(self.layers(images.float() / 127.5 - 1))
 
 
+class ColorGrid(nn.Module):
+    """Compute which colors are where in an image, as features of norm 10: uint8 [B, 3, 64, 64] -> [B, 1024].
+
+    Like the paper's GoogLeNet, it is not trained further after `fit`. Random color features of the pixels (Rahimi and
+    Recht, NIPS 2007) are averaged over an 8 x 8 grid and whitened (Coates, Lee and Ng, AISTATS 2011). So each part of
+    a bird adds its color, whatever the colors of the others, and small parts weigh as much as large ones: the sentence
+    encoder learns to read the parts of pairs that it never sees together.
+    """
+
+    LENGTH, COLORS, CELL, DIRECTIONS = 10, 48, 8, 40
+    FIT_IMAGES = 2000
+
+    def __init__(self):
+        super().__init__()
+        cells = self.COLORS * (SCRATCH_SIZE // self.CELL) ** 2
+        self.register_buffer('weight', 1.5 * torch.randn(self.COLORS, 3, 1, 1))
+        self.register_buffer('bias', torch.randn(self.COLORS))
+        self.register_buffer('mean', torch.zeros(cells))
+        self.register_buffer('whitening', torch.zeros(cells, self.DIRECTIONS))
+        self.register_buffer('rotation', torch.linalg.qr(torch.randn(EMBED_DIM, self.DIRECTIONS))[0].T.contiguous())
+
+    def fit(self, images):
+        """Determine mean and whitening from training images, uint8 [N, 3, 64, 64], of which it takes up to 2,000."""
+        images = images[::-(-len(images) // self.FIT_IMAGES)]
+        grids = torch.cat([self._grid(batch.to(self.mean.device)) for batch in images.split(100)])
+        self.mean = grids.mean(0)
+        _, sizes, directions = torch.svd_lowrank(grids - self.mean, min(self.DIRECTIONS, len(grids)), niter=8)
+        kept = sizes > 1e-4 * sizes[0]  # fewer than DIRECTIONS if there are only a few different images
+        self.whitening[:, :kept.sum()] = directions[:, kept] / sizes[kept]
+
+    def _grid(self, images):
+        colors = F.relu(F.conv2d(images.float() / 127.5 - 1, self.weight, self.bias))
+        return F.avg_pool2d(colors, self.CELL).flatten(1)
+
+    def forward(self, images):
+        return self.LENGTH * F.normalize((self._grid(images) - self.mean) @ self.whitening @ self.rotation)
+
+
+OF_IMAGES = {'color_grid': ColorGrid, 'scratch': ScratchCNN}
+
+
 def image_side(name):
     """Return the module that maps rows of `load_photographs` to [B, 1024], for a name in `CHOICES`.
 
     The paper compares sentences with GoogLeNet's 1,024 features directly; features of another width go through a linear
     layer that is trained.
     """
-    if name == 'scratch':
-        return ScratchCNN()
+    if name in OF_IMAGES:
+        return OF_IMAGES[name]()
     return nn.Identity() if FEATURES[name] == EMBED_DIM else nn.Linear(FEATURES[name], EMBED_DIM)
 
 
 def load_photographs(name, path, split, weights=None, device='cpu'):
     """Return the input of the image side: one row per photograph of a split of the HDF5 file `path`, in index order.
 
-    These are uint8 images [N, 3, 64, 64] for 'scratch', else float32 features [N, 1024 or 1280], cached for `path`.
-    `weights` is the file of a state dict for GoogLeNet. In a dry run, features that are not cached are those of a few
-    photographs, repeated. Raises UserError if the pretrained network is missing.
+    These are uint8 images [N, 3, 64, 64] for a name in `OF_IMAGES`, else float32 features [N, 1024 or 1280], cached for
+    `path`. `weights` is the file of a state dict for GoogLeNet. In a dry run, features that are not cached are those of
+    a few photographs, repeated. Raises UserError if the pretrained network is missing.
     """
-    if name == 'scratch':
+    if name in OF_IMAGES:
         return load_split(path, split, SCRATCH_SIZE, preprocess).pictures
     photographs = load_split(path, split)
     checksums = _checksums(photographs.jpegs, weights)

@@ -47,8 +47,9 @@ def parse_flags():
                         help='network variant (default: birds_icml, which the chapter and StackGAN use)')
     parser.add_argument('--image_encoder', choices=image_encoder.CHOICES, default='efficientnet_lite0',
                         modes=(*flags.TRAINING, flags.EVALUATE, QUERY),
-                        help='pretrained network for the features of photographs, or scratch: a small network '
-                             'trained jointly with the encoder (default: efficientnet_lite0)')
+                        help='pretrained network for the features of photographs; or, without one, color_grid: which '
+                             'colors are where; or scratch: a small network trained jointly with the encoder '
+                             '(default: efficientnet_lite0)')
     parser.add_argument('--image_weights', type=flags.path, metavar='FILE',
                         modes=(*flags.TRAINING, flags.EVALUATE, QUERY),
                         help='file of ImageNet weights for googlenet (default: download them)')

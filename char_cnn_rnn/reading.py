@@ -62,7 +62,7 @@ def how_to_embed(path):
     """Return the commands that train a sentence encoder on the HDF5 file `path` and write its embeddings there."""
     name = os.path.splitext(os.path.basename(path))[0]
     where = f'--data_dir {shlex.quote(os.path.dirname(os.path.abspath(path)))} --dataset {shlex.quote(name)}'
-    image_encoder = ' --image_encoder scratch' if name == 'toy_birds' else ''
+    image_encoder = ' --image_encoder color_grid' if name == 'toy_birds' else ''
     main = os.path.join(os.path.dirname(os.path.realpath(__file__)), 'main.py')
     script = shlex.quote(min(os.path.relpath(main), main, key=len))
     return f'python {script} --train {where}{image_encoder} && python {script} --embed {where}'

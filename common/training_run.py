@@ -204,10 +204,15 @@ def _interruptible(stop, is_allowed):
 
 
 def _progress_bar(data_loader, progress, epochs, verbose, unit):
-    """Return a progress bar in images, or another `unit`, per second; it is shown only in a terminal."""
-    images, batch_size = len(getattr(data_loader, 'dataset', ())), getattr(data_loader, 'batch_size', None) or 0
-    return tqdm(desc=f'epoch {progress["epoch"] + 1}/{epochs}', total=images or None, unit=f' {unit}', leave=False,
-                initial=progress['batch'] * batch_size * ranks.world_size(), disable=None if verbose else True)
+    """Return a progress bar in images, or another `unit`, per second; it is shown only in a terminal.
+
+    It covers all epochs, so the time that it says is left is that of the training.
+    """
+    batch_size = getattr(data_loader, 'batch_size', None) or 0
+    images = len(getattr(data_loader, 'dataset', ())) or len(data_loader) * batch_size
+    return tqdm(desc=f'epoch {progress["epoch"] + 1}/{epochs}', total=images * epochs or None, unit=f' {unit}',
+                initial=progress['epoch'] * images + progress['batch'] * batch_size * ranks.world_size(),
+                leave=False, disable=None if verbose else True)
 
 
 def items_in(batch):

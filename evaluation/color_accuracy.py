@@ -3,7 +3,7 @@
     python evaluation/color_accuracy.py [--checkpoint FILE] [--count 500]
 
 The newest run of text2image on toy_birds generates images for sentences of /test. Each color in them occurs in /train,
-but no pair of body and wing color does. The last two lines compare with shuffled colors: that is chance.
+but no pair of body and wing color does. The lines with shuffled colors show what chance would reach.
 """
 import os
 import sys
@@ -66,12 +66,13 @@ def main():
     colors = [colors_of(dataset.classes[photo]) for photo in dataset.photo_of[captions].tolist()]
     shuffled = [colors[i] for i in torch.randperm(len(colors), generator=torch.Generator().manual_seed(0)).tolist()]
     some = torch.linspace(0, len(images) - 1, min(SHOWN, len(images))).long()
-    write_images(run.new_run(options.out_dir, 'color_accuracy', vars(options)), [[images[some]]],
-                   [dataset.captions[i] for i in captions[some].tolist()])
+    folder = write_images(run.new_run(options.out_dir, 'color_accuracy', vars(options)), [[images[some]]],
+                          [dataset.captions[i] for i in captions[some].tolist()])
     print(f'{file}: {len(images)} images for sentences with pairs of colors that are not in /train')
     for what, pairs in (('asked for', colors), ('shuffled', shuffled)):
         for part, accuracy in zip(('body', 'wings'), color_accuracy(images, *map(list, zip(*pairs)))):
             print(f'  {part:5} has the color {what}: {accuracy:.3f}')
+    print(f'{len(some)} of the images, above their sentences: {os.path.join(folder, "sheet.png")}')
 
 
 def newest_checkpoint(out_dir):
@@ -88,7 +89,7 @@ def color_accuracy(images, body_colors, wing_colors):
     """Return the shares of images whose body, and whose wings, have the requested color: two numbers in [0, 1].
 
     `images` is float [B, 3, 64, 64] in [-1, 1] (or another size that 32 divides); the colors are B names each (see
-    `colors_of`). Images that ignore the requested colors score about 1/6.
+    `colors_of`). Images that ignore the requested colors score about 1/10.
     """
     guesses = [guess_colors(image) for image in images.detach().cpu().float().numpy()]
     hits = [(body == asked_body, wings == asked_wings)
@@ -107,7 +108,7 @@ def guess_colors(image):
     colors = likelihood(pixels, list(PALETTE.values()))
     scene = likelihood(pixels, [tone for tones in SCENES.values() for tone in tones]).max(0)
     body, wings = body[:, None] * colors, wings[:, None] * colors
-    # The constant accounts for pixels that are none of these: beak, eye, crown, belly.
+    # The constant accounts for pixels that are none of these: beak, eye, crown.
     pixel = (rest * scene + .02)[:, None, None] + body[:, :, None] + wings[:, None]
     score = np.log(pixel).sum(-1).max(0)
     np.fill_diagonal(score, -np.inf)
@@ -124,12 +125,11 @@ def likelihood(pixels, colors, spread=40):
 
 @functools.lru_cache(maxsize=1)
 def pose_masks(samples=40):
-    """Return how often a pixel shows background, body or wing in each pose: float32 [3, 4 poses, 32 * 32]."""
+    """Return how often a pixel shows background, body or wing in the pose of each scene: float32 [3, 6, 32 * 32]."""
     rng, poses = random.Random(0), []
-    for facing in (1, -1):
-        for raised in (True, False):
-            labels = [label_map(random_bird(rng, 'red', 'blue', facing=facing, raised=raised)) for _ in range(samples)]
-            poses.append([np.mean(np.equal(labels, part), 0) for part in range(3)])
+    for scene in SCENES:
+        labels = [label_map(random_bird(rng, 'red', 'blue', scene=scene)) for _ in range(samples)]
+        poses.append([np.mean(np.equal(labels, part), 0) for part in range(3)])
     return np.array(poses, np.float32).swapaxes(0, 1)
 
 

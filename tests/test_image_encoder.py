@@ -9,8 +9,10 @@ import torchvision
 from torch import nn
 
 from char_cnn_rnn import image_encoder
+from char_cnn_rnn.build_encoder import ClassBatches, Model
 from data import layout
 from data.cache import load_split
+from data.txt2image_dataset import preprocess
 from tests.errors import one_line
 from tests.squares import write_squares
 
@@ -71,6 +73,48 @@ def test_scratch_reads_images(squares):
         features = image_encoder.image_side('scratch')(pictures)
     assert features.shape == (4, 1024)
     torch.testing.assert_close(features.norm(dim=1), torch.full((4,), 10.0))
+
+
+def colored(*parts):
+    """Return uint8 images [N, 3, 64, 64]: a left and a right half of these colors on a gray background."""
+    images = torch.full((len(parts), 3, 64, 64), 128, dtype=torch.uint8)
+    for image, halves in zip(images, parts):
+        for place, color in zip((slice(8, 32), slice(32, 56)), halves):
+            image[:, 16:48, place] = torch.tensor(color, dtype=torch.uint8).view(3, 1, 1)
+    return images
+
+
+def test_color_grid_is_additive_in_the_parts_of_an_image():
+    torch.manual_seed(0)
+    red, green, blue = (220, 20, 20), (20, 200, 40), (20, 40, 220)
+    images = colored(*[(a, b) for a in (red, green, blue) for b in (red, green, blue)])
+    side = image_encoder.ColorGrid()
+    side.fit(images[:-1])  # all but blue, blue
+    assert not list(side.parameters())
+    whitened = (side._grid(images) - side.mean) @ side.whitening
+    torch.testing.assert_close(whitened[8] - whitened[7], whitened[5] - whitened[4], atol=1e-3, rtol=1e-3)
+    features = side(images)
+    assert features.shape == (9, 1024)
+    torch.testing.assert_close(features.norm(dim=1), torch.full((9,), 10.0))
+
+
+def test_color_grid_of_few_or_equal_images_is_finite():
+    one = colored([(220, 20, 20), (20, 20, 220)])
+    for images in (one, one.expand(5, -1, -1, -1), torch.cat([one, 255 - one, one])):
+        side = image_encoder.ColorGrid()
+        side.fit(images)
+        assert side(images).isfinite().all()
+
+
+def test_an_encoder_trained_on_color_grids_keeps_what_was_fitted(squares, tmp_path):
+    split = load_split(squares, 'train', 64, preprocess)
+    model = Model('model', 'cpu', ClassBatches(split.index, split.pictures, 4), 'birds_cvpr', 'color_grid')
+    model.create_optim(1e-3)
+    model.train(1, 1, '', verbose=False)
+    model.save_to(str(tmp_path), verbose=False)
+    loaded = Model('model', 'cpu', None, 'birds_cvpr', 'color_grid')
+    loaded.load_from(str(tmp_path / 'model.pt'), verbose=False)
+    torch.testing.assert_close(loaded.image_side(split.pictures), model.image_side(split.pictures), rtol=0, atol=0)
 
 
 def test_googlenet_loads_a_file_or_downloads(tmp_path, monkeypatch):

@@ -7,8 +7,9 @@ from PIL import Image, ImageDraw, ImageFilter
 
 SIZE = 256
 PALETTE = {
-    'red': (222, 26, 36), 'yellow': (250, 222, 40), 'green': (44, 190, 66), 'blue': (32, 76, 220),
-    'black': (26, 26, 30), 'white': (250, 250, 250),
+    'red': (222, 26, 36), 'yellow': (250, 222, 40), 'green': (44, 180, 66), 'blue': (32, 76, 220),
+    'black': (26, 26, 30), 'white': (250, 250, 250), 'orange': (246, 126, 16), 'purple': (124, 36, 170),
+    'pink': (248, 118, 190), 'brown': (120, 70, 34),
 }
 BEAKS = {'yellow': (238, 190, 40), 'orange': (226, 116, 30), 'black': (44, 42, 46), 'grey': (112, 114, 122)}
 # Muted colors of medium lightness, far from every color in the palette, including black and white.
@@ -18,17 +19,20 @@ SCENES = {
     'sand': ((184, 194, 200), (202, 186, 160)), 'plain': ((190, 174, 180), (178, 174, 192)),
 }
 BARK = (132, 114, 100)
+# How a bird holds itself in each scene: (facing right 1 or left -1, wings raised, tilt in radians). So a sentence that
+# names the scene determines the outline, and a generator need not average over outlines.
+POSES = {'sky': (1, True, .3), 'grass': (1, False, -.3), 'water': (-1, False, 0), 'branch': (-1, False, .35),
+         'sand': (-1, True, 0), 'plain': (1, False, .1)}
 
 # Outlines in the bird's own coordinates: it faces right, y points down, its body is about 2 wide and 1.5 high. Wings
-# leave the breast and the flanks visible, so that every pose shows much of both colors.
+# leave head, breast and flanks visible, so that every pose shows about as much of one color as of the other.
 BODY = [(.99, -.58), (.86, -.90), (.56, -.99), (.26, -.84), (-.08, -.60), (-.55, -.34), (-.98, .06), (-.80, .46),
         (-.30, .76), (.28, .76), (.74, .44), (.94, -.06)]
 CROWN = [(.98, -.66), (.86, -.90), (.56, -.99), (.29, -.85), (.5, -.78), (.76, -.73)]
-BELLY = [(.50, .38), (.48, .52), (.22, .69), (-.18, .70), (-.32, .60), (.06, .50)]
 TAIL = [(-.72, -.08), (-1.05, -.04), (-1.40, .0), (-1.46, .18), (-1.10, .34), (-.74, .32)]
-FOLDED = [(.16, -.14), (-.10, -.40), (-.50, -.34), (-.92, -.08), (-1.20, .20), (-.84, .26), (-.40, .24), (.02, .12)]
-RAISED = [(.14, -.30), (.10, -.64), (-.10, -1.02), (-.44, -1.32), (-.70, -1.24), (-.88, -.98), (-.88, -.60),
-          (-.66, -.20), (-.24, -.04)]
+FOLDED = [(.34, -.22), (.04, -.58), (-.46, -.50), (-.98, -.14), (-1.40, .26), (-.95, .44), (-.40, .50), (.14, .32)]
+RAISED = [(.24, -.20), (.18, -.64), (-.06, -1.06), (-.46, -1.40), (-.80, -1.32), (-1.02, -1.02), (-1.02, -.56),
+          (-.76, -.06), (-.24, .16)]
 
 
 @dataclass
@@ -37,7 +41,6 @@ class Bird:
     body: str
     wings: str
     crown: str
-    belly: str
     beak: str               # color
     beak_length: str        # short or long
     beak_shape: str         # pointed or curved
@@ -53,15 +56,15 @@ class Bird:
 def random_bird(rng, body, wings, **given):
     """Return a random `Bird` with these colors; `given` fixes other fields. `rng` is a `random.Random`."""
     others = [color for color in PALETTE if color not in (body, wings)]
-    given = {'scene': rng.choice(list(SCENES)), 'facing': rng.choice([1, -1]), **given}
+    given = {'scene': rng.choice(list(SCENES)), **given}
+    facing, raised, tilt = POSES[given['scene']]
     bird = {
-        'crown': rng.choice(others) if rng.random() < .35 else body,
-        'belly': rng.choice(others) if rng.random() < .3 else body,
+        'crown': rng.choice(others) if rng.random() < .3 else body,
         'beak': rng.choice(list(BEAKS)), 'beak_length': rng.choice(['short', 'long']),
-        'beak_shape': rng.choice(['pointed', 'curved']), 'raised': given['scene'] == 'sky' or rng.random() < .2,
-        'scale': rng.uniform(.26, .32), 'tilt': rng.uniform(-.15, .2), 'plump': rng.uniform(.92, 1.1),
+        'beak_shape': rng.choice(['pointed', 'curved']), 'raised': raised, 'facing': facing,
+        'scale': rng.uniform(.27, .31), 'tilt': tilt + rng.uniform(-.04, .04), 'plump': rng.uniform(.96, 1.06),
         # The tail is longer than the beak, so the bird is shifted forward to leave space behind it.
-        'center': (.5 + .015 * given['facing'] + rng.uniform(-.02, .02), rng.uniform(.53, .57)),
+        'center': (.5 + .015 * facing + rng.uniform(-.01, .01), (.58 if raised else .53) + rng.uniform(-.01, .01)),
     }
     return Bird(body, wings, **{**bird, **given})
 
@@ -80,7 +83,7 @@ def shapes(bird):
     wing = np.array(RAISED if bird.raised else FOLDED)
     middle = (.95 + reach) / 2
     parts = {
-        'tail': curve(TAIL), 'body': curve(BODY), 'crown': curve(CROWN), 'belly': curve(BELLY), 'wing': curve(wing),
+        'tail': curve(TAIL), 'body': curve(BODY), 'crown': curve(CROWN), 'wing': curve(wing),
         'coverts': curve((wing - wing[0]) * .62 + wing[0] - (.03, -.02)),
         'beak': [(.9, -.7), (middle, -.63 - bend / 2), (reach, -.52 + bend), (middle, -.50), (.9, -.44)],
     }
@@ -127,8 +130,6 @@ def draw_bird(pen, bird, rng):
     fill('tail', shade(wings, .92))
     fill('beak', BEAKS[bird.beak])
     fill('body', body)
-    if bird.belly != bird.body:
-        fill('belly', jitter(PALETTE[bird.belly], rng), edge=False)
     if bird.crown != bird.body:
         fill('crown', jitter(PALETTE[bird.crown], rng), edge=False)
     fill('wing', wings)

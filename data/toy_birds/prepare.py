@@ -3,10 +3,10 @@
     python data/toy_birds/prepare.py [--out FILE] [--count 2000] [--seed 1]
 
 A bird's class is its body color and its wing color (`red_body_blue_wings`). The two always differ, because wings of the
-body's color would be invisible. Of the 30 classes, the 4 that combine black and white or yellow and blue are only in
-/test: no model has seen these pairs, although each color is in /train with other partners. /valid holds a tenth of the
-images of the training classes. `evaluation/color_accuracy.py` measures how often a generated image has the colors that
-its sentence names.
+body's color would be invisible. Of the 90 classes, the 10 that combine opposite colors, such as black and white, are
+only in /test: no model has seen these pairs, although each color is in /train with eight other partners, as body and as
+wings. /valid holds a tenth of the images of the training classes. `evaluation/color_accuracy.py` measures how often a
+generated image has the colors that its sentence names.
 """
 import os
 import sys
@@ -38,9 +38,10 @@ from data.toy_birds.sentences import describe
 
 CLASSES = [f'{body}_body_{wings}_wings' for body in PALETTE for wings in PALETTE if body != wings]
 # Pairs that never occur in training, whichever of the two is the body's color.
-APART = {frozenset(pair) for pair in (('yellow', 'blue'), ('black', 'white'))}
+APART = {frozenset(pair) for pair in (('red', 'green'), ('yellow', 'blue'), ('black', 'white'), ('orange', 'purple'),
+                                      ('pink', 'brown'))}
 UNSEEN = {name for name in CLASSES if frozenset(name.split('_')[::2]) in APART}
-MIN_COUNT = 2 * len(CLASSES)
+MIN_COUNT = len(CLASSES) + 10
 AHEAD = 1000  # birds that are drawn before they are written, at most
 BYTES = 15000  # of a bird and its captions in the file (measured)
 

@@ -1,72 +1,48 @@
-"""Generate captions of drawn birds from a grammar with synonyms, each with the colors of body and wings."""
+"""Generate captions of drawn birds from a small grammar, each with the colors of body and wings."""
 CAPTIONS = 10
-CAPTION_LENGTH = 201    # characters that the encoder reads
 PLACES = {
-    'sky': ('flying in the sky', 'in flight', 'flying with spread wings'),
-    'grass': ('standing in the grass', 'in a meadow'), 'water': ('wading in the water', 'standing in a pond'),
-    'branch': ('perched on a branch', 'sitting on a thin branch'), 'sand': ('standing on the sand', 'on a beach'),
-    'plain': (),
+    'sky': ('in flight', 'in the sky'), 'grass': ('in the grass', 'in a meadow'),
+    'water': ('in the water', 'in a pond'), 'branch': ('on a branch', 'on a twig'),
+    'sand': ('on the sand', 'on a beach'), 'plain': ('',),
 }
 SENTENCES = (
-    'this {size}bird has {all}.', 'a {size}bird{place} with {all}.', 'a {size}{body} bird{place} with {rest}.',
-    'this {size}{body} bird has {rest}.', 'this {size}bird is {mostly}{body} with {rest}.',
-    'the {size}bird{place} is {mostly}{body}, and it has {rest}.', 'with {rest}, this {size}bird is {mostly}{body}.',
-    'its body is {body}, its wings are {wings}{more}.', 'a {wings} winged bird{place} whose body is {body}{more}.',
-    'the body of this {size}bird is {body}, its wings are {wings}{more}.',
+    'a {size}bird{place} with a {body} body and {wings} wings{more}.',
+    'this {size}bird{place} has a {body} body and {wings} wings{more}.',
+    'a {size}{body} bird{place} with {wings} wings{more}.', 'this {size}{body} bird{place} has {wings} wings{more}.',
+    'this {size}bird{place} is {body} and has {wings} wings{more}.',
+    'a {size}bird{place} with {wings} wings and a {body} body{more}.',
+    'this {size}bird{place} has {wings} wings and a {body} body{more}.',
 )
-BODIES = ('a {0} body', 'a {0} body', 'a {0} breast', '{0} plumage')
-WINGS = ('{0} wings', '{0} wings', '{0} wings and tail', 'a pair of {0} wings')
-TINTS = {'black': ('jet ', 'deep '), 'white': ('snow ', 'pure ')}    # other colors: bright, vivid, deep
 
 
 def describe(bird, rng):
     """Return ten different sentences, each with the colors of body and wings and some of the other attributes."""
     sentences = {}
     while len(sentences) < CAPTIONS:
-        sentence = make_sentence(bird, rng)
-        if len(sentence) <= CAPTION_LENGTH:
-            sentences[sentence] = None
+        sentences[make_sentence(bird, rng)] = None
     return list(sentences)
 
 
 def make_sentence(bird, rng):
     """Return one random sentence about the bird."""
-    body, wings = (tint(color, rng) for color in (bird.body, bird.wings))
-    extras = rng.sample(details(bird, rng), rng.choice([0, 0, 0, 1]))
-    wing_part = rng.choice(WINGS).format(wings)
-    parts = [rng.choice(BODIES).format(body), wing_part, *extras]
-    places = PLACES[bird.scene] + (('lifting its wings',) if bird.raised and bird.scene != 'sky' else ())
+    place = rng.choice(PLACES[bird.scene])
     sentence = rng.choice(SENTENCES).format(
-        size=rng.choice(size_words(bird)), body=body, wings=wings, mostly=rng.choice(['', 'mostly ', 'mainly ']),
-        all=enumerate_parts(rng.sample(parts, len(parts))), rest=enumerate_parts([wing_part, *extras]),
-        more=f', and it has {enumerate_parts(extras)}' if extras else '',
-        place=f' {rng.choice(places)}' if places and rng.random() < .3 else '')
+        size=rng.choice(size_words(bird)), body=bird.body, wings=bird.wings, place=place and f' {place}',
+        more=''.join(f', {part}' for part in details(bird, rng)))
     return sentence.replace('a orange', 'an orange')
 
 
 def details(bird, rng):
-    """Return noun phrases for the attributes other than the colors of body and wings."""
-    adjectives = [bird.beak_length, bird.beak_shape, bird.beak]
-    said = [word for word in adjectives if rng.random() < .4] or adjectives[-1:]
-    found = [f'a {" ".join(said)} {rng.choice(["beak", "bill"])}']
+    """Return noun phrases for the crown, if it has a color of its own, and at times for the beak."""
+    found = []
     if bird.crown != bird.body:
-        found.append(f'a {bird.crown} {rng.choice(["crown", "cap", "patch on its head"])}')
-    if bird.belly != bird.body:
-        found.append(f'a {bird.belly} {rng.choice(["belly", "underside", "patch on its belly"])}')
+        found.append(f'a {bird.crown} crown')
+    if rng.random() < .3:
+        found.append(f'a {rng.choice([bird.beak_length, bird.beak_shape, bird.beak])} beak')
     return found
-
-
-def tint(color, rng):
-    """Return a color's name, at times with an adjective: `red` or `bright red`."""
-    return (rng.choice(TINTS.get(color, ('bright ', 'vivid ', 'deep '))) if rng.random() < .2 else '') + color
 
 
 def size_words(bird):
     if bird.scale < .28:
         return '', 'small ', 'tiny ', 'little '
     return ('', 'large ', 'big ') if bird.scale > .30 else ('',)
-
-
-def enumerate_parts(parts):
-    """Join phrases: ['a', 'b', 'c'] becomes 'a, b and c'."""
-    return ' and '.join([', '.join(parts[:-1]), parts[-1]] if parts[1:] else parts)
