@@ -211,8 +211,9 @@ def other_data(data, dataset, checkpoint):
     """Return a line that says that a model was trained on other data than the file of `dataset` holds now, or ''."""
     now = load_split(dataset.file, 'train').fingerprint if data else {}
     changed = run.changed_parts(data, now, ('captions', 'pictures'))
-    return changed and (f'{checkpoint}: was trained on other {" and ".join(changed)} than {dataset.file} holds now, and '
-                        'perhaps on some of what is held out in it')
+    return '' if not changed else (
+        f'{checkpoint}: was trained on other {" and ".join(changed)} than {dataset.file} holds now, and perhaps on some '
+        'of what is held out in it')
 
 
 def print_other_encoder(data, dataset, checkpoint):

@@ -10,7 +10,7 @@ from common.flags import ROOT
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
-NUMBERS = 'BIRDS, ENCODER_EPOCHS, GAN_EPOCHS = 720, 50, 3'
+NUMBERS = 'BIRDS, ENCODER_EPOCHS, GAN_EPOCHS = 720, 40, 2'
 
 
 def cells():
