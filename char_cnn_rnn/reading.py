@@ -212,8 +212,8 @@ def other_data(data, dataset, checkpoint):
     now = load_split(dataset.file, 'train').fingerprint if data else {}
     changed = run.changed_parts(data, now, ('captions', 'pictures'))
     return '' if not changed else (
-        f'{checkpoint}: was trained on other {" and ".join(changed)} than {dataset.file} holds now, and perhaps on some '
-        'of what is held out in it')
+        f'{checkpoint}: was trained on other {" and ".join(changed)} than {dataset.file} holds now, and perhaps on '
+        'some of what is held out in it')
 
 
 def print_other_encoder(data, dataset, checkpoint):
