@@ -27,7 +27,6 @@ from data.pictures import BadPicture, read_picture
 from data.txt2image_dataset import preprocess
 
 FEATURES = {'googlenet': 1024, 'efficientnet_lite0': 1280}
-CHOICES = (*FEATURES, 'color_grid', 'scratch')
 SIZE, SCRATCH_SIZE = 224, 64
 BATCH = 32
 
@@ -91,7 +90,8 @@ class ColorGrid(nn.Module):
         return self.LENGTH * F.normalize((self._grid(images) - self.mean) @ self.whitening @ self.rotation)
 
 
-OF_IMAGES = {'color_grid': ColorGrid, 'scratch': ScratchCNN}
+OF_IMAGES = {'color_grid': ColorGrid, 'scratch': ScratchCNN}  # those that read images
+CHOICES = (*FEATURES, *OF_IMAGES)
 
 
 def image_side(name):
