@@ -3,6 +3,7 @@
 A disk that is full at night may have space in the morning, so no failed write ends a training that has begun.
 """
 import contextlib
+import html
 import io
 import os
 import re
@@ -106,8 +107,8 @@ class Log:
     def sample(self, image, progress):
         """Write a PIL image as samples/epoch_EPOCH.png, and a small copy of it to TensorBoard.
 
-        The first time, also write the captions that `common.pictures.with_captions` has noted in it. If the disk is
-        full, the image is lost, which is reported; the copy waits like all curves.
+        The first time, also write the captions that `common.pictures.with_captions` has noted in it, to a file and to
+        TensorBoard. If the disk is full, the image is lost, which is reported; the copy waits like all curves.
         """
         with self.attempt('the sample', ' after the next epoch; samples until then are lost'), atomic_write(
                 os.path.join(self.out_dir, 'samples', f'epoch_{progress["epoch"]:04d}.png'),
@@ -119,6 +120,8 @@ class Log:
                 file.write(image.info['captions'].encode(errors='replace'))
         if self.curves:
             with self.attempt('the TensorBoard curves'):
+                if not self.curves.has_captions and image.info.get('captions'):
+                    self.curves.add_captions('sample_captions', image.info['captions'], progress['step'])
                 self.curves.add_image('samples', image, progress['step'])
 
 
@@ -165,6 +168,7 @@ class Curves(AppendedFile):
         except Exception as error:  # incompatible packages raise errors of any kind
             raise UserError(f'no TensorBoard curves: it cannot be imported ({" ".join(str(error).split())[:200]}); '
                             'pip install tensorboard') from error
+        self.has_captions = False
         super().__init__(os.path.join(
             out_dir, f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}'))
         self.Event, self.Summary, self.records = event_pb2.Event, summary_pb2.Summary, RecordWriter(self)
@@ -185,6 +189,19 @@ class Curves(AppendedFile):
         added = self.Summary.Image(width=small.width, height=small.height, colorspace=3,
                                    encoded_image_string=code.getvalue())
         self._write(step, summary=self.Summary(value=[self.Summary.Value(tag=name, image=added)]))
+
+    def add_captions(self, name, captions, step):
+        """Add a text of `common.pictures.with_captions`, as a table in Markdown for TensorBoard. Raises CannotWrite."""
+        from tensorboard.plugins.text.metadata import create_summary_metadata
+        from tensorboard.util.tensor_util import make_tensor_proto
+        captions = re.sub(r'[\\`*_\[|]', r'\\\g<0>', html.escape(captions, quote=False))  # not meant as Markdown
+        what, *rows = [line.split('\t') for line in captions.splitlines()]
+        columns = len(rows[0])
+        table = [f'| {" | ".join(row)} |' for row in ([' '] * columns, ['---'] * columns, *rows)]
+        text = make_tensor_proto('\n'.join([what[0].removeprefix('# '), '', *table]).encode(errors='replace'))
+        metadata = create_summary_metadata(display_name=None, description='')
+        self._write(step, summary=self.Summary(value=[self.Summary.Value(tag=name, tensor=text, metadata=metadata)]))
+        self.has_captions = True
 
     def _write(self, step, **what):
         self.records.write(self.Event(wall_time=time.time(), step=step, **what).SerializeToString())

@@ -219,6 +219,25 @@ def test_curves_can_be_read(straight):
     newest = sorted(glob.glob(os.path.join(straight[2], 'samples', '*.png')))[-1]
     with Image.open(io.BytesIO(images[-1].encoded_image_string)) as shown, Image.open(newest) as written:
         assert shown.width == min(log.WIDTH, written.width) and shown.format == 'JPEG'
+    table, = events.Tensors('sample_captions')
+    assert table.step == images[0].step
+    assert events.SummaryMetadata('sample_captions').plugin_data.plugin_name == 'text'
+    what, blank, _, _, row = table.tensor_proto.string_val[0].decode().split('\n')
+    with open(os.path.join(straight[2], log.CAPTIONS), encoding='utf-8') as file:
+        first, captions = file.read().splitlines()
+    assert f'# {what}' == first and not blank
+    assert row.replace('\\_', '_') == f'| {" | ".join(captions.split(chr(9)))} |' and captions.count('\t') == 5
+
+
+def test_captions_in_the_curves_are_not_markdown(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugin_util import markdown_to_safe_html
+    curves = log.Curves(str(tmp_path))
+    curves.add_captions('samples', '# two\na *red* bird | <b>blue</b>\t[b](c)\n', 1)
+    curves.close()
+    text = EventAccumulator(str(tmp_path)).Reload().Tensors('samples')[0].tensor_proto.string_val[0]
+    html = markdown_to_safe_html(text)
+    assert '<td>a *red* bird | &lt;b&gt;blue&lt;/b&gt;</td>' in html and '<td>[b](c)</td>' in html
 
 
 # --- batches that cannot be used, and losses --------------------------------------------------------------------------
