@@ -144,7 +144,8 @@ def sje_loss(text_features, image_features, classes=None):
     """Return the structured joint embedding loss of images against sentences, a scalar >= 0 (CVPR 2016, section 3).
 
     sum_(i, j) max(0, 1 + image_i . text_j - image_i . text_i) / B^2, for features [B, 1024] whose rows i belong
-    together: an image should score its own sentence higher than any other, by a margin of 1. With the arguments
+    together: an image should score its own sentence higher than any other, by a margin of 1. The sum is that of the
+    authors' code; the paper has the maximum over classes, of scores averaged over sentences. With the arguments
     exchanged, it is the loss of sentences against images; the symmetric loss is the sum of both. Pairs of the same
     class do not count: their sentences are true of both images. Without `classes` [B], every row is its own class.
     """

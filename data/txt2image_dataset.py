@@ -37,8 +37,7 @@ class Text2ImageDataset(CaptionedPhotographs):
     each image. With `drawn=False`, items have neither `wrong_images` nor `inter_embed`, for a training that does not
     use them. With `flip`, half of the images, by chance, are mirrored. With `pairs`, the second half of a batch repeats
     the captions of the first, each with another photograph of the same class, and wrong images are of the same class in
-    both halves. Random draws come from torch's global
-    generator.
+    both halves. Random draws come from torch's global generator.
 
     The photographs are decoded once, by `preprocess`, into a cache beside the file (`data/cache.py`). So a batch is a
     few gathers, on the device that `to` moves them to, and a DataLoader with `collate_fn=dataset.collate` needs no

@@ -81,24 +81,25 @@ class Model:
 
         In the comments, x is an image, t the embedding of its sentence, z noise and c ~ N(mu(t), sigma(t)^2) a
         condition; Stage-II computes G(s_0, c), where s_0 is the image of Stage-I. As in the authors' code, D reads mu
-        in place of t. Returns a dict of scalar tensors, the values that the authors log: `loss_D` and its parts
-        `loss_D_real`, `loss_D_wrong` and `loss_D_fake`, `loss_G` without the KL divergence, and `loss_KL`, unweighted.
+        in place of t. Returns a dict of scalar tensors, the values that the authors log: `loss_D`; `loss_D_real`,
+        `loss_D_wrong` and `loss_D_fake`, in Stage-II means of its two outputs, which do not add up to `loss_D`;
+        `loss_G` without the KL divergence; and `loss_KL`, unweighted.
         """
         image, embed = batch['right_images'].to(self.device), batch['right_embed'].to(self.device)
         noise = torch.randn((len(image), self.netG.z_dim), device=self.device)
         _, image_fake, mu, logvar = self.netG(embed, noise)
         condition = mu.detach()
 
-        # Train D (3, 5): min -log D(x, mu) - [log(1 - D(G(z, c), mu)) + log(1 - D(x', mu))] / 2, where x' is another
-        # real image of the batch; in Stage-II, unconditional terms are added
+        # Train D (3, 5). Stage-I: min -log D(x, mu) - [log(1 - D(G(z, c), mu)) + log(1 - D(x, mu'))] / 2, where mu' is
+        # the condition of another image. Stage-II has unconditional terms and other weights (`_discriminator_losses`)
         self.netD.requires_grad_(True)
         losses = self._discriminator_losses(image, image_fake.detach(), condition)
         losses['loss_D'].backward()
         self.optim_D.step()
         self.optim_D.zero_grad()  # free the gradients' memory for the generator's step
 
-        # Train G (4, 6): min -log D(G(z, c), mu) + kl_coef * D_KL(N(mu, sigma^2) || N(0, 1)); the paper's first term is
-        # log(1 - D), whose gradient vanishes where D is sure
+        # Train G (4, 6): min -log D(G(z, c), mu) + kl_coef * D_KL(N(mu, sigma^2) || N(0, 1)), in Stage-II also
+        # -log D(G(s_0, c)); the paper's first term is log(1 - D), whose gradient vanishes where D is sure
         self.netD.requires_grad_(False)  # D does not learn here
         self.optim_G.zero_grad()
         loss_G, loss_KL = self._generator_loss(image_fake, condition), kl_to_standard_normal(mu, logvar)
@@ -110,7 +111,7 @@ class Model:
         """Return the discriminator's loss and its parts, with the weights of the authors' code.
 
         real = -log D(x_i, mu_i), fake = -log(1 - D(G(z, c)_i, mu_i)), and wrong = -log(1 - D(x_i, mu_(i+1))), a real
-        image with the next item's condition. Stage-I: loss_D = real + (fake + wrong) / 2. Stage-II has a second,
+        image with the condition of the next one. Stage-I: loss_D = real + (fake + wrong) / 2. Stage-II has a second,
         unconditional output, and loss_D = (real + real_uncond) / 2 + (fake + wrong + fake_uncond) / 3.
         """
         netD, (real_label, fake_label) = self.netD, self._labels(image)

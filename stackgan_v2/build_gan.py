@@ -14,7 +14,7 @@ from stackgan_v2 import checkpoints
 from stackgan_v2.gan import BASE_SIZE, Discriminator, Generator
 
 AVERAGE_DECAY = 0.999     # per step, of the running average of the generator's parameters
-COVARIANCE_WEIGHT = 5     # lambda_2 of the color consistency; lambda_1, of color means, is 1 (paper, section 4.3)
+COVARIANCE_WEIGHT = 5     # of the color consistency, beside color means with weight 1 (authors' code)
 SNAPSHOT_INTERVAL = 2000  # steps between two snapshots in Model/
 SAMPLES = 8               # rows of a sample grid
 SAMPLE_SIZE = 256         # width in pixels of the largest images in it
@@ -161,8 +161,9 @@ class Model:
     def _color_loss(self, images):
         """Return the color consistency L_C of neighboring branches (paper, section 4.3; the chapter's last equation).
 
-        L_C = sum_i |mean(s_i) - mean(s_(i-1))|^2 + 5 |cov(s_i) - cov(s_(i-1))|^2, over the colors of an image's pixels.
-        As in the authors' code, |.|^2 is the mean of the squares, and s_(i-1) gets no gradient.
+        L_C = sum_i |mean(s_i) - mean(s_(i-1))|^2 + 5 |cov(s_i) - cov(s_(i-1))|^2, over the colors of an image's pixels,
+        the mean over the batch. As in the authors' code, s_(i-1) gets no gradient, and |.|^2 is the mean of the squares
+        of 3 or 9 numbers: in the paper's terms, with sums, lambda_1 is 1/3 and lambda_2 is 5/9.
         """
         loss = 0
         for small, large in zip(images, images[1:]):

@@ -83,6 +83,7 @@ def train(options, device, resumed):
     drawn = options.cls_coef > 0 or options.int_coef > 0
     dataset = Text2ImageDataset(flags.dataset_file(options), drawn=drawn, flip=options.flip, pairs=options.pairs)
     dataset = reading.require_embeddings(dataset).to(device)
+    # The sampler shuffles, as the chapter's shuffle=True does, and deals the captions out to several GPUs.
     loader = DataLoader(dataset, options.batch_size, sampler=ranks.sampler(dataset), collate_fn=dataset.collate)
     run.check_batches(options.batch_size, len(loader.sampler))
     model = make_model(options, device, loader, dataset.embed_dim)
@@ -105,7 +106,7 @@ def train(options, device, resumed):
         reading.keep_encoder(dataset, run_dir)
     print(f'Training on {len(dataset)} captions of {len(dataset.pictures)} photographs; everything goes to {run_dir}',
           flush=True)
-    model.train(options.epochs, options.log_interval, run_dir)
+    model.train(options.epochs, options.log_interval, run_dir)  # it also saves, so no save_to('') follows
     print(f'done: {run_dir} holds samples/, log.txt, TensorBoard curves and {options.model}.pt')
 
 
