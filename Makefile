@@ -24,7 +24,7 @@ demo: .venv/ready  ## make a data set of toy birds, train on it, generate images
 	$(PY) char_cnn_rnn/main.py --embed --dataset toy_birds
 	@echo '--- 4 of 5: train the GAN; after each epoch, see text2image/output/toy_birds_DATE/samples/ (real images above)'
 	$(PY) text2image/main.py --train --dataset toy_birds --epochs 3 --batch_size 16 --lr 0.0005 --l2_coef 500 --average 0.99
-	@echo '--- 5 of 5: generate images for sentences with pairs of colors that were in no training, and measure the colors'
+	@echo '--- 5 of 5: generate images for sentences with color pairs that never occurred in training; measure the colors'
 	$(PY) evaluation/color_accuracy.py
 	@echo 'Try next:'
 	@echo '  $(PY) text2image/main.py --train False --dataset toy_birds --count 8 --text "a purple bird on a branch with orange wings."'
