@@ -50,7 +50,7 @@ def main():
     parser.add_argument('--steps', type=flags.positive(int), default=500,
                         help='number of training steps (default: 500)')
     parser.add_argument('--seeds', type=flags.positive(int), default=3,
-                        help='number of trainings per precision (default: 3)')
+                        help='number of runs per precision (default: 3)')
     parser.add_argument('--batch_size', type=flags.positive(int), default=256, help='batch size (default: 256)')
     parser.add_argument('--lr', type=flags.positive(float), default=0.0002, help='learning rate (default: 0.0002)')
     options = parser.parse_args()

@@ -41,7 +41,7 @@ def main():
                         help='HDF5 file with captions in /train (default: data/birds/birds.hdf5)')
     parser.add_argument('--epochs', type=flags.positive(int), default=20, help='number of epochs (default: 20)')
     parser.add_argument('--seeds', type=flags.positive(int), default=3,
-                        help='number of trainings of each kind (default: 3)')
+                        help='number of runs of each kind (default: 3)')
     options = parser.parse_args()
     torch.set_num_threads(1)
     captions = load_split(options.file, 'train').index.captions

@@ -47,9 +47,9 @@ def parse_flags():
                         help='network variant (default: birds_icml, which the chapter and StackGAN use)')
     parser.add_argument('--image_encoder', choices=image_encoder.CHOICES, default='efficientnet_lite0',
                         modes=(*flags.TRAINING, flags.EVALUATE, QUERY),
-                        help='pretrained network for the features of photographs; or, without one, color_grid: which '
-                             'colors are where; or scratch: a small network trained jointly with the encoder '
-                             '(default: efficientnet_lite0)')
+                        help='what computes the features of photographs: a pretrained network; color_grid, which '
+                             'records the colors at each place of an image; or scratch, a small network trained '
+                             'jointly with the encoder (default: efficientnet_lite0)')
     parser.add_argument('--image_weights', type=flags.path, metavar='FILE',
                         modes=(*flags.TRAINING, flags.EVALUATE, QUERY),
                         help='file of ImageNet weights for googlenet (default: download them)')
@@ -131,6 +131,8 @@ def evaluate(options, device):
     """Print zero-shot accuracy and retrieval on held-out classes, and show what the `--query` sentences find."""
     path = flags.dataset_file(options)
     model, source = load_model(options, device)
+    if changed := reading.other_data(model.data, path, source):
+        print(changed)
     split = next((split for split in ('test', 'valid') if load_split(path, split).index.names), None)
     if not split:
         raise UserError(f'{path}: no photographs in /test or /valid to evaluate with; prepare the data with a split')

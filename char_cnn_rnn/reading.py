@@ -110,15 +110,15 @@ def read(sentences, checkpoint, data, encoder_file, hdf5_file, device, width):
 def checked_name(file, encoder, data, checkpoint, width):
     """Return the name of the encoder in `file`, after a test of what it computes for the model in `checkpoint`.
 
-    Raises UserError if it embeds the captions in `data` otherwise than they were, or the model reads another `width`.
+    Raises UserError if it computes other embeddings for the captions in `data`, or the model reads another `width`.
     """
     is_other = isinstance(encoder, SentenceEncoder)
     name, shown = encoder.name if is_other else file, data.get('shown') if is_other else None
     found = embed(encoder, shown or ['a bird'])
     if shown and not are_same(found, data['shown_embeddings']):
         raise UserError(f'{name}: has the weights of the sentence encoder that {checkpoint} was trained with, but '
-                        'embeds its captions otherwise; use the files, and the version of its library, that wrote the '
-                        'embeddings')
+                        'computes different embeddings for its captions; use the files, and the version of the '
+                        'library, that wrote the embeddings')
     if found.shape[1] != width:
         raise UserError(f'{name}: gives embeddings of {found.shape[1]} numbers, and {checkpoint} reads {width}, '
                         'those of another sentence encoder; give the right one with --encoder')
@@ -197,30 +197,30 @@ def check_embeddings(data, dataset, checkpoint, width):
     matches = has_width and _are_of_its_encoder(data, dataset)
     if matches is False:
         why = '' if has_width else f': they have {dataset.embed_dim} numbers, not {width}'
-        raise UserError(f'{dataset.file}: its embeddings are not of the sentence encoder that {checkpoint} was trained '
-                        f'with{_named(data)}{why}; write them again with that one ({_how_to_write(data)}), or use a '
-                        'model that was trained on these embeddings')
+        raise UserError(f'{dataset.file}: its embeddings do not come from the sentence encoder that {checkpoint} was '
+                        f'trained with{_named(data)}{why}; write them again with that one ({_how_to_write(data)}), or '
+                        'use a model that was trained on these embeddings')
     if matches is None:
         print(f'{checkpoint}: does not say which encoder it was trained with; if the embeddings of {dataset.file} come '
               'from another one, the images will not match the captions')
-    if changed := other_data(data, dataset, checkpoint):
+    if changed := other_data(data, dataset.file, checkpoint):
         print(changed)
 
 
-def other_data(data, dataset, checkpoint):
-    """Return a line that says that a model was trained on other data than the file of `dataset` holds now, or ''."""
-    now = load_split(dataset.file, 'train').fingerprint if data else {}
+def other_data(data, path, checkpoint):
+    """Return a line that says that a model was trained on other data than the HDF5 file `path` holds now, or ''."""
+    now = load_split(path, 'train').fingerprint if data else {}
     changed = run.changed_parts(data, now, ('captions', 'pictures'))
     return '' if not changed else (
-        f'{checkpoint}: was trained on other {" and ".join(changed)} than {dataset.file} holds now, and perhaps on '
-        'some of what is held out in it')
+        f'{checkpoint}: was trained on different {" and ".join(changed)} from those in {path} now, perhaps '
+        'including some that are now held out')
 
 
 def print_other_encoder(data, dataset, checkpoint):
     """Print a message if a training starts from a model of another encoder's embeddings than those of `dataset`."""
     if _are_of_its_encoder(data, dataset) is False:
-        print(f'{checkpoint}: was trained on embeddings of another sentence encoder than those of {dataset.file}; what '
-              'it has learned of sentences will not apply to them')
+        print(f'{checkpoint}: was trained on embeddings of a different sentence encoder from that of {dataset.file}; '
+              'what it has learned about sentences will not carry over')
 
 
 def _are_of_its_encoder(data, dataset):
@@ -280,11 +280,11 @@ def print_unread_captions(path, captions):
     Raises UserError if it reads nothing in all of them, since all their embeddings would be the same.
     """
     if captions and not any(map(is_readable, captions)):
-        raise UserError(f'{path}: the encoder reads nothing of its captions, such as {captions[0][:40]!r}; its '
+        raise UserError(f'{path}: the encoder cannot read any of the captions, such as {captions[0][:40]!r}; its '
                         'alphabet is English letters, digits and punctuation')
     found = [any(unread(caption)) for caption in captions]
     if any(found):
-        print(f'{path}: the encoder does not read all letters of {sum(found):,} of {len(found):,} captions, such as '
+        print(f'{path}: the encoder cannot read {sum(found):,} of {len(found):,} captions in full, such as '
               f'{captions[found.index(True)][:40]!r}')
 
 

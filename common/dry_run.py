@@ -1,4 +1,4 @@
-"""Say before a training how much memory, time and disk space it takes, measured on a few of its steps.
+"""Report, before training starts, how much memory, time and disk space it will take, measured on a few steps.
 
 Steps, batches, samples and checkpoints are the training's own. What is extrapolated from them is printed as such.
 """

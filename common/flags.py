@@ -21,7 +21,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 TRAIN, RESUME, EVALUATE, TEXT, LIKE = 'train', 'resume', 'evaluate', 'text', 'like'
 TRAINING, GENERATING = (TRAIN, RESUME), (EVALUATE, TEXT, LIKE)
 ALL = (*TRAINING, *GENERATING)
-NEWEST = str(b'newest', 'ascii')  # `--resume` without a folder: a text of its own, as a folder may have that name
+NEWEST = str(b'newest', 'ascii')  # `--resume` without a folder: an object of its own, as a folder may have that name
 
 LARGEST_SEED = 10 ** 18
 MOST_IMAGES = 100_000      # for the sentences of one command: their embeddings are in memory
@@ -151,7 +151,7 @@ def add_sentence_flags(parser, generating_modes=GENERATING, encoder_modes=(TEXT,
     the possible values of `--checkpoint` for its help text.
     """
     parser.add_argument('--checkpoint', type=path, metavar='FILE', modes=(TRAIN, *generating_modes),
-                        help='checkpoint to generate with (default: that of the newest run) or to start a training '
+                        help='checkpoint to generate with (default: that of the newest run) or to start a new run '
                              f'from: {forms}')
     parser.add_argument('--text', action='append', metavar='SENTENCE', modes=(TEXT, LIKE),
                         help='sentence to generate an image from; can be repeated')
@@ -164,7 +164,7 @@ def add_sentence_flags(parser, generating_modes=GENERATING, encoder_modes=(TEXT,
                         help='limit the noise to numbers from -T to T: less variety, fewer odd images (default: no '
                              'limit)')
     parser.add_argument('--like', type=path, metavar='FILE.png', modes=(LIKE,),
-                        help='generate this image, which --text generated, again; with --text, generate images for '
+                        help='generate this image again, a PNG that --text wrote; with --text, generate images for '
                              'other sentences from its noise')
 
 
@@ -203,7 +203,7 @@ def add_weights(parser, weights):
 def add_large_image_flags(parser, all_modes):
     """Add the flags for training on large images: `--gpu`, `--workers`, `--accumulate`, `--cache`."""
     parser.add_argument('--gpu', type=int, default=0, metavar='N', modes=all_modes,
-                        help='number of the GPU, -1 for the CPU; each process of torchrun has its own (default: 0)')
+                        help='index of the GPU, or -1 for the CPU; each process of torchrun has its own (default: 0)')
     parser.add_argument('--workers', type=non_negative(int), default=4, modes=TRAINING,
                         help='number of processes that prepare images, at most one per core, 0 for none; the images '
                              'do not depend on it (default: 4)')
@@ -284,7 +284,8 @@ def choose_device(cuda, gpu=0):
         gpu = ranks.local_rank()
         asked = f'torchrun started a process for GPU {gpu}'
     if gpu >= torch.cuda.device_count():
-        raise UserError(f'{asked}: this machine has {torch.cuda.device_count()} GPUs, counted from 0; give another')
+        raise UserError(f'{asked}: there is no such GPU; this machine has {torch.cuda.device_count()}, numbered from '
+                        '0; use one of those')
     torch.backends.cudnn.benchmark = True
     torch.cuda.set_device(gpu)
     return torch.device('cuda', gpu)

@@ -1,6 +1,6 @@
-"""Write what a training produces beside its checkpoints, and keep training when a file cannot be written.
+"""Write what a run produces beside its checkpoints, and keep training when a file cannot be written.
 
-A disk that is full at night may have space in the morning, so no failed write ends a training that has begun.
+A disk that is full at night may have space in the morning, so no failed write ends a run that has begun.
 """
 import contextlib
 import html
@@ -191,7 +191,7 @@ class Curves(AppendedFile):
         self._write(step, summary=self.Summary(value=[self.Summary.Value(tag=name, image=added)]))
 
     def add_captions(self, name, captions, step):
-        """Add a text of `common.pictures.with_captions`, as a table in Markdown for TensorBoard. Raises CannotWrite."""
+        """Add a string of `common.pictures.with_captions`, as a table in Markdown. Raises CannotWrite."""
         from tensorboard.plugins.text.metadata import create_summary_metadata
         from tensorboard.util.tensor_util import make_tensor_proto
         captions = re.sub(r'[\\`*_\[|]', r'\\\g<0>', html.escape(captions, quote=False))  # not meant as Markdown

@@ -45,7 +45,7 @@ pre { margin: 0; white-space: pre-wrap; padding: .6rem .8rem; border: 1px solid 
 
 
 def document(title, generator, parts, attributes=''):
-    """Return a page, a text, from parts in HTML; `generator` is the program that writes it."""
+    """Return a page as a string of HTML, built from `parts`; `generator` is the program that writes it."""
     return (f'<!doctype html>\n<html lang="en"{attributes}>\n<head>\n<meta charset="utf-8">\n{generator_tag(generator)}'
             '\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f'<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n'

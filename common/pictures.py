@@ -70,7 +70,7 @@ def generated_beside_real(fake, real, size, captions=()):
 def with_captions(image, rows, what):
     """Note in a PIL image the captions of its items, a list for each row of items, and `what` an item shows.
 
-    `image.info['captions']` is a text with a line for each row and tabs between captions, below the line `# WHAT`. An
+    `image.info['captions']` is a string with a line for each row and tabs between captions, below the line `# WHAT`. An
     item may consist of several images. Without rows, nothing is noted. Returns the image.
     """
     if rows:

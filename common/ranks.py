@@ -95,7 +95,7 @@ def _convert_peer_errors():
         if '/dev/shm' in str(error):  # raised by NCCL
             raise UserError(f'process {rank()} of {world_size()}: /dev/shm has too little space for NCCL; enlarge it '
                             '(Docker: --shm-size=1g), or set NCCL_SHM_DISABLE=1') from error
-        raise UserError(f'process {rank()} of {world_size()} waits in vain for another, which has ended or has not '
+        raise UserError(f'process {rank()} of {world_size()} gave up waiting for another, which has ended or has not '
                         f'responded for {TIMEOUT.seconds // 60} minutes; see the messages of that process') from error
 
 

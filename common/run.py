@@ -202,7 +202,8 @@ def begin(model, networks, resumed, out_dir, name, options, data, prepare=None, 
     elif ranks.rank() == 0 and resumed:
         run_dir = resumed
         keep_links_apart(resumed)
-        write_options(resumed, options)
+        if model.progress['epoch'] < options['epochs']:  # else nothing is trained with them
+            write_options(resumed, options)
     elif ranks.rank() == 0:
         run_dir = new_run(out_dir, name, options)
         lock(run_dir)
@@ -216,7 +217,7 @@ def check_batches(batch_size, items):
     if batch_size < 2:
         raise UserError(f'--batch_size {batch_size}: a batch of one has no batch statistics; give 2 or more')
     if items < 2:
-        raise UserError(f'the data has {items} to train on in each process, and a batch needs 2; add images to it')
+        raise UserError(f'too little data: a batch needs 2 items, and each process has only {items}; add images to it')
 
 
 def check_resumable(run_dir, model):
@@ -233,8 +234,8 @@ def check_same_data(run_dir, before, now):
     """
     changed = changed_parts(before, now, ('captions', 'pictures', 'embeddings'))
     if changed:
-        raise UserError(f'{run_dir}: was trained on other {" and ".join(changed)} than {now.get("file", "the data")} '
-                        'holds now; restore the data it was trained on, or start a new run')
+        raise UserError(f'{run_dir}: was trained on different {" and ".join(changed)} from those that '
+                        f'{now.get("file", "the data")} holds now; restore that data, or start a new run')
     if not before:
         print(f'{run_dir}: has no record of its training data, so whether the data is still the same is not checked')
 

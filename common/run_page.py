@@ -49,8 +49,8 @@ class RunPage:
             return
         if is_foreign(self.run_dir):
             if not self.warned:
-                self.log.line(f'{os.path.join(self.run_dir, PAGE)}: is not of this program, so it is not replaced, '
-                              'and the run has no page; give the file another name')
+                self.log.line(f'{os.path.join(self.run_dir, PAGE)}: was not written by this program, so it is kept, '
+                              'and the run has no page; rename the file to get one')
             self.warned = True
             return
         with self.log.attempt('the page'):
@@ -124,7 +124,7 @@ def write(run_dir, history, command):
 
 
 def page(run_dir, history, command):
-    """Return the page, a text."""
+    """Return the page as a string."""
     name = os.path.basename(os.path.abspath(run_dir))
     options = run.read_options(run_dir)
     (legend, captions), at = read_captions(run_dir), position(history, command)

@@ -43,7 +43,7 @@ def main():
                         help='a run, a folder of runs, or a folder like this repository (default: this repository)')
     folder = parser.parse_args().folder
     if not os.path.isdir(folder):
-        raise UserError(f'{folder}: is no folder; give one that has runs in it')
+        raise UserError(f'{folder}: is not a folder; give one that has runs in it')
     rows, skipped, generated = find(folder)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if rows:

@@ -23,6 +23,7 @@ SHEET_COLUMNS = 8     # of a sheet without captions
 MAX_QUEUED = 128      # images in the queue of the writing threads
 COMPRESS_LEVEL = 2    # of a PNG: Pillow's default 6 saves a tenth of the bytes but takes three times as long
 MAX_NAME_BYTES = 200  # of a name from a data file: disks allow 255, and size, sentence and extension are appended
+SEED_STEP = 0x9E3779B97F4A7C15 % 2 ** 62  # 2^64 / golden ratio: its multiples never come close to each other
 EXAMPLE_COLUMNS = 5   # images in a row of the grid of a photograph's captions
 
 
@@ -65,6 +66,14 @@ def truncate(noise, truncation):
     return torch.special.ndtri(quantile).clamp(-truncation, truncation).to(noise)
 
 
+def seed_of_batch(seed, number):
+    """Return the seed of batch `number` of a command with `--seed`: that seed for the first batch.
+
+    Those of the others are far apart, so that two commands with neighboring seeds share no batch.
+    """
+    return (seed + number * SEED_STEP) % 2 ** 62 if number else seed
+
+
 def in_batches(generate, embeddings, batch_size, seed, truncation=None, like=None):
     """Yield `generate(embeddings, seed, truncation)`, a list of images [B, 3, S, S] per size, for each batch.
 
@@ -73,7 +82,7 @@ def in_batches(generate, embeddings, batch_size, seed, truncation=None, like=Non
     """
     if like is None:
         for number, part in enumerate(embeddings.split(batch_size)):
-            yield generate(part, seed + number, truncation)
+            yield generate(part, seed_of_batch(seed, number), truncation)
         return
     for embedding in embeddings:  # a batch of the same size, as results are rounded differently in another
         try:
@@ -138,7 +147,8 @@ def write_samples(folder, generate, count, batch_size, seed):
     def images_to_write():
         number = 0
         for number_of_batch, start in enumerate(range(0, count, batch_size)):
-            for image in to_pixels(generate(min(batch_size, count - start), seed + number_of_batch)).cpu():
+            images = generate(min(batch_size, count - start), seed_of_batch(seed, number_of_batch))
+            for image in to_pixels(images).cpu():
                 number += 1
                 if number <= GRID_IMAGES:
                     shown.append(image)
@@ -189,8 +199,8 @@ def _check_names_differ(dataset):
 def _of_captions(dataset, generate, batch_size, seed):
     """Yield (number of the caption, uint8 image [3, S, S]) for all captions, grouped by photograph."""
     order = torch.argsort(dataset.photo_of, stable=True)
-    for number, captions in enumerate(order.split(batch_size), seed):
-        images = generate(dataset.embeddings.index_select(0, captions), number)
+    for number, captions in enumerate(order.split(batch_size)):
+        images = generate(dataset.embeddings.index_select(0, captions), seed_of_batch(seed, number))
         yield from zip(captions.tolist(), to_pixels(images).cpu())
 
 

@@ -2,6 +2,7 @@
 
 The `prepare.py` of each data set lists its photographs as `Entry`s. Those that cannot be used are named and skipped.
 """
+import argparse
 import contextlib
 import io
 import os
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from common import signals
 from common.argument_types import path
-from common.errors import UserError
+from common.errors import OneLineParser, UserError
 from common.files import check_can_write, check_space
 from common.letters import LENGTH, unread
 from data import layout
@@ -46,6 +47,21 @@ REMARKS = {  # about photographs that are used nevertheless
     BOX_APART: 'the whole image is used; give boxes in pixels of these images, not of another resolution',
     MADE_JPEG: 'they were PNG or WebP; transparent areas are now white',
 }
+
+
+class Parser(OneLineParser):
+    """A parser that refuses a flag with one value that is given twice: one of the two would be ignored."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.register('action', None, _Once)
+
+
+class _Once(argparse.Action):
+    def __call__(self, parser, namespace, value, flag=None):
+        if getattr(namespace, self.dest) is not self.default:
+            raise argparse.ArgumentError(self, 'is given twice; give it once')
+        setattr(namespace, self.dest, value)
 
 
 def add_flags(parser, default, out, lists):
@@ -83,7 +99,7 @@ def split_of_classes(lists):
         for class_name in map(normalized, class_names):
             if split_of.setdefault(class_name, split) != split:
                 raise UserError(f'{class_name}: is in the class lists of both {split_of[class_name]} and {split}; '
-                                'in a zero-shot split, leave every class in one list only')
+                                'in a zero-shot split, keep every class in one list only')
     return split_of
 
 
@@ -268,7 +284,7 @@ def report(count, letters, source):
             print(f'{remark}: {count[remark]} photographs ({explanation})')
     if count['strange']:
         shown = [letter if letter.isprintable() else ascii(letter)[1:-1] for letter in sorted(letters)[:SHOWN]]
-        print(f'letters that the sentence encoder does not know: in {count["strange"]} captions '
+        print(f'characters that the sentence encoder cannot read: in {count["strange"]} captions '
               f'({" ".join(shown)}{" ..." if len(letters) > SHOWN else ""})')
     if count['long']:
         print(f'longer than the {LENGTH} characters that the sentence encoder reads: {count["long"]} captions')

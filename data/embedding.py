@@ -45,7 +45,7 @@ def save_encoder(path, contents):
 
 
 def is_saved(path, contents):
-    """Return whether the file `path` holds the same: a dict of texts, or of dicts of tensors."""
+    """Return whether the file `path` holds the same: a dict of strings, or of dicts of tensors."""
     try:
         saved = checkpoint.load(path) if os.path.isfile(path) else {}
     except UserError:  # it is damaged

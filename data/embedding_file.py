@@ -24,7 +24,7 @@ HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.re
 
 
 class EmbeddingFile:
-    """The NPZ file `path`, open for reading. Raises UserError if it is none or lacks an array, and for its errors."""
+    """The NPZ file `path`, open for reading. Raises UserError if it is not one, is damaged, or lacks an array."""
 
     def __init__(self, path, count):
         self.path, self.count = path, count

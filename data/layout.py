@@ -95,10 +95,26 @@ def check_name(path):
         raise UserError(f'--out {path}: {folder} is a file, not a folder; give another path')
     if ending not in ENDINGS:
         raise UserError(f'--out {path}: --dataset would not find it; give a name that ends in {" or ".join(ENDINGS)}')
+    if _is_of_another_program(path):
+        raise UserError(f'--out {path}: exists and holds no data set, so it is not replaced; delete it, or give '
+                        'another name')
     for other in ENDINGS:
         if other != ending and os.path.exists(stem + other):
             raise UserError(f'--out {path}: --dataset {shlex.quote(_stem(path))} would also refer to '
                             f'{os.path.basename(stem + other)} in the same folder; give it another name')
+
+
+def _is_of_another_program(path):
+    """Return whether a file is neither one of these HDF5 files nor empty; one that is too damaged to tell is not."""
+    if not os.path.isfile(path) or not os.path.getsize(path):
+        return False
+    try:
+        if not h5py.is_hdf5(path):
+            return True
+        with h5py.File(path, 'r', locking=False) as file:
+            return not any(file.id.links.exists(split.encode()) for split in SPLITS)
+    except (OSError, RuntimeError):
+        return False
 
 
 def prepare_command(path):

@@ -28,12 +28,12 @@ UNUSED = ('*.bin', '*.ckpt', '*.h5', '*.msgpack', '*.onnx', '*.ot', '*.pt', '*.p
 
 
 class SentenceEncoder:
-    """A sentence encoder of another library, or (kind ARRAY) one that is not here, of which only embeddings are.
+    """A sentence encoder of another library, or (kind ARRAY) one that is not available here, only its embeddings.
 
     `name` is for sentence-transformers a folder or a name on the Hugging Face hub, for open_clip ARCHITECTURE:FILE, and
     for ARRAY what is known about the encoder. `fingerprint` is 'KIND' and 16 hexadecimal digits; if it is None, it is
     that of the weights found. The weights are read when they are needed. Raises UserError then if the library is not
-    installed, or the weights are missing, unsafe to load or others than those of the fingerprint.
+    installed, or the weights are missing, unsafe to load, or do not match the fingerprint.
     """
 
     def __init__(self, kind, name, fingerprint=None, device='cpu', download=False):
@@ -50,7 +50,7 @@ class SentenceEncoder:
 
     @functools.cached_property
     def width(self):
-        """Return D, the number of numbers of an embedding."""
+        """Return D, the width of an embedding."""
         return self._loaded[0](['a bird']).shape[1]
 
     def contents(self):

@@ -31,7 +31,7 @@ class BrowsedRun(TrainedRun):
             captions = _training_captions(self.hdf5_file)
             self.check(captions)
             self.captions = captions
-            changed = reading.other_data(self.model.data, captions, self.file)
+            changed = reading.other_data(self.model.data, captions.file, self.file)
             self.remark = '; '.join(filter(None, (self.remark, changed)))
         except UserError as error:
             self.no_captions = str(error)

@@ -62,9 +62,9 @@ def build(runs):
         with gradio.Row():
             count = slider(1, MOST_IMAGES, 4, step=1, label='Number of images')
             truncation = slider(LEAST_LIMIT, NO_LIMIT, NO_LIMIT, step=0.1, label='Truncation',
-                                info=f'The largest noise. {NO_LIMIT:g} is any noise; with less, images are more alike.')
+                                info=f'Limit of the noise; {NO_LIMIT:g} is none. Smaller values give less variety.')
             # Its limits are checked below: Gradio would only say `Error`, and print a traceback in the terminal.
-            seed = gradio.Number(1, label='Seed', info='Another seed gives another noise.')
+            seed = gradio.Number(1, label='Seed', info='A different seed gives different noise.')
         chosen = gradio.CheckboxGroup([(title(run), place) for place, run in enumerate(runs)], label='Runs',
                                       value=list(range(len(runs))), info='They get the same sentence and noise.',
                                       visible=len(runs) > 1)
@@ -83,7 +83,7 @@ def build(runs):
         said_between = gradio.HTML(js_on_load=ANNOUNCED, elem_id='said_between')
         between = gradio.HTML(elem_id='between')
 
-        gradio.HTML('<h2>Losses during training</h2><p>Load the page again to see newer values.</p>')
+        gradio.HTML('<h2>Losses during training</h2><p>Reload the page to see newer values.</p>')
         curves = gradio.HTML(elem_id='curves')
 
         settings = [chosen, seed, count, truncation]

@@ -84,8 +84,9 @@ def main():
 
 
 def check_are_ours(sheet_file, page_file):
-    """Raise UserError if either file exists and is not of this program: a sheet always has its page beside it."""
-    for path, reason in ((page_file, 'is no page of this program'), (sheet_file, 'has no page of this program beside')):
+    """Raise UserError if either file exists and another program wrote it: a sheet always has its page beside it."""
+    for path, reason in ((page_file, 'was not written by this program'),
+                         (sheet_file, 'has no page of this program beside it')):
         if os.path.lexists(path) and head_of(page_file, GENERATOR) is None:
             raise UserError(f'{path}: exists and {reason}, so it is not replaced; give another name with --out')
 
@@ -109,7 +110,7 @@ def generate(run, sentences, seed, device):
 
 
 def described(run):
-    """Return all of a run in which it can differ from others: its options as typed, --NAME, and its data."""
+    """Return everything in which a run can differ from others: its options as typed, --NAME, and its data."""
     return {**{f'--{name}': value for name, value in run.options.items()}, **run.learned_from}
 
 
@@ -124,9 +125,9 @@ def differing_options(runs):
 
 
 def differences(all_options):
-    """Return for each run what it has `described` in which it differs from another one: a dict of texts.
+    """Return, for each run, the `described` entries whose values differ between the runs: a dict of strings.
 
-    What not all runs have is left out, options of another section.
+    Entries that not all runs have, such as options of another section, are left out.
     """
     def whole(options, name):  # a default of 50 and a typed 50.0 are the same
         value = options[name]

@@ -41,8 +41,8 @@ def main():
     file = run.existing(options.run, 'text2image', checkpoints.find)
     model, _ = load_generator(file)
     if not model.data.get('shown'):
-        raise UserError(f'{file}: does not say what it was trained on, so no sentence could be read for it; resume '
-                        'the run for a moment, which adds that')
+        raise UserError(f'{file}: does not record what it was trained on, so sentences cannot be embedded for it; '
+                        'resume the run briefly to add this record')
     place, encoder, _ = reading.find_encoder(file, model.data, None, run.dataset_of(model.options, file))
     averages = model.average_G.state_dict() if model.average_G else {}
     step, epoch = (checkpoint.count_in(checkpoint.load(file, mapped=True), file, what) for what in ('step', 'epoch'))

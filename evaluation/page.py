@@ -11,7 +11,7 @@ GENERATOR = 'evaluation/compare.py'
 
 
 def page(runs, differing, sentences, columns):
-    """Return the page, a text, for `TrainedRun`s.
+    """Return the page as a string, for `TrainedRun`s.
 
     `differing` has a dict for each run of what differs, the options as typed, and `columns` has its images,
     [B, 3, S, S] in [-1, 1], one for each of the sentences.

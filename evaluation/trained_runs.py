@@ -31,8 +31,8 @@ class TrainedRun:
     def __init__(self, path, device):
         self.folder = path if os.path.isdir(path) else os.path.dirname(os.path.abspath(path))
         if not run.has_options(self.folder):
-            raise UserError(f'{path}: is not a run folder (it has no {run.OPTIONS}); give one that a training of a GAN '
-                            'made')
+            raise UserError(f'{path}: is not a run folder (it has no {run.OPTIONS}); give the run folder of '
+                            'a trained GAN')
         self.options = run.read_options(self.folder)
         flag = next((flag for flag in SECTIONS if flag in self.options), None)
         if flag is None or not isinstance(self.options.get('model'), str):

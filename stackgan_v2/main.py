@@ -84,7 +84,7 @@ def complete(options):
     """Set the defaults that depend on other options. Raises UserError if options contradict each other."""
     unconditional.complete(options)
     if options.train and options.branches == 1:
-        run.refuse_given(['residuals', 'color_coef'], 'with one branch: there is no second one')
+        run.refuse_given(['residuals', 'color_coef'], 'with --branches 1, since only later branches use it')
     if options.gf_dim >> (options.branches - 1) == 0:
         raise UserError(f'--gf_dim {options.gf_dim}: too narrow for {options.branches} branches, each of which halves '
                         f'it; give {2 ** (options.branches - 1)} or more')

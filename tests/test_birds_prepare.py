@@ -25,6 +25,7 @@ from data.cache import load_split
 from data.pictures import read_picture
 
 SCRIPT = prepare.__file__
+KEPT = b'\x89HDF\r\n\x1a\nkept'  # an HDF5 file that is damaged, which may be replaced
 ALBATROSS, ANI = '002.Laysan_Albatross', '004.Groove_billed_Ani'      # StackGAN trains on one, tests on the other
 
 
@@ -246,7 +247,7 @@ def test_captions_with_unreadable_characters_are_counted(tmp_path, monkeypatch, 
     texts = ['a red bird', 'красная птица', 'très petit', 'x' * 202, 'A tab\tin it, and \x1b']
     run(monkeypatch, *make_cub(tmp_path, {f'{ANI}/one': (jpeg(), texts)}), '--out', out)
     said = capsys.readouterr().out
-    assert 'does not know: in 3 captions (\\t \\x1b è а и к' in said
+    assert 'cannot read: in 3 captions (\\t \\x1b è а и к' in said
     assert 'longer than the 201 characters that the sentence encoder reads: 1 captions' in said
 
 
@@ -465,7 +466,7 @@ def test_dry_run_prints_the_same_and_writes_nothing(tmp_path, monkeypatch, capsy
 
 def test_errors_name_the_file_and_keep_old_data(tmp_path, monkeypatch, out):
     good = make_cub(tmp_path / 'good', birds())
-    write(out, 'kept')
+    write(out, KEPT)
     end = ['--out', out]
     assert 'images.txt' in error(monkeypatch, '--cub', tmp_path, *good[2:], *end)
     assert 'no such folder' not in error(monkeypatch, *good[:2], '--text', tmp_path, *end)
@@ -494,7 +495,7 @@ def test_errors_name_the_file_and_keep_old_data(tmp_path, monkeypatch, out):
     for place in ('x.hdf5', 'x.hdf5/deeper'):
         said = error(monkeypatch, *good, '--out', tmp_path / place / 'y.hdf5', '--dry_run')
         assert f'y.hdf5: {tmp_path}/x.hdf5 is a file, not a folder' in said
-    assert out.read_text() == 'kept' and os.listdir(out.parent) == ['birds.hdf5']
+    assert out.read_bytes() == KEPT and os.listdir(out.parent) == ['birds.hdf5']
 
 
 def test_a_full_disk_is_detected_before_writing(tmp_path, monkeypatch, out):
@@ -527,7 +528,7 @@ run_command(prepare.main)
 
 
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize('before', [None, 'kept'])
+@pytest.mark.parametrize('before', [None, KEPT])
 def test_a_killed_preparation_leaves_the_old_file(tmp_path, out, how, before):
     if before:
         write(out, before)
@@ -538,7 +539,7 @@ def test_a_killed_preparation_leaves_the_old_file(tmp_path, out, how, before):
     process.send_signal(how)
     assert process.wait(20) != 0
     process.stdout.close()
-    assert (out.read_text() if out.exists() else None) == before
+    assert (out.read_bytes() if out.exists() else None) == before
     if how == signal.SIGTERM:
         assert os.listdir(out.parent) == [out.name] if before else not out.parent.exists()
 

@@ -54,6 +54,7 @@ def test_train_resume_evaluate_query_and_embed(tmp_path, monkeypatch, capsys):
         assert [line.split('  ')[1] for line in log] == ['step 1', 'step 2', 'step 3', 'step 4']
 
     printed = here('--train', 'False', '--query', 'a small orange bird')
+    assert 'was trained on different' not in printed
     assert 'on 2 photographs of 2 classes of /test' in printed
     assert printed.count('(chance 50.0%)') == 2 and 'top-1 accuracy' in printed
     sheet, = glob.glob(str(tmp_path / 'output' / 'query_*' / 'sheet.png'))
@@ -75,6 +76,10 @@ def test_train_resume_evaluate_query_and_embed(tmp_path, monkeypatch, capsys):
                            ([*evaluate, '--image_weights', 'x'], '--image_weights: is not used with'),
                            ([*evaluate, '--image_encoder', 'googlenet'], '--image_encoder googlenet: ')]:
         assert error(monkeypatch, tmp_path, *flags).startswith(f'error: {message}')
+
+    write_squares(tmp_path / 'squares.hdf5', train=5, captions=1, photos=1)
+    said = f'{folder}/char_cnn_rnn.pt: was trained on different captions and pictures from those in {path} now, '
+    assert said in here('--train', 'False')
 
     process = command(tmp_path, '--dataset', 'absent')
     assert process.returncode == 1 and process.stderr.count('\n') == 1

@@ -98,7 +98,7 @@ def test_a_run_and_its_data_are_found_where_they_moved_and_changed_data_is_said(
     assert 'was trained on' not in capsys.readouterr().out
     tiny.with_encoder(tmp_path / 'moved', {'train': {'001.Auk': 2, '003.Owl': 2}, 'test': {'002.Jay': 2}})
     trained.check(trained.dataset('test')[0])
-    assert 'was trained on other captions and pictures than ' in capsys.readouterr().out
+    assert 'was trained on different captions and pictures from those in ' in capsys.readouterr().out
 
 
 def test_titles_say_what_differs(runs):
@@ -187,11 +187,11 @@ def test_errors_are_one_line(runs, tmp_path, monkeypatch):
     (tmp_path / 'many.txt').write_text('a bird\n' * 257)
     assert 'too many for one sheet' in one_line(run, monkeypatch, compare, *runs, '--text_file', tmp_path / 'many.txt')
     (tmp_path / 'mine.html').write_text('<!doctype html>mine')
-    assert 'mine.html: exists and is no page of this program' in one_line(
+    assert 'mine.html: exists and was not written by this program' in one_line(
         run, monkeypatch, compare, *runs, '--text', 'a bird', '--out', tmp_path / 'mine.png')
     assert (tmp_path / 'mine.html').read_text() == '<!doctype html>mine' and not (tmp_path / 'mine.png').exists()
     (tmp_path / 'photo.png').write_text('mine, too')
-    assert 'photo.png: exists and has no page of this program beside' in one_line(
+    assert 'photo.png: exists and has no page of this program beside it it' in one_line(
         run, monkeypatch, compare, *runs, '--text', 'a bird', '--out', tmp_path / 'photo.png')
     assert (tmp_path / 'photo.png').read_text() == 'mine, too' and not (tmp_path / 'photo.html').exists()
     assert 'ends in .png' in one_line(run, monkeypatch, compare, *runs, '--text', 'a bird', '--out', 'a.jpg')

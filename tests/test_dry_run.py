@@ -128,6 +128,9 @@ def test_a_dry_run_writes_nothing_and_says_what_the_training_then_does(name, cal
     resumed = dry(call, place, '--train', '--resume', str(run_dir), '--epochs', '5')
     assert ': 3 epochs' in resumed and not caches(resumed) and ', 1 are there' in resumed and str(run_dir) in resumed
     assert 'nothing to do: 2 epochs are done' in dry(call, place, '--train', '--resume', str(run_dir))
+    before = (run_dir / 'options.json').read_bytes()
+    assert 'nothing to do' in call('--train', '--resume', str(run_dir), '--log_interval', '7')
+    assert (run_dir / 'options.json').read_bytes() == before
 
 
 def test_the_second_stage(caller, place):
@@ -203,7 +206,7 @@ def test_other_data_than_that_of_the_run_is_refused(caller, place):
     shutil.rmtree(place / 'data')
     tiny.make(place / 'data' / 'tiny.hdf5')
     before = tree(place)
-    assert 'was trained on other captions' in call.error('--resume', '--epochs', '2', '--dry_run', '--out_dir', 'out')
+    assert 'was trained on different captions' in call.error('--resume', '--epochs', '2', '--dry_run', '--out_dir', 'out')
     assert tree(place) == before
 
 

@@ -123,7 +123,7 @@ def test_a_gan_reads_the_width_from_the_file(name, folder, embed, monkeypatch, c
     assert f'they have {WIDTH + 8} numbers, not {WIDTH}; write them again with that one' in said
     assert '(python data/embed.py NAME --npy)' in said
     said = gan.error('--resume', whole, '--epochs', '3')
-    assert f'{whole}: was trained on other embeddings than tiny.hdf5 holds now' in said
+    assert f'{whole}: was trained on different embeddings from those that tiny.hdf5 holds now' in said
     assert 'does not fit' in gan.error(*typed, '--epochs', '1', '--checkpoint', whole)
 
 
@@ -236,7 +236,7 @@ def library(monkeypatch):
 def test_a_sentence_is_read_by_the_encoder_of_the_embeddings(folder, embed, library, monkeypatch, capsys):
     gan = Caller(text2image, folder, monkeypatch, capsys)
     said = embed('tiny', '--data_dir', 'data', '--sentence_transformer', 'mine')
-    assert 'does not read all letters' not in said
+    assert 'captions in full' not in said
     gan(*DATA, *TRAINING, '--epochs', '1')
     run = newest(folder / 'out', 'tiny')
     assert checkpoint.load(str(run / 'encoder.pt')) == {
@@ -262,8 +262,8 @@ def test_a_sentence_is_read_by_the_encoder_of_the_embeddings(folder, embed, libr
     library['mine'] = library['moved']
     monkeypatch.setitem(sentence_encoders.LOADERS, 'sentence_transformer', lambda name, download: (
         library['mine'], lambda *arguments: encode(*arguments) + 1, name))  # such as with another tokenizer
-    assert 'but embeds its captions otherwise' in gan.error(*DRAW, run)
-    with pytest.raises(UserError, match='but embeds its captions otherwise'):  # on the page, too
+    assert 'but computes different embeddings for its captions' in gan.error(*DRAW, run)
+    with pytest.raises(UserError, match='but computes different embeddings for its captions'):  # on the page, too
         BrowsedRun(str(run), torch.device('cpu'))
 
 

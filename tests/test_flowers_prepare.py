@@ -64,10 +64,9 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch, capsys, flowers):
     assert 'skipped class_00001/image_06735: its photograph is missing' in said and 'train: 2 photographs' in said
     assert 'left out: 2 photographs of 1 classes' in said and not (tmp_path / 'made').exists()
     os.remove(tmp_path / 'trainclasses.txt')
+    images, text, lists = flowers[:2], flowers[2:4], ['--train_classes', tmp_path / 'trainvalclasses.txt']
     for typed, message in ((flowers, "put Reed's class lists there"),
-                           ([*flowers, '--images', tmp_path / 'absent', '--train_classes',
-                             tmp_path / 'trainvalclasses.txt'], '--images'),
-                           ([*flowers, '--text', tmp_path / 'jpg', '--train_classes', tmp_path / 'trainvalclasses.txt'],
-                            'holds no CLASS/NAME.txt')):
+                           (['--images', tmp_path / 'absent', *text, *flowers[4:], *lists], '--images'),
+                           ([*images, '--text', tmp_path / 'jpg', *flowers[4:], *lists], 'holds no CLASS/NAME.txt')):
         with pytest.raises(UserError, match=message):
             run(monkeypatch, typed)

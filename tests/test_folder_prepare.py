@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import h5py
 import pytest
 import torch
 from PIL import Image
@@ -82,7 +83,7 @@ def test_text_files_beside_the_pictures(tmp_path, here):
     write(images / 'cat' / 'c.heic', b'')
     said = here('--images', images, *ALL)
     assert f'captions: text files in {images}' in said and 'not pictures: 1 files (.heic)' in said
-    assert 'classes: 3, of which 1 are single pictures' in said and 'train: 5 photographs, 10 captions' in said
+    assert 'classes: 3, 1 of them single pictures' in said and 'train: 5 photographs, 10 captions' in said
     train = made(tmp_path)['train']
     assert set(train) == {('cat', 'a'), ('cat', 'b'), ('dog', 'a'), ('dog', 'more-a'), ('loose.jpg', 'loose')}
     assert train['dog', 'more-a'][0] == ['a picture of dog/more/a', 'second of dog/more/a']
@@ -134,7 +135,8 @@ def test_metadata_files(tmp_path, here, name, text, where):
      'line 3 has a cell that goes on over the row of a.jpg; close its quotation mark'),
     ('metadata.csv', 'text,file_name\n"a bird,a.jpg\nof 5",a.jpg\n',
      'line 2 has a cell that goes on over the row of a.jpg; close its quotation mark'),
-    ('metadata.csv', 'file_name,text,class\na.jpg,x,auk\na.jpg,y,jay\n', 'line 3 has the class jay, and an earlier'),
+    ('metadata.csv', 'file_name,text,class\na.jpg,x,auk\na.jpg,y,jay\n',
+     'line 3 gives a.jpg the class jay, but an earlier line gives it auk'),
     ('metadata.csv', b'file_name,text\na.jpg,\xe9\n', 'is not a UTF-8 text file'),
     ('metadata.csv', 'file_name,text,class\na.jpg,x,b\x1b[2J\n', "'b\\x1b[2J' cannot be the name of a class"),
     ('metadata.jsonl', '{"file_name": "a.jpg"}', 'line 1 has no file_name or no text'),
@@ -175,14 +177,15 @@ def test_a_space_after_a_comma_and_classes_that_are_numbers(tmp_path, here):
     assert set(made(tmp_path)['train']) == {('0', 'a'), ('1', 'b')}
     write(images / 'metadata.jsonl', '\n'.join(json.dumps({'file_name': f'{name}.jpg', 'text': 'x', 'class': math.nan})
                                                for name in 'ab'))
-    assert 'classes: 2, of which 2 are single pictures' in here('--images', images, *ALL)
+    assert 'classes: 2, 2 of them single pictures' in here('--images', images, *ALL)
 
 
 @pytest.mark.parametrize('cell, captions', [
     (str(["it's red", 'a "dog", \u00e9']), ["it's red", 'a "dog", \u00e9']),
     (json.dumps(["it's red", '\U0001f426']), ["it's red", '\U0001f426']),
     ("['red'\n 'blue']", ['red', 'blue']),  # of NumPy
-    *((text, [text]) for text in ('[]', '[1]', "['red' bird]", '["red\\"]', "['red', ['blue']]", 'a bird [left]')),
+    ("['red', nan]", ['red']), ('["red", NaN, null]', ['red']), ("('red', None, 'blue')", ['red', 'blue']),  # of pandas
+    *((text, [text]) for text in ('[1]', "['red' bird]", '["red\\"]', "['red', ['blue']]", 'a bird [left]')),
     ('red,\nno.jpg of a.jpg', ['red, no.jpg of a.jpg'])])
 def test_a_cell_may_hold_a_list_of_captions(tmp_path, here, cell, captions):
     images = fill(tmp_path / 'in', ['a'], captions=False)
@@ -190,6 +193,14 @@ def test_a_cell_may_hold_a_list_of_captions(tmp_path, here, cell, captions):
     write(images / 'metadata.csv', f'file_name,text\na.jpg,"{quoted}"\n')
     here('--images', images, *ALL)
     assert made(tmp_path)['train'] == {('a.jpg', 'a'): (captions, None)}
+
+
+@pytest.mark.parametrize('cell', ['[]', '[nan]', '()'])
+def test_an_empty_list_in_a_cell_is_no_caption(tmp_path, here, cell):
+    images = fill(tmp_path / 'in', ['a', 'b'], captions=False)
+    write(images / 'metadata.csv', f'file_name,text\na.jpg,{cell}\nb.jpg,a bird\n')
+    said = here('--images', images, *ALL)
+    assert 'skipped a: it has no captions' in said and list(made(tmp_path)['train']) == [('b.jpg', 'b')]
 
 
 @pytest.mark.parametrize('name', ['Metadata.csv', 'list.CSV', 'metadata.JSONL', 'captions_x.JSON'])
@@ -245,7 +256,7 @@ def test_a_column_says_the_splits_and_others_are_named(tmp_path, here, error):
     assert {split: set(found) for split, found in made(tmp_path).items()} == {
         'train': {('red', 'a'), ('blue', 'c')}, 'valid': set(), 'test': {('red', 'b')}}
     write(images / 'metadata.csv', '\n'.join(['file_name,text,split,label', *rows, 'blue/c.jpg,y,test,3']))
-    assert 'line 5 has another split than train, validation or test, or than an earlier one of blue/c.jpg' in error(
+    assert 'line 5: the split of blue/c.jpg must be train, validation or test, and the same' in error(
         '--images', images)
 
 
@@ -265,7 +276,7 @@ def test_text_files_of_pictures_that_metadata_leaves_out_are_counted(tmp_path, h
         write(tmp_path / place / f'{name}.txt', 'x')
     write(tmp_path / place / 'metadata.csv', 'file_name,text\na.jpg,x\n')
     said = here('--images', images, '--captions', tmp_path / place, *ALL)
-    assert 'not read as captions: 2 NAME.txt of pictures of which metadata.csv has none\n' in said
+    assert 'not read as captions: 2 NAME.txt files of pictures without captions in metadata.csv\n' in said
     assert 'skipped b: it has no captions' in said and 'skipped 2 photographs' in said
 
 
@@ -426,10 +437,11 @@ def test_folders_and_names_are_checked(tmp_path, error, monkeypatch):
     images = fill(tmp_path / 'in', ['a', 'b'])
     assert 'no such file or folder' in error('--images', images, '--captions', tmp_path / 'absent.csv')
     assert 'is neither a folder nor a .csv' in error('--images', images, '--captions', images / 'a.txt')
-    assert '--dataset other would not find it; call it other.hdf5' in error('--images', images, '--name', 'other')
-    monkeypatch.setattr(sys, 'argv', ['prepare.py', '--images', str(images), '--name', 'birds'])
-    with pytest.raises(UserError, match='is the name of the data set of data/birds/prepare.py'):
-        prepare.main()
+    for typed, message in ((['--name', 'birds'], 'is the name of the data set of data/birds/prepare.py'), (
+            ['--name', 'other', '--out', 'mine.hdf5'], '--dataset other would not find it; call it other.hdf5')):
+        monkeypatch.setattr(sys, 'argv', ['prepare.py', '--images', str(images), *typed])
+        with pytest.raises(UserError, match=message):
+            prepare.main()
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------
@@ -455,7 +467,7 @@ def test_shares_are_exact_and_repeatable(tmp_path, here, error):
 
 
 @pytest.mark.parametrize('captions', ['text', 'metadata'])
-def test_folders_of_splits_are_no_classes(tmp_path, here, captions):
+def test_folders_of_splits_are_no_classes(tmp_path, here, error, captions):
     names = ['train/cat/a', 'train/cat/b', 'train/dog/a', 'Validation/cat/a', 'test/dog/a', 'test/loose']
     images = fill(tmp_path / 'in', names, captions=captions == 'text')
     if captions == 'metadata':
@@ -467,31 +479,58 @@ def test_folders_of_splits_are_no_classes(tmp_path, here, captions):
     assert {split: set(found) for split, found in made(tmp_path).items()} == {
         'train': {('cat', 'train-a'), ('cat', 'train-b'), ('dog', 'train-a')}, 'valid': {('cat', 'Validation-a')},
         'test': {('dog', 'test-a'), ('test-loose.jpg', 'test-loose')}}
-    assert 'splits: at random, as the flags of shares say, not as folders' in here('--images', images, *ALL)
+    assert 'splits: at random, as the share flags say; those of folders' in here('--images', images, *ALL)
     assert len(made(tmp_path)['train']) == 6
     fill(images, ['loose'])
     if captions == 'text':  # it is in no split
-        assert 'left out: 1 photographs whose split neither a folder nor' in here('--images', images)
+        assert 'left out: 1 photographs to which neither a folder nor' in here('--images', images)
         assert {split: len(found) for split, found in made(tmp_path).items()} == {'train': 3, 'valid': 1, 'test': 2}
     fill(images / 'extra', ['a'])
-    said = here('--images', images)
-    assert 'train and others are classes, not splits, as there are other folders (extra)' in said
-    assert 'splits:' not in said
+    assert 'Validation and test and train look like splits, but would be mixed' in error('--images', images)
 
 
-@pytest.mark.parametrize('names, is_refused', [
-    (['set/train/cat/a', 'set/Test/cat/b'], True), (['more/set/train/a', 'more/set/val/b'], True),
-    (['set/train/a', 'set/test/b', 'set/c'], False), (['set/train/a', 'set/test/b', 'c'], False),
-    (['set/train/a', 'set/train/b'], False), (['set/train/a', 'set/cat/b'], False)])
-def test_folders_of_splits_below_one_folder(tmp_path, here, error, names, is_refused):
-    images, parent = fill(tmp_path / 'in', names), names[0].partition('/train')[0]
-    if is_refused:
+@pytest.mark.parametrize('names, found', [
+    (['set/train/cat/a', 'set/Test/cat/b'], 'set/Test and set/train'),
+    (['more/set/train/a', 'more/set/val/b'], 'more/set/train and more/set/val'),
+    (['set/train/a', 'set/test/b', 'c'], 'set/test and set/train'),
+    (['bottle/train/a', 'cable/test/b'], 'bottle/train and cable/test'), (['train/a', 'eval/b'], 'eval and train'),
+    (['train2017/a', 'val2017/b'], 'train2017 and val2017'), (['seg_train/a', 'seg_test/b'], 'seg_test and seg_train'),
+    (['val/a', 'test/b'], 'test and val'),
+    (['set/train/a', 'set/train/b'], None), (['set/train/a', 'set/cat/b'], None), (['trains/a', 'tests/b'], None)])
+def test_folders_that_look_like_splits_are_not_mixed(tmp_path, here, error, names, found):
+    images = fill(tmp_path / 'in', names)
+    if found:
         assert error('--images', images) == (
-            f'--images {images}: its pictures are in the folders of splits in {parent}, which would be mixed; give '
-            f'--images {images}/{parent}, or shares, such as --test_share 0.1')
+            f'--images {images}: {found} look like splits, but would be mixed; give a folder with train, validation or '
+            'test, and no others, directly in it; or lists, such as --train_list; or, to mix them, shares, such as '
+            '--test_share 0.1')
         assert 'test: 0' in here('--images', images, *ALL)
     else:
         assert 'test: 1' in here('--images', images)
+
+
+@pytest.mark.parametrize('flag', ['--images', '--train_list', '--captions', '--out'])
+def test_a_flag_is_given_once(tmp_path, here, capsys, flag):
+    with pytest.raises(SystemExit):
+        here('--images', tmp_path, *[flag, tmp_path] * 2)
+    assert capsys.readouterr().err == f'error: argument {flag}: is given twice; give it once (--help lists the flags)\n'
+
+
+def test_a_file_of_another_program_is_kept(tmp_path, here, error):
+    images, out = fill(tmp_path / 'in', ['a', 'b']), tmp_path / 'made' / 'mine.hdf5'
+    write(out, 'notes')
+    assert error('--images', images) == (f'--out {out}: exists and holds no data set, so it is not replaced; delete '
+                                         'it, or give another name')
+    assert out.read_text() == 'notes'
+    with h5py.File(out, 'w') as file:
+        file['results'] = 1
+    before = out.read_bytes()
+    assert 'holds no data set' in error('--images', images) and out.read_bytes() == before
+    write(out, b'')
+    here('--images', images)
+    assert 'test: 1' in here('--images', images)
+    write(out, out.read_bytes()[:3000])  # damaged: it is made again
+    assert 'test: 1' in here('--images', images)
 
 
 def test_lists_of_classes_and_of_pictures(tmp_path, here, error):
@@ -574,7 +613,7 @@ def test_two_files_of_a_picture_are_refused(tmp_path, error, flag, first, second
     for name in (first, second):
         write(tmp_path / 'more' / name, 'x')
     said = error('--images', fill(tmp_path / 'in', ['x/\u00e9']), flag, tmp_path / 'more')
-    assert said == f'{tmp_path}/more/{second}: is of the same picture as {first}; leave one'
+    assert said == f'{tmp_path}/more/{second}: belongs to the same picture as {first}; keep only one'
 
 
 # --- boxes ------------------------------------------------------------------------------------------------------------
@@ -627,7 +666,7 @@ def test_a_text_file_is_not_read_as_captions_and_as_boxes(tmp_path, here, error)
                  '0.000000 .5 0.5 0.4 0.4', '0.0 0.5 0.5 0.4 0.4 0.98', 'bird 0.5 0.5 0.4 0.4'):
         write(images / 'a.txt', f'{line}\n1 0.5 0.5 0.1 0.1\n')
         said = error('--images', images, *ALL)
-        assert 'mostly because its text file holds boxes, as those of YOLO, no captions' in said
+        assert 'mostly because its text file holds boxes in YOLO format, not captions' in said
     write(images / 'a.txt', 'a bird')
     assert error('--images', images, '--boxes', images).startswith(
         f'--boxes {images}: its NAME.txt are read as captions; give --captions another folder')
@@ -706,19 +745,19 @@ def test_coco_has_its_objects_as_classes_and_its_splits(tmp_path, here):
     said = here('--images', coco, '--captions', coco / 'annotations')
     assert 'captions: captions_train2014.json, captions_val2014.json' in said
     assert 'train: 12 photographs, 60 captions' in said and 'test: 4 photographs, 20 captions' in said
-    assert 'classes: 5, of which 2 are single pictures' in said
+    assert 'classes: 5, 2 of them single pictures' in said
     train = made(tmp_path)['train']
     assert train['dog', 'train2014-COCO_train2014_000000000001'] == (
         [f'A dog, seen {j} times.' for j in range(5)], None)
     assert {name for name, _ in train} == {'person', 'dog', 'traffic light',
                                            'train2014-COCO_train2014_000000000002.jpg'}
     said = here('--images', coco, '--captions', coco / 'annotations', '--classes', 'own', '--test_share', '0.25')
-    assert 'classes: 16, of which 16 are single pictures' in said and 'test: 4 photographs' in said
+    assert 'classes: 16, 16 of them single pictures' in said and 'test: 4 photographs' in said
     here('--images', coco, '--captions', coco / 'annotations', '--share_of', 'classes')
     train, test = ({name for name, _ in made(tmp_path)[split]} for split in ('train', 'test'))
     assert len(train) == 4 and len(test) == 1 and not train & test
     said = here('--images', coco / 'train2014', '--captions', coco / 'annotations' / 'captions_train2014.json')
-    assert 'classes: 4, of which 1' in said and 'train: 12 photographs' in said and 'test: 0' in said
+    assert 'classes: 4, 1 of them' in said and 'train: 12 photographs' in said and 'test: 0' in said
 
 
 def test_coco_with_paths_and_with_numbers_as_pandas_writes_them(tmp_path, here, error):
@@ -744,7 +783,7 @@ def test_coco_with_paths_and_with_numbers_as_pandas_writes_them(tmp_path, here, 
     os.remove(tmp_path / 'json' / 'captions_test.json')
     write_coco('captions_train (1).json', 'b/1.jpg')
     os.remove(tmp_path / 'json' / 'captions_val.json')
-    assert 'captions_train.json: has captions of b/1.jpg, and captions_train (1).json has, too' in error(
+    assert 'captions_train.json: has captions of b/1.jpg, and so does captions_train (1).json' in error(
         '--images', images, '--captions', tmp_path / 'json')
     write_coco('captions_val.json', 'b/2.jpg', '2.jpg')
     assert 'captions_val.json: b/2.jpg and 2.jpg are both b/2.jpg among the pictures' in error(

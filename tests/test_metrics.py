@@ -240,7 +240,7 @@ def test_errors_are_one_line(runs, tmp_path, monkeypatch):
     contents = torch.load(other / 'text2image.pt', weights_only=True)
     contents['data'] |= {'encoder': '0' * 16, 'embeddings': '0' * 16, 'shown_embeddings': torch.ones(3, 1024)}
     torch.save(contents, other / 'text2image.pt')
-    assert 'are not of the sentence encoder that' in error(runs['text2image'], other)
+    assert 'do not come from the sentence encoder that' in error(runs['text2image'], other)
     assert '/valid has 60 photographs of 60 classes, too few' in error(runs['text2image'], '--split', 'valid')
     assert '/train has 5 photographs of 2 classes, too few' in error(runs['text2image'], '--split', 'train')
 
@@ -274,7 +274,7 @@ def test_new_checkpoints_are_measured_and_tensorboard_shows_all_measures(runs, t
     monkeypatch.setattr(metrics.time, 'sleep', train_on)
     run(monkeypatch, metrics, watched, '--count', 50, '--watch')  # ends when no run is left
     said = capsys.readouterr().out
-    assert f'is not a run folder (it has no options.json); give one that a training of a GAN made; {watched} is' in said
+    assert f'is not a run folder (it has no options.json); give the run folder of a trained GAN; {watched} is' in said
     watched = tmp_path / 'moved'
     assert [line['step'] for line in lines(watched)] == [3, 6]
     assert said.count('waiting for the next checkpoint') == 2 and 'text2image.pt, 6 steps' in said

@@ -68,7 +68,7 @@ def test_an_export_overwrites_nothing(call, monkeypatch, tmp_path):
 def test_a_run_of_unknown_data_is_not_exported(call, monkeypatch):
     file = newest(call.folder / 'out', 'tiny') / 'text2image.pt'
     torch.save(torch.load(file, weights_only=True) | {'data': {}}, file)
-    assert 'does not say what it was trained on' in one_line(exported, call, monkeypatch)
+    assert 'does not record what it was trained on' in one_line(exported, call, monkeypatch)
     assert not (call.folder / 'small').exists()
 
 

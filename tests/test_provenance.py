@@ -83,7 +83,9 @@ def test_every_image_can_be_generated_again(section, call):
     first = newest(call.folder / 'out', 'text_')
     shutil.move(first, call.folder / 'out' / 'first')
     seen = set()
-    for number, (seed, row, batch) in enumerate([(7, 0, 4), (7, 1, 4), (7, 2, 4), (7, 3, 4), (8, 0, 2), (8, 1, 2)]):
+    second = sampling.seed_of_batch(7, 1)
+    for number, (seed, row, batch) in enumerate(
+            [(7, 0, 4), (7, 1, 4), (7, 2, 4), (7, 3, 4), (second, 0, 2), (second, 1, 2)]):
         original = call.folder / 'out' / 'first' / f'00{number + 1}.png'
         record = provenance.read(str(original))
         assert [record[name] for name in ('sentence', 'seed', 'row', 'batch', 'truncation')] == [
@@ -98,12 +100,18 @@ def test_every_image_can_be_generated_again(section, call):
     assert len(seen) == 6
 
 
+def test_batches_of_two_seeds_are_never_the_same():
+    assert sampling.seed_of_batch(7, 0) == 7 and sampling.seed_of_batch(-7, 0) == -7
+    assert len({sampling.seed_of_batch(seed, number) for seed in range(-50, 200) for number in range(400)}) == 100_000
+    assert all(0 <= sampling.seed_of_batch(seed, 1) < 2 ** 63 for seed in (-10 ** 18, 10 ** 18))  # as --like takes it
+
+
 def test_other_sentences_from_the_same_noise(call, image):
     generate(call, '--like', image, '--text', 'a crow', '--text', 'a small red bird')
     again = newest(call.folder / 'out', 'text_')
     assert pixels(again / '001.png') == pixels(image) != pixels(again / '002.png')
     record = provenance.read(str(again / '002.png'))
-    assert (record['sentence'], record['row'], record['seed']) == ('a small red bird', 0, 2)
+    assert (record['sentence'], record['row'], record['seed']) == ('a small red bird', 0, sampling.seed_of_batch(1, 1))
 
 
 def test_a_moved_folder_of_runs_still_generates_the_image(call, image):
@@ -119,7 +127,7 @@ def test_changed_weights_are_noticed(call, image):
     assert 'the run has changed since; add --checkpoint' in call.error('--train', 'False', '--like', image, '--out_dir',
                                                                        'out')
     said = generate(call, '--like', image, '--checkpoint', trained)
-    assert 'so the image will be another' in said
+    assert 'so the image will be different' in said
     assert pixels(newest(call.folder / 'out', 'text_') / '001.png') != pixels(image)
 
 
@@ -128,7 +136,7 @@ def test_a_missing_run_is_named(call, image):
     shutil.move(trained, call.folder / 'away')
     error = call.error('--train', 'False', '--like', image)
     assert f'{trained.name}/text2image.pt, which is not in' in error and '--checkpoint' in error
-    assert 'will be another' not in generate(call, '--like', image, '--checkpoint', 'away')
+    assert 'will be different' not in generate(call, '--like', image, '--checkpoint', 'away')
 
 
 @pytest.mark.parametrize('changes, reason', [

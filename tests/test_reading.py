@@ -99,10 +99,10 @@ def test_a_run_does_not_resume_with_other_embeddings(folder, embed, call):
     write_encoder(path_of(folder), seed=1)
     embed()
     error = call.error('--out_dir', 'out', '--resume', '--epochs', '2')
-    assert f'{trained}: was trained on other embeddings than tiny.hdf5 holds now' in error
+    assert f'{trained}: was trained on different embeddings from those that tiny.hdf5 holds now' in error
     assert (trained / 'encoder.pt').read_bytes() == kept
     error = call.error(*DATA, '--train', 'False', '--out_dir', 'out')
-    assert 'tiny.hdf5: its embeddings are not of the sentence encoder' in error and '--embed --encoder' in error
+    assert 'tiny.hdf5: its embeddings do not come from the sentence encoder' in error and '--embed --encoder' in error
     call(*DRAW)  # its own encoder is still there
 
 
@@ -116,7 +116,8 @@ def test_a_run_does_not_resume_with_other_images_or_captions(folder, embed, call
             for group in [file['train/Auk_0_0'], file['train/Auk_0_1']]:
                 del group[field]
                 group[field] = value
-        assert f'was trained on other {part} than' in call.error('--out_dir', 'out', '--resume', '--epochs', '2')
+        said = call.error('--out_dir', 'out', '--resume', '--epochs', '2')
+        assert f'was trained on different {part} from those that' in said
     shutil.copy(folder / 'kept.hdf5', path_of(folder))
     assert 'step 4' in call('--out_dir', 'out', '--resume', '--epochs', '2', '--log_interval', '1')
 
@@ -169,11 +170,11 @@ def test_stackgan_v1_refuses_another_encoder(folder, embed, monkeypatch, capsys)
     embed()
     for checkpoint in (stage1, stage2):
         said = stackgan.error(*DATA, '--train', 'False', '--checkpoint', checkpoint)
-        assert f'are not of the sentence encoder that {checkpoint}/stackgan_v1.pt was trained with' in said
+        assert f'do not come from the sentence encoder that {checkpoint}/stackgan_v1.pt was trained with' in said
     for start in (['--stage1', stage1], ['--checkpoint', stage2]):
         said = stackgan.error(*second, 'none', *start)
-        assert f'are not of the sentence encoder that {start[1]}/stackgan_v1.pt was trained with' in said
-    assert 'was trained on other embeddings than' in stackgan.error('--resume', stage2, '--epochs', '2')
+        assert f'do not come from the sentence encoder that {start[1]}/stackgan_v1.pt was trained with' in said
+    assert 'was trained on different embeddings from' in stackgan.error('--resume', stage2, '--epochs', '2')
     assert not (folder / 'none').exists()
 
 
@@ -237,8 +238,8 @@ def test_a_run_moved_during_training_can_resume(folder, embed, call, monkeypatch
 def test_captions_that_the_encoder_cannot_read_are_reported(folder, embed, call, monkeypatch, capsys):
     encode = Caller(encoder_main, folder, monkeypatch, capsys)
     train = [*DATA, '--image_encoder', 'scratch', '--variant', 'birds_cvpr', '--epochs', '1', '--out_dir', 'sje']
-    assert 'does not read all letters of 6 of 12 captions, such as' in embed()  # the second caption of each photograph
-    assert 'does not read all letters of 4 of 8 captions' in encode(*train)
+    assert 'cannot read 6 of 12 captions in full, such as' in embed()  # the second caption of each photograph
+    assert 'the encoder cannot read 4 of 8 captions in full' in encode(*train)
     tiny.make(path_of(folder), SPLITS, captions=('一只红色的小鸟', ' \n'))
     with h5py.File(path_of(folder), 'r+') as file:  # without the photograph's name
         for split in SPLITS:
@@ -247,7 +248,7 @@ def test_captions_that_the_encoder_cannot_read_are_reported(folder, embed, call,
                 group['txt'] = '一只红色的小鸟'
     for command in (lambda: encode.error(*train), lambda: encode.error(
             *DATA, '--embed', '--encoder', layout.encoder_beside('data/tiny.hdf5'))):
-        assert "the encoder reads nothing of its captions, such as '一只红色的小鸟'" in command()
+        assert "the encoder cannot read any of the captions, such as '一只红色的小鸟'" in command()
     assert 'all embeddings of /train are the same' not in call(*DATA, *TRAINING)
     layout.write_embeddings(path_of(folder), {'train': np.ones((8, 1024)), 'valid': np.ones((0, 1024)),
                                               'test': np.ones((4, 1024))}, 'ones')
@@ -257,7 +258,7 @@ def test_captions_that_the_encoder_cannot_read_are_reported(folder, embed, call,
 def test_a_training_from_weights_for_other_embeddings_says_so(folder, embed, call):
     embed()
     call(*DATA, *TRAINING)
-    trained, said = newest(folder / 'out', 'tiny'), 'was trained on embeddings of another sentence encoder'
+    trained, said = newest(folder / 'out', 'tiny'), 'was trained on embeddings of a different sentence encoder'
     start = [*DATA, '--epochs', '1', '--batch_size', '4', '--out_dir', 'more', '--checkpoint', trained]
     assert said not in call(*start)
     write_encoder(path_of(folder), seed=1)

@@ -225,7 +225,7 @@ def test_a_foreign_file_is_not_replaced_and_a_page_is(words, call):
     said = call('--train', '--resume', words, '--epochs', 4)
     assert (words / 'index.html').read_text() == '<!doctype html>mine' and 'done: ' in said
     log = (words / 'log.txt').read_text()
-    assert log.count('index.html: is not of this program, so it is not replaced') == 1
+    assert log.count('index.html: was not written by this program, so it is kept') == 1
     run_page.renew(words)
     assert (words / 'index.html').read_text() == '<!doctype html>mine'
 

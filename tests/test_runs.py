@@ -87,7 +87,7 @@ def test_damaged_runs_are_named_and_nothing_obeys_them(tmp_path, listed):
 def test_a_folder_without_runs(tmp_path, listed):
     assert listed(tmp_path) == [f'{tmp_path}: no runs here yet; python SECTION/main.py --train makes one']
     (tmp_path / 'file').write_text('')
-    assert one_line(listed, tmp_path / 'file') == f'{tmp_path}/file: is no folder; give one that has runs in it'
+    assert one_line(listed, tmp_path / 'file') == f'{tmp_path}/file: is not a folder; give one that has runs in it'
 
 
 @pytest.mark.parametrize('encoding', ['ascii', 'utf-8', 'cp1252'])

@@ -306,7 +306,8 @@ def test_defaults_are_the_authors_for_birds(call):
 def test_other_data_is_refused_before_its_photographs_are_decoded(stage1, call, tmp_path):
     tiny.make(tmp_path / 'birds.hdf5')
     said = call.error('--train', '--resume', stage1, '--epochs', '3', '--data_dir', tmp_path, '--dataset', 'birds')
-    assert f'{stage1}: was trained on other captions and pictures and embeddings than birds.hdf5 holds now' in said
+    assert (f'{stage1}: was trained on different captions and pictures and embeddings from those that birds.hdf5 holds '
+            'now') in said
     assert 'train/index.json' in files_below(tmp_path / 'birds.cache')
     assert not any('frames' in name for name in files_below(tmp_path / 'birds.cache'))
 

@@ -228,7 +228,7 @@ def test_image_folders_train_and_generate_without_text(folder, call, tmp_path):
             (tmp_path / 'pets' / name / f'{seed}.jpg').write_bytes(tiny.jpeg(seed))
     os.remove(tmp_path / 'pets' / 'other' / '1.jpg')
     single = ['--image_folder', tmp_path / 'pets', '--classes', 'other', *WITHOUT_TEXT, '--out_dir', tmp_path / 'none']
-    assert 'the data has 1 to train on' in call.error(*single) and not (tmp_path / 'none').exists()
+    assert 'each process has only 1' in call.error(*single) and not (tmp_path / 'none').exists()
     said = call('--image_folder', tmp_path / 'pets', '--classes', 'cats', 'dogs', *WITHOUT_TEXT, '--color_coef', '50',
                 '--uncond_coef', '0', '--out_dir', tmp_path / 'out')
     trained, = os.listdir(tmp_path / 'out')
@@ -242,12 +242,15 @@ def test_image_folders_train_and_generate_without_text(folder, call, tmp_path):
     assert sorted(os.listdir(generated)) == [*(f'0000{k}.png' for k in range(1, 6)), 'options.json', 'sheet.png']
     with Image.open(generated / '00005.png') as last, Image.open(generated / '00001.png') as first:
         assert last.size == (128, 128) and first.tobytes() != last.tobytes()
+    call('--train', 'False', '--out_dir', tmp_path / 'out', '--count', '5', '--batch_size', '2', '--seed', '2')
+    pngs = [*generated.glob('0*.png'), *newest(tmp_path / 'out', 'sample_').glob('0*.png')]
+    assert len({Image.open(png).tobytes() for png in pngs}) == 10  # another seed gives other images in all batches
     checkpoint = ['--train', 'False', '--checkpoint', tmp_path / 'out' / trained]
     assert 'was trained without text' in call.error(*checkpoint, '--text', 'a cat')
     resume = ['--resume', tmp_path / 'out' / trained, '--epochs', '3']
     assert 'Training on 4 images' in call(*resume)
     (tmp_path / 'pets' / 'cats' / '1.jpg').write_bytes(tiny.jpeg(1, (60, 40)))
-    assert 'was trained on other pictures than pets holds now; restore' in call.error(*resume[:-1], '4')
+    assert 'was trained on different pictures from those that pets holds now; restore' in call.error(*resume[:-1], '4')
 
 
 def test_captioned_images_train_without_text(call, tmp_path):
@@ -432,5 +435,5 @@ def test_gpu_numbers_are_checked(call, monkeypatch, capsys):
     monkeypatch.setattr(torch, 'cuda', SimpleNamespace(is_available=lambda: True, device_count=lambda: 2,
                                                        set_device=chosen.append))
     assert choose_device(True, 1) == torch.device('cuda', 1) and chosen == [1]
-    with pytest.raises(UserError, match='--gpu 2: this machine has 2'):
+    with pytest.raises(UserError, match='--gpu 2: there is no such GPU; this machine has 2'):
         choose_device(True, 2)

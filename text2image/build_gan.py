@@ -186,7 +186,7 @@ class Model:
         file, contents = checkpoints.read(path, name or self.name)
         self._load(self._parts(), contents, file)
         if verbose:
-            print(f'loaded {file}' + ('' if 'netD' in contents else '; it has no discriminator, which stays untrained'))
+            print(f'loaded {file}' + ('' if 'netD' in contents else '; it has no discriminator: ours stays untrained'))
 
     def _load(self, parts, contents, file):
         average = None

@@ -36,7 +36,7 @@ def read(path, name, mapped=False):
 def embed_dim_of(weights, file):
     """Return the width of the embeddings that a generator with these weights reads.
 
-    If they say none, or none that is possible, it is the chapter's; these weights cannot be loaded then.
+    If the weights do not show a possible width, return the chapter's; loading such weights fails later.
     """
     first = checkpoint.without_module(weights, file).get('text_embedding.0.weight')
     is_possible = torch.is_tensor(first) and first.dim() == 2 and 0 < first.shape[1] <= layout.WIDEST

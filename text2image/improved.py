@@ -1,4 +1,4 @@
-"""What helps beyond the chapter: all of it is off by default, and `--recipe improved` switches it on.
+"""Improvements beyond the chapter. All are off by default; `--recipe improved` switches them on.
 
 The training step stays the chapter's. `improve` gives a `Model` another discriminator (`PretrainedDiscriminator`), or
 changes the images that its discriminator sees (`augment`). README.md has the measurements.
@@ -39,10 +39,10 @@ def improve(model, discriminator, augment_images, pairs, lr_ratio):
 def augment(images, pairs=False):
     """Change the colors of images, move them by up to an eighth, and erase a square: [B, C, H, W] -> the same.
 
-    So the discriminator cannot learn a few thousand photographs by heart. Real and generated images are changed alike,
-    and gradients pass through: these are the three policies of Zhao et al., "Differentiable Augmentation for
-    Data-Efficient GAN Training", NeurIPS 2020. With `pairs`, the two halves of the batch are changed alike: their
-    images share sentences, and how two generated images of a sentence differ must be due to the noise alone.
+    This keeps the discriminator from memorizing a few thousand photographs. Real and generated images are augmented
+    alike, and gradients pass through: these are the three policies of Zhao et al., "Differentiable Augmentation for
+    Data-Efficient GAN Training", NeurIPS 2020. With `pairs`, both halves of the batch are augmented alike: their images
+    share sentences, so two generated images of a sentence can differ only because of the noise.
     """
     count, _, height, width = images.shape
 
@@ -182,7 +182,7 @@ class FrozenConv(nn.Module):
         super().__init__()
         weight, bias = fuse_conv_bn_weights(conv.weight, None, norm.running_mean, norm.running_var, norm.eps,
                                             norm.weight, norm.bias)
-        # In channels_last, from here on the order of the images, too, a CPU takes a quarter less time.
+        # channels_last, which the images then have as well, takes a quarter less time on a CPU.
         weight = weight.detach().contiguous(memory_format=torch.channels_last)
         self.register_buffer('weight', weight, persistent=False)
         self.register_buffer('bias', bias.detach(), persistent=False)

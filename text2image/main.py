@@ -47,8 +47,8 @@ def parse_flags():
                         help='keep a running average of the generator\'s weights with this decay per step, such as '
                              '0.999, and generate with it (default: 0, none)')
     parser.add_argument('--recipe', choices=improved.RECIPES, default='chapter', modes=(flags.TRAIN,),
-                        help='improved: other defaults of the flags above and below, with which images become better '
-                             'after fewer training images (default: chapter)')
+                        help='improved: different defaults for flags above and below, which give better images after '
+                             'fewer training images (default: chapter)')
     parser.add_argument('--discriminator', choices=improved.DISCRIMINATORS, default='chapter', modes=(flags.TRAIN,),
                         help='pretrained: a discriminator that sees images through a network trained on ImageNet '
                              '(default: chapter)')

@@ -86,6 +86,6 @@ def mark(draw, x, y, word):
 
 
 def write(draw, x, y, text):
-    """Draw a text whose left end is at `x`, vertically centered at `y`."""
+    """Draw text whose left end is at `x`, vertically centered at `y`."""
     font, text = font_and_text(text)
     draw.text((x, y), text, fill=INK, font=font.font_variant(size=20), anchor='lm')

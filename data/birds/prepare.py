@@ -19,14 +19,14 @@ if __name__ == '__main__':
 import time
 
 from common.argument_types import path
-from common.errors import OneLineParser, UserError, run_command
+from common.errors import UserError, run_command
 from data import converting, layout
 from data.birds import cub, published_embeddings
 
 
 def parse_args():
     """Parse the command line, which may name one source of embeddings."""
-    parser = OneLineParser(description=__doc__.split('\n')[0])
+    parser = converting.Parser(description=__doc__.split('\n')[0])
     parser.add_argument('--cub', type=path, nargs='+', action='extend', required=True, metavar='DIR',
                         help='folders that hold images.txt; several go into one file')
     parser.add_argument('--text', type=path, nargs='+', action='extend', required=True, metavar='DIR',

@@ -21,7 +21,7 @@ from collections import Counter
 from functools import partial
 
 from common.argument_types import path
-from common.errors import OneLineParser, UserError, run_command
+from common.errors import UserError, run_command
 from data import converting, layout
 from data.birds.published_embeddings import ICML, open_icml
 from data.bounded_files import files_in, is_plain, normalized, shown, some
@@ -32,7 +32,7 @@ LISTS = {'train': 'trainclasses.txt', 'valid': 'valclasses.txt', 'test': 'testcl
 
 def parse_args():
     """Parse the command line."""
-    parser = OneLineParser(description=__doc__.split('\n')[0])
+    parser = converting.Parser(description=__doc__.split('\n')[0])
     parser.add_argument('--images', type=path, required=True, metavar='DIR', help='folder of the photographs, NAME.jpg')
     parser.add_argument('--text', type=path, required=True, metavar='DIR', help='folder of captions, CLASS/NAME.txt')
     converting.add_flags(parser, os.path.join(HERE, 'flowers.hdf5'), 'flowers.hdf5 beside this script',
@@ -75,7 +75,7 @@ def list_photographs(images, text, split_of):
     for name, count in Counter(entry.name for entry in entries).items():
         if count > 1:
             keys = [entry.key for entry in entries if entry.name == name]
-            raise UserError(f'{text}: {keys[0]}.txt and {keys[1]}.txt are both of {name}.jpg; leave one')
+            raise UserError(f'{text}: {keys[0]}.txt and {keys[1]}.txt are both for {name}.jpg; keep only one')
     if not entries:
         raise UserError(f'{text}: holds no CLASS/NAME.txt; give --text the folder text_c10 of the flowers')
     return entries, strange

@@ -23,7 +23,7 @@ LONGEST_CLASS = 200  # characters
 LARGEST_AREA = 1e18  # pixels
 YOLO = re.compile(r'\S+(\s+[-+]?\.?\d[\d.]*(e[-+]?\d+)?){4,}', re.IGNORECASE)  # a line of its boxes or polygons
 STRING = r'''(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')'''
-LIST = re.compile(rf'\[\s*(?:{STRING}[\s,]*)+\]')  # of strings, as Python, NumPy and JSON write it
+LIST = re.compile(rf'[\[(]\s*(?:(?:{STRING}|nan|NaN|None|null)[\s,]*)*[\])]')  # as Python, NumPy and JSON write it
 COCO_SPLITS = {'train': 'train', 'val': 'test'}  # of captions_train2014.json: the authors test on COCO's val
 WITH_TEST = {'train': 'train', 'val': 'valid', 'test': 'test'}  # if there is a captions_test*.json, which COCO has not
 COLUMNS = ('file_name', 'text', 'class', 'split')
@@ -65,7 +65,7 @@ def read_text_file(path):
     """Return the captions in a text file, as `read_captions` does. Raises ValueError also if it holds YOLO's boxes."""
     captions = read_captions(path)
     if all(map(YOLO.fullmatch, captions)):
-        raise ValueError('its text file holds boxes, as those of YOLO, no captions')
+        raise ValueError('its text file holds boxes in YOLO format, not captions')
     return captions
 
 
@@ -74,13 +74,13 @@ def read_metadata(pictures, root, files, folder):
 
     As Hugging Face's ImageFolder has it, `file_name` is the path of a picture from the file's folder, and `text` its
     caption; several lines of a picture are several captions. `class` may name its class, `split` its split. If no
-    picture is there, `file_name` is the path from `folder`, that of the pictures, or from the same sub-folder in it.
+    picture is there, `file_name` is the path from `folder`, that of the pictures, or from the same subfolder in it.
     """
     known = {normalized(picture.file): picture.file for picture in pictures}
     texts, classes, splits, absent, unread = defaultdict(list), {}, {}, set(), set()
     for place, count in Counter(map(os.path.dirname, files)).items():
         if count > 1:
-            raise UserError(f'{os.path.join(root, place)}: has both metadata.csv and metadata.jsonl; leave one there')
+            raise UserError(f'{os.path.join(root, place)}: has both metadata.csv and metadata.jsonl; keep only one')
     for file in files:
         path, beside = os.path.join(root, file), os.path.dirname(file)
         for number, row in read_rows(path, known):
@@ -102,14 +102,15 @@ def read_metadata(pictures, root, files, folder):
             if not is_absent(class_name):
                 class_name = checked_class(class_name, f'{path}: line {number}')
                 if classes.setdefault(found, class_name) != class_name:
-                    raise UserError(f'{path}: line {number} has the class {class_name}, and an earlier one of {found} '
-                                    f'{classes[found]}; give one class')
+                    raise UserError(f'{path}: line {number} gives {found} the class {class_name}, but an earlier line '
+                                    f'gives it {classes[found]}; give one class')
             if not is_absent(split):
                 split = SPLITS.get(str(split).strip().lower())
                 if split is None or splits.setdefault(found, split) != split:
-                    raise UserError(f'{path}: line {number} has another split than train, validation or test, or than '
-                                    f'an earlier one of {found}; give one of these')
+                    raise UserError(f'{path}: line {number}: the split of {found} must be train, validation or test, '
+                                    'and the same in all of its lines')
     source = ', '.join(files[:3]) + ', ...' * bool(files[3:])
+    unread -= {''}  # pandas writes its index without a name
     if unread:
         print(f'not read: the columns {some(unread)}')
     return Captions(source, lambda picture: partial(checked_captions, texts.get(picture.file, ())), classes, splits,
@@ -169,7 +170,7 @@ def _listed(text):
         return text
     for read in (json.loads, lambda text: list(map(ast.literal_eval, re.findall(STRING, text)))):
         with contextlib.suppress(ValueError, SyntaxError):
-            return read(text)
+            return [one for one in read(text) if isinstance(one, str)]  # not NaN and None
     return text
 
 
@@ -221,7 +222,7 @@ def read_coco(pictures, paths, with_objects):
     """Return the `Captions` in COCO's captions_*.json files.
 
     The class of a picture is the object that covers most of it, if instances_*.json lies beside (`with_objects`).
-    Pictures are found by name, in whatever sub-folder they are.
+    Pictures are found by name, in whatever subfolder they are.
     """
     advice = 'give a captions_*.json of COCO, with "images" and "annotations"'
     places = defaultdict(list)
@@ -238,9 +239,9 @@ def read_coco(pictures, paths, with_objects):
         absent |= {name for number, name in names.items() if number not in files}
         for file in files.values():
             if split and splits.setdefault(file, split) != split:
-                raise UserError(f'{path}: {file} has captions for both {splits[file]} and {split}; leave it in one')
+                raise UserError(f'{path}: {file} has captions for both {splits[file]} and {split}; keep it in only one')
             if origins.setdefault(file, kind) != kind:
-                raise UserError(f'{path}: has captions of {file}, and {origins[file]} has, too; leave it in one')
+                raise UserError(f'{path}: has captions of {file}, and so does {origins[file]}; keep them in one file')
         unlisted = []
         for one in _records(data, 'annotations', path, advice):
             text = one.get('caption')
@@ -285,7 +286,7 @@ def _files_of(names, places, path):
         other = taken.setdefault(file, number)
         if other != number:
             raise UserError(f'{path}: {shown(names[other])} and {shown(names[number])} are both {file} among the '
-                            'pictures; leave one, or give --images a folder that has both')
+                            'pictures; keep only one, or give --images a folder that has both')
     return files
 
 

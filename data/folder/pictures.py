@@ -1,4 +1,4 @@
-"""List the pictures in a folder: their paths, what they are called, and the classes that sub-folders give them."""
+"""List the pictures in a folder: their paths, what they are called, and the classes that subfolders give them."""
 import os
 from collections import Counter, defaultdict, namedtuple
 
@@ -10,7 +10,7 @@ HELPERS = ('.txt', '.xml', '.json', '.jsonl', '.csv')  # beside pictures: captio
 SPLITS = {'train': 'train', 'training': 'train', 'test': 'test', 'testing': 'test',
           'valid': 'valid', 'validation': 'valid', 'val': 'valid', 'dev': 'valid'}
 
-# `key` is the path in the folder without ending, `file` with it, `class_name` that of its sub-folder or None, and
+# `key` is the path in the folder without ending, `file` with it, `class_name` that of its subfolder or None, and
 # `name` the key without that. `split` is that of the folder that it is in, such as test/, if splits have folders.
 Picture = namedtuple('Picture', 'key file path class_name name split')
 
@@ -18,8 +18,8 @@ Picture = namedtuple('Picture', 'key file path class_name name split')
 def list_pictures(folder):
     """Return (list of `Picture`s, names that cannot be used, Counter of the endings of other files).
 
-    Hidden files are left out. Links are followed, but not twice into one folder. Sub-folders are classes, except where
-    they all are called as splits, train and others: then those in them are. Raises UserError without a picture.
+    Hidden files are left out. Links are followed, but no folder is read twice. Subfolders are classes, unless all of
+    them are named like splits (train, test, ...): then the subfolders in them are. Raises UserError without a picture.
     """
     if not os.path.isdir(folder):
         raise UserError(f'--images {folder}: no such folder; give the folder of the pictures')
@@ -38,11 +38,7 @@ def list_pictures(folder):
     if again:
         print(f'not read: {len(again)} links to folders that are read already ({some(again)})')
     tops = {file.lower().partition('/')[0] for file in files if '/' in file}
-    splits = {SPLITS[top] for top in tops & SPLITS.keys()}
-    looks_split = 'train' in splits and len(splits) > 1
-    has_splits = looks_split and tops <= SPLITS.keys()
-    if looks_split and not has_splits:
-        print(f'train and others are classes, not splits, as there are other folders ({some(tops - SPLITS.keys())})')
+    has_splits = tops <= SPLITS.keys() and len({SPLITS[top] for top in tops}) > 1 and 'train' in map(SPLITS.get, tops)
     return [_picture(folder, file, has_splits) for file in files], strange, others
 
 
@@ -66,8 +62,8 @@ def paths_beside(folder, ending):
     for file in filter(is_plain, files_in(folder)):
         stem, own = os.path.splitext(file)
         if own.lower() == ending and found.setdefault(normalized(stem), file) != file:
-            raise UserError(f'{os.path.join(folder, file)}: is of the same picture as {found[normalized(stem)]}; leave '
-                            'one')
+            raise UserError(f'{os.path.join(folder, file)}: belongs to the same picture as {found[normalized(stem)]}; '
+                            'keep only one')
     return lambda picture: os.path.join(folder, found.get(normalized(picture.key), picture.key + ending))
 
 

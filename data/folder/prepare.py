@@ -19,11 +19,12 @@ if __name__ == '__main__':
 
 import argparse
 import random
+import re
 import time
 from functools import partial
 
 from common.argument_types import fraction, path, plain_name
-from common.errors import OneLineParser, UserError, run_command
+from common.errors import UserError, run_command
 from data import converting, layout
 from data.bounded_files import files_in, normalized, read_lines, read_numbered, some
 from data.boxes import read_box, read_boxes, read_voc, read_yolo
@@ -33,22 +34,24 @@ from data.folder.pictures import SPLITS, list_pictures, named_by, paths_beside
 
 DATA = os.path.dirname(HERE)
 TEST_SHARE = 0.1  # of the pictures, if nothing is said about splits
+SPLIT_WORDS = SPLITS | {'eval': 'valid', 'evaluation': 'valid'}  # in the names of folders that may mean splits
 BOX_ENDINGS = {'.xml': read_voc, '.txt': read_yolo}
 
 
 def parse_args():
     """Parse the command line."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = converting.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--images', type=path, required=True, metavar='DIR',
                         help='folder of the pictures: JPEG, PNG or WebP')
     parser.add_argument('--captions', type=path, metavar='FILE_OR_DIR',
-                        help='folder of NAME.txt in the same sub-folders as the pictures, of metadata.csv or '
+                        help='folder of NAME.txt in the same subfolders as the pictures, of metadata.csv or '
                              "metadata.jsonl, or of COCO's captions_*.json; or one of these files (default: the folder "
                              'of the pictures)')
     parser.add_argument('--name', type=plain_name, required=True, help='name of the data set, for --dataset NAME')
     parser.add_argument('--classes', choices=('given', 'own'), default='given',
-                        help="given: classes are the sub-folders of --images, the column class, or COCO's objects, "
-                             'and a picture without is a class of its own; own: each picture is (default: given)')
+                        help="given: classes are the subfolders of --images, the column class, or COCO's objects, and "
+                             'a picture without a class forms a class of its own; own: every picture does (default: '
+                             'given)')
     parser.add_argument('--boxes', type=path, metavar='FILE_OR_DIR',
                         help="folder of NAME.txt (YOLO) or NAME.xml (Pascal VOC), or CUB's bounding_boxes.txt with "
                              'images.txt beside it (default: no boxes)')
@@ -102,13 +105,13 @@ def list_entries(args, skipped):
                              box_of(picture)))
         single += class_name == own
     print(f'classes: {len({entry.class_name for entry in entries})}' + (
-        f', of which {single} are single pictures: any other picture is one of another class' if single else ''))
+        f', {single} of them single pictures: for each of these, any other picture is a wrong one' if single else ''))
     roots = (args.images, args.captions or args.images)
     unread = 0 if found.folder else sum(
         any(os.path.exists(os.path.join(root, f'{entry.key}.txt')) for root in roots) and not has_captions(entry)
         for entry in entries)
     if unread:
-        print(f'not read as captions: {unread} NAME.txt of pictures of which {found.source} has none')
+        print(f'not read as captions: {unread} NAME.txt files of pictures without captions in {found.source}')
     splits = {picture.file: picture.split for picture in pictures if picture.split} | found.splits
     return entries, {picture.path: splits[picture.file] for picture in pictures if picture.file in splits}
 
@@ -182,22 +185,27 @@ def split_entries(entries, args, known):
         split_of = known
     else:
         if known:
-            print('splits: at random, as the flags of shares say, not as folders or files of captions do')
+            print('splits: at random, as the share flags say; those of folders or caption files are ignored')
         elif not has_shares:
-            check_no_splits_below(entries, args.images)
+            check_no_other_splits(entries, args.images)
         split_of = share_out(entries, args)
     return [entry._replace(split=split_of.get(entry.image_path)) for entry in entries], {}
 
 
-def check_no_splits_below(entries, folder):
-    """Raise UserError if all pictures are in train/, test/ and so on of one sub-folder, which would not be splits."""
-    places = [os.path.dirname(entry.key) for entry in entries]
-    above = os.path.commonpath(places)
-    splits = {SPLITS.get(place.removeprefix(f'{above}/').partition('/')[0].lower()) for place in places}
-    if above and {'train'} < splits <= set(layout.SPLITS):
-        raise UserError(f'--images {folder}: its pictures are in the folders of splits in {above}, which would be '
-                        f'mixed; give --images {os.path.join(folder, above)}, or shares, such as --test_share '
-                        f'{TEST_SHARE}')
+def check_no_other_splits(entries, folder):
+    """Raise UserError if folders look like splits, such as a/train or test2017, but are not used as such."""
+    named = {}
+    for place in {os.path.dirname(entry.key) for entry in entries}:
+        parts = place.split('/')
+        for depth, part in enumerate(parts, 1):
+            for word in re.findall('[a-z]+', part.lower()):
+                if word in SPLIT_WORDS:
+                    named.setdefault(SPLIT_WORDS[word], set()).add('/'.join(parts[:depth]))
+    if len(named) > 1:
+        found = ' and '.join(sorted(map(min, named.values())))
+        raise UserError(f'--images {folder}: {found} look like splits, but would be mixed; give a folder with train, '
+                        'validation or test, and no others, directly in it; or lists, such as --train_list; or, to mix '
+                        f'them, shares, such as --test_share {TEST_SHARE}')
 
 
 def read_picture_lists(picture_lists, entries, folder):
@@ -219,7 +227,7 @@ def read_picture_lists(picture_lists, entries, folder):
                                 f'{entries[0].key}')
             if split_of.setdefault(path, split) != split:
                 raise UserError(f'{file}: {line[:100]!r} is in the lists of both {split_of[path]} and {split}; '
-                                'leave it in one')
+                                'keep it in only one')
     return split_of
 
 
@@ -269,7 +277,7 @@ def main():
         converting.report_unlisted(entries, split_of)
     elif len(chosen) < len(entries):
         has_lists = args.train_list or args.valid_list or args.test_list
-        where = 'that no list contains' if has_lists else 'whose split neither a folder nor a file of captions says'
+        where = 'that no list contains' if has_lists else 'to which neither a folder nor a caption file gives a split'
         print(f'left out: {len(entries) - len(chosen)} photographs {where}')
     if len({entry.class_name for entry in chosen if entry.split == 'train'}) == 1:
         print('one class only in /train: a sentence encoder cannot be trained with it; add --classes own, so that each '
