@@ -206,7 +206,8 @@ def test_other_data_than_that_of_the_run_is_refused(caller, place):
     shutil.rmtree(place / 'data')
     tiny.make(place / 'data' / 'tiny.hdf5')
     before = tree(place)
-    assert 'was trained on different captions' in call.error('--resume', '--epochs', '2', '--dry_run', '--out_dir', 'out')
+    said = call.error('--resume', '--epochs', '2', '--dry_run', '--out_dir', 'out')
+    assert 'was trained on different captions' in said
     assert tree(place) == before
 
 
