@@ -195,12 +195,34 @@ def test_a_cell_may_hold_a_list_of_captions(tmp_path, here, cell, captions):
     assert made(tmp_path)['train'] == {('a.jpg', 'a'): (captions, None)}
 
 
-@pytest.mark.parametrize('cell', ['[]', '[nan]', '()'])
+@pytest.mark.parametrize('cell', ['[]', '[nan]', '()', 'nan'])
 def test_an_empty_list_in_a_cell_is_no_caption(tmp_path, here, cell):
     images = fill(tmp_path / 'in', ['a', 'b'], captions=False)
     write(images / 'metadata.csv', f'file_name,text\na.jpg,{cell}\nb.jpg,a bird\n')
     said = here('--images', images, *ALL)
     assert 'skipped a: it has no captions' in said and list(made(tmp_path)['train']) == [('b.jpg', 'b')]
+
+
+def test_captions_of_several_lines_are_one_and_counted(tmp_path, here):
+    images = fill(tmp_path / 'in', ['a', 'b'], captions=False)
+    write(images / 'metadata.csv', 'file_name,text,class\na.jpg,"a red\nbird",nan\nb.jpg,a bird,\n')
+    said = here('--images', images, *ALL)
+    assert ("metadata.csv: 1 captions of several lines, each of which is one caption here (such as 'a red bird'); give "
+            'a row for each caption if they are several') in said
+    assert made(tmp_path)['train']['a.jpg', 'a'][0] == ['a red bird'] and 'classes: 2, 2 of them single' in said
+
+
+def test_coco_names_of_other_folders_are_not_the_same_picture(tmp_path, here):
+    images, names = fill(tmp_path / 'in', ['cats/1', 'cats/2', 'dogs/2', '3'], captions=False), [
+        'dogs/1.jpg', 'dogs/2.jpg', 'cats/2.jpg', 'away/3.jpg']
+    write(tmp_path / 'captions_x.json', json.dumps({
+        'images': [{'id': number, 'file_name': name} for number, name in enumerate(names)],
+        'annotations': [{'id': number, 'image_id': number, 'caption': f'of {name}'}
+                        for number, name in enumerate(names)]}))
+    said = here('--images', images, '--captions', tmp_path / 'captions_x.json', *ALL)
+    assert 'pictures that have captions (dogs/1.jpg)' in said and 'skipped cats/1: it has no captions' in said
+    assert sorted(captions for captions, _ in made(tmp_path)['train'].values()) == [
+        ['of away/3.jpg'], ['of cats/2.jpg'], ['of dogs/2.jpg']]
 
 
 @pytest.mark.parametrize('name', ['Metadata.csv', 'list.CSV', 'metadata.JSONL', 'captions_x.JSON'])
@@ -496,17 +518,19 @@ def test_folders_of_splits_are_no_classes(tmp_path, here, error, captions):
     (['bottle/train/a', 'cable/test/b'], 'bottle/train and cable/test'), (['train/a', 'eval/b'], 'eval and train'),
     (['train2017/a', 'val2017/b'], 'train2017 and val2017'), (['seg_train/a', 'seg_test/b'], 'seg_test and seg_train'),
     (['val/a', 'test/b'], 'test and val'),
-    (['set/train/a', 'set/train/b'], None), (['set/train/a', 'set/cat/b'], None), (['trains/a', 'tests/b'], None)])
+    (['set/train/a', 'set/train/b'], 'set/train: looks'), (['train/a', 'bus/b'], 'train: looks'),
+    (['trains/a', 'tests/b'], '')])
 def test_folders_that_look_like_splits_are_not_mixed(tmp_path, here, error, names, found):
     images = fill(tmp_path / 'in', names)
-    if found:
+    if ' and ' in found:
         assert error('--images', images) == (
             f'--images {images}: {found} look like splits, but would be mixed; give a folder with train, validation or '
             'test, and no others, directly in it; or lists, such as --train_list; or, to mix them, shares, such as '
             '--test_share 0.1')
         assert 'test: 0' in here('--images', images, *ALL)
     else:
-        assert 'test: 1' in here('--images', images)
+        said = here('--images', images)
+        assert 'test: 1' in said and found in said and ('looks like' in said) == bool(found)
 
 
 @pytest.mark.parametrize('flag', ['--images', '--train_list', '--captions', '--out'])

@@ -98,7 +98,7 @@ def read_metadata(pictures, root, files, folder):
             if found is None:
                 absent.add(places[-1])
                 continue
-            texts[found] += [' '.join(line.split()) for line in lines]
+            texts[found] += lines
             if not is_absent(class_name):
                 class_name = checked_class(class_name, f'{path}: line {number}')
                 if classes.setdefault(found, class_name) != class_name:
@@ -110,6 +110,7 @@ def read_metadata(pictures, root, files, folder):
                     raise UserError(f'{path}: line {number}: the split of {found} must be train, validation or test, '
                                     'and the same in all of its lines')
     source = ', '.join(files[:3]) + ', ...' * bool(files[3:])
+    join_lines(texts, source)
     unread -= {''}  # pandas writes its index without a name
     if unread:
         print(f'not read: the columns {some(unread)}')
@@ -167,7 +168,7 @@ def _csv_rows(path, lines, advice, pictures):
 def _listed(text):
     """Return the list of captions that a cell holds if it is one, written as by pandas or in JSON, else the cell."""
     if not text or not LIST.fullmatch(text):
-        return text
+        return '' if text == 'nan' else text
     for read in (json.loads, lambda text: list(map(ast.literal_eval, re.findall(STRING, text)))):
         with contextlib.suppress(ValueError, SyntaxError):
             return [one for one in read(text) if isinstance(one, str)]  # not NaN and None
@@ -202,9 +203,19 @@ def _without_repetition(pairs):
     return dict(pairs)
 
 
+def join_lines(texts, source):
+    """Replace the line breaks in the captions {file: captions} by spaces, and print how many captions had any."""
+    several = [text for lines in texts.values() for text in lines if '\n' in text.strip()]
+    for file, lines in texts.items():
+        texts[file] = [' '.join(text.split()) for text in lines]
+    if several:
+        print(f'{source}: {len(several)} captions of several lines, each of which is one caption here (such as '
+              f'{" ".join(several[0].split())[:60]!r}); give a row for each caption if they are several')
+
+
 def is_absent(value):
-    """Return whether the value of a cell is none: pandas writes NaN for it."""
-    return value in (None, '') or value != value
+    """Return whether the value of a cell is none: pandas has NaN for it, and the text nan after `astype(str)`."""
+    return value in (None, '', 'nan') or value != value
 
 
 def checked_class(name, where):
@@ -251,7 +262,7 @@ def read_coco(pictures, paths, with_objects):
             if number not in names:
                 unlisted.append(number)
             if file := files.get(number):
-                texts[file].append(' '.join(text.split()))
+                texts[file].append(text)
         if unlisted:
             print(f'not read: {len(unlisted)} captions of images that {path} does not list (such as image_id '
                   f'{unlisted[0]!r:.60})')
@@ -259,6 +270,7 @@ def read_coco(pictures, paths, with_objects):
         if with_objects and objects != path and os.path.exists(objects):
             classes |= _largest_objects(objects, files)
     source = ', '.join(map(os.path.basename, paths))
+    join_lines(texts, source)
     return Captions(source, lambda picture: partial(checked_captions, texts.get(picture.file, ())), classes, splits,
                     absent, is_coco=bool(splits))
 
@@ -272,10 +284,9 @@ def _files_of(names, places, path):
     files = {}
     for number, name in names.items():
         found = places.get(name.rpartition('/')[2], [])
-        exact = [file for file in found if normalized(f'/{file}').endswith(f'/{name}')]
-        if '/' in name and len(found) > 1 and not exact:
-            continue
-        found = exact or found
+        if '/' in name:  # dogs/1.jpg is not cats/1.jpg, but any/dogs/1.jpg, or 1.jpg if that is in no folder
+            found = ([file for file in found if normalized(f'/{file}').endswith(f'/{name}')]
+                     or [file for file in found if f'/{name}'.endswith(normalized(f'/{file}'))])
         if len(found) > 1:
             raise UserError(f'{path}: {len(found)} pictures are called {shown(name)} ({found[0]} and {found[1]}); give '
                             '--images the folder of one of them')

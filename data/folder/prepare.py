@@ -193,7 +193,10 @@ def split_entries(entries, args, known):
 
 
 def check_no_other_splits(entries, folder):
-    """Raise UserError if folders look like splits, such as a/train or test2017, but are not used as such."""
+    """Raise UserError if folders look like splits, such as a/train or test2017, but are not used as such.
+
+    If all of them look like the same split, print only that.
+    """
     named = {}
     for place in {os.path.dirname(entry.key) for entry in entries}:
         parts = place.split('/')
@@ -201,6 +204,8 @@ def check_no_other_splits(entries, folder):
             for word in re.findall('[a-z]+', part.lower()):
                 if word in SPLIT_WORDS:
                     named.setdefault(SPLIT_WORDS[word], set()).add('/'.join(parts[:depth]))
+    if len(named) == 1:
+        print(f'{min(*named.values())}: looks like a split, but is not used as one, as there is no other')
     if len(named) > 1:
         found = ' and '.join(sorted(map(min, named.values())))
         raise UserError(f'--images {folder}: {found} look like splits, but would be mixed; give a folder with train, '
