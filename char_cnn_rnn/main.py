@@ -162,7 +162,8 @@ def encoder_file(options):
             raise UserError(f'--encoder {options.encoder}: no sentence encoder there; give a run of this program, its '
                             f'{options.model}.pt, the encoder.pt of a GAN\'s run, or the published FILE.t7')
         return file
-    return run.checkpoint_file(options.model, options.out_dir, None, None, dataset=options.dataset)
+    return run.checkpoint_file(options.model, options.out_dir, None, None, dataset=options.dataset,
+                               data_dir=run.if_given('data_dir', options.data_dir))
 
 
 def load_model(options, device):
@@ -206,6 +207,9 @@ def embed(options, device):
     source = encoder_file(options)
     encoder = load_encoder(source, device)
     print(f'{source} embeds the captions of {path}', flush=True)
+    data = {} if source.endswith('.t7') else checkpoint.checked_metadata(checkpoint.load(source), source)[1]
+    if changed := reading.other_data(data, path, source):
+        print(changed)
 
     def embed_all(indexes):
         reading.print_unread_captions(path, sum((index.captions for index in indexes.values()), []))

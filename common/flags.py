@@ -116,7 +116,7 @@ def add_run_flags(parser, model, epochs, batch_size, lr, section_dir, all_modes=
     add_boolean(parser, '--cuda', True, 'use the GPU if there is one', modes=all_modes)
     add_boolean(parser, '--train', True, 'train; False: evaluate', modes=train_modes or all_modes)
     parser.add_argument('--data_dir', type=absolute_path, metavar='DIR', modes=data_modes or all_modes,
-                        help='folder of the HDF5 file (default: data/DATASET in the repository)')
+                        selects_run=True, help='folder of the HDF5 file (default: data/DATASET in the repository)')
     parser.add_argument('--dataset', type=plain_name, default='birds', modes=all_modes, selects_run=True,
                         help='name of the HDF5 file, without its extension (default: birds)')
     parser.add_argument('--out_dir', type=absolute_path, default=os.path.join(section_dir, 'output'), metavar='DIR',

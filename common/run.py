@@ -88,11 +88,11 @@ def has_options(run_dir):
     return os.path.isfile(os.path.join(run_dir, OPTIONS))
 
 
-def find_run(out_dir, checkpoint, **wanted):
+def find_run(out_dir, checkpoint, data_dir=None, **wanted):
     """Return the newest run folder in `out_dir` that has the file `checkpoint` and the `wanted` options.
 
-    Options that are None are not compared. A newer run that has no checkpoint yet is named. Raises UserError if there
-    is no such run.
+    Options that are None are not compared. Of several runs, one on the data in `data_dir` is preferred; if there is
+    none, that is printed. A newer run that has no checkpoint yet is named. Raises UserError if there is no such run.
     """
     wanted = {name: value for name, value in wanted.items() if value}
     folders = [os.path.join(out_dir, name) for name in _names_in(out_dir)]
@@ -102,6 +102,11 @@ def find_run(out_dir, checkpoint, **wanted):
         which = ' and '.join(f'--{name} {value}' for name, value in wanted.items())
         raise NoRun(f'{out_dir}: no run{which and f" of {which}"} with a {checkpoint} in it yet; train one first '
                         '(--train)')
+    if data_dir:
+        same = {folder: date for folder, date in found.items() if _data_dir(folder) == os.path.realpath(data_dir)}
+        if not same:
+            print(f'{out_dir}: no run on data in {data_dir}; taking {max(found, key=found.get)}')
+        found = same or found
     newest = max(found, key=found.get)
     wanted |= {'train': True, 'model': checkpoint.removesuffix('.pt')}
     for folder in folders:
@@ -119,6 +124,12 @@ def _names_in(folder):
     except OSError as error:
         raise UserError(f'{folder}: its files cannot be listed ({error.strerror}); make it readable, or give another '
                         'folder') from error
+
+
+def _data_dir(run_dir):
+    """Return the folder of the data that a run was trained on."""
+    default = os.path.join(flags.ROOT, 'data', str(_option(run_dir, 'dataset')))
+    return os.path.realpath(str(_option(run_dir, 'data_dir') or default))
 
 
 def _has(run_dir, wanted):
@@ -345,6 +356,8 @@ def parse_options(parser, mode_of, defaults=None):
         parser.set_defaults(out_dir=os.path.dirname(run_dir))
         kept = _kept_options(parser, run_dir, options.train)
         options = parse(kept | _with_effect(parser, mode_of(options), kept, defaults))
+        if name and name != options.model:
+            print(f'{run_dir}: continues from {name}.pt, as {name}.pt; {options.model}.pt stays as it is')
         options.model = name or options.model
         _check_has_checkpoint(run_dir, options.model)
     return options, run_dir

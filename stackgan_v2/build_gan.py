@@ -202,7 +202,7 @@ class Model:
                     losses = self.train_step(batch)
                     run.log(losses)
                     run.write('the snapshot', self.save_snapshot, out_dir, every=self.snapshot_interval)
-            if out_dir and not os.path.isfile(self._snapshot_file(out_dir)):
+            if out_dir and self.progress['step'] % self.snapshot_interval:
                 self.save_snapshot(out_dir)
 
     def sample_grid(self):

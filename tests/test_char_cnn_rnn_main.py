@@ -79,7 +79,7 @@ def test_train_resume_evaluate_query_and_embed(tmp_path, monkeypatch, capsys):
 
     write_squares(tmp_path / 'squares.hdf5', train=5, captions=1, photos=1)
     said = f'{folder}/char_cnn_rnn.pt: was trained on different captions and pictures from those in {path} now, '
-    assert said in here('--train', 'False')
+    assert said in here('--train', 'False') and said in here('--embed')
 
     process = command(tmp_path, '--dataset', 'absent')
     assert process.returncode == 1 and process.stderr.count('\n') == 1

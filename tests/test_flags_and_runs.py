@@ -224,6 +224,20 @@ def test_the_newest_run_is_the_one_trained_last(tmp_path):
         run.find_run(str(tmp_path), 'a.pt', dataset='fish')
 
 
+def test_of_two_runs_that_on_the_data_of_data_dir_is_taken(tmp_path, capsys):
+    runs = {}
+    for age, (name, data_dir) in enumerate({'moved': str(tmp_path / 'data'), 'default': None, 'newer': '/b'}.items()):
+        runs[name] = run.new_run(str(tmp_path), 'birds', {'dataset': 'birds', 'data_dir': data_dir})
+        (tmp_path / runs[name] / 'a.pt').touch()
+        os.utime(tmp_path / runs[name] / 'a.pt', (100 + age, 100 + age))
+    for given, expected in {None: 'newer', '/b': 'newer', f'{tmp_path}/other/../data': 'moved',
+                            os.path.join(flags.ROOT, 'data', 'birds'): 'default'}.items():
+        assert run.find_run(str(tmp_path), 'a.pt', data_dir=given, dataset='birds') == runs[expected]
+    assert not capsys.readouterr().out
+    assert run.find_run(str(tmp_path), 'a.pt', data_dir='/c') == runs['newer']
+    assert capsys.readouterr().out == f'{tmp_path}: no run on data in /c; taking {runs["newer"]}\n'
+
+
 @pytest.mark.parametrize('options, age, is_named', [
     ({}, 200, True), ({'dataset': 'fish'}, 200, False), ({'train': False}, 200, False), ({'model': 'b'}, 200, False),
     ({}, 50, False)])

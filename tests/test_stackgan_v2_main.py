@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -95,8 +96,18 @@ def test_the_chapters_command_trains(folder, trained):
 
 def test_a_run_resumes_with_its_options(folder, trained, call, tmp_path):
     call(*DATA, *TRAINING, '--epochs', '1', '--out_dir', tmp_path)
+    first = newest(tmp_path, 'tiny')
+    shutil.copy(first / 'stackgan_v2.pt', tmp_path / 'kept.pt')
     said = call('--train', '--resume', '--out_dir', tmp_path, '--epochs', '2')
     assert 'step 4' in said and 'step 2 ' not in said
+    shutil.copy(tmp_path / 'kept.pt', first / 'stackgan_v2.pt')  # the second epoch once more, with another snapshot
+    before = (first / 'Model' / 'netG_4.pth').read_bytes()
+    call('--train', '--resume', first, '--epochs', '2', '--lr', '0.01')
+    assert (first / 'Model' / 'netG_4.pth').read_bytes() != before
+    shutil.copy(tmp_path / 'kept.pt', first / 'kept.pt')
+    said = call('--train', '--resume', first / 'kept.pt', '--epochs', '2', '--lr', '0.0002')
+    assert f'{first}: continues from kept.pt, as kept.pt; stackgan_v2.pt stays as it is' in said
+    (first / 'kept.pt').rename(first / 'stackgan_v2.pt')
     resumed = torch.load(newest(tmp_path, 'tiny') / 'stackgan_v2.pt', weights_only=True)
     straight = torch.load(os.path.join(trained.run, 'stackgan_v2.pt'), weights_only=True)
     for part in ('netG', 'average_G'):
