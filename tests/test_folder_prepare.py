@@ -501,8 +501,14 @@ def test_folders_of_splits_are_no_classes(tmp_path, here, error, captions):
     assert {split: set(found) for split, found in made(tmp_path).items()} == {
         'train': {('cat', 'train-a'), ('cat', 'train-b'), ('dog', 'train-a')}, 'valid': {('cat', 'Validation-a')},
         'test': {('dog', 'test-a'), ('test-loose.jpg', 'test-loose')}}
-    assert 'splits: at random, as the share flags say; those of folders' in here('--images', images, *ALL)
+    said = here('--images', images, *ALL)
+    ignored = 'splits: as the flags say; those of folders or caption files are ignored'
+    assert ignored in said and 'mine.hdf5: exists; it will be replaced, with the embeddings' in said
     assert len(made(tmp_path)['train']) == 6
+    write(tmp_path / 'list.txt', 'test/dog/a')
+    assert ignored in here('--images', images, '--train_list', tmp_path / 'list.txt')
+    write(tmp_path / 'list.txt', 'dog')
+    assert ignored in here('--images', images, '--train_classes', tmp_path / 'list.txt')
     fill(images, ['loose'])
     if captions == 'text':  # it is in no split
         assert 'left out: 1 photographs to which neither a folder nor' in here('--images', images)

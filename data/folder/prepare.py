@@ -170,9 +170,12 @@ def split_entries(entries, args, known):
     lists = converting.class_lists(args)
     has_shares = args.share_of == 'classes' or not (args.valid_share is args.test_share is args.seed is None)
     picture_lists = {split: getattr(args, f'{split}_list') for split in layout.SPLITS}
-    if any(lists.values()) + any(picture_lists.values()) + has_shares > 1:
+    given = any(lists.values()) + any(picture_lists.values()) + has_shares
+    if given > 1:
         raise UserError('--..._classes, --..._list, and --..._share, --share_of or --seed: several of these are given; '
                         'give one kind only')
+    if known and given:
+        print('splits: as the flags say; those of folders or caption files are ignored')
     if any(lists.values()):
         split_of = converting.split_of_classes(converting.read_class_lists(lists))
         entries = [entry._replace(split=split_of.get(entry.class_name)) for entry in entries]
@@ -180,13 +183,11 @@ def split_entries(entries, args, known):
         return entries, split_of
     if any(picture_lists.values()):
         split_of = read_picture_lists(picture_lists, entries, args.images)
-    elif known and not has_shares:
+    elif known and not given:
         print('splits: as the folders of the pictures, or the files of captions, say')
         split_of = known
     else:
-        if known:
-            print('splits: at random, as the share flags say; those of folders or caption files are ignored')
-        elif not has_shares:
+        if not given:
             check_no_other_splits(entries, args.images)
         split_of = share_out(entries, args)
     return [entry._replace(split=split_of.get(entry.image_path)) for entry in entries], {}
