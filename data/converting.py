@@ -254,7 +254,7 @@ def convert(entries, skipped, out, dry_run, where, advice, source=None, look_up=
     """
     count, letters = Counter(), set()
     if os.path.exists(out):
-        print(f'{out}: exists; it {"would be" if dry_run else "will be"} replaced, with the embeddings that it may hold')
+        print(f'{out}: exists; {"would be" if dry_run else "will be"} replaced, with the embeddings that it may hold')
     with contextlib.nullcontext() if dry_run else layout.replace_file(out) as file:
         if file is None:
             check_can_write(out)

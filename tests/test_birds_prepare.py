@@ -536,7 +536,7 @@ def test_a_killed_preparation_leaves_the_old_file(tmp_path, out, how, before):
     process = subprocess.Popen([sys.executable, '-c', script, *make_cub(tmp_path, birds()), '--out', str(out)],
                                stdout=subprocess.PIPE, text=True)
     if before:
-        assert process.stdout.readline() == f'{out}: exists; it will be replaced, with the embeddings that it may hold\n'
+        assert process.stdout.readline() == f'{out}: exists; will be replaced, with the embeddings that it may hold\n'
     assert process.stdout.readline() == 'halfway\n'
     process.send_signal(how)
     assert process.wait(20) != 0

@@ -503,7 +503,7 @@ def test_folders_of_splits_are_no_classes(tmp_path, here, error, captions):
         'test': {('dog', 'test-a'), ('test-loose.jpg', 'test-loose')}}
     said = here('--images', images, *ALL)
     ignored = 'splits: as the flags say; those of folders or caption files are ignored'
-    assert ignored in said and 'mine.hdf5: exists; it will be replaced, with the embeddings' in said
+    assert ignored in said and 'mine.hdf5: exists; will be replaced, with the embeddings' in said
     assert len(made(tmp_path)['train']) == 6
     write(tmp_path / 'list.txt', 'test/dog/a')
     assert ignored in here('--images', images, '--train_list', tmp_path / 'list.txt')
