@@ -191,7 +191,7 @@ def test_errors_are_one_line(runs, tmp_path, monkeypatch):
         run, monkeypatch, compare, *runs, '--text', 'a bird', '--out', tmp_path / 'mine.png')
     assert (tmp_path / 'mine.html').read_text() == '<!doctype html>mine' and not (tmp_path / 'mine.png').exists()
     (tmp_path / 'photo.png').write_text('mine, too')
-    assert 'photo.png: exists and has no page of this program beside it it' in one_line(
+    assert 'photo.png: exists and has no page of this program beside it' in one_line(
         run, monkeypatch, compare, *runs, '--text', 'a bird', '--out', tmp_path / 'photo.png')
     assert (tmp_path / 'photo.png').read_text() == 'mine, too' and not (tmp_path / 'photo.html').exists()
     assert 'ends in .png' in one_line(run, monkeypatch, compare, *runs, '--text', 'a bird', '--out', 'a.jpg')

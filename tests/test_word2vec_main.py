@@ -129,7 +129,7 @@ def test_a_run_does_not_resume_with_other_captions(call, data, tmp_path, folder)
             layout.write_photograph(file, 'train', photograph)
     assert load_split(str(other / 'tiny.hdf5'), 'train').index.captions[0] != CAPTIONS[0]
     message = call.error('--resume', newest(tmp_path / 'runs', 'tiny_'), '--epochs', '3')
-    assert 'was trained on other captions' in message or 'continue with the same model and captions' in message
+    assert 'was trained on different captions' in message or 'continue with the same model and captions' in message
 
 
 def test_the_checkpoint_holds_only_tensors_and_words(trained):
