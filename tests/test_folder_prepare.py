@@ -781,6 +781,12 @@ def test_coco_has_its_objects_as_classes_and_its_splits(tmp_path, here):
         [f'A dog, seen {j} times.' for j in range(5)], None)
     assert {name for name, _ in train} == {'person', 'dog', 'traffic light',
                                            'train2014-COCO_train2014_000000000002.jpg'}
+    assert 'subfolders are not classes' not in said
+    objects = coco / 'annotations' / 'instances_train2014.json'
+    objects.rename(tmp_path / objects.name)
+    said = here('--images', coco, '--captions', coco / 'annotations' / 'captions_train2014.json')
+    assert "subfolders are not classes, as the captions are COCO's; its objects would be: see data/README.md" in said
+    (tmp_path / objects.name).rename(objects)
     said = here('--images', coco, '--captions', coco / 'annotations', '--classes', 'own', '--test_share', '0.25')
     assert 'classes: 16, 16 of them single pictures' in said and 'test: 4 photographs' in said
     here('--images', coco, '--captions', coco / 'annotations', '--share_of', 'classes')

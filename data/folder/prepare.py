@@ -104,6 +104,8 @@ def list_entries(args, skipped):
         entries.append(Entry(None, class_name, name.replace('/', '-'), picture.key, picture.path, found.of(picture),
                              box_of(picture)))
         single += class_name == own
+    if found.is_coco and not found.classes and args.classes == 'given' and any(one.class_name for one in pictures):
+        print("subfolders are not classes, as the captions are COCO's; its objects would be: see data/README.md")
     print(f'classes: {len({entry.class_name for entry in entries})}' + (
         f', {single} of them single pictures: for each of these, any other picture is a wrong one' if single else ''))
     roots = (args.images, args.captions or args.images)
