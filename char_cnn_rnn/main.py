@@ -131,8 +131,7 @@ def evaluate(options, device):
     """Print zero-shot accuracy and retrieval on held-out classes, and show what the `--query` sentences find."""
     path = flags.dataset_file(options)
     model, source = load_model(options, device)
-    if changed := reading.other_data(model.data, path, source):
-        print(changed)
+    reading.print_other_data(model.data, path, source)
     split = next((split for split in ('test', 'valid') if load_split(path, split).index.names), None)
     if not split:
         raise UserError(f'{path}: no photographs in /test or /valid to evaluate with; prepare the data with a split')
@@ -163,7 +162,7 @@ def encoder_file(options):
                             f'{options.model}.pt, the encoder.pt of a GAN\'s run, or the published FILE.t7')
         return file
     return run.checkpoint_file(options.model, options.out_dir, None, None, dataset=options.dataset,
-                               data_dir=run.if_given('data_dir', options.data_dir))
+                               data_dir=options.data_dir)
 
 
 def load_model(options, device):
@@ -207,9 +206,9 @@ def embed(options, device):
     source = encoder_file(options)
     encoder = load_encoder(source, device)
     print(f'{source} embeds the captions of {path}', flush=True)
-    data = {} if source.endswith('.t7') else checkpoint.checked_metadata(checkpoint.load(source), source)[1]
-    if changed := reading.other_data(data, path, source):
-        print(changed)
+    if not source.endswith('.t7'):
+        _, data = checkpoint.checked_metadata(checkpoint.load(source, mapped=True), source)
+        reading.print_other_data(data, path, source)
 
     def embed_all(indexes):
         reading.print_unread_captions(path, sum((index.captions for index in indexes.values()), []))

@@ -203,8 +203,7 @@ def check_embeddings(data, dataset, checkpoint, width):
     if matches is None:
         print(f'{checkpoint}: does not say which encoder it was trained with; if the embeddings of {dataset.file} come '
               'from another one, the images will not match the captions')
-    if changed := other_data(data, dataset.file, checkpoint):
-        print(changed)
+    print_other_data(data, dataset.file, checkpoint)
 
 
 def other_data(data, path, checkpoint):
@@ -214,6 +213,12 @@ def other_data(data, path, checkpoint):
     return '' if not changed else (
         f'{checkpoint}: was trained on different {" and ".join(changed)} from those in {path} now, perhaps '
         'including some that are now held out')
+
+
+def print_other_data(data, path, checkpoint):
+    """Print the line of `other_data`, if there is one."""
+    if changed := other_data(data, path, checkpoint):
+        print(changed)
 
 
 def print_other_encoder(data, dataset, checkpoint):

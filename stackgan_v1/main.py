@@ -168,8 +168,7 @@ def load_stage1(options, resumed, dataset):
 def evaluate(options, device, resumed):
     """Generate an image for every caption of classes that are not in the training data."""
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
-                               dataset=options.dataset, stage=options.stage,
-                               data_dir=run.if_given('data_dir', options.data_dir))
+                               dataset=options.dataset, stage=options.stage, data_dir=options.data_dir)
     model, file, epochs = load_generator(file, options.model, device, options.stage)
     dataset = reading.require_embeddings(CroppedDataset.held_out(flags.dataset_file(options)))
     if options.checkpoint or resumed:
@@ -191,7 +190,7 @@ def generate(options, device, resumed):
     given = options.checkpoint or provenance.checkpoint(like, resumed, options.out_dir)
     file = run.checkpoint_file(options.model, options.out_dir, given, resumed, checkpoints.find,
                                dataset=run.if_given('dataset', options.dataset), stage=options.stage,
-                               data_dir=run.if_given('data_dir', options.data_dir))
+                               data_dir=options.data_dir)
     model, file, _ = load_generator(file, options.model, device, options.stage)
     embeddings, encoder = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options),
                                        device, model.netG.text_dim)

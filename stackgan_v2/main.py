@@ -165,7 +165,7 @@ def evaluate(options, device, resumed):
     of_dataset = options.count is None or options.dataset != 'birds'
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
                                dataset=options.dataset if of_dataset else run.if_given('dataset', options.dataset),
-                               data_dir=run.if_given('data_dir', options.data_dir))
+                               data_dir=options.data_dir)
     model, file, steps = load_generator(file, options.model, device)
     speed.prepare_evaluation(model.netG, device)
     if not model.netG.conditional and options.example:
@@ -202,8 +202,7 @@ def generate(options, device, resumed):
         sentences = provenance.sentences(like, options.text, options.text_file)
     given = options.checkpoint or provenance.checkpoint(like, resumed, options.out_dir)
     file = run.checkpoint_file(options.model, options.out_dir, given, resumed, checkpoints.find,
-                               dataset=run.if_given('dataset', options.dataset),
-                               data_dir=run.if_given('data_dir', options.data_dir))
+                               dataset=run.if_given('dataset', options.dataset), data_dir=options.data_dir)
     model, file, _ = load_generator(file, options.model, device)
     if not model.netG.conditional:
         raise UserError(f'{file}: was trained without text, so it reads no sentences; '

@@ -115,7 +115,7 @@ def evaluate(options, device, resumed):
     dataset = reading.require_embeddings(Text2ImageDataset.held_out(flags.dataset_file(options)))
     loader = DataLoader(dataset, EVAL_SIZE, shuffle=True, collate_fn=dataset.collate)
     file = run.checkpoint_file(options.model, options.out_dir, options.checkpoint, resumed, checkpoints.find,
-                               dataset=options.dataset, data_dir=run.if_given('data_dir', options.data_dir))
+                               dataset=options.dataset, data_dir=options.data_dir)
     model, file = load_generator(file, options.model, device, loader, options.channels)
     reading.check_embeddings(model.data, dataset, file, model.netG.embed_dim)
     images, captions = model.eval()
@@ -129,8 +129,7 @@ def generate(options, device, resumed):
     sentences = provenance.sentences(like, options.text, options.text_file)
     given = options.checkpoint or provenance.checkpoint(like, resumed, options.out_dir, os.path.dirname(PRETRAINED))
     file = run.checkpoint_file(options.model, options.out_dir, given, resumed, checkpoints.find,
-                               PRETRAINED, dataset=run.if_given('dataset', options.dataset),
-                               data_dir=run.if_given('data_dir', options.data_dir))
+                               PRETRAINED, dataset=run.if_given('dataset', options.dataset), data_dir=options.data_dir)
     model, file = load_generator(file, options.model, device, channels=options.channels)
     embeddings, encoder = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options),
                                        device, model.netG.embed_dim)
