@@ -223,7 +223,7 @@ def test_a_run_without_its_data_says_so(folders, tmp_path, monkeypatch):
     said, shown, captions = answered([moved])
     assert 'No photographs of ' in captions and 'tiny.hdf5' in captions and len(images_in(shown)) == 2
     tiny.make(tmp_path / 'tiny.hdf5')  # embeddings of no encoder at all
-    assert 'not of the sentence encoder' in BrowsedRun(str(tmp_path / 'moved'), CPU).no_captions
+    assert 'do not come from the sentence encoder' in BrowsedRun(str(tmp_path / 'moved'), CPU).no_captions
 
 
 def test_curves_of_two_runs_lie_over_one_another(runs):
