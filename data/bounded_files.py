@@ -30,21 +30,25 @@ def shown(name):
 def files_in(folder, again=None):
     """Yield the paths of all files in a folder, relative to it and with /, in alphabetical order.
 
-    Links to folders that were read already are not followed, but added to the list `again`.
+    Links to folders that are read anyway are not followed, but added to the list `again`.
     """
-    seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
-        real = os.path.realpath(place)
-        if real in seen:
+    path_of = {os.path.realpath(place): place for place, _, _ in _walk(folder, False)}  # no link takes their place
+    for place, folders, names in _walk(folder, True):
+        if path_of.setdefault(os.path.realpath(place), place) != place:
             folders.clear()
             if again is not None:
                 again.append(os.path.relpath(place, folder).replace(os.sep, '/'))
             continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith('.'))
         for name in sorted(names):
             if not name.startswith('.'):
                 yield os.path.relpath(os.path.join(place, name), folder).replace(os.sep, '/')
+
+
+def _walk(folder, follow_links):
+    """Yield what `os.walk` does, without hidden folders, in alphabetical order. Raises UserError."""
+    for place, folders, names in os.walk(folder, followlinks=follow_links, onerror=_refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith('.'))
+        yield place, folders, names
 
 
 def _refuse(error):

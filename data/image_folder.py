@@ -100,7 +100,7 @@ class SelectedClasses(ImageFolder):
     """Like `ImageFolder`, but with only the class folders named in `keep`."""
 
     def __init__(self, folder, keep):
-        self.keep = sorted(keep)
+        self.keep = sorted(set(keep))
         super().__init__(folder, allow_empty=True)
 
     @staticmethod
@@ -108,7 +108,7 @@ class SelectedClasses(ImageFolder):
         """List (path, class number) per image; torchvision's method follows links to an enclosing folder forever."""
         return [(os.path.join(place, name), class_to_idx[class_name])
                 for class_name, place, names in _walk_classes(directory, sorted(class_to_idx), verbose=True)
-                for name in sorted(names) if name.lower().endswith(extensions)]
+                for name in sorted(names) if name.lower().endswith(extensions) and name[0] != '.']
 
     def report_ignored(self):
         """Print, in one line, how many files have no image's extension, and how many images are in no class folder."""
@@ -162,7 +162,7 @@ def _walk_classes(folder, classes, verbose=False):
     report = print if verbose else lambda line: None
     tops = [os.path.join(folder, class_name) for class_name in classes]
     path_of = {_identity(folder): folder}  # of the folders that are reached without a link below a class folder
-    for top in tops:
+    for top in sorted(tops, key=os.path.islink):  # a link takes no folder's place
         for place, _, _ in os.walk(top):
             path_of.setdefault(_identity(place), place)
 

@@ -278,8 +278,8 @@ def test_a_column_says_the_splits_and_others_are_named(tmp_path, here, error):
     assert {split: set(found) for split, found in made(tmp_path).items()} == {
         'train': {('red', 'a'), ('blue', 'c')}, 'valid': set(), 'test': {('red', 'b')}}
     write(images / 'metadata.csv', '\n'.join(['file_name,text,split,label', *rows, 'blue/c.jpg,y,test,3']))
-    assert 'line 5: the split of blue/c.jpg must be train, validation or test, and the same' in error(
-        '--images', images)
+    assert ('line 5: the split of blue/c.jpg must be train, validation or test, and the same in all of its lines, not '
+            "'test'") in error('--images', images)
 
 
 def test_folders_say_the_splits_that_a_column_leaves_out(tmp_path, here):
@@ -622,6 +622,37 @@ def test_a_second_link_to_a_folder_is_named(tmp_path, here):
     assert 'not read: 2 links to folders that are read already (blue/back, red)' in here('--images', images, *ALL)
 
 
+def test_a_link_takes_no_folders_place(tmp_path, here):
+    images = fill(tmp_path / 'in', ['train/a', 'train/b', 'test/c'])
+    os.symlink('train', images / 'current')
+    assert 'not read: 1 links to folders that are read already (current)' in here('--images', images)
+    assert {split: [name for _, name in found] for split, found in made(tmp_path).items()} == {
+        'train': ['train-a', 'train-b'], 'valid': [], 'test': ['test-c']}
+    images = fill(tmp_path / 'in2', ['dog/a', 'wolf/a', 'wolf/.hidden/b'])
+    os.symlink('wolf', images / 'best')
+    os.symlink('../wolf/.hidden', images / 'dog' / 'more')
+    assert 'folders that are read already (best)' in here('--images', images, *ALL)
+    assert set(made(tmp_path)['train']) == {('dog', 'a'), ('wolf', 'a'), ('dog', 'more-b')}
+
+
+def test_words_for_no_value(tmp_path, here):
+    images = fill(tmp_path / 'in', ['a', 'b', 'c', 'd'], captions=False)
+    write(images / 'metadata.csv', 'file_name,text,class,split\na.jpg,None,None,train\nb.jpg,a bird,NULL,NaN\n'
+                                   'c.jpg,<NA>,x,\nc.jpg,another,,null\nd.jpg,nil,y,\n')
+    said = here('--images', images, *ALL)
+    assert 'read as no value: cells with <NA>, NULL, NaN, None, null\n' in said
+    assert 'skipped a: it has no captions' in said
+    assert {key: texts for key, (texts, _) in made(tmp_path)['train'].items()} == {
+        ('b.jpg', 'b'): ['a bird'], ('x', 'c'): ['another'], ('y', 'd'): ['nil']}
+
+
+def test_what_to_do_about_a_single_class(tmp_path, here):
+    images = fill(tmp_path / 'in', ['pets/cat/a', 'pets/dog/a'])
+    assert f'if the folders in pets are the classes, give --images {images}/pets\n' in here('--images', images, *ALL)
+    assert 'one class only' not in here('--images', images / 'pets', *ALL)
+    assert 'cannot be trained with it; give more pictures\n' in here('--images', images / 'pets' / 'cat', *ALL)
+
+
 def test_a_name_has_no_ending(tmp_path, monkeypatch):
     images = fill(tmp_path / 'in', ['a'])
     monkeypatch.setattr(sys, 'argv', ['prepare.py', '--name', 'pets.hdf5', '--images', str(images)])
@@ -782,6 +813,8 @@ def test_coco_has_its_objects_as_classes_and_its_splits(tmp_path, here):
     assert {name for name, _ in train} == {'person', 'dog', 'traffic light',
                                            'train2014-COCO_train2014_000000000002.jpg'}
     assert 'subfolders are not classes' not in said
+    found = made(tmp_path)
+    assert 'captions: annotations/' not in here('--images', coco) and str(made(tmp_path)) == str(found)  # found there
     objects = coco / 'annotations' / 'instances_train2014.json'
     objects.rename(tmp_path / objects.name)
     said = here('--images', coco, '--captions', coco / 'annotations' / 'captions_train2014.json')

@@ -46,7 +46,7 @@ def test_links_are_followed_but_no_image_is_read_twice(folder, tmp_path, capsys)
     class_folder = os.path.join(folder, '001.Auk')
     jay = os.path.join(folder, '002.Jay')
     links = {'loop': class_folder, 'deeper/up': class_folder, 'all': folder, 'jay': jay, 'in': f'{jay}/deeper',
-             '../Z': jay}
+             '../Z': jay, '../000': jay}
     for name, target in links.items():
         os.symlink(target, os.path.join(class_folder, name))
     (tmp_path / 'elsewhere').mkdir()

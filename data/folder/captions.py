@@ -17,6 +17,7 @@ from data.bounded_files import files_in, is_plain, normalized, read_json, read_t
 from data.converting import checked_captions, read_captions
 from data.folder.pictures import SPLITS, paths_beside
 
+EMPTY = ('nan', 'NaN', 'None', 'null', 'NULL', '<NA>')  # what pandas, Python and databases write for no value
 METADATA = ('metadata.csv', 'metadata.jsonl')
 JSON_BYTES = {'captions': 256 << 20, 'instances': 1 << 30}  # COCO's largest have 92 MB and 470 MB
 LONGEST_CLASS = 200  # characters
@@ -43,7 +44,7 @@ def find(pictures, given, folder, with_objects):
     if os.path.isdir(given):
         files = list(filter(is_plain, files_in(given)))
         coco = [os.path.join(given, file) for file in files
-                if file.startswith('captions_') and file.lower().endswith('.json')]
+                if os.path.basename(file).startswith('captions_') and file.lower().endswith('.json')]
         listed = [file for file in files if os.path.basename(file).lower() in METADATA]
         if coco:
             return read_coco(pictures, coco, with_objects)
@@ -77,7 +78,7 @@ def read_metadata(pictures, root, files, folder):
     picture is there, `file_name` is the path from `folder`, that of the pictures, or from the same subfolder in it.
     """
     known = {normalized(picture.file): picture.file for picture in pictures}
-    texts, classes, splits, absent, unread = defaultdict(list), {}, {}, set(), set()
+    texts, classes, splits, absent, unread, empty = defaultdict(list), {}, {}, set(), set(), set()
     for place, count in Counter(map(os.path.dirname, files)).items():
         if count > 1:
             raise UserError(f'{os.path.join(root, place)}: has both metadata.csv and metadata.jsonl; keep only one')
@@ -88,8 +89,9 @@ def read_metadata(pictures, root, files, folder):
             unread |= row.keys() - set(COLUMNS)
             lines = text if isinstance(text, list) else [text]
             if not isinstance(name, str) or not name.strip() or not all(isinstance(line, str) for line in lines):
-                raise UserError(f'{path}: line {number} has no file_name or no text; give both, in quotation marks if '
-                                'they contain commas')
+                quoted = ', in quotation marks if they contain commas' if path.lower().endswith('.csv') else ' as text'
+                raise UserError(f'{path}: line {number} has no file_name or no text; give both{quoted}')
+            empty |= {value for value in (*lines, class_name, split) if value in EMPTY}
             name = name.strip().replace('\\', '/')
             from_file = os.path.relpath(os.path.join(os.path.dirname(path), name), folder)
             from_pictures = os.path.normpath(os.path.join(beside, name))
@@ -98,7 +100,7 @@ def read_metadata(pictures, root, files, folder):
             if found is None:
                 absent.add(places[-1])
                 continue
-            texts[found] += lines
+            texts[found] += ['' if is_absent(line) else line for line in lines]
             if not is_absent(class_name):
                 class_name = checked_class(class_name, f'{path}: line {number}')
                 if classes.setdefault(found, class_name) != class_name:
@@ -108,10 +110,12 @@ def read_metadata(pictures, root, files, folder):
                 split = SPLITS.get(str(split).strip().lower())
                 if split is None or splits.setdefault(found, split) != split:
                     raise UserError(f'{path}: line {number}: the split of {found} must be train, validation or test, '
-                                    'and the same in all of its lines')
+                                    f'and the same in all of its lines, not {shown(str(row["split"]))[:60]!r}')
     source = ', '.join(files[:3]) + ', ...' * bool(files[3:])
     join_lines(texts, source)
     unread -= {''}  # pandas writes its index without a name
+    if empty:
+        print(f'read as no value: cells with {some(empty)}')
     if unread:
         print(f'not read: the columns {some(unread)}')
     return Captions(source, lambda picture: partial(checked_captions, texts.get(picture.file, ())), classes, splits,
@@ -168,7 +172,7 @@ def _csv_rows(path, lines, advice, pictures):
 def _listed(text):
     """Return the list of captions that a cell holds if it is one, written as by pandas or in JSON, else the cell."""
     if not text or not LIST.fullmatch(text):
-        return '' if text == 'nan' else text
+        return text
     for read in (json.loads, lambda text: list(map(ast.literal_eval, re.findall(STRING, text)))):
         with contextlib.suppress(ValueError, SyntaxError):
             return [one for one in read(text) if isinstance(one, str)]  # not NaN and None
@@ -214,8 +218,8 @@ def join_lines(texts, source):
 
 
 def is_absent(value):
-    """Return whether the value of a cell is none: pandas has NaN for it, and the text nan after `astype(str)`."""
-    return value in (None, '', 'nan') or value != value
+    """Return whether the value of a cell is none, for which pandas has NaN."""
+    return value in (None, '', *EMPTY) or value != value
 
 
 def checked_class(name, where):

@@ -268,6 +268,17 @@ def has_captions(entry):
         return False
 
 
+def advice_for(trained, args):
+    """Return what to do about the pictures `trained`, which are all of /train and of one class."""
+    if len(trained) == 1:
+        return 'give more pictures'
+    common = os.path.commonpath([os.path.dirname(entry.key) for entry in trained])
+    is_folder = normalized(common.partition('/')[0]) == trained[0].class_name
+    if is_folder and any('/' in os.path.relpath(entry.key, common) for entry in trained):
+        return f'if the folders in {common} are the classes, give --images {os.path.join(args.images, common)}'
+    return 'add --classes own, so that each picture is a class'
+
+
 def main():
     """List the pictures, convert those that can be used, and print a report."""
     start, args, skipped = time.time(), parse_args(), []
@@ -287,9 +298,9 @@ def main():
         has_lists = args.train_list or args.valid_list or args.test_list
         where = 'that no list contains' if has_lists else 'to which neither a folder nor a caption file gives a split'
         print(f'left out: {len(entries) - len(chosen)} photographs {where}')
-    if len({entry.class_name for entry in chosen if entry.split == 'train'}) == 1:
-        print('one class only in /train: a sentence encoder cannot be trained with it; add --classes own, so that each '
-              'picture is a class')
+    trained = [entry for entry in chosen if entry.split == 'train']
+    if len({entry.class_name for entry in trained}) == 1:
+        print(f'one class only in /train: a sentence encoder cannot be trained with it; {advice_for(trained, args)}')
     converting.report_end(args.out, args.dry_run, skipped, start)
 
 
