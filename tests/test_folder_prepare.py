@@ -646,11 +646,24 @@ def test_words_for_no_value(tmp_path, here):
         ('b.jpg', 'b'): ['a bird'], ('x', 'c'): ['another'], ('y', 'd'): ['nil']}
 
 
+def test_rich_text_is_no_caption(tmp_path, here):
+    images = fill(tmp_path / 'in', ['a', 'b'])
+    write(images / 'a.txt', '{\\rtf1\\ansi\\ansicpg1252\n\\f0\\fs24 a red bird}')
+    assert 'skipped a: its text file is in rich text format; save it as plain text\n' in here('--images', images, *ALL)
+
+
 def test_what_to_do_about_a_single_class(tmp_path, here):
     images = fill(tmp_path / 'in', ['pets/cat/a', 'pets/dog/a'])
     assert f'if the folders in pets are the classes, give --images {images}/pets\n' in here('--images', images, *ALL)
     assert 'one class only' not in here('--images', images / 'pets', *ALL)
     assert 'cannot be trained with it; give more pictures\n' in here('--images', images / 'pets' / 'cat', *ALL)
+    fill(images / 'pets', ['cat/b', 'dog/b'])
+    write(tmp_path / 'cat.txt', 'cat')
+    write(tmp_path / 'dog.txt', 'dog')
+    lists = ('--train_classes', tmp_path / 'cat.txt', '--test_classes', tmp_path / 'dog.txt')
+    assert f'; list more classes in {tmp_path}/cat.txt\n' in here('--images', images / 'pets', *lists)
+    shares = ('--share_of', 'classes', '--test_share', '0.5')
+    assert 'cannot be trained with it; give smaller shares\n' in here('--images', images / 'pets', *shares)
 
 
 def test_a_name_has_no_ending(tmp_path, monkeypatch):

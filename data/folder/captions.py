@@ -67,6 +67,8 @@ def read_text_file(path):
     captions = read_captions(path)
     if all(map(YOLO.fullmatch, captions)):
         raise ValueError('its text file holds boxes in YOLO format, not captions')
+    if captions and captions[0].startswith(r'{\rtf'):
+        raise ValueError('its text file is in rich text format; save it as plain text')
     return captions
 
 

@@ -272,6 +272,10 @@ def advice_for(trained, args):
     """Return what to do about the pictures `trained`, which are all of /train and of one class."""
     if len(trained) == 1:
         return 'give more pictures'
+    if args.train_classes:
+        return f'list more classes in {args.train_classes[-1]}'
+    if args.share_of == 'classes':
+        return 'give smaller shares'
     common = os.path.commonpath([os.path.dirname(entry.key) for entry in trained])
     is_folder = normalized(common.partition('/')[0]) == trained[0].class_name
     if is_folder and any('/' in os.path.relpath(entry.key, common) for entry in trained):
