@@ -21,6 +21,7 @@ from common.files import atomic_write, convert_os_errors
 LOG = 'log.txt'                   # file name of the log in a run folder
 CAPTIONS = 'sample_captions.txt'  # and of the captions of its samples
 WIDTH = 512                       # pixels of a sample in TensorBoard
+WATCHED = 60                      # seconds between two looks at what other processes use
 
 
 class Log:
@@ -33,8 +34,8 @@ class Log:
         self.out_dir, self.verbose, self.unit = out_dir, verbose, unit
         self.failures = {}  # {what cannot be written at present: the error}
         self.text = self.curves = None
-        self.images, self.since, self.waited = 0, time.monotonic(), seconds_without_core()
-        self.is_contention_reported = False
+        self.images, self.since = 0, time.monotonic()
+        self.watched, self.is_contention_reported = (self.since, seconds_without_core()), False
         if out_dir:
             with convert_os_errors(out_dir):
                 os.makedirs(out_dir, exist_ok=True)
@@ -97,25 +98,27 @@ class Log:
 
     def losses(self, progress, epochs, losses, bar):
         """Log a step's losses (a dict of floats) and the speed since the last call to log.txt and the curves."""
-        seconds, waited = time.monotonic() - self.since, seconds_without_core() - self.waited
-        speed = self.images / seconds
-        self.images, self.since, self.waited = 0, self.since + seconds, self.waited + waited
+        speed = self.images / (time.monotonic() - self.since)
+        self.images, self.since = 0, time.monotonic()
         text = '  '.join(f'{name} {value:.4f}' for name, value in losses.items())
         bar.set_postfix_str(text)
         self.line(f'epoch {progress["epoch"] + 1}/{epochs}  step {progress["step"]}  {text}  {speed:.3g} {self.unit}/s',
                   console=bar.disable)
-        self._report_contention(torch.get_num_threads(), waited / seconds)
+        self._report_contention(torch.get_num_threads())
         if self.curves:
             with self.attempt('the TensorBoard curves'):
                 self.curves.add({**losses, f'{self.unit}_per_second': speed}, progress['step'])
 
-    def _report_contention(self, threads, waiting):
-        """Say once that `threads` of which `waiting` have no core, on average, are too many, and what to set."""
-        fewer = None if torch.cuda.is_initialized() else fewer_threads(threads, waiting)
-        if fewer and not self.is_contention_reported:
+    def _report_contention(self, threads):
+        """Say once that `threads` are too many if they had no core for much of a minute, and what to set."""
+        (since, waited), now = self.watched, time.monotonic()
+        if self.is_contention_reported or torch.cuda.is_initialized() or now - since < WATCHED:
+            return
+        self.watched = now, seconds_without_core()
+        if fewer := fewer_threads(threads, (self.watched[1] - waited) / (now - since)):
             self.is_contention_reported = True
             self.line(f'other processes use the cores too, and the {threads} threads of this training wait for each '
-                      f'other; with {fewer} it would be faster: press Ctrl-C, and resume it with OMP_NUM_THREADS='
+                      f'other; with {fewer} it may be faster: press Ctrl-C, and resume it with OMP_NUM_THREADS='
                       f'{fewer} set')
 
     def sample(self, image, progress):

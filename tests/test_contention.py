@@ -46,7 +46,8 @@ def test_threads_that_have_a_core_each(threads, waiting, fewer):
 
 
 def test_a_training_says_once_that_it_has_more_threads_than_cores(tmp_path, monkeypatch):
-    waited = iter([0, 6000, 12000, 18000])
+    waited = iter([0, 6000, 12000])
+    monkeypatch.setattr(log, 'WATCHED', 0)
     monkeypatch.setattr(log, 'seconds_without_core', lambda: next(waited))
     monkeypatch.setattr(torch, 'get_num_threads', lambda: 3)
     monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: False)
