@@ -828,6 +828,9 @@ def test_coco_has_its_objects_as_classes_and_its_splits(tmp_path, here):
     assert 'subfolders are not classes' not in said
     found = made(tmp_path)
     assert 'captions: annotations/' not in here('--images', coco) and str(made(tmp_path)) == str(found)  # found there
+    write(coco / 'metadata.csv', 'file_name,text\ntrain2014/COCO_train2014_000000000001.jpg,a dog\n')
+    assert 'captions: metadata.csv\n' in here('--images', coco, *ALL)
+    (coco / 'metadata.csv').unlink()
     objects = coco / 'annotations' / 'instances_train2014.json'
     objects.rename(tmp_path / objects.name)
     said = here('--images', coco, '--captions', coco / 'annotations' / 'captions_train2014.json')

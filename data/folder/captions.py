@@ -43,11 +43,13 @@ def find(pictures, given, folder, with_objects):
     """
     if os.path.isdir(given):
         files = list(filter(is_plain, files_in(given)))
-        coco = [os.path.join(given, file) for file in files
-                if os.path.basename(file).startswith('captions_') and file.lower().endswith('.json')]
         listed = [file for file in files if os.path.basename(file).lower() in METADATA]
+        coco = [file for file in files
+                if os.path.basename(file).startswith('captions_') and file.lower().endswith('.json')]
+        # In a subfolder, as COCO has them, they count only if there is no metadata.
+        coco = [file for file in coco if '/' not in file] or ([] if listed else coco)
         if coco:
-            return read_coco(pictures, coco, with_objects)
+            return read_coco(pictures, [os.path.join(given, file) for file in coco], with_objects)
         if listed:
             return read_metadata(pictures, given, listed, folder)
         path_of = paths_beside(given, '.txt')
