@@ -88,7 +88,7 @@ def prepared_step(options):
     model, netsD, heads, batch = GANS[options.gan](options.batch_size)
     batch['right_embed'] = torch.randn(options.batch_size, 1024)
     speed.prepare(model.netG, netsD, heads, device=CPU, precision=options.precision, compile=False,
-                  batch_size=options.batch_size, large_images=options.gan != 'text2image')
+                  batch_size=options.batch_size)
     model.create_optim(2e-4)
     return lambda: model.train_step(batch)
 
@@ -103,11 +103,14 @@ def without_function(owner, name):
 
 
 def channels_last(options):
-    """Return the seconds per step in contiguous memory format, which is used on CPUs, and in channels last."""
-    arrange = speed.arrange
-    with patch.object(speed, 'arrange', lambda net, *how: arrange(net.to(memory_format=torch.channels_last), *how)):
-        with_it = prepared_step(options)
-    return time_in_turns(options.steps, prepared_step(options), with_it)
+    """Return the seconds per step in contiguous memory format, and in channels last."""
+    def arrange(net, device, arrange=speed.arrange):
+        arrange(net, device)
+        net.to(memory_format=torch.contiguous_format)
+
+    with patch.object(speed, 'arrange', arrange):
+        without = prepared_step(options)
+    return time_in_turns(options.steps, without, prepared_step(options))
 
 
 def freed_memory(options):
@@ -142,6 +145,7 @@ def time_in_turns(steps, *functions):
 
 GAINS = {'DoubledConv': without_function(cpu_kernels, 'place_doubled_convs'),
          'ProductConv': without_function(cpu_kernels, 'place_product_convs'),
+         'ProductOfHalves': without_function(cpu_kernels, 'place_products_of_halves'),
          'channels_last': channels_last,
          'freed memory': freed_memory}
 

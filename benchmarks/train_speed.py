@@ -134,8 +134,7 @@ def prepare(options):
         return batches, lambda batch: chapters_step(model, batch)
     speed.prepare(model.netG, netsD, heads, device=device,
                   precision='auto' if options.way == COMPILED else options.way, compile=options.way == COMPILED,
-                  accumulate=options.accumulate, batch_size=options.batch_size,
-                  large_images=options.chapter != 'text2image')
+                  accumulate=options.accumulate, batch_size=options.batch_size)
     return batches, model.train_step
 
 

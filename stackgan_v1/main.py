@@ -118,7 +118,7 @@ def train(options, device, resumed):
     model = Model(options.model, device, batches, *networks, options.kl_coef)
     heads = [head for head in (model.netD.get_cond_logits, model.netD.get_uncond_logits) if head is not None]
     speed.prepare(model.netG, [model.netD], heads, device=device, precision=options.precision, compile=options.compile,
-                  accumulate=options.accumulate, batch_size=options.batch_size, large_images=True)
+                  accumulate=options.accumulate, batch_size=options.batch_size)
     if options.checkpoint and not resumed:
         model.load_from(run.existing(options.checkpoint, options.model, checkpoints.find))
         reading.print_other_encoder(model.data, dataset, options.checkpoint)

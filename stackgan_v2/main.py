@@ -117,7 +117,7 @@ def train(options, device, resumed):
     run.check_batches(options.batch_size, len(batches.sampler))
     model = make_model(options, device, batches, dataset.embed_dim if options.conditional else None)
     speed.prepare(model.netG, model.netsD, device=device, precision=options.precision, compile=options.compile,
-                  accumulate=options.accumulate, batch_size=options.batch_size, large_images=True)
+                  accumulate=options.accumulate, batch_size=options.batch_size)
     if options.checkpoint and not resumed:
         model.load_from(run.existing(options.checkpoint, options.model, checkpoints.find))
         if options.conditional:

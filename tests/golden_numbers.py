@@ -31,7 +31,7 @@ def draw_from(monkeypatch, names, dtype=torch.float32):
 
 
 def arrange_all(monkeypatch, *nets):
-    """Arrange all layers of networks as main.py arranges the largest ones on a CPU."""
+    """Arrange all layers of networks on a CPU as `common.speed` arranges those with the most weights."""
     monkeypatch.setattr(cpu_kernels, 'WEIGHTS_PER_PLACE', 0)
     for net in nets:
         speed.arrange(net, torch.device('cpu'))

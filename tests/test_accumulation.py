@@ -44,7 +44,7 @@ def case(chapter, accumulate=1, size=4):
 def prepare(model, netsD, heads=(), **more):
     """Call `speed.prepare` with everything switched off except for `more`."""
     speed.prepare(model.netG, netsD, heads, **{'device': CPU, 'precision': 'fp32', 'compile': False, 'batch_size': 4,
-                                               'large_images': True, **more})
+                                               **more})
 
 
 def without_batch_statistics(nets):

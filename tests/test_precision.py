@@ -48,7 +48,7 @@ def trained(model, batch, nets, heads, asked):
     """Return the losses of two steps of `model` in the precision `asked`, and the dtypes that its layers read."""
     seen = {}
     netG, *netsD = nets
-    speed.prepare(netG, netsD, heads, device=CPU, precision=asked, compile=False, batch_size=2, large_images=True)
+    speed.prepare(netG, netsD, heads, device=CPU, precision=asked, compile=False, batch_size=2)
     for layer in {module for net in nets for module in net.modules() if not list(module.children())}:
         layer.register_forward_pre_hook(lambda one, inputs: seen.setdefault(type(one), set()).add(inputs[0].dtype))
     for optimizer in (model.optim_G, *getattr(model, 'optims_D', [getattr(model, 'optim_D', None)])):

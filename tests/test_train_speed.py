@@ -13,7 +13,7 @@ import torch
 import stackgan_v1.build_gan
 import stackgan_v2.build_gan
 from benchmarks import chapter_way, dataset_speed, eval_speed, kernels, train_speed
-from common.speed.cpu_kernels import DoubledConv, ProductConv
+from common.speed.cpu_kernels import DoubledConv, ProductConv, ProductConvTranspose, ProductOfHalves
 from tests.errors import one_line
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -102,7 +102,7 @@ def test_the_chapters_way_has_none_of_our_gains(chapter, birds, narrow, chapters
     batches, step = train_speed.prepare(options_of(birds, chapter=chapter, way='chapter'))
     step(next(iter(batches)))
     layers = {type(layer) for net in nets_of(*chapters_model) for layer in net.modules()}
-    assert not layers & {DoubledConv, ProductConv}
+    assert not layers & {DoubledConv, ProductConv, ProductConvTranspose, ProductOfHalves}
     assert not any(group['fused'] for optimizer in optimizers_of(*chapters_model) for group in optimizer.param_groups)
     _, *netsD = nets_of(*chapters_model)  # the generator's step has left gradients that nobody uses
     assert all(parameter.grad.any() for netD in netsD for parameter in netD.parameters() if parameter.dim() > 1)
@@ -149,9 +149,9 @@ def test_a_missing_data_file_says_what_to_run(tmp_path, monkeypatch, capsys):
     assert 'prepare.py' in one_line(typed, train_speed, monkeypatch, capsys, '--file', missing)
 
 
-@pytest.mark.parametrize('gan', ['stage-I', 'stage-II', 'stackgan_v2'])
+@pytest.mark.parametrize('gan', ['text2image', 'stage-I', 'stage-II', 'stackgan_v2'])
 def test_kernels_prints_a_row_per_optimization(gan, narrow, monkeypatch, capsys):
-    parts = ['DoubledConv', 'ProductConv', 'channels_last']
+    parts = ['DoubledConv', 'ProductConv', 'ProductOfHalves', 'channels_last']
     said = typed(kernels, monkeypatch, capsys, '--gan', gan, '--batch_size', '2', '--steps', '1',
                  *(word for part in parts for word in ('--only', part)))
     assert re.findall(r'^\| (\w+) \| [\d.]+ \| [\d.]+ \| [\d.]+ \|$', said, re.MULTILINE) == parts

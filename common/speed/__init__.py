@@ -10,15 +10,13 @@ from common.speed import accumulation, allocator, compiling, cpu_kernels
 from common.speed.precision import choose_precision, in_bf16, keep_outputs_in_float32
 
 
-def prepare(generator, discriminators, heads=(), *, device, precision, compile, accumulate=1, batch_size,
-            large_images=False):
+def prepare(generator, discriminators, heads=(), *, device, precision, compile, accumulate=1, batch_size):
     """Make the networks of a GAN train faster on `device`, or with `accumulate` > 1 in less memory, and print how.
 
     `heads` are parts of discriminators that a training step calls by themselves. `precision` is one of
     `precision.PRECISIONS`, `compile` is 'auto' or a bool; with `accumulate`, discriminators see a batch in that many
-    parts. `large_images`: the networks are for more than 64 x 64 pixels, for which there are CPU kernels here. Call
-    this before or after making optimizers, but before their first step. Raises UserError, with everything unchanged,
-    if the device does not support it.
+    parts. Call this before or after making optimizers, but before their first step. Raises UserError, with everything
+    unchanged, if the device does not support it.
     """
     if accumulate > batch_size:
         raise UserError(f'--accumulate {accumulate}: more parts than images; with --batch_size {batch_size} give '
@@ -35,7 +33,7 @@ def prepare(generator, discriminators, heads=(), *, device, precision, compile, 
         allocator.return_freed_memory() if accumulate > 1 else allocator.keep_freed_memory()
 
     for net in (generator, *discriminators):
-        arrange(net, device, large_images)
+        arrange(net, device)
         if accumulate > 1:
             accumulation.recompute(net)
         if number_format == 'bf16':
@@ -60,10 +58,10 @@ def prepare_evaluation(generator, device):
     arrange(generator, device)
 
 
-def arrange(net, device, large_images=True):
+def arrange(net, device):
     """Make the convolutions of `net` compute in the fastest way on `device`."""
-    if device.type == 'cuda' or not large_images:
-        net.to(memory_format=torch.channels_last)
-    elif device.type == 'cpu':
+    net.to(memory_format=torch.channels_last)
+    if device.type == 'cpu':
         cpu_kernels.place_doubled_convs(net)
         cpu_kernels.place_product_convs(net)
+        cpu_kernels.place_products_of_halves(net)

@@ -3,6 +3,7 @@
 These modules replace PyTorch's, with the same names and the same parameters.
 """
 import itertools
+import math
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import nn
 ROWS = torch.tensor([[0., 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
 ROWS_AND_COLUMNS = torch.einsum('ai,bj->ijab', ROWS, ROWS).reshape(9, 16)
 
-WEIGHTS_PER_PLACE = 2 ** 14  # with more per position of the result, a matrix product beats PyTorch's convolution
+WEIGHTS_PER_PLACE = 2 ** 14  # with more for each place of the smaller map, a product beats PyTorch's convolution
 
 
 def place_doubled_convs(net):
@@ -26,19 +27,29 @@ def place_doubled_convs(net):
 
 
 def place_product_convs(net):
-    """Replace each convolution of `net` that a `ProductConv` can compute."""
+    """Replace each convolution of `net` that a `ProductConv` or a `ProductConvTranspose` can compute."""
     for parent in list(net.modules()):
         for name, conv in list(parent.named_children()):
             if _is_plain(conv):
                 setattr(parent, name, ProductConv(conv))
+            elif _is_plain(conv, nn.ConvTranspose2d) and conv.bias is None and not any(conv.output_padding):
+                setattr(parent, name, ProductConvTranspose(conv))
+
+
+def place_products_of_halves(net):
+    """Replace each `nn.GLU` of `net` over channels by a `ProductOfHalves`."""
+    for parent in list(net.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is nn.GLU and layer.dim == 1:
+                setattr(parent, name, ProductOfHalves())
 
 
 def _doubles(layer):
     return isinstance(layer, nn.Upsample) and (layer.scale_factor, layer.mode) == (2, 'nearest')
 
 
-def _is_plain(layer):
-    return (type(layer) is nn.Conv2d and layer.groups == 1 and layer.dilation == (1, 1)
+def _is_plain(layer, kind=nn.Conv2d):
+    return (type(layer) is kind and layer.groups == 1 and layer.dilation == (1, 1)
             and layer.padding_mode == 'zeros' and not isinstance(layer.padding, str))
 
 
@@ -56,31 +67,122 @@ class DoubledConv(nn.Module):
     def __init__(self, conv):
         super().__init__()
         self.weight = conv.weight
+        self.weight.data = conv.weight.data.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)  # in memory 3, 3, D, C
 
     def forward(self, features):
         with torch.autocast('cpu', enabled=False):  # weights must not be rounded before they are added up
-            kernel = (self.weight.flatten(2) @ ROWS_AND_COLUMNS.to(self.weight.dtype)).unflatten(2, (4, 4))
-        return F.conv_transpose2d(features, kernel.transpose(0, 1).contiguous(), stride=2, padding=1)
+            kernel = ROWS_AND_COLUMNS.T.to(self.weight.dtype) @ self.weight.permute(2, 3, 0, 1).reshape(9, -1)
+        kernel = kernel.view(4, 4, *self.weight.shape[:2]).permute(3, 2, 0, 1)      # [C, D, 4, 4]
+        return conv_transpose(features, kernel, stride=(2, 2), padding=(1, 1))
 
 
 class ProductConv(nn.Module):
-    """Apply `conv`, [B, C, H, W] -> [B, D, H', W'], as a matrix product if there are many weights for few positions.
+    """Apply `conv`, [B, C, H, W] -> [B, D, H', W'], as a matrix product if that is faster.
 
-    PyTorch's convolution reorders all weights in each pass, which takes most of the time if maps are small. In bf16 the
-    input's gradient is a sum of numbers rounded to bf16.
+    It is with many weights for few places: PyTorch's convolution reorders all weights in each pass. In bf16 the input's
+    gradient is a sum of numbers rounded to bf16.
     """
 
     def __init__(self, conv):
         super().__init__()
         self.weight, self.bias = conv.weight, conv.bias
-        self.kernel_size, self.stride, self.padding = conv.kernel_size, conv.stride, conv.padding
+        self.stride, self.padding = conv.stride, conv.padding
 
     def forward(self, features):
-        height, width = (1 + (side + 2 * padding - kernel) // stride for side, padding, kernel, stride in
-                         zip(features.shape[2:], self.padding, self.kernel_size, self.stride))
-        places = len(features) * height * width
-        if self.weight.numel() < WEIGHTS_PER_PLACE * places:
+        places = math.prod(1 + (side + 2 * margin - kernel) // step for side, margin, kernel, step in
+                           zip(features.shape[2:], self.padding, self.weight.shape[2:], self.stride))
+        if not is_product(self.weight, places):
             return F.conv2d(features, self.weight, self.bias, self.stride, self.padding)
-        seen = F.unfold(features, self.kernel_size, padding=self.padding, stride=self.stride)  # [B, C * K * K, places]
-        found = F.linear(seen.transpose(1, 2).flatten(0, 1), self.weight.flatten(1), self.bias)
-        return found.view(-1, height, width, len(self.weight)).permute(0, 3, 1, 2)
+        seen = Windows.apply(features.permute(0, 2, 3, 1), self.weight.shape[2:], self.stride, self.padding)
+        weight = self.weight.permute(0, 2, 3, 1)                                    # [D, K, K, C]
+        return F.linear(seen.flatten(3), weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+class ProductConvTranspose(nn.Module):
+    """Apply the transposed convolution `conv`, [B, C, H, W] -> [B, D, H', W'], in the same way.
+
+    In bf16 the result is a sum of numbers rounded to bf16.
+    """
+
+    def __init__(self, conv):
+        super().__init__()
+        self.weight = conv.weight
+        self.stride, self.padding = conv.stride, conv.padding
+
+    def forward(self, features):
+        return conv_transpose(features, self.weight, self.stride, self.padding)
+
+
+def is_product(weight, places):
+    """Return whether to compute a convolution as a product, with `places` in the smaller of its two maps.
+
+    With a single place it is one. There, PyTorch 2.14 returns wrong numbers for some shapes, in bf16 and channels last.
+    """
+    return places == 1 or weight.numel() >= WEIGHTS_PER_PLACE * places
+
+
+def conv_transpose(features, weight, stride, padding):
+    """Return PyTorch's `conv_transpose2d`, computed as a matrix product if that is faster."""
+    if not is_product(weight, features.shape[2] * features.shape[3]):
+        return F.conv_transpose2d(features, weight, stride=stride, padding=padding)
+    weight = weight.permute(2, 3, 1, 0)                                             # [K, K, D, C]
+    features = features.permute(0, 2, 3, 1)                                         # [B, H, W, C]
+    seen = F.linear(features.flatten(0, 2), weight.flatten(0, 2)).view(*features.shape[:3], *weight.shape[:3])
+    return WindowSum.apply(seen, stride, padding).permute(0, 3, 1, 2)
+
+
+class ProductOfHalves(nn.Module):
+    """Compute `nn.GLU(dim=1)`, [B, 2 * C, ...] -> [B, C, ...], and keep the memory format, as that does not.
+
+    Otherwise the batch norm before it gets a gradient in another format than its input, and takes six times as long.
+    """
+
+    def forward(self, features):
+        values, gates = features.chunk(2, 1)
+        return values * gates.sigmoid()
+
+
+class Windows(torch.autograd.Function):
+    """Collect what a convolution sees from each place: [B, H, W, C] -> [B, H', W', K, K, C]."""
+
+    @staticmethod
+    def forward(ctx, features, kernel_size, stride, padding):
+        ctx.shape, ctx.stride, ctx.padding = features.shape, stride, padding
+        return windows(features, kernel_size, stride, padding)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return window_sum(gradient, ctx.shape[1:3], ctx.stride, ctx.padding), None, None, None
+
+
+class WindowSum(torch.autograd.Function):
+    """Add up what a transposed convolution makes of each place: [B, H', W', K, K, C] -> [B, H, W, C]."""
+
+    @staticmethod
+    def forward(ctx, seen, stride, padding):
+        ctx.kernel_size, ctx.stride, ctx.padding = seen.shape[3:5], stride, padding
+        size = [step * (count - 1) + kernel - 2 * margin for count, kernel, step, margin in
+                zip(seen.shape[1:3], ctx.kernel_size, stride, padding)]
+        return window_sum(seen, size, stride, padding)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return windows(gradient, ctx.kernel_size, ctx.stride, ctx.padding), None, None
+
+
+def windows(features, kernel_size, stride, padding):
+    features = F.pad(features, (0, 0, padding[1], padding[1], padding[0], padding[0]))
+    seen = features.unfold(1, kernel_size[0], stride[0]).unfold(2, kernel_size[1], stride[1])
+    return seen.permute(0, 1, 2, 4, 5, 3).contiguous()
+
+
+def window_sum(seen, size, stride, padding):
+    """Return the sum [B, *size, C] of overlapping windows."""
+    batch, down, across, rows, columns, channels = seen.shape
+    (height, width), (top, left) = size, padding
+    total = seen.new_zeros(batch, height + 2 * top, width + 2 * left, channels)
+    for row in range(rows):
+        for column in range(columns):
+            total[:, row:row + stride[0] * down:stride[0],
+                  column:column + stride[1] * across:stride[1]] += seen[:, :, :, row, column]
+    return total[:, top:top + height, left:left + width]
