@@ -24,7 +24,7 @@ import torch
 from char_cnn_rnn import image_encoder, reading
 from char_cnn_rnn.build_encoder import ClassBatches, Model, embed_captions, fingerprint, load_encoder, save_encoder
 from char_cnn_rnn.encoder import VARIANTS
-from common import checkpoint, dry_run, flags, ranks, run
+from common import checkpoint, dry_run, flags, ranks, run, speed
 from common.errors import UserError, run_command
 from common.pictures import caption_sheet
 from data import checked_files, layout
@@ -53,6 +53,7 @@ def parse_flags():
     parser.add_argument('--image_weights', type=flags.path, metavar='FILE',
                         modes=(*flags.TRAINING, flags.EVALUATE, QUERY),
                         help='file of ImageNet weights for googlenet (default: download them)')
+    flags.add_precision_flag(parser)
     flags.add_boolean(parser, '--embed', False, 'write the embeddings of all captions into the HDF5 file',
                       modes=MODES)
     parser.add_argument('--encoder', type=flags.path, metavar='FILE', modes=(flags.EVALUATE, QUERY, EMBED),
@@ -102,6 +103,7 @@ def train(options, device, resumed):
     photographs = load_photographs(options, path, 'train', device)
     model = Model(options.model, device, ClassBatches(index, photographs, options.batch_size),
                   options.variant, options.image_encoder)
+    speed.prepare_encoder(model.encoder, device=device, precision=options.precision)
     model.create_optim(options.lr)
     data = {'file': os.path.basename(path), **split.fingerprint, 'embeddings': None}  # not used here
     run_dir = run.begin(model, [], resumed, options.out_dir, options.dataset, vars(options), data,

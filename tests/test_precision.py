@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from char_cnn_rnn.encoder import CharCnnRnn, init_weights, one_hot
 from common import speed
 from common.speed import precision
 from tests.errors import one_line
@@ -103,3 +104,19 @@ def test_outputs_of_last_layers_are_not_rounded(layer, function, monkeypatch):
     result.backward()
     slope = torch.func.grad(function)(torch.tensor(4.)).item()
     assert net[0].weight.grad.item() == pytest.approx(4 * slope, rel=.01)
+
+
+def test_the_sentence_encoder_trains_in_bf16(monkeypatch):
+    monkeypatch.setattr(precision, 'cpu_flags', lambda: {'avx512_bf16'})
+    torch.manual_seed(0)
+    encoder, letters = CharCnnRnn('birds_cvpr'), one_hot(['a red bird.', 'this bird has blue wings.'])
+    init_weights(encoder)
+    exact = encoder(letters)
+    speed.prepare_encoder(encoder, device=CPU, precision='auto')
+    seen = []
+    encoder.conv2.register_forward_hook(lambda _, __, found: seen.append(found.dtype))
+    rounded = encoder(letters)
+    rounded.sum().backward()
+    assert seen == [torch.bfloat16] and rounded.dtype == torch.float32 and not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=.02, atol=.02 * float(exact.detach().abs().max()))
+    assert {value.dtype for one in encoder.parameters() for value in (one, one.grad)} == {torch.float32}

@@ -25,8 +25,7 @@ def prepare(generator, discriminators, heads=(), *, device, precision, compile, 
         raise UserError('--compile True and --accumulate: give one of them')
     number_format = choose_precision(precision, device)  # not stored: a run may be resumed on another machine
     is_compiled = accumulate == 1 and compiling.can_compile(compile, device)  # recomputed layers do not compile
-    print(f'Computing in {number_format}')
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = number_format == 'tf32'
+    use_number_format(number_format)
     if accumulate > 1:
         torch.backends.cudnn.benchmark = False  # it may choose algorithms that are faster by taking more memory
     if device.type == 'cpu':
@@ -49,6 +48,21 @@ def prepare(generator, discriminators, heads=(), *, device, precision, compile, 
         if call is not plain:
             # A module around the network would put its name in front of every key of the state dict.
             net.forward = call
+
+
+def prepare_encoder(encoder, *, device, precision):
+    """Make a sentence encoder train faster on `device`, and print how; otherwise as `prepare`."""
+    number_format = choose_precision(precision, device)
+    use_number_format(number_format)
+    if device.type == 'cpu':
+        allocator.keep_freed_memory()
+    if number_format == 'bf16':
+        encoder.forward = in_bf16(encoder.forward, device.type)
+
+
+def use_number_format(number_format):
+    print(f'Computing in {number_format}')
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = number_format == 'tf32'
 
 
 def prepare_evaluation(generator, device):
