@@ -6,6 +6,7 @@ import stackgan_v1.build_gan
 import stackgan_v2.build_gan
 import text2image.build_gan
 import word2vec.build_embedding
+from text2image import improved
 from word2vec.corpus import Vocabulary
 
 SIZE = 4  # of the batch
@@ -21,6 +22,14 @@ def new_text2image(device):
     model.create_optim(2e-4)
     return model, {'right_images': images(64), 'wrong_images': images(64), 'right_embed': torch.randn(SIZE, 1024),
                    'inter_embed': torch.randn(SIZE, 1024)}
+
+
+def new_improved(device):
+    """Return text2image with the pretrained discriminator, but without augmentation, which draws random numbers."""
+    model, batch = new_text2image(device)
+    improved.improve(model, improved.PRETRAINED, augment_images=False, pairs=True, lr_ratio=4)
+    model.create_optim(2e-4)
+    return model, batch
 
 
 def new_stackgan_v1(device, stage):
@@ -57,6 +66,7 @@ def new_word2vec(device, name, loss):
 
 NEW = {
     'text2image': new_text2image,
+    'text2image, improved': new_improved,
     'stackgan_v1, Stage-I': lambda device: new_stackgan_v1(device, 1),
     'stackgan_v1, Stage-II': lambda device: new_stackgan_v1(device, 2),
     'stackgan_v2': lambda device: new_stackgan_v2(device, True),
@@ -65,7 +75,7 @@ NEW = {
     'word2vec, CBOW': lambda device: new_word2vec(device, 'cbow', 'softmax'),
     'word2vec, skip-gram': lambda device: new_word2vec(device, 'skipgram', 'negative'),
 }
-GANS = list(NEW)[:5]
+GANS = list(NEW)[:6]
 
 
 def new(name, device):
