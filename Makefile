@@ -23,13 +23,13 @@ demo: .venv/ready  ## make a data set of toy birds, train on it, generate images
 	@echo '--- 3 of 5: turn every caption into 1,024 numbers'
 	$(PY) char_cnn_rnn/main.py --embed --dataset toy_birds
 	@echo '--- 4 of 5: train the GAN; after each epoch, see text2image/output/toy_birds_DATE/samples/ (real images above)'
-	$(PY) text2image/main.py --train --dataset toy_birds --epochs 3 --batch_size 16 --lr 0.0005 --l2_coef 500 --int_coef 1 --average 0.99
+	$(PY) text2image/main.py --train --dataset toy_birds --epochs 3 --batch_size 32 --lr 0.001 --l2_coef 500 --int_coef 1 --average 0.98
 	@echo '--- 5 of 5: generate images for sentences with color pairs that never occurred in training; measure the colors'
 	$(PY) evaluation/color_accuracy.py
 	@echo 'Try next:'
 	@echo '  $(PY) text2image/main.py --train False --dataset toy_birds --count 8 --text "a purple bird on a branch with orange wings."'
 	@echo '  $(PY) char_cnn_rnn/main.py --train False --dataset toy_birds --query "a white bird in flight with black wings."'
-	@echo '  $(PY) text2image/main.py --train --dataset toy_birds --epochs 3 --batch_size 16 --lr 0.0005 --l2_coef 0 --int_coef 1 --average 0.99'
+	@echo '  $(PY) text2image/main.py --train --dataset toy_birds --epochs 3 --batch_size 32 --lr 0.001 --l2_coef 0 --int_coef 1 --average 0.98'
 
 test: .venv/ready  ## run the tests, with short forms of chaos and fuzz
 	$(PY) -m pytest -n 2 --dist loadfile
