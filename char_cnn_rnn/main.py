@@ -103,7 +103,7 @@ def train(options, device, resumed):
     photographs = load_photographs(options, path, 'train', device)
     model = Model(options.model, device, ClassBatches(index, photographs, options.batch_size),
                   options.variant, options.image_encoder)
-    speed.prepare_encoder(model.encoder, device=device, precision=options.precision)
+    speed.prepare_network(model.encoder, device=device, precision=options.precision)
     model.create_optim(options.lr)
     data = {'file': os.path.basename(path), **split.fingerprint, 'embeddings': None}  # not used here
     run_dir = run.begin(model, [], resumed, options.out_dir, options.dataset, vars(options), data,

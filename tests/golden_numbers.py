@@ -32,7 +32,7 @@ def draw_from(monkeypatch, names, dtype=torch.float32):
 
 def arrange_all(monkeypatch, *nets):
     """Arrange all layers of networks on a CPU as `common.speed` arranges those with the most weights."""
-    monkeypatch.setattr(cpu_kernels, 'WEIGHTS_PER_PLACE', 0)
+    monkeypatch.setattr(cpu_kernels, 'WEIGHTS_PER_POSITION', 0)
     for net in nets:
         speed.arrange(net, torch.device('cpu'))
 

@@ -21,11 +21,11 @@ def arranged(layers):
     return copied[0]
 
 
-@pytest.mark.parametrize('weights_per_place', [0, cpu_kernels.WEIGHTS_PER_PLACE])  # with and without a product
+@pytest.mark.parametrize('weights_per_position', [0, cpu_kernels.WEIGHTS_PER_POSITION])  # with and without a product
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('upsample', [stackgan_v1.upsample, stackgan_v2.upsample])
-def test_doubled_convs_compute_the_same(upsample, dtype, weights_per_place, monkeypatch):
-    monkeypatch.setattr(cpu_kernels, 'WEIGHTS_PER_PLACE', weights_per_place)
+def test_doubled_convs_compute_the_same(upsample, dtype, weights_per_position, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, 'WEIGHTS_PER_POSITION', weights_per_position)
     torch.manual_seed(0)
     plain = upsample(5, 4).to(dtype)
     shared = arranged(plain)
@@ -43,7 +43,9 @@ def test_doubled_convs_compute_the_same(upsample, dtype, weights_per_place, monk
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4)
 
 
-def test_summed_weights_are_rounded_once_in_bf16():
+@pytest.mark.parametrize('weights_per_position', [0, cpu_kernels.WEIGHTS_PER_POSITION])
+def test_summed_weights_are_rounded_once_in_bf16(weights_per_position, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, 'WEIGHTS_PER_POSITION', weights_per_position)
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(1, 1, 3, padding=1, bias=False))
     nn.init.zeros_(plain[1].weight)
@@ -57,19 +59,20 @@ def test_summed_weights_are_rounded_once_in_bf16():
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize('size', [1, 2])
 @pytest.mark.parametrize('conv', [nn.Conv2d(6, 9, 4, stride=2, padding=1, bias=False),
                                   nn.Conv2d(6, 9, 3, padding=1),
                                   nn.Conv2d(6, 9, 3, padding=(0, 1), stride=(2, 1), bias=False),
                                   nn.ConvTranspose2d(6, 9, 4, stride=2, padding=1, bias=False),
                                   nn.ConvTranspose2d(6, 9, 4, bias=False),
                                   nn.ConvTranspose2d(6, 9, (3, 2), padding=(1, 0), stride=(2, 3), bias=False)])
-def test_convolutions_with_many_weights_per_location_become_matrix_products(conv, dtype, monkeypatch):
+def test_convolutions_with_many_weights_per_location_become_matrix_products(conv, dtype, size, monkeypatch):
     torch.manual_seed(0)
     plain = conv.to(torch.float64).to(dtype)
     product = arranged(plain)
-    features = torch.randn(2, 6, 8, 5).to(dtype).requires_grad_()
+    features = torch.randn(size, 6, 8, 5).to(dtype).requires_grad_()
     own_way, results = count_convolutions(monkeypatch, type(conv)), []
-    monkeypatch.setattr(cpu_kernels, 'WEIGHTS_PER_PLACE', 0)
+    monkeypatch.setattr(cpu_kernels, 'WEIGHTS_PER_POSITION', 0)
     for layer in (plain, product):
         found = layer(features)
         assert found.dtype == dtype
@@ -94,11 +97,11 @@ def test_convolutions_with_few_weights_per_location_stay_with_pytorch(kind, monk
     own_way = count_convolutions(monkeypatch, kind)
     small, large = ((4, 4), (6, 4)) if kind is nn.Conv2d else ((2, 2), (3, 2))
     for shape in (small, large):
-        conv(torch.randn(2, 64, *shape))  # small: 4 places in the smaller map, and 2 ** 14 weights for each
+        conv(torch.randn(2, 64, *shape))  # small: 4 positions in the smaller map, and 2 ** 14 weights for each
     assert own_way == [large]
 
 
-def test_a_convolution_with_a_single_place_is_a_product(monkeypatch):
+def test_a_convolution_with_a_single_position_is_a_product(monkeypatch):
     """PyTorch 2.14 gets it wrong on some CPUs, with 16 or 24 channels in bf16 and channels last."""
     conv = nn.Conv2d(16, 1, 4, stride=4)
     features = torch.randn(2, 16, 4, 4).to(memory_format=torch.channels_last)
@@ -110,18 +113,20 @@ def test_a_convolution_with_a_single_place_is_a_product(monkeypatch):
 
 
 @pytest.mark.parametrize('shape', [(3, 8), (3, 8, 4, 4)])
-def test_gated_layers_compute_the_same_and_keep_the_memory_format(shape):
+def test_gated_layers_compute_the_same_with_gradients_in_the_memory_format_of_the_input(shape):
     plain, results = nn.GLU(dim=1), []
     product = arranged(plain)
     assert isinstance(product, ProductOfHalves) and isinstance(arranged(nn.GLU()), nn.GLU)
     features = torch.randn(shape)
     if len(shape) == 4:
         features = features.to(memory_format=torch.channels_last)
-        assert product(features).is_contiguous(memory_format=torch.channels_last)
     features.requires_grad_()
     for layer in (plain, product):
         found = layer(features)
-        results.append([found, *torch.autograd.grad(found.square().sum(), [features])])
+        gradient, = torch.autograd.grad(found.square().sum(), [features])
+        results.append([found, gradient])
+        if len(shape) == 4:
+            assert gradient.is_contiguous(memory_format=torch.channels_last) is (layer is product)
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(other, one)
 
@@ -149,8 +154,12 @@ def test_other_upsampling_is_unchanged(upsample, conv):
     torch.testing.assert_close(arranged(layers)(features), layers(features))
 
 
-def test_copies_have_their_own_weights():
-    net = arranged(stackgan_v1.upsample(2, 2)).eval()
+@pytest.mark.parametrize('weights_per_position', [0, cpu_kernels.WEIGHTS_PER_POSITION])
+@pytest.mark.parametrize('layers', [stackgan_v1.upsample(2, 2),
+                                    nn.Sequential(nn.Identity(), nn.ConvTranspose2d(2, 2, 4, bias=False))])
+def test_copies_have_their_own_weights(layers, weights_per_position, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, 'WEIGHTS_PER_POSITION', weights_per_position)
+    net = arranged(layers).eval()
     features = torch.randn(1, 2, 4, 4)
     before = net(features)
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):

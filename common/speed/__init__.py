@@ -1,13 +1,14 @@
-"""Compute the same numbers faster, or in less memory: one call for a training, one for an evaluation.
+"""Compute the same numbers faster, or in less memory: one call for a training, and one for an evaluation.
 
 Networks do not depend on this. Without these calls, everything works as before, except for time and rounding.
 Parameters, their names, and the inputs and outputs of a network stay the same.
 """
 import torch
+from torch.nn.modules.conv import _ConvNd
 
 from common.errors import UserError
 from common.speed import accumulation, allocator, compiling, cpu_kernels
-from common.speed.precision import choose_precision, in_bf16, keep_outputs_in_float32
+from common.speed.precision import choose_precision, in_bf16, in_bf16_in_training, keep_outputs_in_float32
 
 
 def prepare(generator, discriminators, heads=(), *, device, precision, compile, accumulate=1, batch_size):
@@ -50,17 +51,23 @@ def prepare(generator, discriminators, heads=(), *, device, precision, compile, 
             net.forward = call
 
 
-def prepare_encoder(encoder, *, device, precision):
-    """Make a sentence encoder train faster on `device`, and print how; otherwise as `prepare`."""
+def prepare_network(net, *, device, precision):
+    """Make a single network train faster on `device`, and print how. Raises UserError as `prepare` does.
+
+    In bf16, only its convolutions are, and only in training mode.
+    """
     number_format = choose_precision(precision, device)
     use_number_format(number_format)
     if device.type == 'cpu':
         allocator.keep_freed_memory()
     if number_format == 'bf16':
-        encoder.forward = in_bf16(encoder.forward, device.type)
+        for layer in net.modules():
+            if isinstance(layer, _ConvNd):
+                layer.forward = in_bf16_in_training(layer, device.type)
 
 
 def use_number_format(number_format):
+    """Print the number format, and let GPUs use TF32 if it is tf32."""
     print(f'Computing in {number_format}')
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = number_format == 'tf32'
 
@@ -73,7 +80,7 @@ def prepare_evaluation(generator, device):
 
 
 def arrange(net, device):
-    """Make the convolutions of `net` compute in the fastest way on `device`."""
+    """Make the layers of `net` compute in the fastest way on `device`."""
     net.to(memory_format=torch.channels_last)
     if device.type == 'cpu':
         cpu_kernels.place_doubled_convs(net)

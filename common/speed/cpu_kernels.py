@@ -1,4 +1,4 @@
-"""Compute convolutions faster on a CPU, with the same results except for rounding.
+"""Compute convolutions and gated linear units faster on a CPU, with the same results except for rounding.
 
 These modules replace PyTorch's, with the same names and the same parameters.
 """
@@ -14,7 +14,7 @@ from torch import nn
 ROWS = torch.tensor([[0., 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
 ROWS_AND_COLUMNS = torch.einsum('ai,bj->ijab', ROWS, ROWS).reshape(9, 16)
 
-WEIGHTS_PER_PLACE = 2 ** 14  # with more for each place of the smaller map, a product beats PyTorch's convolution
+WEIGHTS_PER_POSITION = 2 ** 14  # from here on, for each position of the smaller map, a product beats a convolution
 
 
 def place_doubled_convs(net):
@@ -27,7 +27,7 @@ def place_doubled_convs(net):
 
 
 def place_product_convs(net):
-    """Replace each convolution of `net` that a `ProductConv` or a `ProductConvTranspose` can compute."""
+    """Replace each convolution of `net` that a `ProductConv` can compute, and each transposed one without a bias."""
     for parent in list(net.modules()):
         for name, conv in list(parent.named_children()):
             if _is_plain(conv):
@@ -61,7 +61,8 @@ class DoubledConv(nn.Module):
     """Apply the 3 x 3 convolution `conv` to the doubled map: [B, C, H, W] -> [B, D, 2H, 2W].
 
     Nearest-neighbor doubling shows each number to the convolution four times. Adding up the weights that meet it first
-    leaves 4 products where there were 9, and no doubled map to keep for the gradient.
+    leaves 4 products where there were 9, and no doubled map to keep for the gradient. Of large kernels on small maps,
+    `conv_transpose` makes a matrix product.
     """
 
     def __init__(self, conv):
@@ -77,10 +78,10 @@ class DoubledConv(nn.Module):
 
 
 class ProductConv(nn.Module):
-    """Apply `conv`, [B, C, H, W] -> [B, D, H', W'], as a matrix product if that is faster.
+    """Apply `conv`, [B, C, H, W] -> [B, D, H', W'], as a matrix product where that is faster.
 
-    It is with many weights for few places: PyTorch's convolution reorders all weights in each pass. In bf16 the input's
-    gradient is a sum of numbers rounded to bf16.
+    It is where there are many weights for few positions, since PyTorch's convolution reorders all weights in each pass.
+    For the gradient, a product keeps all windows: with a 4 x 4 kernel and stride 2, four times its input.
     """
 
     def __init__(self, conv):
@@ -89,9 +90,9 @@ class ProductConv(nn.Module):
         self.stride, self.padding = conv.stride, conv.padding
 
     def forward(self, features):
-        places = math.prod(1 + (side + 2 * margin - kernel) // step for side, margin, kernel, step in
-                           zip(features.shape[2:], self.padding, self.weight.shape[2:], self.stride))
-        if not is_product(self.weight, places):
+        positions = math.prod([1 + (side + 2 * margin - kernel) // step for side, margin, kernel, step in
+                               zip(features.shape[2:], self.padding, self.weight.shape[2:], self.stride)])
+        if not is_product(self.weight, positions):
             return F.conv2d(features, self.weight, self.bias, self.stride, self.padding)
         seen = Windows.apply(features.permute(0, 2, 3, 1), self.weight.shape[2:], self.stride, self.padding)
         weight = self.weight.permute(0, 2, 3, 1)                                    # [D, K, K, C]
@@ -99,10 +100,7 @@ class ProductConv(nn.Module):
 
 
 class ProductConvTranspose(nn.Module):
-    """Apply the transposed convolution `conv`, [B, C, H, W] -> [B, D, H', W'], in the same way.
-
-    In bf16 the result is a sum of numbers rounded to bf16.
-    """
+    """Apply the transposed convolution `conv`, [B, C, H, W] -> [B, D, H', W'], as `ProductConv` does others."""
 
     def __init__(self, conv):
         super().__init__()
@@ -113,16 +111,16 @@ class ProductConvTranspose(nn.Module):
         return conv_transpose(features, self.weight, self.stride, self.padding)
 
 
-def is_product(weight, places):
-    """Return whether to compute a convolution as a product, with `places` in the smaller of its two maps.
+def is_product(weight, positions):
+    """Return whether to compute a convolution as a product, with `positions` in the smaller of its two maps.
 
-    With a single place it is one. There, PyTorch 2.14 returns wrong numbers for some shapes, in bf16 and channels last.
+    A single position is always a product: there, PyTorch 2.14 computes some shapes wrongly in bf16 and channels last.
     """
-    return places == 1 or weight.numel() >= WEIGHTS_PER_PLACE * places
+    return positions == 1 or weight.numel() >= WEIGHTS_PER_POSITION * positions
 
 
 def conv_transpose(features, weight, stride, padding):
-    """Return PyTorch's `conv_transpose2d`, computed as a matrix product if that is faster."""
+    """Return PyTorch's `conv_transpose2d`, computed as a matrix product where that is faster."""
     if not is_product(weight, features.shape[2] * features.shape[3]):
         return F.conv_transpose2d(features, weight, stride=stride, padding=padding)
     weight = weight.permute(2, 3, 1, 0)                                             # [K, K, D, C]
@@ -132,9 +130,10 @@ def conv_transpose(features, weight, stride, padding):
 
 
 class ProductOfHalves(nn.Module):
-    """Compute `nn.GLU(dim=1)`, [B, 2 * C, ...] -> [B, C, ...], and keep the memory format, as that does not.
+    """Compute `nn.GLU(dim=1)`, [B, 2 * C, ...] -> [B, C, ...], with a gradient in the memory format of the input.
 
-    Otherwise the batch norm before it gets a gradient in another format than its input, and takes six times as long.
+    PyTorch's returns it contiguous, and the batch norm before it, whose input is in channels last, takes six times as
+    long.
     """
 
     def forward(self, features):
@@ -143,7 +142,7 @@ class ProductOfHalves(nn.Module):
 
 
 class Windows(torch.autograd.Function):
-    """Collect what a convolution sees from each place: [B, H, W, C] -> [B, H', W', K, K, C]."""
+    """Collect the window that a convolution sees at each position: [B, H, W, C] -> [B, H', W', K, K, C]."""
 
     @staticmethod
     def forward(ctx, features, kernel_size, stride, padding):
@@ -156,7 +155,7 @@ class Windows(torch.autograd.Function):
 
 
 class WindowSum(torch.autograd.Function):
-    """Add up what a transposed convolution makes of each place: [B, H', W', K, K, C] -> [B, H, W, C]."""
+    """Add up the windows that a transposed convolution makes of each position: [B, H', W', K, K, C] -> [B, H, W, C]."""
 
     @staticmethod
     def forward(ctx, seen, stride, padding):
@@ -177,12 +176,13 @@ def windows(features, kernel_size, stride, padding):
 
 
 def window_sum(seen, size, stride, padding):
-    """Return the sum [B, *size, C] of overlapping windows."""
+    """Return the sum [B, *size, C] of overlapping windows; that of bf16 is rounded once, as in a convolution."""
     batch, down, across, rows, columns, channels = seen.shape
     (height, width), (top, left) = size, padding
-    total = seen.new_zeros(batch, height + 2 * top, width + 2 * left, channels)
+    total = torch.zeros(batch, height + 2 * top, width + 2 * left, channels, device=seen.device,
+                        dtype=torch.promote_types(seen.dtype, torch.float32))
     for row in range(rows):
         for column in range(columns):
             total[:, row:row + stride[0] * down:stride[0],
                   column:column + stride[1] * across:stride[1]] += seen[:, :, :, row, column]
-    return total[:, top:top + height, left:left + width]
+    return total[:, top:top + height, left:left + width].to(seen.dtype)

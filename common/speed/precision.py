@@ -56,6 +56,16 @@ def in_bf16(forward, device_type):
     return call
 
 
+def in_bf16_in_training(layer, device_type):
+    """Return the forward pass of a layer, like `in_bf16` in training mode and unchanged in evaluation mode."""
+    exact, rounded = layer.forward, in_bf16(layer.forward, device_type)
+
+    @functools.wraps(exact)
+    def call(*inputs, **named_inputs):
+        return (rounded if layer.training else exact)(*inputs, **named_inputs)
+    return call
+
+
 def to_float32(values):
     """Convert a tensor, or a list or tuple of tensors, to float32; None stays None."""
     if isinstance(values, (list, tuple)):
