@@ -34,7 +34,8 @@ def listed(monkeypatch, capsys):
     return call
 
 
-def test_runs_are_listed_by_time(tmp_path, listed):
+def test_runs_are_listed_by_time(tmp_path, listed, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a path is given relative to this folder if it is then shorter
     second = make_run(tmp_path / 'b' / 'output', 'birds_20260102_030405', dataset='owls')
     first = make_run(tmp_path / 'c' / 'output', 'toy_20250102_030405')
     make_run(tmp_path, 'text_20250102_030405', train=False)
@@ -44,9 +45,11 @@ def test_runs_are_listed_by_time(tmp_path, listed):
     (tmp_path / 'notes').mkdir()  # is foreign
     head, *rows, last = listed(tmp_path)
     assert head.split() == list(runs.HEAD) and len(rows) == 2
-    assert rows[0].split() == [str(first), '2025-01-02', '03:04', 'birds', '-', f'{size(first)}', 'kB', '-', '-']
-    assert rows[1].split() == [str(second), '2026-01-02', '03:04', 'owls', '2/5', f'{size(second)}', 'kB', 'loss_D',
-                               '1.25', 'loss_G', '-3', 'step', '20', 'species', '0.5', '(60', 'images', 'of', '/train)']
+    assert rows[0].split() == ['c/output/toy_20250102_030405', '2025-01-02', '03:04', 'birds', '-', f'{size(first)}',
+                               'kB', '-', '-']
+    assert rows[1].split() == ['b/output/birds_20260102_030405', '2026-01-02', '03:04', 'owls', '2/5',
+                               f'{size(second)}', 'kB', 'loss_D', '1.25', 'loss_G', '-3', 'step', '20', 'species',
+                               '0.5', '(60', 'images', 'of', '/train)']
     assert rows[0].index('birds') == rows[1].index('owls') == head.index('data')
     assert last == 'not listed: 1 of color, 1 of text (folders of generated images)'
     for folder in (second, second.parent, second.parent.parent):
