@@ -104,12 +104,7 @@ def without_function(owner, name):
 
 def channels_last(options):
     """Return the seconds per step with weights in contiguous memory format, and in channels last."""
-    def arrange(net, _):
-        cpu_kernels.place_doubled_convs(net)
-        cpu_kernels.place_product_convs(net)
-        cpu_kernels.place_products_of_halves(net)
-
-    with patch.object(speed, 'arrange', arrange):
+    with patch.object(speed, 'arrange', lambda net, _: cpu_kernels.place_all(net)):
         without = prepared_step(options)
     return time_in_turns(options.steps, without, prepared_step(options))
 

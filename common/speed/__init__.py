@@ -4,7 +4,7 @@ Networks do not depend on this. Without these calls, everything works as before,
 Parameters, their names, and the inputs and outputs of a network stay the same.
 """
 import torch
-from torch.nn.modules.conv import _ConvNd
+from torch import nn
 
 from common.errors import UserError
 from common.speed import accumulation, allocator, compiling, cpu_kernels
@@ -62,7 +62,7 @@ def prepare_network(net, *, device, precision):
         allocator.keep_freed_memory()
     if number_format == 'bf16':
         for layer in net.modules():
-            if isinstance(layer, _ConvNd):
+            if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
                 layer.forward = in_bf16_in_training(layer, device.type)
 
 
@@ -83,6 +83,4 @@ def arrange(net, device):
     """Make the layers of `net` compute in the fastest way on `device`."""
     net.to(memory_format=torch.channels_last)
     if device.type == 'cpu':
-        cpu_kernels.place_doubled_convs(net)
-        cpu_kernels.place_product_convs(net)
-        cpu_kernels.place_products_of_halves(net)
+        cpu_kernels.place_all(net)

@@ -17,6 +17,13 @@ ROWS_AND_COLUMNS = torch.einsum('ai,bj->ijab', ROWS, ROWS).reshape(9, 16)
 WEIGHTS_PER_POSITION = 2 ** 14  # from here on, for each position of the smaller map, a product beats a convolution
 
 
+def place_all(net):
+    """Replace all layers of `net` that this file computes faster. Convolutions that follow a doubling come first."""
+    place_doubled_convs(net)
+    place_product_convs(net)
+    place_products_of_halves(net)
+
+
 def place_doubled_convs(net):
     """Replace each convolution of `net` that follows a doubling of its map by a `DoubledConv`."""
     for layers in filter(lambda module: isinstance(module, nn.Sequential), net.modules()):
@@ -170,6 +177,7 @@ class WindowSum(torch.autograd.Function):
 
 
 def windows(features, kernel_size, stride, padding):
+    """Return the windows of features [B, H, W, C], padded with zeros: [B, H', W', K, K, C]."""
     features = F.pad(features, (0, 0, padding[1], padding[1], padding[0], padding[0]))
     seen = features.unfold(1, kernel_size[0], stride[0]).unfold(2, kernel_size[1], stride[1])
     return seen.permute(0, 1, 2, 4, 5, 3).contiguous()
