@@ -16,21 +16,21 @@ help:  ## list the targets
 	$(PY) -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
-demo: .venv/ready  ## draw toy birds, train on them, generate images for unseen sentences, measure them (SEED=2: other birds)
-	@echo '--- 1 of 5: generate 900 birds with ten captions each'
-	$(PY) data/toy_birds/prepare.py --count 900 --seed $(SEED)
+demo: .venv/ready  ## draw toy birds, train on them, generate images for unseen sentences, measure them (SEED=2: others)
+	@echo '--- 1 of 5: generate 2,700 birds with ten captions each'
+	$(PY) data/toy_birds/prepare.py --count 2700 --seed $(SEED)
 	@echo '--- 2 of 5: train the sentence encoder on birds and captions'
-	$(PY) char_cnn_rnn/main.py --train --dataset toy_birds --image_encoder color_grid --variant birds_cvpr --lr 0.0005 --epochs 50 --seed $(SEED)
+	$(PY) char_cnn_rnn/main.py --train --dataset toy_birds --image_encoder color_grid --variant birds_cvpr --lr 0.0005 --epochs 17 --seed $(SEED)
 	@echo '--- 3 of 5: turn every caption into 1,024 numbers'
 	$(PY) char_cnn_rnn/main.py --embed --dataset toy_birds
-	@echo '--- 4 of 5: train the GAN; after each epoch, see text2image/output/toy_birds_DATE/samples/ (real images above)'
-	$(PY) text2image/main.py --train --dataset toy_birds --epochs 3 --batch_size 32 --lr 0.001 --l2_coef 500 --int_coef 1 --average 0.98 --seed $(SEED)
+	@echo '--- 4 of 5: train the GAN; at the end, see text2image/output/toy_birds_DATE/samples/ (real images above)'
+	$(PY) text2image/main.py --train --dataset toy_birds --epochs 1 --batch_size 32 --lr 0.001 --l2_coef 500 --int_coef 1 --average 0.98 --seed $(SEED)
 	@echo '--- 5 of 5: generate images for sentences with color pairs that never occurred in training; measure the colors'
 	$(PY) evaluation/color_accuracy.py
 	@echo 'Try next:'
 	@echo '  $(PY) text2image/main.py --train False --dataset toy_birds --count 8 --text "a purple bird on a branch with orange wings."'
 	@echo '  $(PY) char_cnn_rnn/main.py --train False --dataset toy_birds --query "a white bird in flight with black wings."'
-	@echo '  $(PY) text2image/main.py --train --dataset toy_birds --epochs 3 --batch_size 32 --lr 0.001 --l2_coef 0 --int_coef 1 --average 0.98'
+	@echo '  $(PY) text2image/main.py --train --dataset toy_birds --epochs 1 --batch_size 32 --lr 0.001 --l2_coef 0 --int_coef 1 --average 0.98'
 
 test: .venv/ready  ## run the tests, with short forms of chaos and fuzz
 	$(PY) -m pytest -n 2 --dist loadfile
