@@ -19,6 +19,7 @@ SECONDS_BETWEEN_CHECKPOINTS = 300  # a run that is killed outright loses no more
 SECONDS_BETWEEN_ATTEMPTS = 60      # to write a checkpoint again after the disk was full
 SECONDS_AT_THE_END = 600           # how long writing the last checkpoint is retried
 PAUSE_AT_THE_END = 10              # seconds between two of these retries
+LARGEST_BCE = 100                  # of nn.BCELoss, for a probability of 0 where it should be 1
 
 
 class TrainingRun:
@@ -53,7 +54,7 @@ class TrainingRun:
         # A list of batches has no data set to generate samples from.
         self.sample = sample if out_dir and hasattr(self.data_loader, 'dataset') else None
         self.losses, self.bar, self.size = {}, None, 0
-        self.warned_small = False
+        self.warned_small = self.warned_stuck = False
 
     def __enter__(self):
         adapt_progress(self.progress, self.data_loader)
@@ -121,8 +122,9 @@ class TrainingRun:
         self.bar.update(trained)
         self.writer.count(trained)
         if self.progress['step'] % self.log_interval == 0:
-            self.writer.losses(self.progress, self.last_epoch, to_floats(losses, self.progress['step'], self.out_dir),
-                               self.bar)
+            numbers = to_floats(losses, self.progress['step'], self.out_dir)
+            self.writer.losses(self.progress, self.last_epoch, numbers, self.bar)
+            self._warn_stuck(numbers)
 
     def write(self, what, write, *arguments, every=1):
         """Call `write(*arguments)` after `every` so many steps; if it cannot write `what`, report that and continue.
@@ -140,6 +142,13 @@ class TrainingRun:
         if not self.warned_small:
             self.writer.line('a batch of one image has no batch statistics: skipped in every epoch')
         self.warned_small = True
+
+    def _warn_stuck(self, numbers):
+        for name, value in numbers.items():
+            if name.startswith('loss_D') and value >= LARGEST_BCE and not self.warned_stuck:
+                self.writer.line(f'{name} is {value:.0f}: the discriminator is certain and wrong, where its loss has '
+                                 'no gradient, so it hardly learns any more; begin again with a smaller --lr')
+                self.warned_stuck = True
 
 
 def adapt_progress(progress, data_loader):

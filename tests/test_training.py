@@ -293,6 +293,18 @@ def test_non_finite_weights_count_as_divergence():
         model.train(1, verbose=False)
 
 
+def test_a_discriminator_without_gradient_is_reported_once(capsys):
+    model = Model('text2image', 'cpu', loader_of([2, 2]), 3, l1_coef=0, l2_coef=0)
+    model.create_optim(2e-4)
+    with torch.no_grad():  # after the last leaky ReLU, most values are positive
+        model.netD.output[0].weight.fill_(-1e4)
+    model.train(1, log_interval=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split('  ')[2:4] for line in lines if 'step' in line] == [['loss_D 100.0000', 'loss_G 100.0000']] * 2
+    assert sum('the discriminator is certain and wrong' in line for line in lines) == 1
+    assert all(not weight.grad.any() for weight in model.netD.parameters())
+
+
 def test_out_of_memory_is_a_one_line_error():
     def train_step(batch):
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate ...')
