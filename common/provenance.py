@@ -48,16 +48,18 @@ def _name_of(file):
 
 
 def records(sentences, batch_size, seed, truncation, like, shared):
-    """Return a record for each image that `common.sampling.in_batches` generates for the sentences, one for each.
+    """Yield the list of records of each batch that `common.sampling.in_batches` generates for the sentences.
 
     `like` is the record of the image that they are like, or None, and `shared` is what `made_with` returned.
     """
     if like:
         noise = {name: like[name] for name in ('seed', 'row', 'batch', 'truncation')}
-        return [{'sentence': sentence, **noise, **shared} for sentence in sentences]
-    return [{'sentence': sentence, 'seed': seed_of_batch(seed, number // batch_size), 'row': number % batch_size,
-             'batch': min(batch_size, len(sentences) - number // batch_size * batch_size),
-             'truncation': truncation, **shared} for number, sentence in enumerate(sentences)]
+        yield from ([{'sentence': sentence, **noise, **shared}] for sentence in sentences)
+        return
+    for number, start in enumerate(range(0, len(sentences), batch_size)):
+        batch = sentences[start:start + batch_size]
+        yield [{'sentence': sentence, 'seed': seed_of_batch(seed, number), 'row': row, 'batch': len(batch),
+                'truncation': truncation, **shared} for row, sentence in enumerate(batch)]
 
 
 def read(path):

@@ -1,6 +1,7 @@
 """Generate images reproducibly and in batches, and write them to files."""
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 from collections import deque
@@ -95,12 +96,13 @@ def in_batches(generate, embeddings, batch_size, seed, truncation=None, like=Non
         yield [of_size[like['row'], None] for of_size in images]
 
 
-def write_images(folder, batches, captions, sizes=None, records=None):
+def write_images(folder, batches, captions, sizes=None):
     """Write every image as a PNG into a folder, and the first of them on a sheet; print the names and captions.
 
-    `batches` yields lists of images [B, 3, S, S] in [-1, 1], small to large. The largest are written as they arrive.
-    With several sizes and a file name `sizes`, a sheet shows the first captions' images in all sizes, a row for each
-    caption. `records`, a dict for each image, are stored in the PNGs. Returns the folder. Raises CannotWrite.
+    `batches` yields pairs: a list of images [B, 3, S, S] in [-1, 1], small to large, and a list of B dicts that are
+    stored in the PNGs, or None. The largest images are written as they arrive. With several sizes and a file name
+    `sizes`, a sheet shows the first captions' images in all sizes, a row for each caption. Returns the folder. Raises
+    CannotWrite.
     """
     # Those of a data file may have line breaks, and other control characters, which a terminal would obey.
     captions = [CONTROL.sub('\ufffd', ' '.join(caption.split())) for caption in captions]
@@ -110,15 +112,15 @@ def write_images(folder, batches, captions, sizes=None, records=None):
 
     def images_to_write():
         number = 0
-        for images in batches:
+        for images, records in batches:
             if number < GRID_IMAGES:
                 rows.append([of_size[:GRID_IMAGES - number].cpu() for of_size in images])
-            for image in to_pixels(images[-1]).cpu():
+            for image, record in zip(to_pixels(images[-1]).cpu(), records or itertools.repeat(None)):
                 number += 1
                 print(f'  {number:03d}.png  {captions[number - 1]}')
                 if number <= SHEET_IMAGES:
                     on_sheet.append(to_pil(image))
-                yield os.path.join(folder, f'{number:03d}.png'), image, records[number - 1] if records else {}
+                yield os.path.join(folder, f'{number:03d}.png'), image, record
 
     save_images(images_to_write(), len(captions), quiet=True)
     save_sheet(caption_sheet(on_sheet, captions[:SHEET_IMAGES]), os.path.join(folder, 'sheet.png'))

@@ -91,9 +91,13 @@ class MultiscaleDataset(CaptionedPhotographs):
             batch['wrong_images'] = self._crops(self.draw_other_class(photos))
         return batch
 
-    def middle_crop(self, photo):
-        """Return the middle crop of a photograph, not flipped, uint8 [S, S, 3] of the largest size."""
-        return crop(np.asarray(self._framed(photo, *self.jpegs.read([photo]))), self.sizes[-1], 0.5, 0.5, 0)
+    def photograph(self, photo):
+        """Return a photograph as it is compared with generated images: its middle crop, uint8 [3, S, S], not flipped.
+
+        It is a NumPy array of the largest size.
+        """
+        middle = crop(np.asarray(self._framed(photo, *self.jpegs.read([photo]))), self.sizes[-1], 0.5, 0.5, 0)
+        return np.ascontiguousarray(middle.transpose(2, 0, 1))
 
     def _draw_caption(self, photos):
         """Return the number of a random caption for each photograph."""

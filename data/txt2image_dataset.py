@@ -76,6 +76,10 @@ class Text2ImageDataset(CaptionedPhotographs):
         image = image.flip(-1) if self.flip and torch.rand(()) < 0.5 else image
         return image if self.transform is None else self.transform(image)
 
+    def photograph(self, photo):
+        """Return a photograph as it is compared with generated images, uint8 [3, 64, 64], a NumPy array."""
+        return self.pictures[photo].cpu().numpy()
+
     # --- the same for a whole batch at once, which is many times faster -----------------------------------------------
 
     def __getitems__(self, indices):

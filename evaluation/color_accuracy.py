@@ -66,7 +66,7 @@ def main():
     colors = [colors_of(dataset.classes[photo]) for photo in dataset.photo_of[captions].tolist()]
     shuffled = [colors[i] for i in torch.randperm(len(colors), generator=torch.Generator().manual_seed(0)).tolist()]
     some = torch.linspace(0, len(images) - 1, min(SHOWN, len(images))).long()
-    folder = write_images(run.new_run(options.out_dir, 'color_accuracy', vars(options)), [[images[some]]],
+    folder = write_images(run.new_run(options.out_dir, 'color_accuracy', vars(options)), [([images[some]], None)],
                           [dataset.captions[i] for i in captions[some].tolist()])
     print(f'{file}: {len(images)} images for sentences with pairs of colors that are not in /train')
     for what, pairs in (('asked for', colors), ('shuffled', shuffled)):

@@ -94,7 +94,7 @@ def check_are_ours(sheet_file, page_file):
 def held_out_captions(run):
     """Return captions spread over /test of a run's data. Raises UserError if it has none."""
     try:
-        captions = run.dataset('test')[0].captions
+        captions = run.dataset('test').captions
     except UserError as error:
         raise UserError(f'{error}; or give sentences with --text') from error
     places = torch.linspace(0, len(captions) - 1, min(SHOWN, len(captions))).long().tolist()

@@ -3,7 +3,7 @@
     python evaluation/export.py RUN --out pretrained/text2image
 
 The folder is a run folder without the means to continue training: the generator (with --average, its running average),
-the sentence encoder, and the run's options.
+the sentence encoder, the run's options, and for --best_of the features of photographs, if the data is there.
 """
 import os
 import sys
@@ -17,13 +17,17 @@ if __name__ == '__main__':
     signals.end_at_once()  # the imports below take seconds
 
 import argparse
+import functools
+
+import torch
 
 from char_cnn_rnn import reading
-from common import checkpoint, flags, run
+from common import checkpoint, flags, realism, run
 from common.errors import UserError, run_command
 from common.files import convert_os_errors
 from common.progress import new_progress
 from data.sentence_encoders import SentenceEncoder
+from data.txt2image_dataset import Text2ImageDataset
 from text2image import checkpoints
 from text2image.build_gan import load_generator
 
@@ -58,7 +62,15 @@ def main():
     load_generator(options.out)  # this, and the next, check that 16 bits could hold the numbers
     reading.load(os.path.join(options.out, run.ENCODER))
     run.write_options(options.out, kept)
-    size = sum(os.path.getsize(os.path.join(options.out, name)) for name in ('text2image.pt', run.ENCODER))
+    written = ['text2image.pt', run.ENCODER]
+    try:
+        photographs, _ = realism.features_of_run(file, model, functools.partial(Text2ImageDataset, drawn=False),
+                                                 torch.device('cpu'))
+        checkpoint.save(os.path.join(options.out, realism.FILE), photographs)
+        written.append(realism.FILE)
+    except UserError as error:
+        print(f'{error}; without features of photographs, --best_of will not work there')
+    size = sum(os.path.getsize(os.path.join(options.out, name)) for name in written)
     print(f'{file} (epoch {epoch}, step {step}) and {place}: {size / 1e6:.1f} MB in {options.out}')
 
 

@@ -85,11 +85,11 @@ def extractor(name, device, weights=None):
     return FeatureExtractor(device) if name == 'efficientnet_lite0' else InceptionExtractor(device, weights)
 
 
-def of_photographs(extract, name, dataset, images, prepared, weights=None):
+def of_photographs(extract, name, dataset, prepared, weights=None):
     """Return (features, logits or None) of all photographs of a data set, which are cached beside its file.
 
-    `images(photo)` returns a photograph as a uint8 array [3, S, S], and `prepared` says how it was prepared, such as
-    'crop_64'. `name` is that of the extractor `extract`, and `weights` the file of its weights.
+    `prepared` says how the data set prepares them, such as 'crop_64'. `name` is that of the extractor `extract`, and
+    `weights` the file of its weights.
     """
     checksum = 0
     if weights:
@@ -101,7 +101,7 @@ def of_photographs(extract, name, dataset, images, prepared, weights=None):
     found = _read(folder, cached, key)
     if found is None:
         photos = range(len(dataset.classes))
-        pixels = (torch.from_numpy(np.stack([images(photo) for photo in photos[start:start + BATCH]]))
+        pixels = (torch.from_numpy(np.stack([dataset.photograph(photo) for photo in photos[start:start + BATCH]]))
                   for start in tqdm(photos[::BATCH], f'/{dataset.split}: features of photographs', leave=False,
                                     disable=None))
         found = extract(pixels)

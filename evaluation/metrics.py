@@ -51,6 +51,8 @@ def main():
                         help='split whose captions are read (default: test)')
     parser.add_argument('--count', type=flags.positive(int), default=1500,
                         help='number of images; distances depend on it (default: 1500)')
+    parser.add_argument('--best_of', type=flags.positive(int), default=1, metavar='N',
+                        help='measure images generated with --best_of N (default: 1)')
     parser.add_argument('--features', choices=features.NETWORKS, default='efficientnet_lite0',
                         help='network whose features are compared; inception is that of published numbers '
                              '(default: efficientnet_lite0)')
@@ -63,7 +65,7 @@ def main():
     if options.inception_weights and options.features != 'inception':
         raise UserError('--inception_weights: is only read with --features inception')
     device = flags.choose_device(torch.cuda.is_available())
-    runs = [TrainedRun(path, device) for path in options.runs]
+    runs = [TrainedRun(path, device, options.best_of) for path in options.runs]
     for run in runs:
         for name in ('nearest.png', 'metrics.jsonl'):
             check_can_write(os.path.join(run.folder, name))
@@ -76,7 +78,7 @@ def main():
         path = wait_for_checkpoint(watched)
         del watched[path]
         try:
-            run = TrainedRun(path, device)
+            run = TrainedRun(path, device, options.best_of)
             print_tables([run], options, extract)
             watched[path] = run.file, run.saved_ns  # now the last: no run is forgotten while others save often
         except UserError as error:
@@ -114,7 +116,8 @@ def print_table(runs, options, extract):
           f'/{options.split} of {real.dataset.file}, {runs[0].prepared.replace("_", ", ")} pixels\n', flush=True)
     for run in runs:
         run.check(real.dataset)
-    rows = [(f'{run.file}, {run.step:,} steps', measure(run, real, captions, options, extract)) for run in runs]
+    chosen = f', best of {options.best_of}' * (options.best_of > 1)
+    rows = [(f'{run.file}, {run.step:,} steps{chosen}', measure(run, real, captions, options, extract)) for run in runs]
     rows += [('real photographs', of_real(real, captions)), ('shuffled captions', of_shuffled(real, captions))]
     names = list(rows[0][1])
     print(f'| | {" | ".join(names)} |\n|{"---|" * (len(names) + 1)}')
@@ -136,9 +139,8 @@ class Photographs:
     """
 
     def __init__(self, run, split, name, extract, weights=None):
-        dataset, image = run.dataset(split)
-        train, train_image = run.dataset('train')
-        self.dataset, self.name, self.train_image = dataset, name, train_image
+        dataset, train = run.dataset(split), run.dataset('train')
+        self.dataset, self.train, self.name = dataset, train, name
         self.embeddings, self.photo_of = dataset.embeddings, dataset.photo_of
         self.species = torch.from_numpy(np.unique(dataset.classes, return_inverse=True)[1]).long()
         counts = torch.bincount(self.species)
@@ -146,8 +148,8 @@ class Photographs:
             raise UserError(f'{dataset.file}: /{split} has {len(self.species)} photographs of {len(counts)} classes, '
                             f'too few to compare with: {FEWEST} are needed, of two or more classes, with two or more '
                             'of some class; give another --split')
-        self.features, self.logits = features.of_photographs(extract, name, dataset, image, run.prepared, weights)
-        self.train_features, _ = features.of_photographs(extract, name, train, train_image, run.prepared, weights)
+        self.features, self.logits = features.of_photographs(extract, name, dataset, run.prepared, weights)
+        self.train_features, _ = features.of_photographs(extract, name, train, run.prepared, weights)
         described = torch.zeros(len(train.classes), train.embeddings.shape[1])
         described.index_add_(0, train.photo_of, train.embeddings)
         described /= torch.bincount(train.photo_of)[:, None]
@@ -182,7 +184,7 @@ def measure(run, real, captions, options, extract):
         'diversity': measures.mean_distance_within(varied, torch.arange(len(repeated)).repeat_interleave(NOISES)),
         'nearest': float(distances.mean()),
     }
-    photographs = [torch.from_numpy(np.ascontiguousarray(real.train_image(int(nearest[i])))) for i in spread]
+    photographs = [torch.from_numpy(real.train.photograph(int(nearest[i]))) for i in spread]
     save_sheet(side_by_side([torch.stack(shown), torch.stack(photographs) / 127.5 - 1], run.size),
                os.path.join(run.folder, 'nearest.png'))
     keep(run, options, len(captions), numbers)
@@ -225,7 +227,12 @@ def of_shuffled(real, captions):
 
 
 def keep(run, options, count, numbers):
-    """Add a line with the numbers to RUN/metrics.jsonl, and points to the curves in RUN/metrics."""
+    """Add a line with the numbers to RUN/metrics.jsonl, and points to the curves in RUN/metrics.
+
+    With `--best_of`, the names say so: such numbers are not compared with others.
+    """
+    if run.best_of > 1:
+        numbers = {f'{name}_best_of_{run.best_of}': number for name, number in numbers.items()}
     path = os.path.join(run.folder, 'metrics.jsonl')
     line = {'checkpoint': os.path.basename(run.file), 'step': run.step, 'epoch': run.epoch, 'split': options.split,
             'images': count, **numbers}

@@ -10,7 +10,7 @@ import stackgan_v2.checkpoints
 import text2image.build_gan
 import text2image.checkpoints
 from char_cnn_rnn import reading
-from common import checkpoint, run, speed
+from common import checkpoint, realism, run, speed
 from common.errors import UserError
 from data import layout
 from data.cropped_dataset import CroppedDataset
@@ -25,10 +25,11 @@ class TrainedRun:
     run folder, `section` the name of its GAN, `step` its number of training steps, `epoch` that of its epochs,
     `learned_from` the beginnings of its data's fingerprints,
     `embed_dim` the width of its embeddings, `size` that of its largest images in pixels, and `prepared` how its
-    photographs are prepared. Raises UserError if it is no such run, or its checkpoint cannot be read.
+    photographs are prepared. With `best_of`, `generate` returns the most realistic of so many images (see
+    `common.realism`). Raises UserError if it is no such run, or its checkpoint cannot be read.
     """
 
-    def __init__(self, path, device):
+    def __init__(self, path, device, best_of=1):
         self.folder = path if os.path.isdir(path) else os.path.dirname(os.path.abspath(path))
         if not run.has_options(self.folder):
             raise UserError(f'{path}: is not a run folder (it has no {run.OPTIONS}); give the run folder of '
@@ -51,12 +52,19 @@ class TrainedRun:
         self.learned_from = {part: fingerprint[:8] or 'not recorded' for part, fingerprint in prints.items()}
         speed.prepare_evaluation(self.model.netG, device)
         self.embed_dim = getattr(self.model.netG, 'embed_dim', None) or self.model.netG.text_dim
-        self.size = self.generate(torch.zeros(1, self.embed_dim)).shape[-1]
+        self.size = self.all_sizes(torch.zeros(1, self.embed_dim))[-1].shape[-1]
         self.prepared = f'{preparation}_{self.size}'
+        self.best_of = best_of
+        self.realism = best_of > 1 and realism.of_run(self.file, self.model, lambda path: self._dataset(
+            path, layout.SPLITS.index('train'), self.size), device)
 
     def generate(self, embeddings, seed=0, truncation=None):
         """Generate the largest images, [B, 3, size, size] in [-1, 1] on the CPU, for embeddings [B, embed_dim]."""
-        return self.all_sizes(embeddings, seed, truncation)[-1]
+        if self.best_of == 1:
+            return self.all_sizes(embeddings, seed, truncation)[-1]
+        images = self.all_sizes(embeddings.repeat_interleave(self.best_of, 0), seed, truncation)[-1:]
+        (images, _), = realism.keep_best([(images, [None] * len(images[0]))], self.best_of, self.realism.distances)
+        return images[-1]
 
     def all_sizes(self, embeddings, seed=0, truncation=None):
         """Generate the images of all branches or stages, a list of what `generate` returns, small to large."""
@@ -64,37 +72,21 @@ class TrainedRun:
         return [of_size.float().cpu() for of_size in ([images] if torch.is_tensor(images) else images)]
 
     def dataset(self, split):
-        """Return (data set of a split, function from the number of a photograph to uint8 [3, size, size]).
-
-        Raises UserError if the run's data is missing or has no embeddings.
-        """
-        dataset, image = self._dataset(self.hdf5_file, layout.SPLITS.index(split), self.size)
-        return reading.require_embeddings(dataset), image
+        """Return the data set of a split. Raises UserError if the run's data is missing or has no embeddings."""
+        return reading.require_embeddings(self._dataset(self.hdf5_file, layout.SPLITS.index(split), self.size))
 
     def check(self, dataset):
         """Raise UserError if the embeddings of a data set are not of the encoder that the run was trained with."""
         reading.check_embeddings(self.model.data, dataset, self.file, self.embed_dim)
 
 
-def _whole_photographs(file, split, _):
-    dataset = Text2ImageDataset(file, split=split, drawn=False)
-    return dataset, lambda photo: dataset.pictures[photo].numpy()
-
-
-def _crops(Dataset, **arguments):
-    def load(file, split, size):
-        dataset = Dataset(file, split, **{name: value(size) for name, value in arguments.items()})
-        return dataset, lambda photo: dataset.middle_crop(photo).transpose(2, 0, 1)
-    return load
-
-
 # An option that only this section has: (its name, how to load a checkpoint, how to find it, how to load its data, how
 # that prepares photographs).
 SECTIONS = {
-    'l1_coef': ('text2image', text2image.build_gan.load_generator, text2image.checkpoints.find, _whole_photographs,
-                'whole'),
+    'l1_coef': ('text2image', text2image.build_gan.load_generator, text2image.checkpoints.find,
+                   lambda file, split, size: Text2ImageDataset(file, split=split, drawn=False), 'whole'),
     'stage': ('stackgan_v1', stackgan_v1.build_gan.load_generator, stackgan_v1.checkpoints.find,
-              _crops(CroppedDataset, size=int), 'crop'),
+              CroppedDataset, 'crop'),
     'branches': ('stackgan_v2', stackgan_v2.build_gan.load_generator, stackgan_v2.checkpoints.find,
-                 _crops(MultiscaleDataset, branches=lambda size: size.bit_length() - 6), 'crop'),
+                 lambda file, split, size: MultiscaleDataset(file, split, branches=size.bit_length() - 6), 'crop'),
 }

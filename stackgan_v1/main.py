@@ -18,9 +18,10 @@ if __name__ == '__main__':
     signals.end_at_once()  # the imports below take seconds
 
 import argparse
+import functools
 
 from char_cnn_rnn import reading
-from common import config, dry_run, flags, provenance, ranks, run, speed
+from common import config, dry_run, flags, provenance, ranks, realism, run, speed
 from common.errors import UserError, run_command
 from common.sampling import in_batches, write_evaluation, write_images
 from data import checked_files
@@ -29,7 +30,7 @@ from data.multiscale_dataset import shuffled_batches
 from stackgan_v1 import checkpoints
 from stackgan_v1.authors_cfg import KEYS, translate
 from stackgan_v1.build_gan import SNAPSHOT_INTERVAL, Model, load_generator, make_networks
-from stackgan_v1.gan import SIZES
+from stackgan_v1.gan import SIZES, Stage2Generator
 
 Z_DIM = 100
 NAMES = {1: 'stageI', 2: 'stageII'}      # part of the names of run folders
@@ -63,6 +64,7 @@ def parse_flags():
     flags.add_compile_flag(parser)
     flags.add_sentence_flags(parser, forms='a run folder, its .pt file, or a netG_epoch_N.pth')
     flags.add_count_flag(parser)
+    flags.add_best_of_flag(parser)
     config.add_cfg_flag(parser, flags.ALL)
     parser.add_argument('--config_name', type=flags.plain_name, metavar='NAME', modes=(flags.TRAIN,),
                         help='middle part of the run folder\'s name DATASET_NAME_DATE (default: stageI or stageII)')
@@ -196,11 +198,15 @@ def generate(options, device, resumed):
                                        device, model.netG.text_dim)
     made_with = provenance.made_with(file, model.netG.state_dict(), encoder)
     provenance.check(like, made_with, options.checkpoint or resumed)
-    sentences, embeddings = flags.repeated(sentences, embeddings, options.count)
-    write_images(run.new_run(options.out_dir, 'text', vars(options)),
-                 in_batches(model.generate, embeddings, options.batch_size, options.seed, options.truncation, like),
-                 sentences, 'stages.png',
-                 provenance.records(sentences, options.batch_size, options.seed, options.truncation, like, made_with))
+    sentences, embeddings = flags.repeated(sentences, embeddings, options.count, options.best_of)
+    how = options.batch_size, options.seed, options.truncation, like
+    batches = zip(in_batches(model.generate, embeddings, *how), provenance.records(sentences, *how, made_with))
+    if options.best_of > 1:
+        size = SIZES[2 if isinstance(model.netG, Stage2Generator) else 1]
+        real = realism.of_run(file, model, functools.partial(CroppedDataset, size=size), device)
+        batches = realism.keep_best(batches, options.best_of, real.distances)
+    write_images(run.new_run(options.out_dir, 'text', vars(options)), batches, sentences[::options.best_of],
+                 'stages.png')
 
 
 if __name__ == '__main__':

@@ -20,11 +20,12 @@ if __name__ == '__main__':
     signals.end_at_once()  # the imports below take seconds
 
 import argparse
+import functools
 
 import torch
 
 from char_cnn_rnn import reading
-from common import config, dry_run, flags, provenance, ranks, run, speed
+from common import config, dry_run, flags, provenance, ranks, realism, run, speed
 from common.errors import UserError, run_command
 from common.sampling import in_batches, write_evaluation, write_images, write_strip
 from data import checked_files
@@ -74,6 +75,7 @@ def parse_flags():
     flags.add_boolean(parser, '--example', False, 'evaluate with one grid per photograph in place of one image per '
                                                   'caption', modes=(flags.EVALUATE,))
     unconditional.add_flags(parser)
+    flags.add_best_of_flag(parser)
     parser.set_defaults(dataset=None)
     options, resumed = config.parse_options(parser, lambda options: flags.mode_of(options, INTERPOLATE),
                                             KEYS, translate, HERE)
@@ -217,11 +219,15 @@ def generate(options, device, resumed):
     else:
         made_with = provenance.made_with(file, model.netG.state_dict() | model.average_G, encoder)
         provenance.check(like, made_with, options.checkpoint or resumed)
-        sentences, embeddings = flags.repeated(sentences, embeddings, options.count)
-        write_images(run.new_run(options.out_dir, 'text', vars(options)),
-                     in_batches(model.generate, embeddings, options.batch_size, options.seed, options.truncation, like),
-                     sentences, 'branches.png', provenance.records(sentences, options.batch_size, options.seed,
-                                                                   options.truncation, like, made_with))
+        sentences, embeddings = flags.repeated(sentences, embeddings, options.count, options.best_of)
+        how = options.batch_size, options.seed, options.truncation, like
+        batches = zip(in_batches(model.generate, embeddings, *how), provenance.records(sentences, *how, made_with))
+        if options.best_of > 1:
+            real = realism.of_run(file, model, functools.partial(MultiscaleDataset, branches=model.netG.branches),
+                                  device)
+            batches = realism.keep_best(batches, options.best_of, real.distances)
+        write_images(run.new_run(options.out_dir, 'text', vars(options)), batches, sentences[::options.best_of],
+                     'branches.png')
 
 
 if __name__ == '__main__':

@@ -94,10 +94,10 @@ def test_a_run_and_its_data_are_found_where_they_moved_and_changed_data_is_said(
         os.rename(tmp_path / name, tmp_path / 'moved' / name)
     trained = TrainedRun(str(tmp_path / 'moved' / '0' / runs[0].name), torch.device('cpu'))
     assert trained.hdf5_file == str(tmp_path / 'moved' / 'data' / 'tiny.hdf5')
-    trained.check(trained.dataset('train')[0])
+    trained.check(trained.dataset('train'))
     assert 'was trained on' not in capsys.readouterr().out
     tiny.with_encoder(tmp_path / 'moved', {'train': {'001.Auk': 2, '003.Owl': 2}, 'test': {'002.Jay': 2}})
-    trained.check(trained.dataset('test')[0])
+    trained.check(trained.dataset('test'))
     assert 'was trained on different captions and pictures from those in ' in capsys.readouterr().out
 
 

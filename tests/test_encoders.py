@@ -134,7 +134,7 @@ def test_all_kinds_of_runs_are_measured(folder, embed, monkeypatch, capsys):
     for main, narrow in GANS.values():
         Caller(main, folder, monkeypatch, capsys)(*DATA, *TRAINING, *narrow, '--epochs', '1')
         run = TrainedRun(str(newest(folder / 'out', 'tiny')), torch.device('cpu'))
-        dataset, _ = run.dataset('test')
+        dataset = run.dataset('test')
         run.check(dataset)
         assert run.embed_dim == WIDTH and len(run.generate(dataset.embeddings)) == 4
 

