@@ -18,6 +18,7 @@ from evaluation.page import losses
 EXAMPLE = 'a small red bird with black wings'
 LONGEST = 1000                 # characters of a sentence; the encoder reads 201
 MOST_IMAGES = 8                # of a sentence
+MOST_CHOSEN = 8                # images of which the most realistic is shown
 LARGEST_SEED = 2 ** 31 - 1
 LARGE = 256                    # pixels from which an image is shown in its own size
 LEAST_LIMIT, NO_LIMIT = 0.1, 3.0  # truncation: the smallest, and that from which noise is not limited
@@ -63,6 +64,8 @@ def build(runs):
             count = slider(1, MOST_IMAGES, 4, step=1, label='Number of images')
             truncation = slider(LEAST_LIMIT, NO_LIMIT, NO_LIMIT, step=0.1, label='Truncation',
                                 info=f'Limit of the noise; {NO_LIMIT:g} is none. Smaller values give less variety.')
+            best_of = slider(1, MOST_CHOSEN, 1, step=1, label='Best of', info='Generate so many for each image shown, '
+                             'and show the one that looks most like a photograph.')
             # Its limits are checked below: Gradio would only say `Error`, and print a traceback in the terminal.
             seed = gradio.Number(1, label='Seed', info='A different seed gives different noise.')
         chosen = gradio.CheckboxGroup([(title(run), place) for place, run in enumerate(runs)], label='Runs',
@@ -88,7 +91,7 @@ def build(runs):
 
         settings = [chosen, seed, count, truncation]
         quiet = {'api_visibility': 'private', 'show_progress': 'hidden'}
-        gradio.on([button.click, sentence.submit], partial(answer, runs), [sentence, *settings],
+        gradio.on([button.click, sentence.submit], partial(answer, runs), [sentence, *settings, best_of],
                   [said, images, photographs], trigger_mode='always_last', **quiet)
         for event in (other.submit, place.change):
             event(partial(between_two, runs), [sentence, other, place, *settings],
@@ -113,17 +116,20 @@ def title(run):
     return f'{run.name} ({run.section}, {run.step:,} steps)'
 
 
-def answer(runs, sentence, numbers, seed, count, truncation):
+def answer(runs, sentence, numbers, seed, count, truncation, best_of=1):
     """Yield (status, images, nearest captions) for a sentence, as HTML; the first time, that it is being worked on.
 
-    `numbers` are those of the chosen `runs`. A `truncation` of `NO_LIMIT` is none.
+    `numbers` are those of the chosen `runs`. A `truncation` of `NO_LIMIT` is none. Of every `best_of` images, the most
+    realistic is shown.
     """
     try:
         sentence, chosen = checked(sentence), _of(runs, numbers)
         seed, count, truncation = checked_settings(seed, count, truncation)
+        best_of = checked_number('"best of"', best_of, 1, MOST_CHOSEN, int)
         yield 'Generating images ...', '', ''
         embeddings = [run.embed(sentence) for run in chosen]
-        columns = [_generate(run, embedding, seed, count, truncation) for run, embedding in zip(chosen, embeddings)]
+        columns = [_generate(run, embedding, seed, count, truncation, best_of)
+                   for run, embedding in zip(chosen, embeddings)]
         yield (_status(f'{count} {"image" if count == 1 else "images"} of "{sentence}"', [sentence], chosen),
                _images(chosen, columns, sentence),
                '\n'.join(_photographs(run, embedding) for run, embedding in _by_data(chosen, embeddings)))
@@ -190,10 +196,10 @@ def _of(runs, numbers):
     return chosen
 
 
-def _generate(run, embedding, seed, count, truncation):
+def _generate(run, embedding, seed, count, truncation, best_of=1):
     """Return images of all sizes, as `TrainedRun.all_sizes` does, for `count` times the embedding [1, D]."""
     with LOCK:
-        return run.all_sizes(embedding.repeat(count, 1), seed, truncation if truncation < NO_LIMIT else None)
+        return run.all_sizes(embedding.repeat(count, 1), seed, truncation if truncation < NO_LIMIT else None, best_of)
 
 
 def _status(done, sentences, runs):

@@ -231,8 +231,8 @@ def keep(run, options, count, numbers):
 
     With `--best_of`, the names say so: such numbers are not compared with others.
     """
-    if run.best_of > 1:
-        numbers = {f'{name}_best_of_{run.best_of}': number for name, number in numbers.items()}
+    if options.best_of > 1:
+        numbers = {f'{name}_best_of_{options.best_of}': number for name, number in numbers.items()}
     path = os.path.join(run.folder, 'metrics.jsonl')
     line = {'checkpoint': os.path.basename(run.file), 'step': run.step, 'epoch': run.epoch, 'split': options.split,
             'images': count, **numbers}

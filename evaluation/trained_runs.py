@@ -1,4 +1,5 @@
 """Read the run of any of the three GANs: its generator, and its data prepared as that section prepares it."""
+import functools
 import os
 
 import torch
@@ -54,22 +55,28 @@ class TrainedRun:
         self.embed_dim = getattr(self.model.netG, 'embed_dim', None) or self.model.netG.text_dim
         self.size = self.all_sizes(torch.zeros(1, self.embed_dim))[-1].shape[-1]
         self.prepared = f'{preparation}_{self.size}'
-        self.best_of = best_of
-        self.realism = best_of > 1 and realism.of_run(self.file, self.model, lambda path: self._dataset(
-            path, layout.SPLITS.index('train'), self.size), device)
+        self.best_of, self._device = best_of, device
+        if best_of > 1:
+            self.generate(torch.zeros(1, self.embed_dim))  # fails now if what the choice needs is missing
 
     def generate(self, embeddings, seed=0, truncation=None):
         """Generate the largest images, [B, 3, size, size] in [-1, 1] on the CPU, for embeddings [B, embed_dim]."""
-        if self.best_of == 1:
-            return self.all_sizes(embeddings, seed, truncation)[-1]
-        images = self.all_sizes(embeddings.repeat_interleave(self.best_of, 0), seed, truncation)[-1:]
-        (images, _), = realism.keep_best([(images, [None] * len(images[0]))], self.best_of, self.realism.distances)
-        return images[-1]
+        return self.all_sizes(embeddings, seed, truncation, self.best_of)[-1]
 
-    def all_sizes(self, embeddings, seed=0, truncation=None):
+    def all_sizes(self, embeddings, seed=0, truncation=None, best_of=1):
         """Generate the images of all branches or stages, a list of what `generate` returns, small to large."""
-        images = self.model.generate(embeddings, seed, truncation)
-        return [of_size.float().cpu() for of_size in ([images] if torch.is_tensor(images) else images)]
+        images = self.model.generate(embeddings.repeat_interleave(best_of, 0), seed, truncation)
+        images = [of_size.float().cpu() for of_size in ([images] if torch.is_tensor(images) else images)]
+        if best_of > 1:
+            every = [(images, [None] * len(images[0]))]
+            (images, _), = realism.keep_best(every, best_of, self.realism.distances)
+        return images
+
+    @functools.cached_property
+    def realism(self):
+        """The `common.realism.Realism` of the run's photographs. Raises UserError if it has none."""
+        return realism.of_run(self.file, self.model,
+                              lambda path: self._dataset(path, layout.SPLITS.index('train'), self.size), self._device)
 
     def dataset(self, split):
         """Return the data set of a split. Raises UserError if the run's data is missing or has no embeddings."""

@@ -83,8 +83,8 @@ def images_in(text):
             for code in re.findall(r'src="data:image/\w+;base64,([^"]*)"', text)]
 
 
-def answered(runs, sentence=RED, numbers=(0,), seed=3, count=2, truncation=browser_page.NO_LIMIT):
-    return last(browser_page.answer(runs, sentence, numbers, seed, count, truncation))
+def answered(runs, sentence=RED, numbers=(0,), seed=3, count=2, truncation=browser_page.NO_LIMIT, best_of=1):
+    return last(browser_page.answer(runs, sentence, numbers, seed, count, truncation, best_of))
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -102,11 +102,12 @@ def test_the_first_answer_says_that_images_are_being_generated(runs):
     assert first == ('Generating images ...', '', '')
 
 
+@pytest.mark.parametrize('best_of', [1, 2])
 @pytest.mark.parametrize('place, module', [(0, text2image), (3, stackgan_v1), (4, stackgan_v2)])
-def test_images_are_those_of_the_command(runs, folders, tmp_path, monkeypatch, place, module):
+def test_images_are_those_of_the_command(runs, folders, tmp_path, monkeypatch, place, module, best_of):
     type_in(monkeypatch, module, '--train', 'False', '--checkpoint', list(folders.values())[place], '--text', RED,
-            '--count', 2, '--seed', 3, '--out_dir', tmp_path)
-    shown = images_in(answered(runs, numbers=[place])[1])[-2:]
+            '--count', 2, '--seed', 3, '--best_of', best_of, '--out_dir', tmp_path)
+    shown = images_in(answered(runs, numbers=[place], best_of=best_of)[1])[-2:]
     files = [Image.open(newest(tmp_path, 'text') / f'00{number}.png') for number in (1, 2)]
     for image, file in zip(shown, files, strict=True):  # the page fuses batch norms, which rounds differently
         assert max(high for _, high in ImageChops.difference(image, file).getextrema()) <= 2  # of 255
@@ -194,6 +195,7 @@ def test_no_run_and_no_seed_are_one_line(runs):
     for seed in (-5, 1.7, browser_page.LARGEST_SEED + 1):
         assert f'The seed is {seed}; type a whole number' in answered(runs, seed=seed)[0]
     assert 'The number of images is 2.5; type a whole number from 1 to 8' in answered(runs, count=2.5)[0]
+    assert 'The "best of" is 9; type a whole number from 1 to 8' in answered(runs, best_of=9)[0].replace('&quot;', '"')
     assert 'The truncation is 0; type a number from 0.1 to 3.0' in answered(runs, truncation=0)[0]
     between = browser_page.between_two(runs, RED, 'a blue bird', None, [0], 1, 1, 1)
     assert 'The place between the sentences is empty; type a number from 0 to 1' in last(between)[0]

@@ -66,7 +66,7 @@ def test_a_copy_made_of_links_is_resumed_without_changing_the_run(link, runs, tm
     run(monkeypatch, main, '--train', '--resume', copy, '--epochs', 2)
     save_sheet(Image.new('RGB', (9, 9)), str(copy / 'nearest.png'))
     metrics.keep(SimpleNamespace(folder=str(copy), file='text2image.pt', step=4, epoch=2),
-                 SimpleNamespace(split='test'), 50, {'species': .25})
+                 SimpleNamespace(split='test', best_of=1), 50, {'species': .25})
     assert {path: path.read_bytes() for path in original.rglob('*') if path.is_file()} == before
     assert torch.load(copy / 'text2image.pt', weights_only=True)['progress']['epoch'] == 2
     assert (copy / 'log.txt').read_text().startswith((original / 'log.txt').read_text())
