@@ -59,10 +59,12 @@ class ColorGrid(nn.Module):
     Like the paper's GoogLeNet, it is not trained further after `fit`. Random color features of the pixels (Rahimi and
     Recht, NIPS 2007) are averaged over an 8 x 8 grid and whitened (Coates, Lee and Ng, AISTATS 2011). So each part of
     a bird adds its color, whatever the colors of the others, and small parts weigh as much as large ones: the sentence
-    encoder learns to read the parts of pairs that it never sees together.
+    encoder learns to read the parts of pairs that it never sees together. The ten colors of bodies and the ten of wings
+    change these features along 18 directions; with many more directions than that, the embeddings of colors of bodies
+    and of wings have more in common, and a GAN mixes them up.
     """
 
-    LENGTH, COLORS, CELL, DIRECTIONS = 10, 48, 8, 40
+    LENGTH, COLORS, CELL, DIRECTIONS = 10, 48, 8, 24
     FIT_IMAGES = 2000
 
     def __init__(self):

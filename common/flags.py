@@ -25,6 +25,7 @@ NEWEST = str(b'newest', 'ascii')  # `--resume` without a folder: an object of it
 
 LARGEST_SEED = 10 ** 18
 MOST_IMAGES = 100_000      # for the sentences of one command: their embeddings are in memory
+MOST_CHOSEN = 1000         # images of which one is written
 LONGEST_TEXT = 4_000_000   # characters in a file of sentences
 LONGEST_COMPLAINT = 300    # characters of an error message: a value that it quotes may have any length
 
@@ -161,8 +162,7 @@ def add_sentence_flags(parser, generating_modes=GENERATING, encoder_modes=(TEXT,
                         help='sentence encoder (default: the one in the run folder, or the one beside the data)')
     parser.add_argument('--truncation', type=positive(float), metavar='T',
                         modes=tuple(mode for mode in encoder_modes if mode != LIKE),
-                        help='limit the noise to numbers from -T to T: less variety, fewer odd images (default: no '
-                             'limit)')
+                        help='limit the noise to numbers from -T to T: less variety (default: no limit)')
     parser.add_argument('--like', type=path, metavar='FILE.png', modes=(LIKE,),
                         help='generate this image again, a PNG that --text wrote; with --text, generate images for '
                              'other sentences from its noise')
@@ -176,7 +176,7 @@ def add_count_flag(parser):
 
 def add_best_of_flag(parser):
     """Add `--best_of`, with which only the most realistic of several images is written."""
-    parser.add_argument('--best_of', type=positive(int), default=1, metavar='N', modes=(TEXT,),
+    parser.add_argument('--best_of', type=up_to(MOST_CHOSEN), default=1, metavar='N', modes=(TEXT,),
                         help='generate N times as many images, and write only the most realistic of every N, whose '
                              'features are nearest to those of real photographs (default: 1, write all)')
 

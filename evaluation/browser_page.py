@@ -18,7 +18,7 @@ from evaluation.page import losses
 EXAMPLE = 'a small red bird with black wings'
 LONGEST = 1000                 # characters of a sentence; the encoder reads 201
 MOST_IMAGES = 8                # of a sentence
-MOST_CHOSEN = 8                # images of which the most realistic is shown
+MOST_CHOSEN = 16               # images of which the most realistic is shown
 LARGEST_SEED = 2 ** 31 - 1
 LARGE = 256                    # pixels from which an image is shown in its own size
 LEAST_LIMIT, NO_LIMIT = 0.1, 3.0  # truncation: the smallest, and that from which noise is not limited

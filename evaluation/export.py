@@ -3,7 +3,8 @@
     python evaluation/export.py RUN --out pretrained/text2image
 
 The folder is a run folder without the means to continue training: the generator (with --average, its running average),
-the sentence encoder, the run's options, and for --best_of the features of photographs, if the data is there.
+the sentence encoder, the run's options, and for --best_of the features of its photographs. If the run folder does not
+have these yet, they are computed from the data, and kept there, too.
 """
 import os
 import sys
@@ -47,7 +48,9 @@ def main():
     if not model.data.get('shown'):
         raise UserError(f'{file}: does not record what it was trained on, so sentences cannot be embedded for it; '
                         'resume the run briefly to add this record')
-    place, encoder, _ = reading.find_encoder(file, model.data, None, run.dataset_of(model.options, file))
+    folder = os.path.dirname(os.path.abspath(file))
+    data_file = run.dataset_of(run.read_options(folder) if run.has_options(folder) else model.options, file)
+    place, encoder, _ = reading.find_encoder(file, model.data, None, data_file)
     averages = model.average_G.state_dict() if model.average_G else {}
     step, epoch = (checkpoint.count_in(checkpoint.load(file, mapped=True), file, what) for what in ('step', 'epoch'))
     kept = {name: value for name, value in model.options.items() if name not in NOT_KEPT} | {'model': 'text2image'}
@@ -64,9 +67,11 @@ def main():
     run.write_options(options.out, kept)
     written = ['text2image.pt', run.ENCODER]
     try:
-        photographs, _ = realism.features_of_run(file, model, functools.partial(Text2ImageDataset, drawn=False),
-                                                 torch.device('cpu'))
-        checkpoint.save(os.path.join(options.out, realism.FILE), photographs)
+        photographs, are_of_run = realism.features_of_run(
+            file, model, 'whole_64', functools.partial(Text2ImageDataset, drawn=False), torch.device('cpu'), data_file)
+        if not are_of_run:
+            raise UserError(f'{options.out}: gets no features of other photographs')
+        realism.write(os.path.join(options.out, realism.FILE), photographs)
         written.append(realism.FILE)
     except UserError as error:
         print(f'{error}; without features of photographs, --best_of will not work there')

@@ -51,7 +51,7 @@ def main():
                         help='split whose captions are read (default: test)')
     parser.add_argument('--count', type=flags.positive(int), default=1500,
                         help='number of images; distances depend on it (default: 1500)')
-    parser.add_argument('--best_of', type=flags.positive(int), default=1, metavar='N',
+    parser.add_argument('--best_of', type=flags.up_to(flags.MOST_CHOSEN), default=1, metavar='N',
                         help='measure images generated with --best_of N (default: 1)')
     parser.add_argument('--features', choices=features.NETWORKS, default='efficientnet_lite0',
                         help='network whose features are compared; inception is that of published numbers '

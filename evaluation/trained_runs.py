@@ -13,6 +13,7 @@ import text2image.checkpoints
 from char_cnn_rnn import reading
 from common import checkpoint, realism, run, speed
 from common.errors import UserError
+from common.sampling import in_batches
 from data import layout
 from data.cropped_dataset import CroppedDataset
 from data.multiscale_dataset import MultiscaleDataset
@@ -39,7 +40,7 @@ class TrainedRun:
         flag = next((flag for flag in SECTIONS if flag in self.options), None)
         if flag is None or not isinstance(self.options.get('model'), str):
             raise UserError(f'{path}: is not a run of text2image, stackgan_v1 or stackgan_v2; give one')
-        self.section, load, find, self._dataset, preparation = SECTIONS[flag]
+        self.section, load, find, self._dataset, preparation, self.at_once = SECTIONS[flag]
         self.hdf5_file = run.dataset_of(self.options, self.folder)
         name = self.options['model']
         self.file = run.existing(path, name, find)
@@ -64,19 +65,25 @@ class TrainedRun:
         return self.all_sizes(embeddings, seed, truncation, self.best_of)[-1]
 
     def all_sizes(self, embeddings, seed=0, truncation=None, best_of=1):
-        """Generate the images of all branches or stages, a list of what `generate` returns, small to large."""
-        images = self.model.generate(embeddings.repeat_interleave(best_of, 0), seed, truncation)
-        images = [of_size.float().cpu() for of_size in ([images] if torch.is_tensor(images) else images)]
+        """Generate the images of all branches or stages, a list of what `generate` returns, small to large.
+
+        They are those of the section's command, which generates `self.at_once` images in a batch.
+        """
+        def generate(*batch):
+            images = self.model.generate(*batch)
+            return [of_size.float().cpu() for of_size in ([images] if torch.is_tensor(images) else images)]
+
+        batches = in_batches(generate, embeddings.repeat_interleave(best_of, 0), self.at_once, seed, truncation)
         if best_of > 1:
-            every = [(images, [None] * len(images[0]))]
-            (images, _), = realism.keep_best(every, best_of, self.realism.distances)
-        return images
+            pairs = ((images, [None] * len(images[0])) for images in batches)
+            batches = (images for images, _ in realism.keep_best(pairs, best_of, self.realism.distances))
+        return [torch.cat(of_size) for of_size in zip(*batches)]
 
     @functools.cached_property
     def realism(self):
         """The `common.realism.Realism` of the run's photographs. Raises UserError if it has none."""
-        return realism.of_run(self.file, self.model,
-                              lambda path: self._dataset(path, layout.SPLITS.index('train'), self.size), self._device)
+        return realism.of_run(self.file, self.model, self.prepared, lambda path: self._dataset(
+            path, layout.SPLITS.index('train'), self.size), self._device, self.hdf5_file)
 
     def dataset(self, split):
         """Return the data set of a split. Raises UserError if the run's data is missing or has no embeddings."""
@@ -88,12 +95,12 @@ class TrainedRun:
 
 
 # An option that only this section has: (its name, how to load a checkpoint, how to find it, how to load its data, how
-# that prepares photographs).
+# that prepares photographs, how many images its command generates at once).
 SECTIONS = {
     'l1_coef': ('text2image', text2image.build_gan.load_generator, text2image.checkpoints.find,
-                   lambda file, split, size: Text2ImageDataset(file, split=split, drawn=False), 'whole'),
+                   lambda file, split, size: Text2ImageDataset(file, split=split, drawn=False), 'whole', 256),
     'stage': ('stackgan_v1', stackgan_v1.build_gan.load_generator, stackgan_v1.checkpoints.find,
-              CroppedDataset, 'crop'),
+              CroppedDataset, 'crop', 64),
     'branches': ('stackgan_v2', stackgan_v2.build_gan.load_generator, stackgan_v2.checkpoints.find,
-                 lambda file, split, size: MultiscaleDataset(file, split, branches=size.bit_length() - 6), 'crop'),
+                 lambda file, split, size: MultiscaleDataset(file, split, branches=size.bit_length() - 6), 'crop', 24),
 }

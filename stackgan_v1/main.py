@@ -194,7 +194,8 @@ def generate(options, device, resumed):
                                dataset=run.if_given('dataset', options.dataset), stage=options.stage,
                                data_dir=options.data_dir)
     model, file, _ = load_generator(file, options.model, device, options.stage)
-    embeddings, encoder = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options),
+    data_file = flags.dataset_file(options)
+    embeddings, encoder = reading.read(sentences, file, model.data, options.encoder, data_file,
                                        device, model.netG.text_dim)
     made_with = provenance.made_with(file, model.netG.state_dict(), encoder)
     provenance.check(like, made_with, options.checkpoint or resumed)
@@ -203,7 +204,8 @@ def generate(options, device, resumed):
     batches = zip(in_batches(model.generate, embeddings, *how), provenance.records(sentences, *how, made_with))
     if options.best_of > 1:
         size = SIZES[2 if isinstance(model.netG, Stage2Generator) else 1]
-        real = realism.of_run(file, model, functools.partial(CroppedDataset, size=size), device)
+        real = realism.of_run(file, model, f'crop_{size}', functools.partial(CroppedDataset, size=size), device,
+                              data_file)
         batches = realism.keep_best(batches, options.best_of, real.distances)
     write_images(run.new_run(options.out_dir, 'text', vars(options)), batches, sentences[::options.best_of],
                  'stages.png')

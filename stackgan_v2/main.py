@@ -33,6 +33,7 @@ from data.multiscale_dataset import MultiscaleDataset, shuffled_batches
 from stackgan_v2 import checkpoints, unconditional
 from stackgan_v2.authors_cfg import KEYS, translate
 from stackgan_v2.build_gan import SNAPSHOT_INTERVAL, Model, load_generator, make_networks
+from stackgan_v2.gan import BASE_SIZE
 
 INTERPOLATE = 'interpolate'  # a mode that only this section has
 GENERATING = (*flags.GENERATING, INTERPOLATE)
@@ -209,7 +210,8 @@ def generate(options, device, resumed):
     if not model.netG.conditional:
         raise UserError(f'{file}: was trained without text, so it reads no sentences; '
                         'leave them out, and use --count N to generate images')
-    embeddings, encoder = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options),
+    data_file = flags.dataset_file(options)
+    embeddings, encoder = reading.read(sentences, file, model.data, options.encoder, data_file,
                                        device, model.netG.text_dim)
     if options.interpolate:
         # One at a time, so that all have the same noise and the same epsilon.
@@ -223,8 +225,9 @@ def generate(options, device, resumed):
         how = options.batch_size, options.seed, options.truncation, like
         batches = zip(in_batches(model.generate, embeddings, *how), provenance.records(sentences, *how, made_with))
         if options.best_of > 1:
-            real = realism.of_run(file, model, functools.partial(MultiscaleDataset, branches=model.netG.branches),
-                                  device)
+            branches = model.netG.branches
+            real = realism.of_run(file, model, f'crop_{BASE_SIZE << (branches - 1)}', functools.partial(
+                MultiscaleDataset, branches=branches), device, data_file)
             batches = realism.keep_best(batches, options.best_of, real.distances)
         write_images(run.new_run(options.out_dir, 'text', vars(options)), batches, sentences[::options.best_of],
                      'branches.png')

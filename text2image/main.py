@@ -133,7 +133,8 @@ def generate(options, device, resumed):
     file = run.checkpoint_file(options.model, options.out_dir, given, resumed, checkpoints.find,
                                PRETRAINED, dataset=run.if_given('dataset', options.dataset), data_dir=options.data_dir)
     model, file = load_generator(file, options.model, device, channels=options.channels)
-    embeddings, encoder = reading.read(sentences, file, model.data, options.encoder, flags.dataset_file(options),
+    data_file = flags.dataset_file(options)
+    embeddings, encoder = reading.read(sentences, file, model.data, options.encoder, data_file,
                                        device, model.netG.embed_dim)
     made_with = provenance.made_with(file, (model.average_G or model.netG).state_dict(), encoder)
     provenance.check(like, made_with, options.checkpoint or resumed)
@@ -142,7 +143,8 @@ def generate(options, device, resumed):
     batches = zip(in_batches(lambda *batch: [model.generate(*batch)], embeddings, *how),
                   provenance.records(sentences, *how, made_with))
     if options.best_of > 1:
-        real = realism.of_run(file, model, functools.partial(Text2ImageDataset, drawn=False), device)
+        real = realism.of_run(file, model, 'whole_64', functools.partial(Text2ImageDataset, drawn=False), device,
+                              data_file)
         batches = realism.keep_best(batches, options.best_of, real.distances)
     write_images(run.new_run(options.out_dir, 'text', vars(options)), batches, sentences[::options.best_of])
 
