@@ -20,7 +20,7 @@ demo: .venv/ready  ## draw toy birds, train on them, generate images for unseen 
 	@echo '--- 1 of 5: generate 1,800 birds with ten captions each'
 	$(PY) data/toy_birds/prepare.py --count 1800 --seed $(SEED)
 	@echo '--- 2 of 5: train the sentence encoder on birds and captions'
-	$(PY) char_cnn_rnn/main.py --train --dataset toy_birds --image_encoder color_grid --variant birds_cvpr --lr 0.0005 --epochs 28 --seed $(SEED)
+	$(PY) char_cnn_rnn/main.py --train --dataset toy_birds --image_encoder color_grid --variant birds_cvpr --lr 0.0005 --epochs 56 --seed $(SEED)
 	@echo '--- 3 of 5: turn every caption into 1,024 numbers'
 	$(PY) char_cnn_rnn/main.py --embed --dataset toy_birds
 	@echo '--- 4 of 5: train the GAN; at the end, see text2image/output/toy_birds_DATE/samples/ (real images above)'
