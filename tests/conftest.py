@@ -1,11 +1,14 @@
 """Fixtures for several test files."""
+import os
 import signal
 
 import pytest
 import torch
 
+from tests import generating as runs
 from tests import tiny
 from tests.commands import Caller
+from text2image import main as text2image
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -46,3 +49,16 @@ def call(request, folder, monkeypatch, capsys):
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     return Caller(request.module.main, folder, monkeypatch, capsys)
+
+
+@pytest.fixture(params=runs.NARROW, ids=lambda section: os.path.basename(section.HERE))
+def section(request):
+    """Return the main module of each of the three GANs."""
+    return request.param
+
+
+@pytest.fixture
+def generating(request, tmp_path, monkeypatch, capsys):
+    """Return a `Caller` in a folder with a run: of the section of the test, or of text2image."""
+    section = request.getfixturevalue('section') if 'section' in request.fixturenames else text2image
+    return runs.trained(section, tmp_path, monkeypatch, capsys)

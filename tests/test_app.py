@@ -23,7 +23,7 @@ from stackgan_v2 import main as stackgan_v2
 from tests import tiny
 from tests.commands import newest
 from tests.errors import one_line
-from tests.test_provenance import make_vivid
+from tests.generating import make_vivid
 from text2image import main as text2image
 
 gradio = pytest.importorskip('gradio')
