@@ -60,8 +60,8 @@ class ColorGrid(nn.Module):
     Recht, NIPS 2007) are averaged over an 8 x 8 grid and whitened (Coates, Lee and Ng, AISTATS 2011). So each part of
     a bird adds its color, whatever the colors of the others, and small parts weigh as much as large ones: the sentence
     encoder learns to read the parts of pairs that it never sees together. The ten colors of bodies and the ten of wings
-    change these features along 18 directions; with many more directions than that, the embeddings of colors of bodies
-    and of wings have more in common, and a GAN mixes them up.
+    change these features along 18 directions. With many more than that, what was learned about the one had more in
+    common with what was learned about the other, and a GAN mixed them up (docs/results.md).
     """
 
     LENGTH, COLORS, CELL, DIRECTIONS = 10, 48, 8, 24

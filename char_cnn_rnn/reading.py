@@ -94,8 +94,9 @@ def read(sentences, checkpoint, data, encoder_file, hdf5_file, device, width):
     file, encoder, is_known = find_encoder(checkpoint, data, encoder_file, hdf5_file, device)
     if not is_known:
         print(unknown_encoder(checkpoint, file))
-    unused = [f'--{name}' for name in ('data_dir', 'dataset')
-              if name in run.GIVEN_FLAGS and 'best_of' not in run.GIVEN_FLAGS]  # which reads photographs
+    unused = [f'--{name}' for name in ('data_dir', 'dataset') if name in run.GIVEN_FLAGS]
+    if {'best_of', 'data_dir'} <= set(run.GIVEN_FLAGS):
+        unused = []  # photographs may be read there
     if unused and {'checkpoint', 'resume'} & set(run.GIVEN_FLAGS) and file != layout.encoder_beside(hdf5_file):
         print(f'{" and ".join(unused)}: not used, because the run is named and has its own encoder')
     if not isinstance(encoder, SentenceEncoder):  # others read other letters

@@ -10,20 +10,16 @@ import zipfile
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from common import run
-from common.efficientnet import FEATURES, MEAN, STD, load_efficientnet
+from common.efficientnet import BATCH, FEATURES, feature_extractor
 from common.errors import CannotWrite
 from common.files import atomic_write
-from common.speed import allocator
 
 FILE = 'photographs.npz'  # in the run folder
-SIZE = 240               # pixels of the images that the network was trained on
-NEIGHBORS = 3            # photographs that an image is compared with
-DIRECTIONS = 128         # of the features, along which photographs differ most
-BATCH = 8                # images that the network sees at once: few enough for a CPU's cache
+NEIGHBORS = 3             # photographs that an image is compared with
+DIRECTIONS = 128          # of the features, along which photographs differ most
 
 
 class Realism:
@@ -35,7 +31,7 @@ class Realism:
     def __init__(self, photographs, device):
         self.mean, self.directions, self.features = (torch.from_numpy(photographs[name]).to(device).float()
                                                      for name in ('mean', 'directions', 'features'))
-        self.extract = _extractor(device)
+        self.extract = feature_extractor(1, '--best_of', device)
 
     @torch.no_grad()
     def distances(self, images):
@@ -43,19 +39,6 @@ class Realism:
         found = self.extract((part.float() + 1) * 127.5 for part in images.split(BATCH))
         distances = torch.cdist((found - self.mean) @ self.directions, self.features)
         return distances.topk(min(NEIGHBORS, len(self.features)), largest=False).values.mean(1).cpu()
-
-
-def _extractor(device):
-    network = load_efficientnet(1, '--best_of').to(device, memory_format=torch.channels_last)
-    if device.type == 'cpu':
-        allocator.keep_freed_memory()
-
-    def extract(batches):
-        """Return the features [N, 1280] of batches of images [B, 3, S, S] in [0, 255]."""
-        resized = (F.interpolate(batch.to(device), size=SIZE, mode='bicubic', antialias=True) for batch in batches)
-        return torch.cat([network(((batch.clamp(0, 255) - MEAN) / STD).contiguous(memory_format=torch.channels_last))
-                          for batch in resized])
-    return extract
 
 
 @torch.no_grad()
@@ -69,8 +52,8 @@ def describe(dataset, prepared, device):
     shown = tqdm(range(0, len(dataset.classes), BATCH), 'features of photographs', unit_scale=BATCH, unit='',
                  leave=False, disable=None)
     numbers = (range(start, min(start + BATCH, len(dataset.classes))) for start in shown)
-    found = _extractor(device)(torch.from_numpy(np.stack([dataset.photograph(photo) for photo in some])).float()
-                               for some in numbers).cpu()
+    extract = feature_extractor(1, '--best_of', device)
+    found = extract(torch.from_numpy(np.stack([dataset.photograph(photo) for photo in some])) for some in numbers).cpu()
     mean = found.mean(0)
     _, directions = torch.linalg.eigh((found - mean).T.double() @ (found - mean).double())  # variances ascend
     directions = directions[:, -min(DIRECTIONS, len(found)):].float()

@@ -10,17 +10,15 @@ import zlib
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
-from char_cnn_rnn.image_encoder import SIZE, pretrained
 from common import checkpoint
+from common.efficientnet import BATCH, feature_extractor
 from common.errors import CannotWrite, UserError
 from data import checked_files
 from data.cache import cache_folder
 
 NETWORKS = ('efficientnet_lite0', 'inception')
-BATCH = 8  # images that are generated and measured at once: few enough for a CPU's cache
 INCEPTION_WEIGHTS = 'weights-inception-2015-12-05-6726825d.pth'
 
 
@@ -31,19 +29,10 @@ class FeatureExtractor:
     """
 
     def __init__(self, device):
-        network, mean, std, _ = pretrained('efficientnet_lite0')
-        self.network = network.eval().to(device, memory_format=torch.channels_last)
-        self.device = device
-        self.mean, self.std = (torch.tensor(value, device=device).view(-1, 1, 1) for value in (mean, std))
+        self.extract = feature_extractor(0, '--features efficientnet_lite0', device)
 
     def __call__(self, batches):
-        return torch.cat([self._features(pixels) for pixels in batches]).cpu(), None
-
-    @torch.no_grad()
-    def _features(self, pixels):
-        pixels = F.interpolate(pixels.to(self.device).float(), size=SIZE, mode='bicubic', antialias=True)
-        pixels = (pixels.clamp(0, 255) - self.mean) / self.std
-        return self.network(pixels.contiguous(memory_format=torch.channels_last))
+        return self.extract(batches).cpu(), None
 
 
 class InceptionExtractor:

@@ -98,7 +98,7 @@ class TrainedRun:
 # that prepares photographs, how many images its command generates at once).
 SECTIONS = {
     'l1_coef': ('text2image', text2image.build_gan.load_generator, text2image.checkpoints.find,
-                   lambda file, split, size: Text2ImageDataset(file, split=split, drawn=False), 'whole', 256),
+                lambda file, split, size: Text2ImageDataset(file, split=split, drawn=False), 'whole', 256),
     'stage': ('stackgan_v1', stackgan_v1.build_gan.load_generator, stackgan_v1.checkpoints.find,
               CroppedDataset, 'crop', 64),
     'branches': ('stackgan_v2', stackgan_v2.build_gan.load_generator, stackgan_v2.checkpoints.find,
