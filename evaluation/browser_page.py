@@ -63,11 +63,11 @@ def build(runs):
         with gradio.Row():
             count = slider(1, MOST_IMAGES, 4, step=1, label='Number of images')
             truncation = slider(LEAST_LIMIT, NO_LIMIT, NO_LIMIT, step=0.1, label='Truncation',
-                                info=f'Limit of the noise; {NO_LIMIT:g} is none. Smaller values give less variety.')
-            best_of = slider(1, MOST_CHOSEN, 1, step=1, label='Best of', info='Generate so many for each image shown, '
-                             'and show the one that looks most like a photograph.')
+                                info=f'Limits the noise; {NO_LIMIT:g} is no limit.')
+            best_of = slider(1, MOST_CHOSEN, 1, step=1, label='Best of',
+                             info='Shows the most realistic of so many.')
             # Its limits are checked below: Gradio would only say `Error`, and print a traceback in the terminal.
-            seed = gradio.Number(1, label='Seed', info='A different seed gives different noise.')
+            seed = gradio.Number(1, label='Seed', info='Sets the noise.')
         chosen = gradio.CheckboxGroup([(title(run), place) for place, run in enumerate(runs)], label='Runs',
                                       value=list(range(len(runs))), info='They get the same sentence and noise.',
                                       visible=len(runs) > 1)
