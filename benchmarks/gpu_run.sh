@@ -5,9 +5,10 @@
 #
 # DATA.hdf5 is a file with embeddings. Every command ends within MINUTES (9 by default) and adds to OUT/STEP.txt. Typed
 # again, the script skips the steps that are done, continues a training that was cut off, and reports again. TINY=1 runs
-# everything with tiny numbers on the CPU, to try the script itself. The status is 1 if a step failed or took too long.
+# everything with tiny networks or few steps on the CPU, to try the script itself; each training sees all captions of
+# DATA.hdf5 once, so give it a small file. The status is 1 if a step failed or took too long.
 set -u
-[ $# -ge 2 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2; }
 DATA=$(realpath "$1"); mkdir -p "$2"; OUT=$(realpath "$2"); shift 2
 cd "$(dirname "$0")/.." || exit
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
