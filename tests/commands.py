@@ -17,9 +17,15 @@ class Caller:
         self.main, self.folder, self.patch, self.capsys = main, folder, patch, capsys
 
     def __call__(self, *args):
-        """What it prints."""
+        """What it prints. A run among the user's own would be the newest one that commands then generate with."""
         self._type(args)
-        run_command(self.main.main)
+        own = os.path.join(os.path.dirname(self.main.__file__), 'output')
+        before = set(os.listdir(own)) if os.path.isdir(own) else set()
+        try:
+            run_command(self.main.main)
+        finally:
+            written = (set(os.listdir(own)) if os.path.isdir(own) else set()) - before
+            assert not written, f'{own}: {written} should be in a temporary folder; give --out_dir'
         return self.capsys.readouterr().out
 
     def error(self, *args):

@@ -35,7 +35,7 @@ GANS = {'text2image': (text2image, []),
         'stackgan_v1': (stackgan_v1, ['--gf_dim', '4', '--df_dim', '1', '--condition_dim', '2', '--workers', '0']),
         'stackgan_v2': (stackgan_v2, ['--branches', '1', '--gf_dim', '2', '--df_dim', '2', '--workers', '0'])}
 TRAINING = ['--batch_size', '2', '--log_interval', '1', '--out_dir', 'out']
-DRAW = ['--train', 'False', '--text', 'ein roter Vogel – 一只红色的小鸟', '--checkpoint']
+DRAW = ['--train', 'False', '--out_dir', 'drawn', '--text', 'ein roter Vogel – 一只红色的小鸟', '--checkpoint']
 
 
 @pytest.fixture
@@ -113,7 +113,8 @@ def test_a_gan_reads_the_width_from_the_file(name, folder, embed, monkeypatch, c
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert any(value.shape[1:] == (WIDTH,) for value in first.values())
 
-    gan(*DATA, '--train', 'False', '--checkpoint', whole)  # no flag says the width
+    place = ['--out_dir', 'drawn'] if name == 'text2image' else []  # the others write into the run
+    gan(*DATA, '--train', 'False', *place, '--checkpoint', whole)  # no flag says the width
     said = gan.error(*DRAW, whole)
     assert 'rows.npz of mine: the embeddings came from this file, and only the encoder that computed them' in said
 

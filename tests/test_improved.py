@@ -226,7 +226,7 @@ def test_a_discriminator_of_the_other_kind_is_refused(call):
     call(*IMPROVED, '--epochs', '1', '--out_dir', 'out')
     said = call.error(*DATA, '--train', '--checkpoint', newest(call.folder / 'out', 'tiny'))
     assert ': does not fit Discriminator: ' in said
-    call(*IMPROVED, '--epochs', '1', '--checkpoint', newest(call.folder / 'out', 'tiny'))
+    call(*IMPROVED, '--epochs', '1', '--out_dir', 'more', '--checkpoint', newest(call.folder / 'out', 'tiny'))
 
 
 def test_a_file_without_a_generator_generates_nothing(call, tmp_path):

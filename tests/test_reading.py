@@ -136,7 +136,8 @@ def test_an_unknown_encoder_is_reported(folder, embed, call, monkeypatch, capsys
     assert 'weights: its checkpoint holds weights alone' in call.error('--resume', 'weights')
     torch.save(contents['netG'], folder / 'generator.pt')
     assert f'generator.pt: {UNKNOWN}' in call(*DRAW, *DATA, '--checkpoint', 'generator.pt')
-    assert f'generator.pt: {UNKNOWN}' in call(*DATA, '--train', 'False', '--checkpoint', 'generator.pt')
+    assert f'generator.pt: {UNKNOWN}' in call(*DATA, '--train', 'False', '--out_dir', 'out', '--checkpoint',
+                                                'generator.pt')
 
     tree = Caller(stackgan_v2, folder, monkeypatch, capsys)
     tree(*DATA, '--epochs', '1', '--batch_size', '2', '--branches', '1', '--gf_dim', '2', '--df_dim', '2', '--workers',

@@ -127,7 +127,8 @@ def test_a_snapshot_outside_a_run_needs_to_be_told_the_data(tmp_path, monkeypatc
     call(*TRAIN, *NARROW[stackgan_v1])
     (tmp_path / 'alone').mkdir()
     shutil.copy(trained(call) / 'Model' / 'netG_epoch_1.pth', tmp_path / 'alone')
-    said = call('--train', 'False', '--checkpoint', 'alone/netG_epoch_1.pth', '--best_of', '2', *SENTENCES, *DATA)
+    said = call('--train', 'False', '--out_dir', 'out', '--checkpoint', 'alone/netG_epoch_1.pth', '--best_of', '2',
+                *SENTENCES, *DATA)
     assert 'computing features of 4 photographs' in said and (tmp_path / 'alone' / realism.FILE).is_file()
 
 
