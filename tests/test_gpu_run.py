@@ -15,7 +15,7 @@ SCRIPT = os.path.join(ROOT, 'benchmarks', 'gpu_run.sh')
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     """Return a folder with data and its encoder."""
-    return tiny.with_encoder(tmp_path_factory.mktemp('gpu'), {'train': {'001.Auk': 3, '002.Jay': 4},
+    return tiny.with_encoder(tmp_path_factory.mktemp('gpu with a space'), {'train': {'001.Auk': 3, '002.Jay': 4},
                                                               'test': {'004.Wren': 1, '005.Lark': 1}})
 
 
@@ -48,6 +48,14 @@ def test_a_step_that_fails_is_not_done(folder):
 
 
 def test_an_unknown_step_is_an_error(folder):
-    status, said = run_script(folder, 'nonsense')
-    assert status == 1 and said.startswith('nonsense: status 2, ')
-    assert (folder / 'out/nonsense.txt').read_text() == 'nonsense: no such step\n'
+    status, said = run_script(folder, 'chapter', 'nonsense')
+    assert (status, said) == (
+        2, 'nonsense: no such step; give some of: tests speed evaluation chapter improved tree report\n')
+
+
+def test_a_missing_file_is_an_error_before_the_first_step(folder):
+    (folder / 'data/tiny.hdf5').rename(folder / 'data/moved.hdf5')
+    try:
+        assert run_script(folder) == (2, 'data/tiny.hdf5: no such file; give an HDF5 file with embeddings\n')
+    finally:
+        (folder / 'data/moved.hdf5').rename(folder / 'data/tiny.hdf5')
