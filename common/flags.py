@@ -27,6 +27,7 @@ LARGEST_SEED = 10 ** 18
 MOST_IMAGES = 100_000      # for the sentences of one command: their embeddings are in memory
 MOST_CHOSEN = 1000         # images of which one is written
 LONGEST_TEXT = 4_000_000   # characters in a file of sentences
+UNUSED = []                # names of the flags that have no effect in the mode that was parsed last
 LONGEST_COMPLAINT = 300    # characters of an error message: a value that it quotes may have any length
 
 
@@ -58,6 +59,11 @@ class Parser(OneLineParser):
         """Return the names of the flags that a configuration file may set: all except those that select a mode."""
         return {action.dest for action in self._actions
                 if action.modes and (action.dest == TRAIN or action.dest not in ('cfg', *action.modes))}
+
+    def unused(self, mode):
+        """Return the names of the flags that have no effect in `mode`; a run keeps all, to be resumed with them."""
+        return [action.dest for action in self._actions
+                if mode not in TRAINING and action.modes and mode not in action.modes]
 
     def refuse_unused(self, arguments, mode):
         """Raise UserError if `arguments` contain a flag that has no effect in `mode`."""
@@ -272,9 +278,10 @@ def mode_of(options, *own_modes):
 
 
 def print_options(options):
-    """Print the options as a table in alphabetical order."""
-    width = max(map(len, vars(options)))
-    print('\n'.join(f'  {name:<{width}}  {value}' for name, value in sorted(vars(options).items())), flush=True)
+    """Print the options that have an effect in the mode that was parsed, as a table in alphabetical order."""
+    shown = {name: value for name, value in vars(options).items() if name not in UNUSED}
+    width = max(map(len, shown))
+    print('\n'.join(f'  {name:<{width}}  {value}' for name, value in sorted(shown.items())), flush=True)
 
 
 def choose_device(cuda, gpu=0):

@@ -279,11 +279,15 @@ def checkpoint_file(model, out_dir, given, resumed, find=checkpoint.find, pretra
         raise UserError(f'--resume {resumed} and --checkpoint {given}: give one of them')
     if given:
         return existing(given, model, find)
+    has_pretrained = pretrained and os.path.isdir(pretrained)
+    is_any_run = not any(wanted.values()) and not {'out_dir', 'model', 'data_dir'} & set(GIVEN_FLAGS)
     try:
         folder = resumed or find_run(out_dir, f'{model}.pt', **wanted)
+        if has_pretrained and is_any_run and not resumed:
+            print(f'generating with your newest run, {folder}; for the pretrained weights, add --checkpoint '
+                  f'{os.path.relpath(pretrained)}')
     except NoRun as error:
-        is_any_run = not any(wanted.values()) and not {'out_dir', 'model', 'data_dir'} & set(GIVEN_FLAGS)
-        if not (pretrained and os.path.isdir(pretrained)):
+        if not has_pretrained:
             raise
         if not is_any_run:
             raise NoRun(f'{error}, or add --checkpoint {pretrained}, the pretrained weights') from error
@@ -360,6 +364,7 @@ def parse_options(parser, mode_of, defaults=None):
             print(f'{run_dir}: continues from {name}.pt, as {name}.pt; {options.model}.pt stays as it is')
         options.model = name or options.model
         _check_has_checkpoint(run_dir, options.model)
+    flags.UNUSED[:] = parser.unused(mode_of(options))
     return options, run_dir
 
 

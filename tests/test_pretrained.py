@@ -92,7 +92,9 @@ def test_pretrained_weights_are_used_only_where_nothing_else_is_asked_for(call, 
     for more in (['--out_dir', 'empty'], ['--dataset', 'toy_birds'], ['--model', 'mine']):
         assert 'no run' in call.error(*text, *more)
     run = shutil.move(newest(call.folder / 'out', 'tiny'), tmp_path / 'section' / 'output')
-    assert 'pretrained weights' not in call(*text)
+    said = call(*text)
+    assert f'generating with your newest run, {run}; for the pretrained weights, add --checkpoint small\n' in said
+    assert 'generating with the pretrained weights' not in said
     os.rename(os.path.join(run, 'text2image.pt'), os.path.join(run, 'mine.pt'))  # trained with --model mine
     said = call(*text)
     assert f'no run with a text2image.pt yet (to generate with {os.path.basename(run)}, add --checkpoint ' in said
