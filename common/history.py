@@ -97,6 +97,23 @@ def measured(run_dir):
     return as_text((measurements(run_dir) or [{}])[-1])
 
 
+def measured_alike(run_dirs):
+    """Return `measured` for each run, but of the newest lines that were measured in the same way, if there are any.
+
+    That is: with the same captions, as many images, and the same measures.
+    """
+    lines = [measurements(run_dir) for run_dir in run_dirs]
+    ways = [{_way(line): line for line in of_run} for of_run in lines]
+    shared = [_way(line) for of_run in lines for line in of_run
+              if all(_way(line) in of_other for of_other in ways if of_other)]
+    return [as_text(of_run.get(shared[-1], {})) if shared else measured(run_dir)
+            for of_run, run_dir in zip(ways, run_dirs)]
+
+
+def _way(line):
+    return str(line.get('split')), str(line.get('images')), *line
+
+
 def as_text(line):
     """Return the first measures of a line of metrics.jsonl as {name: text}."""
     return {name[:40]: f'{value:.4g}' if isinstance(value, float) else plain(value, 40)

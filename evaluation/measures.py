@@ -112,5 +112,6 @@ def mean_distance_within(features, groups):
 
 def nearest(features, others):
     """Return (distance to the nearest of the `others`, its number) for each image: float64 [N], long [N]."""
-    distances = torch.cdist(features.double(), others.double())
-    return distances.min(1)
+    others = others.double()
+    found = [torch.cdist(part.double(), others).min(1) for part in features.split(BLOCK)]
+    return tuple(map(torch.cat, zip(*found)))

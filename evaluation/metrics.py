@@ -118,7 +118,8 @@ def print_table(runs, options, extract):
         run.check(real.dataset)
     chosen = f', best of {options.best_of}' * (options.best_of > 1)
     rows = [(f'{run.file}, {run.step:,} steps{chosen}', measure(run, real, captions, options, extract)) for run in runs]
-    rows += [('real photographs', of_real(real, captions)), ('shuffled captions', of_shuffled(real, captions))]
+    rows += [('real photographs', of_real(real, captions, options.split)),
+             ('shuffled captions', of_shuffled(real, captions))]
     names = list(rows[0][1])
     print(f'| | {" | ".join(names)} |\n|{"---|" * (len(names) + 1)}')
     for title, found in rows:
@@ -198,7 +199,7 @@ def distribution(found, logits, others, name):
             f'kid_{name}': measures.kernel_distance(found, others), **score}
 
 
-def of_real(real, captions):
+def of_real(real, captions, split):
     """Return the measures of real photographs: what a perfect generator would reach.
 
     The Fréchet distance is that of two halves. Fewer images give larger distances, so it is an upper bound.
@@ -210,7 +211,8 @@ def of_real(real, captions):
         'r_precision': measures.r_precision(real.read(real.features[photos]), real.embeddings[captions] - real.center,
                                             real.species[photos]),
         'diversity': measures.mean_distance_within(real.features, real.species),
-        'nearest': float(measures.nearest(real.features, real.train_features)[0].mean()),
+        # Of a training photograph, the nearest one is itself.
+        'nearest': None if split == 'train' else float(measures.nearest(real.features, real.train_features)[0].mean()),
     }
 
 
@@ -243,8 +245,9 @@ def keep(run, options, count, numbers):
     with atomic_write(path, follow_links=False) as file:
         file.write(before + b'\n' * (before[-1:] not in (b'', b'\n')) + json.dumps(line).encode() + b'\n')
     try:
-        os.makedirs(os.path.join(run.folder, 'metrics'), exist_ok=True)
-        curves = Curves(os.path.join(run.folder, 'metrics'))
+        place = os.path.join(run.folder, 'metrics', f'{options.split}_{count}')  # only these numbers are one curve
+        os.makedirs(place, exist_ok=True)
+        curves = Curves(place)
         curves.add(numbers, run.step)
         curves.close()
     except (OSError, UserError) as error:

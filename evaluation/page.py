@@ -1,7 +1,7 @@
 """Lay out a comparison of runs as one HTML file, without scripts and without references to other files."""
 import os
 
-from common.history import logged, measured
+from common.history import logged, measured_alike
 from common.page import COLORS, document, picture, plot, table, text
 from common.pictures import to_pil
 from common.run_page import frames
@@ -49,7 +49,7 @@ def losses(runs):
 
 
 def _metrics(runs, heads):
-    found = [measured(run.folder) for run in runs]
+    found = measured_alike([run.folder for run in runs])
     names = list(dict.fromkeys(name for of_run in found for name in of_run))
     if not names:
         return '<p>Nothing yet: <code>python evaluation/metrics.py RUN RUN...</code> measures runs.</p>'

@@ -11,7 +11,7 @@ from PIL import Image
 
 from common import history
 from common import page as page_module
-from common.history import measurements
+from common.history import measured_alike, measurements
 from common.sampling import save_sheet
 from evaluation import compare, metrics
 from evaluation.trained_runs import TrainedRun
@@ -200,3 +200,16 @@ def test_errors_are_one_line(runs, tmp_path, monkeypatch):
 def test_a_sheet_shows_sentences_in_any_script():
     red, blue = (compare.sheet([[torch.zeros(3, 64, 64)]], ['a run'], [sentence]).tobytes() for sentence in '红蓝')
     assert red != blue  # not the box that stands for a letter the font lacks
+
+
+def test_measures_side_by_side_are_alike(tmp_path):
+    plain = {'split': 'test', 'images': 50, 'species': 0.5}
+    chosen = {'split': 'test', 'images': 50, 'species_best_of_16': 0.7}
+    for name, found in (('a', [plain, chosen]), ('b', [plain | {'images': 60}, plain | {'species': 0.25}]), ('c', [])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, found)))
+    a, b, c = measured_alike([tmp_path / name for name in 'abc'])
+    assert (a['species'], b['species'], b['images'], c) == ('0.5', '0.25', '50', {})
+    assert list(measured_alike([tmp_path / 'a'])[0]) == ['split', 'images', 'species_best_of_16']
+    (tmp_path / 'b' / 'metrics.jsonl').write_text(json.dumps(plain | {'images': 60}))  # nothing alike: the newest
+    assert measured_alike([tmp_path / 'a', tmp_path / 'b'])[1]['images'] == '60'

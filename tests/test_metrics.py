@@ -244,6 +244,16 @@ def test_errors_are_one_line(runs, tmp_path, monkeypatch):
     assert '/train has 5 photographs of 2 classes, too few' in error(runs['text2image'], '--split', 'train')
 
 
+def test_training_photographs_are_not_nearest_to_themselves(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(features, 'FeatureExtractor', lambda device: Brightness())
+    monkeypatch.setattr(metrics, 'FEWEST', 5)
+    mine = shutil.copytree(runs['text2image'], tmp_path / 'mine', ignore=shutil.ignore_patterns('metrics*'))
+    run(monkeypatch, metrics, mine, '--count', 5, '--split', 'train')
+    generated, real = (row for row in capsys.readouterr().out.splitlines() if 'text2image.pt,' in row or 'real ' in row)
+    assert real.endswith('|  |')
+    assert float(generated.split('|')[-2]) == pytest.approx(lines(mine)[0]['nearest'], rel=.01)
+
+
 def test_a_line_is_added_to_those_of_others(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(features, 'FeatureExtractor', lambda device: Brightness())
     mine = shutil.copytree(runs['text2image'], tmp_path / 'mine')
@@ -277,7 +287,7 @@ def test_new_checkpoints_are_measured_and_tensorboard_shows_all_measures(runs, t
     watched = tmp_path / 'moved'
     assert [line['step'] for line in lines(watched)] == [3, 6]
     assert said.count('waiting for the next checkpoint') == 2 and 'text2image.pt, 6 steps' in said
-    curves = EventAccumulator(str(watched / 'metrics')).Reload()
+    curves = EventAccumulator(str(watched / 'metrics' / 'test_50')).Reload()
     assert [(event.step, event.value) for event in curves.Scalars('species')] == [
         (line['step'], pytest.approx(line['species'])) for line in lines(watched)]
 
