@@ -89,9 +89,9 @@ def build(runs):
         gradio.HTML('<h2>Losses during training</h2><p>Reload the page to see newer values.</p>')
         curves = gradio.HTML(elem_id='curves')
 
-        settings = [chosen, seed, count, truncation]
+        settings = [chosen, seed, count, truncation, best_of]
         quiet = {'api_visibility': 'private', 'show_progress': 'hidden'}
-        gradio.on([button.click, sentence.submit], partial(answer, runs), [sentence, *settings, best_of],
+        gradio.on([button.click, sentence.submit], partial(answer, runs), [sentence, *settings],
                   [said, images, photographs], trigger_mode='always_last', **quiet)
         for event in (other.submit, place.change):
             event(partial(between_two, runs), [sentence, other, place, *settings],
@@ -116,7 +116,7 @@ def title(run):
     return f'{run.name} ({run.section}, {run.step:,} steps)'
 
 
-def answer(runs, sentence, numbers, seed, count, truncation, best_of=1):
+def answer(runs, sentence, numbers, seed, count, truncation, best_of):
     """Yield (status, images, nearest captions) for a sentence, as HTML; the first time, that it is being worked on.
 
     `numbers` are those of the chosen `runs`. A `truncation` of `NO_LIMIT` is none. Of every `best_of` images, the most
@@ -124,8 +124,7 @@ def answer(runs, sentence, numbers, seed, count, truncation, best_of=1):
     """
     try:
         sentence, chosen = checked(sentence), _of(runs, numbers)
-        seed, count, truncation = checked_settings(seed, count, truncation)
-        best_of = checked_number('"best of"', best_of, 1, MOST_CHOSEN, int)
+        seed, count, truncation, best_of = checked_settings(seed, count, truncation, best_of)
         yield 'Generating images ...', '', ''
         embeddings = [run.embed(sentence) for run in chosen]
         columns = [_generate(run, embedding, seed, count, truncation, best_of)
@@ -137,14 +136,14 @@ def answer(runs, sentence, numbers, seed, count, truncation, best_of=1):
         yield _warning(error), '', ''
 
 
-def between_two(runs, first, second, place, numbers, seed, count, truncation):
+def between_two(runs, first, second, place, numbers, seed, count, truncation, best_of):
     """Yield (status, images) for the sentence at `place`, from 0, the first one, to 1, the second one, as HTML."""
     try:
         first, second = checked(first), checked(second, 'second sentence')
         chosen, place = _of(runs, numbers), checked_number('place between the sentences', place, 0, 1)
-        seed, count, truncation = checked_settings(seed, count, truncation)
+        seed, count, truncation, best_of = checked_settings(seed, count, truncation, best_of)
         yield 'Generating images ...', gradio.skip()
-        columns = [_generate(run, run.embed(first).lerp(run.embed(second), place), seed, count, truncation)
+        columns = [_generate(run, run.embed(first).lerp(run.embed(second), place), seed, count, truncation, best_of)
                    for run in chosen]
         where = f'{place:.0%} of the way from "{first}" to "{second}"'
         yield _status(where, [first, second], chosen), _images(chosen, columns, where)
@@ -172,11 +171,12 @@ def checked(sentence, name='sentence'):
     return sentence
 
 
-def checked_settings(seed, count, truncation):
-    """Return the three numbers. Raises UserError as `checked_number` does."""
+def checked_settings(seed, count, truncation, best_of):
+    """Return the four numbers. Raises UserError as `checked_number` does."""
     return (checked_number('seed', seed, 0, LARGEST_SEED, int),
             checked_number('number of images', count, 1, MOST_IMAGES, int),
-            checked_number('truncation', truncation, LEAST_LIMIT, NO_LIMIT))
+            checked_number('truncation', truncation, LEAST_LIMIT, NO_LIMIT),
+            checked_number('"best of"', best_of, 1, MOST_CHOSEN, int))
 
 
 def checked_number(name, value, least, most, kind=float):
@@ -196,7 +196,7 @@ def _of(runs, numbers):
     return chosen
 
 
-def _generate(run, embedding, seed, count, truncation, best_of=1):
+def _generate(run, embedding, seed, count, truncation, best_of):
     """Return images of all sizes, as `TrainedRun.all_sizes` does, for `count` times the embedding [1, D]."""
     with LOCK:
         return run.all_sizes(embedding.repeat(count, 1), seed, truncation if truncation < NO_LIMIT else None, best_of)

@@ -21,7 +21,6 @@ import textwrap
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
 from char_cnn_rnn import reading
 from common import flags
@@ -29,14 +28,13 @@ from common.errors import UserError, run_command
 from common.files import atomic_write
 from common.page import head_of
 from common.pictures import font_and_text, letter_width, to_pil
-from common.sampling import in_batches
 from evaluation.page import GENERATOR, page
 from evaluation.trained_runs import TrainedRun
 
 SIDE, GAP = 96, 8          # pixels of an image on the sheet, and between two of them
 LETTER, LINE = 6, 15       # pixels of a letter and of a line of text
 CAPTION = 30               # letters in a line of a caption
-BATCH, ROWS = 64, 256      # images generated at once, and sentences on a sheet
+ROWS = 256                 # sentences on a sheet
 SHOWN = 8                  # held-out captions that are shown if no sentence is given
 LONGEST = 100              # letters of a value that is shown
 # Options that say where a run is and how it computes, not what it learns.
@@ -104,9 +102,7 @@ def held_out_captions(run):
 def generate(run, sentences, seed, device):
     """Return images of a run for the sentences, [B, 3, S, S] in [-1, 1] on the CPU."""
     embeddings, _ = reading.read(sentences, run.file, run.model.data, None, run.hdf5_file, device, run.embed_dim)
-    batches = tqdm(in_batches(run.generate, embeddings, BATCH, seed), 'generating', -(-len(sentences) // BATCH),
-                   unit=' batches', leave=False, disable=None, delay=2)
-    return torch.cat(list(batches))
+    return run.generate(embeddings, seed)
 
 
 def described(run):

@@ -99,7 +99,7 @@ def test_all_sizes_of_all_runs_are_shown(runs):
 
 
 def test_the_first_answer_says_that_images_are_being_generated(runs):
-    first, _ = browser_page.answer(runs, RED, [0], 1, 1, 3)
+    first, _ = browser_page.answer(runs, RED, [0], 1, 1, 3, 1)
     assert first == ('Generating images ...', '', '')
 
 
@@ -142,7 +142,7 @@ def test_truncation_limits_the_noise(runs, place):
 
 def test_the_ends_of_the_slider_are_the_sentences(runs):
     def between(place):
-        return images_in(last(browser_page.between_two(runs, RED, BLUE, place, [4], 3, 2, 3.0))[1])
+        return images_in(last(browser_page.between_two(runs, RED, BLUE, place, [4], 3, 2, 3.0, 1))[1])
 
     ends = [images_in(answered(runs, sentence, [4])[1]) for sentence in (RED, BLUE)]
     for place in (0, 1):
@@ -159,7 +159,7 @@ HOSTILE = '<script>alert("1")</script> <b>bird</b> {{value}} ../../etc/passwd'
 
 
 def test_typed_text_is_shown_as_it_is(runs):
-    between = last(browser_page.between_two(runs, HOSTILE, RED, 0, [0], 1, 1, 3))
+    between = last(browser_page.between_two(runs, HOSTILE, RED, 0, [0], 1, 1, 3, 1))
     for said in (*answered(runs, HOSTILE, [0, 4]), *between):
         assert '<script' not in said and '<b>' not in said
     assert html.escape(HOSTILE) in answered(runs, HOSTILE)[0]
@@ -179,7 +179,7 @@ def test_what_is_not_read_is_said_as_the_command_says_it(runs, sentence, capsys)
                                            (None, 'The sentence is empty'), ('a' * 1001, 'more than 1,000 characters'),
                                            ('a \x1b[31m bird', 'control characters')])
 def test_a_sentence_that_cannot_be_read_is_one_line(runs, sentence, why):
-    for found in (answered(runs, sentence), last(browser_page.between_two(runs, RED, sentence, 0.5, [0], 1, 1, 3))):
+    for found in (answered(runs, sentence), last(browser_page.between_two(runs, RED, sentence, 0.5, [0], 1, 1, 3, 1))):
         assert why.removeprefix('The sentence') in found[0] and found[0].count('<p') == 1 and set(found[1:]) == {''}
 
 
@@ -198,7 +198,7 @@ def test_no_run_and_no_seed_are_one_line(runs):
     assert 'The number of images is 2.5; type a whole number from 1 to 8' in answered(runs, count=2.5)[0]
     assert 'best of&quot; is 17; type a whole number from 1 to 16' in answered(runs, best_of=17)[0]
     assert 'The truncation is 0; type a number from 0.1 to 3.0' in answered(runs, truncation=0)[0]
-    between = browser_page.between_two(runs, RED, 'a blue bird', None, [0], 1, 1, 1)
+    between = browser_page.between_two(runs, RED, 'a blue bird', None, [0], 1, 1, 1, 1)
     assert 'The place between the sentences is empty; type a number from 0 to 1' in last(between)[0]
     assert browser_page.curves_of(runs, []) == ''
 
