@@ -24,8 +24,8 @@ from common import flags, run
 from common.errors import UserError, run_command
 from evaluation.browsed_runs import BrowsedRun
 from evaluation.trained_runs import SECTIONS
-from text2image.main import PRETRAINED
 
+PRETRAINED = os.path.join(flags.ROOT, 'pretrained')
 PORT = 7860                     # the first one that is tried
 HOST = '127.0.0.1'
 # Even if a version of Gradio asked for fonts or scripts of other servers, the browser would not fetch them.
@@ -67,7 +67,7 @@ def import_page():
 
 
 def newest(device, encoder):
-    """Return the newest run of each GAN, or the pretrained one if there is none. Raises UserError without any."""
+    """Return the newest run of each GAN, or the pretrained ones if there is none. Raises UserError without any."""
     found = []
     for section, *_ in SECTIONS.values():
         try:
@@ -79,11 +79,12 @@ def newest(device, encoder):
             print(f'not shown: {error}')
     if found:
         return found
-    if not os.path.isdir(PRETRAINED):
+    pretrained = [os.path.join(PRETRAINED, section) for section, *_ in SECTIONS.values()]
+    if not any(map(os.path.isdir, pretrained)):
         raise UserError('no run yet; train one first (python text2image/main.py --train), or give the folder of one')
     why = run.no_run_yet(os.path.join(flags.ROOT, 'text2image', 'output'), 'text2image')
     print(f'{why}: generating with the pretrained weights in {PRETRAINED}')
-    return [BrowsedRun(PRETRAINED, device, encoder)]
+    return [BrowsedRun(folder, device, encoder) for folder in filter(os.path.isdir, pretrained)]
 
 
 def why_not(port):

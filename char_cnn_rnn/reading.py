@@ -131,15 +131,16 @@ def find_encoder(checkpoint, data, encoder_file, hdf5_file, device='cpu'):
     """Return (file, encoder, whether it is known to be the right one) for the model in the file `checkpoint`.
 
     The encoder is the one in `encoder_file` if given, else the one saved with the run (in the folder of `checkpoint` or
-    above), else the one beside `hdf5_file`. `data` describes the training data (see `describe`). Raises
-    UserError as `read` does.
+    above, where several runs may share it), else the one beside `hdf5_file`. `data` describes the training data (see
+    `describe`). Raises UserError as `read` does.
     """
     beside = os.path.dirname(os.path.abspath(checkpoint))
     kept = [os.path.join(folder, run.ENCODER) for folder in (beside, os.path.dirname(beside))
             if os.path.isfile(os.path.join(folder, run.OPTIONS))]
     given = encoder_file and sentence_encoders.given(encoder_file, device)
-    places = [encoder_file] if encoder_file else [*kept, os.path.join(beside, run.ENCODER),
-                                                  layout.encoder_beside(hdf5_file)]
+    places = [encoder_file] if encoder_file else [
+        *kept, os.path.join(beside, run.ENCODER), os.path.join(os.path.dirname(beside), run.ENCODER),
+        layout.encoder_beside(hdf5_file)]
     found = [place for place in dict.fromkeys(places) if given or os.path.isfile(place)]
     if encoder_file and not found:
         raise UserError(f'--encoder {encoder_file}: no sentence encoder there; give the encoder.pt of a run, the '

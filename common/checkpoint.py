@@ -28,6 +28,7 @@ DAMAGED = set()  # files that `newest` has found to be damaged
 COUNT = re.compile(r'_(\d+)\.pth$')  # steps or epochs, in the name of a snapshot
 NUMBER = re.compile(r'[1-9]\d{0,2}')  # of an older checkpoint
 KEEP = 2  # number of checkpoints that a run keeps, the newest included
+NOTES = {'progress', 'options', 'data'}  # the parts of a checkpoint that are no network or optimizer
 
 
 def save(path, contents, old_format=False, keep=1):
@@ -241,6 +242,11 @@ def save_model(model, parts, path='', name=None, verbose=True, /, **more):
 
 def _states(part):
     return [one.state_dict() for one in part] if isinstance(part, list) else part.state_dict()
+
+
+def is_network_alone(contents):
+    """Return whether a checkpoint is one of this project, but holds a single network and no optimizer."""
+    return contents.keys() > NOTES and len(contents) == len(NOTES) + 1
 
 
 def load_model(model, parts, contents, path, paths=None):

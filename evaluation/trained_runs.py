@@ -82,7 +82,11 @@ class TrainedRun:
     @functools.cached_property
     def realism(self):
         """The `common.realism.Realism` of the run's photographs. Raises UserError if it has none."""
-        return realism.of_run(self.file, self.model, self.prepared, lambda path: self._dataset(
+        return realism.Realism(self.photographs()[0], self._device)
+
+    def photographs(self):
+        """Return (features of the run's photographs, whether they are) as `common.realism.features_of_run` does."""
+        return realism.features_of_run(self.file, self.model, self.prepared, lambda path: self._dataset(
             path, layout.SPLITS.index('train'), self.size), self._device, self.hdf5_file)
 
     def dataset(self, split):

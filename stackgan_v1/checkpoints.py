@@ -25,7 +25,7 @@ def read(path, name, mapped=False):
     """
     file = find(path, name)
     contents = checkpoint.load(file, mapped)
-    if 'netD' in contents:
+    if 'netD' in contents or checkpoint.is_network_alone(contents):
         return file, contents, {}
     beside = os.path.join(os.path.dirname(file), f'{LAST_DISCRIMINATOR}.pth')
     if mapped or not os.path.isfile(beside):

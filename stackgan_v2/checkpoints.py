@@ -32,7 +32,8 @@ def read(path, name, mapped=False):
     contents = contents | {key: checkpoint.without_module(contents[key], file) for key in ('netG', 'average_G')
                            if key in contents}
     branches = shape_of(contents['netG'], file)['branches']
-    if is_ours and (not isinstance(contents.get('netsD'), list) or len(contents['netsD']) != branches):
+    is_training = is_ours and not checkpoint.is_network_alone(contents)
+    if is_training and (not isinstance(contents.get('netsD'), list) or len(contents['netsD']) != branches):
         raise UserError(f'{file}: its netsD is not a list of {branches} state dicts, one per branch')
     beside = [os.path.join(os.path.dirname(file), f'netD{i}.pth') for i in range(branches)]
     if is_ours or mapped or not all(map(os.path.isfile, beside)):

@@ -40,6 +40,7 @@ GENERATING = (*flags.GENERATING, INTERPOLATE)
 MODES = (*flags.TRAINING, *GENERATING)
 MOST_RESIDUALS = 100
 STRIP = 9  # images in a strip of --interpolate
+PRETRAINED = os.path.join(os.path.dirname(HERE), 'pretrained', 'stackgan_v2')  # a run on birds
 
 
 def parse_flags():
@@ -203,8 +204,8 @@ def generate(options, device, resumed):
         sentences = flags.read_sentences(options.interpolate, None, '--interpolate')
     else:
         sentences = provenance.sentences(like, options.text, options.text_file)
-    given = options.checkpoint or provenance.checkpoint(like, resumed, options.out_dir)
-    file = run.checkpoint_file(options.model, options.out_dir, given, resumed, checkpoints.find,
+    given = options.checkpoint or provenance.checkpoint(like, resumed, options.out_dir, os.path.dirname(PRETRAINED))
+    file = run.checkpoint_file(options.model, options.out_dir, given, resumed, checkpoints.find, PRETRAINED,
                                dataset=run.if_given('dataset', options.dataset), data_dir=options.data_dir)
     model, file, _ = load_generator(file, options.model, device)
     if not model.netG.conditional:

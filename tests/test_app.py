@@ -267,11 +267,13 @@ def test_without_gradio_the_command_says_what_to_install(monkeypatch):
 
 def test_the_newest_runs_are_shown_or_else_the_pretrained_weights(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(app.flags, 'ROOT', str(tmp_path))
-    monkeypatch.setattr(app, 'PRETRAINED', str(folders['fifty']))
-    assert [one.folder for one in app.newest(CPU, None)] == [str(folders['fifty'])]
-    assert 'no run of your own yet' in capsys.readouterr().out
-    monkeypatch.setattr(app, 'PRETRAINED', str(tmp_path / 'none'))
+    monkeypatch.setattr(app, 'PRETRAINED', str(tmp_path / 'pretrained'))
     assert 'no run yet; train one' in one_line(app.newest, CPU, None)
+    for section, name in (('text2image', 'zero'), ('stackgan_v2', 'tree')):
+        shutil.copytree(folders[name], tmp_path / 'pretrained' / section)
+    assert [one.folder for one in app.newest(CPU, None)] == [
+        str(tmp_path / 'pretrained' / section) for section in ('text2image', 'stackgan_v2')]
+    assert 'no run of your own yet' in capsys.readouterr().out
     for section, name in (('text2image', 'zero'), ('stackgan_v2', 'tree')):
         shutil.copytree(folders[name], tmp_path / section / 'output' / name)
     assert [one.section for one in app.newest(CPU, None)] == ['text2image', 'stackgan_v2']

@@ -8,6 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+import stackgan_v1.main
+import stackgan_v2.main
+from common import run
 from common.flags import ROOT
 from evaluation import export
 from tests import tiny
@@ -16,7 +19,7 @@ from tests.errors import one_line
 from text2image import main
 
 pytestmark = pytest.mark.usefixtures('one_thread')
-WEIGHTS = os.path.join(ROOT, 'pretrained', 'text2image')
+PRETRAINED = os.path.join(ROOT, 'pretrained')
 SENTENCE = 'a small red bird with black wings'
 
 
@@ -29,8 +32,8 @@ def call(tmp_path, monkeypatch, capsys):
     return call
 
 
-def exported(call, monkeypatch):
-    monkeypatch.setattr(sys, 'argv', [export.__file__, str(newest(call.folder / 'out', 'tiny')), '--out', 'small'])
+def exported(call, monkeypatch, out='small'):
+    monkeypatch.setattr(sys, 'argv', [export.__file__, str(newest(call.folder / 'out', 'tiny')), '--out', out])
     export.main()
     return call.capsys.readouterr().out
 
@@ -50,6 +53,45 @@ def test_an_exported_run_generates_the_same_images_from_less(call, monkeypatch):
     one, other = (torch.tensor(list(image.tobytes()), dtype=torch.float) for image in images)
     assert (one - other).abs().max() <= 2  # of 255
     assert 'holds weights alone' in call.error('--train', '--resume', 'small', *DATA)
+
+
+@pytest.mark.parametrize('section, flags', [
+    (stackgan_v1.main, ['--stage', '1', '--gf_dim', '8', '--df_dim', '2']),
+    (stackgan_v2.main, ['--branches', '2', '--gf_dim', '4', '--df_dim', '4'])])
+def test_runs_of_the_other_gans_are_exported_and_share_an_encoder(call, monkeypatch, section, flags):
+    call.main, run_dir, text = section, call.folder / 'out', ['--train', 'False', '--text', SENTENCE]
+    call('--train', *DATA, '--epochs', '2', '--batch_size', '2', '--workers', '0', *flags, '--out_dir', 'out')
+    name = f'{run.read_options(newest(run_dir, "tiny"))["model"]}.pt'
+    assert 'is its sentence encoder already' not in exported(call, monkeypatch, 'weights/one')
+    assert {*os.listdir('weights/one')} == {'encoder.pt', 'options.json', 'photographs.npz', name}
+    os.rename('weights/one/encoder.pt', 'weights/encoder.pt')
+    assert 'weights/encoder.pt is its sentence encoder already' in exported(call, monkeypatch, 'weights/two')
+    assert {*os.listdir('weights/two')} == {'options.json', 'photographs.npz', name}
+    shutil.rmtree('data')
+    images = []
+    for place in (newest(run_dir, 'tiny'), 'weights/one', 'weights/two'):
+        assert 'does not say which encoder' not in call(*text, '--checkpoint', place, '--out_dir', 'drawn')
+        images.append(Image.open(newest(call.folder / 'drawn', 'text') / '001.png'))
+        shutil.rmtree('drawn')
+    whole, one, two = (torch.tensor(list(image.tobytes()), dtype=torch.float) for image in images)
+    assert (whole - one).abs().max() <= 4 and torch.equal(one, two)  # of 255, after rounding in all layers
+
+
+def test_a_run_starts_from_an_exported_one(call, monkeypatch):
+    call.main, train = stackgan_v2.main, ['--train', *DATA, '--batch_size', '2', '--workers', '0', '--gf_dim', '4',
+                                          '--df_dim', '4', '--out_dir', 'out']
+    call(*train, '--branches', '1', '--epochs', '1')
+    exported(call, monkeypatch)
+    assert 'the tree grows from 1 to 2 branches' in call(*train, '--branches', '2', '--checkpoint', 'small', '--epochs',
+                                                         '1')
+    assert 'holds weights alone' in call.error('--train', '--resume', 'small', *DATA)
+
+
+def test_another_encoder_in_the_folder_above_is_not_shared(call, monkeypatch):
+    encoder = torch.load('data/tiny.encoder.pt', weights_only=True)
+    encoder['encoder'] = {name: value + 0.1 for name, value in encoder['encoder'].items()}
+    torch.save(encoder, 'encoder.pt')
+    assert 'already' not in exported(call, monkeypatch) and os.path.isfile('small/encoder.pt')
 
 
 def test_an_export_overwrites_nothing(call, monkeypatch, tmp_path):
@@ -101,19 +143,20 @@ def test_pretrained_weights_are_used_only_where_nothing_else_is_asked_for(call, 
     assert f'{run}/mine.pt): generating with the pretrained weights' in said
 
 
-@pytest.mark.skipif(not os.path.isdir(WEIGHTS), reason='this checkout has no pretrained weights')
-def test_a_fresh_clone_generates_a_bird(tmp_path):
+@pytest.mark.skipif(not os.path.isdir(PRETRAINED), reason='this checkout has no pretrained weights')
+@pytest.mark.parametrize('section, size', [('text2image', 64)])
+def test_a_fresh_clone_generates_a_bird(tmp_path, section, size):
     """Without data and without training, as the README types it."""
-    for folder in ('common', 'data', 'char_cnn_rnn', 'text2image', 'pretrained'):
+    for folder in ('common', 'data', 'char_cnn_rnn', section, 'pretrained'):
         shutil.copytree(os.path.join(ROOT, folder), tmp_path / folder,
                         ignore=shutil.ignore_patterns('output', '*.hdf5*', '*.cache', '*.encoder.pt', '__pycache__'))
-    command = ['text2image/main.py', '--train', 'False', '--text', SENTENCE, '--count', '2']
+    command = [f'{section}/main.py', '--train', 'False', '--text', SENTENCE, '--count', '2']
     done = subprocess.run([sys.executable, *command],
                           cwd=tmp_path, capture_output=True, text=True, env=os.environ | {'CUDA_VISIBLE_DEVICES': ''})
     assert (done.returncode, done.stderr) == (0, '')
     assert 'pretrained weights in ' in done.stdout and 'does not say which encoder' not in done.stdout
-    folder = newest(tmp_path / 'text2image' / 'output', 'text')
+    folder = newest(tmp_path / section / 'output', 'text')
     one, other = (Image.open(folder / f'00{number}.png') for number in (1, 2))
-    assert one.size == (64, 64) and one.tobytes() != other.tobytes()
-    assert sum(os.path.getsize(os.path.join(place, name)) for place, _, names in os.walk(WEIGHTS)
+    assert one.size == (size, size) and one.tobytes() != other.tobytes()
+    assert sum(os.path.getsize(os.path.join(place, name)) for place, _, names in os.walk(PRETRAINED)
                for name in names) < 25e6

@@ -16,7 +16,7 @@ from stackgan_v1 import main as stackgan_v1
 from tests import tiny
 from tests.commands import DATA, Caller, newest
 from tests.generating import NARROW, TRAIN
-from tests.test_pretrained import WEIGHTS
+from tests.test_pretrained import PRETRAINED
 from text2image import main as text2image
 
 pytestmark = [pytest.mark.usefixtures('one_thread')]
@@ -261,7 +261,8 @@ def test_a_run_without_its_data_is_exported_without_features(call, monkeypatch):
 
 def test_the_pretrained_weights_choose_the_most_realistic(tmp_path, monkeypatch, capsys):
     call = Caller(text2image, tmp_path, monkeypatch, capsys)
-    said = call('--train', 'False', '--checkpoint', WEIGHTS, *SENTENCES, '--best_of', '4', '--out_dir', 'out')
+    weights = os.path.join(PRETRAINED, 'text2image')
+    said = call('--train', 'False', '--checkpoint', weights, *SENTENCES, '--best_of', '4', '--out_dir', 'out')
     assert 'computing features' not in said and '002.png  a crow' in said
 
 

@@ -6,8 +6,6 @@ import torch
 from common import checkpoint
 from data import layout
 
-PRETRAINED = {'netG', 'progress', 'options', 'data'}  # the parts of a checkpoint that `evaluation/export.py` wrote
-
 
 def find(path, name):
     """Return the checkpoint file for `path`: a file itself, or NAME.pt or the chapter's NAME_G.pt in a folder."""
@@ -24,7 +22,7 @@ def read(path, name, mapped=False):
     """
     file = find(path, name)
     contents = checkpoint.load(file, mapped)
-    if contents.keys() >= {'netG', 'netD'} or contents.keys() == PRETRAINED:
+    if 'netG' in contents and ('netD' in contents or checkpoint.is_network_alone(contents)):
         return file, contents
     beside = f'{file.removesuffix("_G.pt")}_D.pt'
     if file.endswith('_G.pt') and os.path.isfile(beside):
