@@ -144,7 +144,7 @@ def test_pretrained_weights_are_used_only_where_nothing_else_is_asked_for(call, 
 
 
 @pytest.mark.skipif(not os.path.isdir(PRETRAINED), reason='this checkout has no pretrained weights')
-@pytest.mark.parametrize('section, size', [('text2image', 64)])
+@pytest.mark.parametrize('section, size', [('text2image', 64), ('stackgan_v2', 128)])
 def test_a_fresh_clone_generates_a_bird(tmp_path, section, size):
     """Without data and without training, as the README types it."""
     for folder in ('common', 'data', 'char_cnn_rnn', section, 'pretrained'):
